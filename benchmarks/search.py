@@ -1,0 +1,108 @@
+"""Exact top-10 search against faiss's IndexFlatIP on the same two threads, and the memory it takes above the map.
+
+    python benchmarks/search.py            # 10,000 x 1,000,000 x 512: about 6 minutes and 5 GB of memory for faiss
+    python benchmarks/search.py --n 200000 --queries 2000
+
+Expect a ratio of time (ours / faiss) at or below 1.1, equal scores, and less than 1.5 GB above the map.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from copyscope.copying.search import search
+from record import record
+
+DIM, K, THREADS = 512, 10, 2
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--n", type=int, default=1_000_000)
+    arguments.add_argument("--queries", type=int, default=10_000)
+    arguments.add_argument("--pairs", type=int, default=3, help="how often the two are timed in turn")
+    options = arguments.parse_args()
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors.npy"
+        references = np.lib.format.open_memmap(path, "w+", np.float32, (options.n, DIM))
+        centres = rng.standard_normal((4000, DIM), dtype=np.float32)
+        for start in range(0, options.n, 50_000):
+            references[start : start + 50_000] = clustered(rng, centres, min(50_000, options.n - start))
+        references.flush()
+        del references
+        references = np.load(path, mmap_mode="r")
+        queries = clustered(rng, centres, options.queries)
+        with Memory() as memory:
+            found = search(queries, references, K, workers=THREADS)
+        ours, theirs = [], []
+        import faiss
+
+        faiss.omp_set_num_threads(THREADS)
+        index = faiss.IndexFlatIP(DIM)
+        index.add(np.asarray(references))
+        for _ in range(options.pairs):
+            began = time.perf_counter()
+            scores, _ = index.search(queries, K)
+            middle = time.perf_counter()
+            found = search(queries, references, K, workers=THREADS)
+            ours.append(time.perf_counter() - middle)
+            theirs.append(middle - began)
+        record(
+            "search",
+            {
+                "queries": options.queries,
+                "references": options.n,
+                "dim": DIM,
+                "k": K,
+                "threads": THREADS,
+                "seconds": ours,
+                "faiss_seconds": theirs,
+                "ratio_median": float(np.median(np.array(ours) / np.array(theirs))),
+                "largest_score_difference": float(np.abs(found.score - scores).max()),
+                "peak_mb_above_map": round(memory.peak / 2**20, 1),
+                "faiss": faiss.__version__,
+            },
+        )
+
+
+def clustered(rng: np.random.Generator, centres: np.ndarray, n: int) -> np.ndarray:
+    vectors = centres[rng.integers(0, len(centres), n)] + rng.standard_normal((n, DIM), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Memory:
+    """Peak of the process's anonymous memory (what is not the map) above that at the start, in bytes."""
+
+    def __enter__(self) -> Memory:
+        self._process = psutil.Process(os.getpid())
+        self._base = self._anonymous()
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _anonymous(self) -> int:
+        info = self._process.memory_info()
+        return info.rss - info.shared
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.peak = max(self.peak, self._anonymous() - self._base)
+
+
+if __name__ == "__main__":
+    main()

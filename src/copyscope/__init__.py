@@ -1,0 +1,62 @@
+"""Copyscope: does a text-to-image model copy its training images? Which ones, why, and what to do about it.
+
+    import copyscope
+
+    result = copyscope.audit("generated/", "train/", held_out="held-out/")
+    print(result.summary["verdict"]["sentence"])
+    result.save("audit/")
+
+Public names load on first use: importing copyscope loads neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audit": "copying.audit",
+    "Corpus": "corpus",
+    "CopyscopeError": "errors",
+    "Embeddings": "copying.embed",
+    "Estimate": "stats",
+    "Groups": "copying.duplicates",
+    "Lint": "copying.lint",
+    "Matches": "copying.match",
+    "audit": "copying.audit",
+    "duplicates": "copying.duplicates",
+    "embed": "copying.embed",
+    "fetch": "assets",
+    "lint": "copying.lint",
+    "match": "copying.match",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .assets import fetch as fetch
+    from .copying.audit import Audit as Audit
+    from .copying.audit import audit as audit
+    from .copying.duplicates import Groups as Groups
+    from .copying.duplicates import duplicates as duplicates
+    from .copying.embed import Embeddings as Embeddings
+    from .copying.embed import embed as embed
+    from .copying.lint import Lint as Lint
+    from .copying.lint import lint as lint
+    from .copying.match import Matches as Matches
+    from .copying.match import match as match
+    from .corpus import Corpus as Corpus
+    from .errors import CopyscopeError as CopyscopeError
+    from .stats import Estimate as Estimate
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'copyscope' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m copyscope`."""
+
+from .cli import main
+
+main()

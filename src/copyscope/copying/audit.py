@@ -1,0 +1,361 @@
+"""The one call: generated images and the images a model was trained on -> how much it copies, which, why, what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import copyscope
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+from copyscope.machine import Progress
+
+from . import calibrate
+from .causes import Causes, causes
+from .duplicates import Groups, duplicates
+from .embed import Embeddings, embed
+from .gallery import gallery
+from .match import Matches, match
+from .protocols import Protocol
+from .protocols import protocol as named_protocol
+from .quality import quality
+from .replication import (
+    Calibration,
+    ClassicalTest,
+    Verdict,
+    authenticity_test,
+    neighbourhood_test,
+    ratio_test,
+    similarity,
+    verdict,
+)
+from .results import load_result, save_result
+from .search import search
+from .verify import Verify
+
+SCHEMA = "copyscope.audit/1"
+HISTOGRAM_ROWS = 20_000
+MATCHES_KEPT = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The result of an audit: a summary that is plain JSON, and tables. `docs/json.md` describes both.
+
+    Prints as its verdict; in a notebook it shows the key figures.
+    """
+
+    summary: dict[str, Any]
+    tables: dict[str, pa.Table]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        from copyscope.report import render
+
+        return save_result(folder, self.summary, self.tables, render(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Audit:
+        """What `save` wrote. Raises InputError when the folder holds no finished audit."""
+        return cls(*load_result(folder, SCHEMA))
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """The generated images called copies, worst first."""
+        return list(self.summary["copies"])
+
+    def __repr__(self) -> str:
+        return f"<Audit: {self.summary['verdict']['sentence']}>"
+
+    def __rich__(self) -> Any:
+        from copyscope.report.terminal import audit_panel
+
+        return audit_panel(self.summary)
+
+    def _repr_html_(self) -> str:
+        from copyscope.report.terminal import audit_snippet
+
+        return audit_snippet(self.summary)
+
+
+def audit(
+    generated: str | Path | Corpus,
+    train: str | Path | Corpus,
+    held_out: str | Path | Corpus | None = None,
+    protocol: str = "sscd-288",
+    *,
+    fdr: float = 0.05,
+    seed: int = 0,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit the images in `generated` against those in `train`; see `copyscope audit` for the same on the command line.
+
+    generated, train, held_out: anything `Corpus.open` takes, or a Corpus. held_out: real images of the same kind that
+    the model was not trained on; they calibrate the verdict. protocol: a name in `PROTOCOLS` or a descriptor spec.
+    fdr: false discovery rate of the list of copies. seed: of the random samples taken. cache, workers: as in `embed`.
+
+    Raises InputError when a folder cannot be used; unreadable images are rows with an `error`, counted.
+    """
+    began = time.time()
+    if not 0 < fdr < 1:
+        raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
+    corpora = {"generated": _open(generated), "train": _open(train)}
+    if held_out is not None:
+        corpora["held-out"] = _open(held_out)
+    _refuse_same(corpora)
+    rules, verify = named_protocol(protocol), Verify()
+    descriptor = rules.load()
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    described = {name: embed(corpus, descriptor, **options) for name, corpus in corpora.items()}
+    for name in ("train", "held-out"):
+        if name in described and not len(described[name].rows):
+            raise InputError(
+                f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
+                f"The first says: {_errors(described[name])['error'][0]}"
+            )
+    groups = duplicates(described["train"], rules.duplicates, **options)
+    matches = match(described["generated"], described["train"], verify, labels=groups.label, **options)
+    baseline, baseline_scores = calibrate.baseline(described["train"], groups, verify, seed=seed, **options)
+    calibration, held_scores, removed = baseline, None, []
+    if "held-out" in described:
+        calibration, held_matches, alike = calibrate.held_out(
+            described["held-out"], described["train"], groups, verify, **options
+        )
+        held_scores, removed = held_matches.similarity, calibrate.removed_ids(described["held-out"], alike)
+    judged = verdict(
+        matches.of_best(matches.combined), calibration, n_missing=described["generated"].n_missing, fdr=fdr
+    )
+    why = causes(matches, judged, groups, seed=seed, **options)
+    tables = {
+        "generated": _generated_table(matches, judged, groups, why),
+        "matches": matches.table(MATCHES_KEPT),
+        "groups": groups.table(),
+        "risk": why.risk,
+        "complexity": why.complexity,
+        "histograms": _histograms(
+            {"generated": matches.similarity, "baseline": baseline_scores, "held-out": held_scores}, seed
+        ),
+        "failures": _failures(described),
+        "removed": pa.table({"id": pa.array(removed, pa.string())}),
+    }
+    tables["thumbnails"] = gallery(described, tables)
+    statistics = {
+        name: similarity(scores[np.isfinite(scores)], rules.threshold)
+        for name, scores in (("generated", matches.similarity), ("baseline", baseline_scores), ("held-out", held_scores))
+        if scores is not None
+    }
+    summary = {
+        "schema": SCHEMA,
+        "copyscope": copyscope.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "verdict": {"answer": judged.answer, "sentence": judged.sentence, "needed": judged.needed},
+        "replication_rate": judged.rate.as_dict(),
+        "n_generated": len(corpora["generated"]),
+        "n_train": len(corpora["train"]),
+        "n_missing": described["generated"].n_missing,
+        "n_missing_train": described["train"].n_missing,
+        "similarity": _similarity_summary(statistics),
+        "calibration": _calibration_summary(calibration, judged, fdr),
+        "copies": _copies(tables["generated"]),
+        "classical_tests": _classical(matches, groups, judged),
+        "duplicates": groups.summary(),
+        "findings": why.findings.as_dict(),
+        "quality": quality(
+            described["generated"].vectors, described["train"].vectors, str(descriptor), seed=seed
+        ).as_dict(),
+        "protocol": {
+            "name": rules.name,
+            "descriptor": rules.descriptor,
+            "threshold": rules.threshold,
+            "duplicates": rules.duplicates,
+            "verify": str(verify),
+            "fingerprint": described["train"].fingerprint,
+        },
+        "recipe": _recipe(corpora, rules, fdr, seed),
+        "failures": {name: each.n_missing for name, each in described.items()},
+    }
+    summary["seconds"] = round(time.time() - began, 2)
+    return Audit(summary, tables)
+
+
+def _open(source: str | Path | Corpus) -> Corpus:
+    return source if isinstance(source, Corpus) else Corpus.open(source)
+
+
+def _refuse_same(corpora: dict[str, Corpus]) -> None:
+    """Two of the corpora being one folder is a slip of the hand, and would come out as "everything is a copy"."""
+    origins: dict[str, str] = {}
+    for name, corpus in corpora.items():
+        origin = str(Path(corpus.origin).resolve()) if "://" not in corpus.origin else corpus.origin
+        if origin in origins:
+            raise InputError(
+                f"The {origins[origin]} and the {name} images are the same: {corpus.origin}.\n"
+                "Give the folder of images the model made, then the folder it was trained on"
+            )
+        origins[origin] = name
+
+
+def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:
+    """One row an image of the generated corpus, unreadable ones included."""
+    corpus, rows = matches.queries.corpus, matches.queries.rows
+    position = np.full(len(corpus), -1, dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    unread = position < 0
+    trained = pa.array(matches.references.ids, pa.string())
+
+    def column(values: NDArray[Any], dtype: pa.DataType, absent: NDArray[np.bool_] | None = None) -> pa.Array:
+        padded = np.zeros(len(corpus), dtype=values.dtype)
+        padded[rows] = values
+        mask = unread.copy()
+        mask[rows] |= absent if absent is not None else np.zeros(len(rows), dtype=bool)
+        if values.dtype.kind == "f":
+            mask[rows] |= ~np.isfinite(values)
+        return pa.array(padded, dtype, mask=mask)
+
+    match_, next_ = column(matches.match, pa.int64()), column(matches.next_index, pa.int64(), matches.next_index < 0)
+    prompts = corpus.prompts
+    found = groups.sizes[groups.label[matches.match]] if len(rows) else np.zeros(0, np.int64)
+    return pa.table(
+        {
+            "id": corpus.table["id"],
+            "prompt": pa.array(prompts, pa.string()),
+            "match": trained.take(match_),
+            "score": column(matches.of_best(matches.nearest.score), pa.float32()),
+            "verified": column(matches.of_best(matches.verified), pa.float32()),
+            "combined": column(matches.of_best(matches.combined), pa.float32()),
+            "similarity": column(matches.similarity, pa.float32()),
+            "p_value": column(judged.p_values, pa.float64()),
+            "copied": column(judged.copied, pa.bool_()),
+            "group_size": column(found, pa.int64()),
+            "next_match": trained.take(next_),
+            "next_score": column(matches.next_score, pa.float32()),
+            "why": pa.array([why.reasons.get(row) for row in position], pa.string()),
+            "error": corpus.table["error"],
+        }
+    )
+
+
+def _copies(table: pa.Table) -> list[dict[str, Any]]:
+    keys = ["id", "match", "score", "verified", "combined", "p_value", "group_size", "prompt"]
+    copied = table.filter(pa.compute.fill_null(table["copied"], False)).select(keys)
+    return list(copied.sort_by([("combined", "descending"), ("id", "ascending")]).to_pylist())
+
+
+def _classical(matches: Matches, groups: Groups, judged: Verdict) -> list[dict[str, Any]]:
+    scores, n = matches.nearest.score, len(matches.queries.rows)
+    if n == 0 or scores.shape[1] < 2 or (matches.nearest.index[:, 1] < 0).any():
+        return []
+    reached = min(int((matches.nearest.index >= 0).sum(axis=1).min()), scores.shape[1])
+    nearest = matches.nearest.index[:, 0]
+    train = matches.references.vectors
+    distinct, inverse = np.unique(nearest, return_inverse=True)
+
+    def neighbour(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = search(train[distinct], train, 1, query_labels=labels[distinct], reference_labels=labels)
+        return np.maximum(found.score[inverse, 0], -1)
+
+    own = np.arange(len(train), dtype=np.int64)
+    other = np.where(np.isnan(matches.next_score), -1, matches.next_score)
+    tests = [
+        ClassicalTest(
+            "ratio d1/d2 < 1/3",
+            "Yoon et al. 2023; Gu et al. 2023",
+            ratio_test(scores[:, 0], scores[:, 1]),
+            ratio_test(scores[:, 0], other),
+        ),
+        ClassicalTest(
+            "not authentic",
+            "Alaa et al. 2022",
+            authenticity_test(scores[:, 0], neighbour(own)),
+            authenticity_test(scores[:, 0], neighbour(groups.label)),
+        ),
+        ClassicalTest(
+            f"neighbourhood l2 (n={reached}, a=0.5)",
+            "Carlini et al. 2023",
+            neighbourhood_test(scores[:, :reached]),
+            None,
+        ),
+    ]
+    size = groups.sizes[groups.label[matches.match]]
+    return [test.summary(judged.copied, size) for test in tests]
+
+
+def _similarity_summary(statistics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def plain(found: dict[str, Any]) -> dict[str, Any]:
+        values = {name: estimate.as_dict()["value"] for name, estimate in found.items()}
+        return values | {
+            "n": found["mean"].n,
+            "estimates": {name: estimate.as_dict() for name, estimate in found.items()},
+        }
+
+    held = statistics.get("held-out")
+    return plain(statistics["generated"]) | {
+        "baseline": plain(statistics["baseline"]),
+        "held_out": plain(held) if held else None,
+    }
+
+
+def _calibration_summary(calibration: Calibration, judged: Verdict, fdr: float) -> dict[str, Any]:
+    return {
+        "method": calibration.method,
+        "n": len(calibration.scores),
+        "n_removed": calibration.n_removed,
+        "rule": calibration.rule,
+        "fdr": fdr,
+        "cut": None if math.isnan(judged.cut) else round(judged.cut, 6),
+        "sentence": calibration.sentence(),
+    }
+
+
+def _histograms(series: dict[str, NDArray[np.float32] | None], seed: int) -> pa.Table:
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
+    names, values = [], []
+    for name, scores in series.items():
+        if scores is not None:
+            kept = scores[np.isfinite(scores)]
+            kept = kept if len(kept) <= HISTOGRAM_ROWS else rng.choice(kept, HISTOGRAM_ROWS, replace=False)
+            names += [name] * len(kept)
+            values.append(kept)
+    return pa.table({"series": pa.array(names, pa.string()), "score": pa.array(np.concatenate(values), pa.float32())})
+
+
+def _errors(described: Embeddings) -> dict[str, list[str]]:
+    table = described.corpus.table.select(["id", "error"])
+    failed: dict[str, list[str]] = table.filter(pa.compute.is_valid(table["error"])).to_pydict()
+    return failed
+
+
+def _failures(described: dict[str, Embeddings]) -> pa.Table:
+    found: dict[str, list[str]] = {"corpus": [], "id": [], "error": []}
+    for name, each in described.items():
+        failed = _errors(each)
+        found["corpus"] += [name] * len(failed["id"])
+        found["id"] += failed["id"]
+        found["error"] += failed["error"]
+    return pa.table(found, schema=pa.schema([(name, pa.string()) for name in found]))
+
+
+def _recipe(corpora: dict[str, Corpus], rules: Protocol, fdr: float, seed: int) -> dict[str, Any]:
+    packages = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
+    versions = {"python": platform.python_version(), "copyscope": copyscope.__version__}
+    return {
+        "generated": corpora["generated"].origin,
+        "train": corpora["train"].origin,
+        "held_out": corpora["held-out"].origin if "held-out" in corpora else None,
+        "options": {"protocol": rules.name, "fdr": fdr},
+        "versions": versions | {name: importlib.metadata.version(name) for name in packages},
+        "seed": seed,
+    }

@@ -1,0 +1,104 @@
+"""What real images score that are no copies: held-out images cleaned of look-alikes, or the training set against itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope import parts
+from copyscope.machine import Progress
+
+from .duplicates import Groups
+from .embed import Embeddings, embed
+from .match import Matches, match
+from .replication import Calibration
+from .search import search
+from .verify import Verify
+
+LOOK_ALIKE_BITS = 31
+RULE = (
+    f"a held-out image is a look-alike when its file is that of a training image or its PDQ hash is within "
+    f"{LOOK_ALIKE_BITS} of 256 bits of one's: PDQ's own bound, fixed beforehand and apart from the scores it calibrates"
+)
+BASELINE_RULE = "training images against those outside their own near-duplicate group"
+BASELINE_SAMPLE = 2000
+
+
+def held_out(
+    images: Embeddings,
+    train: Embeddings,
+    groups: Groups,
+    verify: Verify,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Calibration, Matches, NDArray[np.bool_]]:
+    """Calibration on held-out images, their matches against the training set, and which [n] of them were looked-alike.
+
+    Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other things.
+    """
+    pdq = parts.load("descriptors", "pdq")
+    options = {"cache": cache, "workers": workers, "progress": progress}
+    queries = embed(images.corpus.take(images.rows), pdq, **options)
+    references = embed(train.corpus.take(train.rows), pdq, **options)
+    nearest = search(queries.vectors, references.vectors, 1, workers=workers)
+    # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
+    alike = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
+    trained = set(references.corpus.table["sha256"].to_pylist())
+    alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
+    clean = Embeddings(images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint)
+    matches = match(clean, train, verify, labels=groups.label, **options)
+    scores = matches.of_best(matches.combined)
+    return Calibration("held-out", scores[np.isfinite(scores)], int(alike.sum()), RULE), matches, alike
+
+
+def baseline(
+    train: Embeddings,
+    groups: Groups,
+    verify: Verify,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Calibration, NDArray[np.float32]]:
+    """Calibration on training images, and the baseline similarity of every one [n]: to the nearest outside its own group.
+
+    The second look is taken at a random sample of BASELINE_SAMPLE images at most; NaN where an image's group is the set.
+    """
+    scores = search(
+        train.vectors,
+        train.vectors,
+        1,
+        query_labels=groups.label,
+        reference_labels=groups.label,
+        workers=workers,
+        progress=progress,
+    ).score[:, 0]
+    scores = np.where(scores < -1.5, np.nan, scores).astype(np.float32)
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    # One image a group: its near-duplicates would count the same distance again and again.
+    _, first = np.unique(groups.label, return_index=True)
+    some = np.sort(rng.permutation(first)[:BASELINE_SAMPLE])
+    sample = Embeddings(train.corpus, train.rows[some], train.vectors[some], train.descriptor, train.fingerprint)
+    matches = match(
+        sample,
+        train,
+        verify,
+        labels=groups.label,
+        own=groups.label[some],
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    found = matches.of_best(matches.combined)
+    return Calibration("baseline", found[np.isfinite(found)], 0, BASELINE_RULE), scores
+
+
+def removed_ids(images: Embeddings, alike: NDArray[np.bool_]) -> list[str]:
+    """Ids of the look-alikes, for the report."""
+    return list(pa.array(images.ids).filter(pa.array(alike)).to_pylist())

@@ -1,0 +1,251 @@
+"""Why the copied images were copied: what is known of each training image, findings over all, and a risk card each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope import parts, stats
+from copyscope.errors import ImageError
+from copyscope.machine import Progress
+
+from .duplicates import Groups
+from .embed import Embeddings, Work, compute
+from .explain import Findings, explain, lint_action, risk_action
+from .match import Matches
+from .measures import Item, Measure, complexity_view
+from .replication import Verdict
+from .sharing import CaptionSharing, caption_sharing
+
+CONTROLS = 2000
+UNCOPIED_CARDS = 100
+PROMPTS_KEPT = 20
+COMPLEXITY = ("entropy", "jpeg_size", "total_variation", "mixed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Causes:
+    """Findings, risk cards, the complexity of matched images, and a reason for each position of the queries."""
+
+    findings: Findings
+    risk: pa.Table
+    complexity: pa.Table
+    reasons: dict[int, str]
+
+
+def causes(
+    matches: Matches,
+    judged: Verdict,
+    groups: Groups,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Causes:
+    """Explain the verdict by what is known of the matched training images.
+
+    The joint model looks at distinct training images, one a near-duplicate group: all the copied and a random sample of
+    at most CONTROLS others. Correlations run over the generated images and the image each is most similar to, as in DCR.
+    """
+    copied = np.flatnonzero(judged.copied)
+    copied_groups = Counter(groups.label[matches.match[copied]].tolist())
+    first = representatives(groups)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+    others = rng.permutation(np.setdiff1d(np.arange(len(first)), list(copied_groups)))
+    chosen = np.sort(np.concatenate([np.array(sorted(copied_groups), dtype=np.int64), others[:CONTROLS]]))
+    top = matches.nearest.index[:, 0]
+    profile = Profile.of(
+        matches.references,
+        groups,
+        np.unique(np.concatenate([first[chosen], top, matches.match])),
+        cache=cache,
+        workers=workers,
+        progress=progress,
+    )
+    images = profile.table(first[chosen]).append_column(
+        "copied", pa.array(np.isin(chosen, list(copied_groups)).astype(bool))
+    )
+    ids = pa.array(matches.references.ids, pa.string())
+    generated = profile.table(top)
+    generated = generated.append_column("score", pa.array(matches.similarity))
+    generated = generated.append_column("match", ids.take(pa.array(top)))
+    complexity = generated.select(["match", "score", *COMPLEXITY])
+    complexity = complexity.add_column(0, "id", pa.array(matches.queries.ids, pa.string()))
+    complexity = complexity.append_column("copied", pa.array(judged.copied))
+    risk, reasons = _risk(matches, judged, groups, profile, copied_groups, first)
+    return Causes(explain(images, generated, seed=seed), risk, complexity, reasons)
+
+
+def representatives(groups: Groups) -> NDArray[np.int64]:
+    """Position of the first image of each near-duplicate group [g]."""
+    return np.unique(groups.label, return_index=True)[1].astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What is known of training images: of all, their captions and groups; of the measured ones, their complexity.
+
+    complexity: float64 [n COMPLEXITY], NaN where not measured.
+    """
+
+    captions: list[list[str]]
+    sharing: CaptionSharing
+    groups: Groups
+    complexity: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, train: Embeddings, groups: Groups, positions: NDArray[np.int64], **options: Any) -> Profile:
+        """Measure the pictures at `positions` (the sets' readable images), and the captions of all."""
+        measures = [parts.load("measures", name) for name in COMPLEXITY]
+        work = Work("complexity", ", ".join(COMPLEXITY), len(COMPLEXITY), np.float64, _measure(measures))
+        complexity = np.full((len(train.rows), len(COMPLEXITY)), np.nan)
+        if len(positions):
+            _, rows, values = compute(train.corpus, work, rows=train.rows[positions], **options)
+            complexity[np.searchsorted(train.rows, rows)] = values
+        captions = train.corpus.table["captions"].take(pa.array(train.rows)).to_pylist()
+        return cls(captions, caption_sharing(captions), groups, complexity)
+
+    def item(self, position: int) -> Item:
+        """The training image as the caption measures see it."""
+        shared, near = int(self.sharing.shared[position]), int(self.sharing.near_shared[position])
+        return Item(None, self.captions[position], shared, near)
+
+    def kind(self, position: int) -> str:
+        """ "full", "partial", "uncaptioned", or "none" for an image without near-duplicates."""
+        return self.groups.kind[self.groups.label[position]]
+
+    def size(self, position: int) -> int:
+        """Size of the image's near-duplicate group."""
+        return int(self.groups.sizes[self.groups.label[position]])
+
+    def table(self, positions: NDArray[np.int64]) -> pa.Table:
+        """Every measure and covariate of the images at `positions`, a row each."""
+        items = [self.item(int(position)) for position in positions]
+        sizes = self.groups.sizes[self.groups.label[positions]]
+        columns: dict[str, Any] = {name: self.complexity[positions, at] for at, name in enumerate(COMPLEXITY)}
+        for name in ("caption_uniqueness", "caption_length"):
+            measure: Measure = parts.load("measures", name)
+            columns[name] = np.array([measure.measure(item) for item in items], dtype=np.float64)
+        columns["group_size"] = sizes
+        columns["log_group_size"] = np.log(sizes)
+        full = [self.kind(int(position)) == "full" for position in positions]
+        columns["full_duplication"] = np.array(full, dtype=np.float64)
+        return pa.table(columns)
+
+    def card(self, position: int) -> dict[str, Any]:
+        """The part of a risk card that does not depend on any generated image."""
+        item = self.item(position)
+        length = parts.load("measures", "caption_length").measure(item)
+        complexity = {name: _null(self.complexity[position, at]) for at, name in enumerate(COMPLEXITY)}
+        return {
+            "group_size": self.size(position),
+            "duplication": self.kind(position),
+            "shared_captions": item.shared,
+            "near_shared_captions": item.near_shared,
+            "caption_length": _null(length),
+            **complexity,
+        }
+
+
+RISK_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("times_copied", pa.int64()),
+        ("share_low", pa.float64()),
+        ("share_high", pa.float64()),
+        ("prompts", pa.list_(pa.string())),
+        ("group_size", pa.int64()),
+        ("duplication", pa.string()),
+        ("shared_captions", pa.int64()),
+        ("near_shared_captions", pa.int64()),
+        ("caption_length", pa.float64()),
+        *((name, pa.float64()) for name in COMPLEXITY),
+        ("action", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def _risk(
+    matches: Matches,
+    judged: Verdict,
+    groups: Groups,
+    profile: Profile,
+    copied_groups: Counter[int],
+    first: NDArray[np.int64],
+) -> tuple[pa.Table, dict[int, str]]:
+    """A card each copied near-duplicate group, under its most copied member; then the largest groups nobody copied."""
+    ids, prompts, n = matches.references.ids, matches.queries.corpus.prompts, len(judged.copied)
+    cards: list[dict[str, Any]] = []
+    reasons: dict[int, str] = {}
+    copied = np.flatnonzero(judged.copied)
+    by_group: dict[int, list[int]] = {}
+    for query in copied.tolist():
+        by_group.setdefault(int(groups.label[matches.match[query]]), []).append(query)
+    for queries in by_group.values():
+        position = Counter(matches.match[queries].tolist()).most_common(1)[0][0]
+        times = len(queries)
+        share = stats.proportion(times, n)
+        card = profile.card(position)
+        action, reason = risk_action(
+            times,
+            card["group_size"],
+            card["duplication"],
+            card["shared_captions"],
+            card["near_shared_captions"],
+            len(profile.captions[position]),
+        )
+        said = dict.fromkeys(prompts[matches.queries.rows[query]] for query in queries)
+        cards.append(
+            {"id": ids[position], "times_copied": times, "share_low": share.low, "share_high": share.high}
+            | {"prompts": [text for text in said if text][:PROMPTS_KEPT]}
+            | card
+            | {"action": action, "reason": reason}
+        )
+        reasons |= dict.fromkeys(queries, reason)
+    cards.sort(key=lambda card: (-card["times_copied"], -card["group_size"], card["id"]))
+    sizes = groups.sizes
+    spared = [group for group in np.flatnonzero(sizes > 1).tolist() if group not in copied_groups]
+    never = stats.proportion(0, n)
+    for group in spared[:UNCOPIED_CARDS]:
+        position = int(first[group])
+        card = profile.card(position)
+        action, reason = lint_action(
+            card["group_size"],
+            card["duplication"],
+            card["shared_captions"],
+            card["near_shared_captions"],
+            len(profile.captions[position]),
+        )
+        cards.append(
+            {"id": ids[position], "times_copied": 0, "share_low": never.low, "share_high": never.high, "prompts": []}
+            | card
+            | {"action": action, "reason": reason}
+        )
+    return pa.Table.from_pylist(cards, schema=RISK_SCHEMA), reasons
+
+
+def _measure(measures: list[Measure]) -> Any:
+    def function(pictures: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        rows = []
+        for picture in pictures:
+            try:
+                item = Item(complexity_view(picture), [])
+            except ImageError:  # too elongated to be resized: its complexity is unknown, the image is not lost
+                rows.append([0.0] * len(measures))
+                continue
+            rows.append([measure.measure(item) for measure in measures])
+        return np.array(rows, dtype=np.float64)
+
+    return function
+
+
+def _null(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

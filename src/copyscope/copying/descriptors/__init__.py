@@ -1,0 +1,39 @@
+"""Descriptors: functions from an image to a unit-length vector; the inner product of two says how alike the images are.
+
+One file a descriptor. A descriptor owns its preprocessing (resize, crop, normalisation), so its spec says all that
+moves its numbers.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.parts import Part
+
+Image = NDArray[np.uint8]
+
+
+class Descriptor(Part, abc.ABC):
+    """Image -> vector. Constructors only store; weights load on first use. Safe to call from several threads."""
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """Length of the vectors."""
+
+    @abc.abstractmethod
+    def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """Vectors [n dim], float32, unit length, of `images`: n arrays uint8 [h w 3], RGB, of any size.
+
+        An image's vector depends on that image alone, never on the others in the call.
+        """
+
+    def fingerprint(self) -> str:
+        """What, beside the spec, decides the vectors: the sha256 of the weights, a library's version. May load them."""
+        return ""
+
+
+SHELF = Descriptor

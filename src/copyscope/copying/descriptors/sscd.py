@@ -1,0 +1,105 @@
+"""SSCD, the field's copy descriptor (Pizzi et al., *A Self-Supervised Descriptor for Image Copy Detection*, CVPR 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.errors import InputError, MissingExtra
+
+from . import Descriptor, Image, _onnx
+
+IMAGENET = (np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32))
+HALF = (np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sscd(Descriptor):
+    """SSCD ResNet-50: the packaged weights, or the authors' TorchScript file given as `weights`.
+
+    weights: path of an authors' `*.torchscript.pt` (needs torch); "" = sscd_disc_mixup as packaged (int8 ONNX).
+    size: the shorter side is resized to this many pixels, bilinear, aspect kept (the authors: 288).
+    crop: side of the central square then cut out; 0 = none (the authors).
+    square: resize to `size` x `size` instead, whatever the aspect (the authors' other choice, with 320).
+    norm: "imagenet" (the authors) or "half": mean and deviation 0.5, as DCR feeds it.
+    """
+
+    weights: str = ""
+    size: int = 288
+    crop: int = 0
+    square: bool = False
+    norm: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.crop < 0 or self.crop > self.size:
+            raise ValueError(f"size must be at least 32 and crop in 0..size, not {self.size} and {self.crop}")
+        if self.norm not in ("imagenet", "half"):
+            raise ValueError(f'norm must be "imagenet" or "half", not {self.norm!r}')
+
+    @property
+    def dim(self) -> int:
+        return 512 if not self.weights else _torchscript_dim(self.weights)
+
+    def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        prepared = [_onnx.prepare(image, self.size, self.crop, self.square) for image in images]
+        if self.weights:
+            return self._torchscript(prepared)
+        if self.norm == "half":
+            # The packaged model normalises by ImageNet's statistics itself; this table makes that come out as
+            # (x - 0.5) / 0.5, to within half a grey level of rounding.
+            prepared = [np.take_along_axis(_HALF_TABLE, image.reshape(-1, 3), 0).reshape(image.shape) for image in prepared]
+        return _onnx.run(_onnx.packaged("sscd.onnx"), prepared)
+
+    def fingerprint(self) -> str:
+        return _onnx.sha256(Path(self.weights) if self.weights else _onnx.packaged("sscd.onnx"))
+
+    def _torchscript(self, prepared: list[Image]) -> NDArray[np.float32]:
+        import torch
+
+        mean, deviation = IMAGENET if self.norm == "imagenet" else HALF
+        found = []
+        with torch.inference_mode():
+            for image in prepared:
+                scaled = (image.astype(np.float32) / 255 - mean) / deviation
+                found.append(_torchscript(self.weights)(torch.from_numpy(scaled).permute(2, 0, 1)[None]).numpy())
+        return _onnx.unit(np.concatenate(found))
+
+
+def _half_table() -> NDArray[np.uint8]:
+    levels = np.arange(256, dtype=np.float32)[:, None] / 255
+    mean, deviation = IMAGENET
+    return np.rint(255 * (mean + deviation * (levels - 0.5) / 0.5)).astype(np.uint8)
+
+
+_HALF_TABLE = _half_table()
+
+
+@functools.cache
+def _torchscript(weights: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("An SSCD TorchScript file", "torch", "diffusion") from None
+    if not Path(weights).is_file():
+        raise InputError(f"No SSCD weights at {weights}.\nGive the path of an authors' *.torchscript.pt file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what the authors publish
+            return torch.jit.load(weights, map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{weights} is not a TorchScript file ({str(error).splitlines()[0]}).\n"
+                         "Use the authors' *.torchscript.pt, not their *.classy.pt checkpoint") from None  # fmt: skip
+
+
+@functools.cache
+def _torchscript_dim(weights: str) -> int:
+    import torch
+
+    with torch.inference_mode():
+        return int(_torchscript(weights)(torch.zeros(1, 3, 64, 64)).shape[1])

@@ -1,0 +1,336 @@
+"""Corpus x Descriptor -> Embeddings, cached by content, resumable at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import DTypeLike, NDArray
+
+from copyscope import images
+from copyscope.assets import cache_folder
+from copyscope.corpus import Corpus
+from copyscope.errors import CopyscopeError, ImageError, InputError
+from copyscope.machine import Progress, cores
+
+from .descriptors import Descriptor, Image
+from .store import KEY, ContentStore
+
+BATCH = 8
+GROUP = 16 * BATCH
+IN_MEMORY = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them."""
+
+    name: str
+    key: str
+    dim: int
+    dtype: DTypeLike
+    function: Callable[[list[Image]], NDArray[Any]]
+
+    def store(self, cache: Path | None) -> ContentStore:
+        """The store that keeps this work, in the user's cache unless `cache` names another folder."""
+        root = cache or cache_folder()
+        digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
+        try:
+            return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
+        except OSError as error:
+            raise InputError(
+                f"Cannot write the cache in {root}: {error}.\nSet COPYSCOPE_CACHE to a folder that can be written"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Vectors of the readable rows of a corpus.
+
+    corpus: the corpus, its columns sha256, width, height and error now filled.
+    rows: corpus row of each vector [n]. vectors: float32 [n d], unit length, perhaps memory-mapped.
+    descriptor: the spec. fingerprint: what else decided the vectors (sha256 of the weights).
+    """
+
+    corpus: Corpus
+    rows: NDArray[np.intp]
+    vectors: NDArray[np.float32]
+    descriptor: str
+    fingerprint: str
+
+    @property
+    def ids(self) -> list[str]:
+        """Id of each vector [n]."""
+        return list(self.corpus.table["id"].take(pa.array(self.rows)).to_pylist())
+
+    @property
+    def n_missing(self) -> int:
+        """How many rows of the corpus could not be read."""
+        return len(self.corpus) - len(self.rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "vectors.npy", lambda path: _save_array(path, self.vectors))
+        write_file(folder / "embeddings.parquet", lambda path: pq.write_table(self.corpus.table, path))
+        summary = {
+            "schema": "copyscope.embeddings/1",
+            "descriptor": self.descriptor,
+            "fingerprint": self.fingerprint,
+            "corpus": self.corpus.origin,
+            "kind": self.corpus.kind,
+            "n": len(self.rows),
+            "n_missing": self.n_missing,
+            "dim": int(self.vectors.shape[1]),
+        }
+        write_file(folder / "embeddings.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Embeddings:
+        """What `save` wrote, the vectors memory-mapped. Raises InputError when the folder is not complete."""
+        folder = Path(folder)
+        if not (folder / "embeddings.json").is_file():
+            raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
+        summary = json.loads((folder / "embeddings.json").read_text())
+        corpus = Corpus(pq.read_table(folder / "embeddings.parquet"), summary["corpus"], summary["kind"])
+        rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        return cls(corpus, rows, vectors, summary["descriptor"], summary["fingerprint"])
+
+
+def embed(
+    corpus: Corpus,
+    descriptor: Descriptor,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """Describe every readable image of `corpus`; what cannot be read gets an `error` and no vector.
+
+    cache: folder of the content store (None = the user's cache). workers: threads that decode and describe (None = one a
+    core). A run killed at any moment and started again repeats at most one group of 128 images and gives the same bytes.
+    """
+    fingerprint = descriptor.fingerprint()
+    work = Work(
+        name=str(descriptor).partition("(")[0].replace(":", "."),
+        key=f"{descriptor}\n{fingerprint}",
+        dim=descriptor.dim,
+        dtype=np.float32,
+        function=descriptor.describe,
+    )
+    filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, progress=progress)
+    return Embeddings(filled, rows, vectors, str(descriptor), fingerprint)
+
+
+def compute(
+    corpus: Corpus,
+    work: Work,
+    *,
+    rows: NDArray[np.intp] | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Corpus, NDArray[np.intp], NDArray[Any]]:
+    """`work` on the given rows (None = all): the corpus with its columns filled, the readable rows [n], values [n dim].
+
+    Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256 the
+    corpus already carries are not even read.
+    """
+    store = work.store(cache)
+    chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
+    ledger = _Ledger(corpus)
+    known = store.find(ledger.digests[chosen]) >= 0
+    unread = chosen[~known & ~ledger.failed(chosen)]
+    if len(unread):
+        _fill(corpus, unread, work, store, ledger, workers or cores(), progress)
+        store.compact()
+    store.refresh()
+    good = chosen[~ledger.failed(chosen)]
+    found = store.find(ledger.digests[good])
+    ledger.widths[good], ledger.heights[good] = store.sizes(found)
+    values = store.take(found, _allocate((len(good), work.dim), work.dtype))
+    return ledger.filled(), good, values
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name, then rename: readers see the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Ledger:
+    """What is known of each corpus row while its images are read."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        known = [bytes.fromhex(value) if value else b"" for value in corpus.table["sha256"].to_pylist()]
+        self.digests = np.array(known, dtype="S32")
+        self.errors: dict[int, str] = {
+            row: error for row, error in enumerate(corpus.table["error"].to_pylist()) if error is not None
+        }
+        self.widths = np.array([value or 0 for value in corpus.table["width"].to_pylist()], dtype=np.int64)
+        self.heights = np.array([value or 0 for value in corpus.table["height"].to_pylist()], dtype=np.int64)
+
+    def failed(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        return np.fromiter((int(row) in self.errors for row in rows), dtype=bool, count=len(rows))
+
+    def filled(self) -> Corpus:
+        corpus = self.corpus.with_column("sha256", pa.array([_hex(digest) for digest in self.digests], pa.string()))
+        for name, values in (("width", self.widths), ("height", self.heights)):
+            corpus = corpus.with_column(name, pa.array(values, pa.int64(), mask=values == 0))
+        errors = [self.errors.get(row) for row in range(len(corpus))]
+        return corpus.with_column("error", pa.array(errors, pa.string()))
+
+
+@dataclasses.dataclass
+class _Batch:
+    """Images in one call: their keys, and the rows that hold each content (a corpus may hold it more than once)."""
+
+    digests: list[bytes]
+    contents: list[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    errors: dict[bytes, str]
+    n: int
+
+
+def _fill(
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    work: Work,
+    store: ContentStore,
+    ledger: _Ledger,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Read `rows`, compute what the store lacks, commit it group by group."""
+    total, seen = len(rows), 0
+    wrong: dict[bytes, str] = {}
+    scheduled: set[bytes] = set()
+
+    def batches() -> Iterator[_Batch]:
+        nonlocal seen
+        batch = _Batch([], [])
+        for row, content in corpus.stream(rows):
+            seen += 1
+            if progress:
+                progress(work.name, seen - len(scheduled) + finished, total)
+            if isinstance(content, ImageError):
+                ledger.errors[row] = str(content)
+                continue
+            digest = hashlib.sha256(content).digest()
+            ledger.digests[row] = digest
+            if digest in scheduled or store.find(np.array([digest], dtype="S32"))[0] >= 0:
+                continue
+            scheduled.add(digest)
+            batch.digests.append(digest)
+            batch.contents.append(content)
+            if len(batch.digests) == BATCH:
+                yield batch
+                batch = _Batch([], [])
+        if batch.digests:
+            yield batch
+
+    pending: list[_Done] = []
+    finished = 0
+    for done in _parallel(batches(), lambda batch: _describe(batch, work), workers):
+        wrong.update(done.errors)
+        pending.append(done)
+        finished += done.n
+        if progress:
+            progress(work.name, seen - len(scheduled) + finished, total)
+        if sum(len(piece.keys) for piece in pending) >= GROUP:
+            _commit(store, pending)
+            pending = []
+    _commit(store, pending)
+    if wrong:
+        for row in rows:
+            message = wrong.get(bytes(ledger.digests[row]).ljust(32, b"\0"))
+            if message is not None:
+                ledger.errors[int(row)] = message
+
+
+def _commit(store: ContentStore, pending: list[_Done]) -> None:
+    if any(len(piece.keys) for piece in pending):
+        store.add(np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending]))
+
+
+def _parallel(
+    batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int
+) -> Iterator[_Done]:
+    """Results in the order of the batches, at most two a worker under way."""
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[_Done]] = deque()
+        try:
+            for batch in batches:
+                under_way.append(pool.submit(function, batch))
+                if len(under_way) >= 2 * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def _describe(batch: _Batch, work: Work) -> _Done:
+    errors: dict[bytes, str] = {}
+    digests: list[bytes] = []
+    decoded: list[Image] = []
+    for digest, content in zip(batch.digests, batch.contents, strict=True):
+        try:
+            decoded.append(images.decode(content))
+            digests.append(digest)
+        except ImageError as error:
+            errors[digest] = str(error)
+    values = np.zeros((0, work.dim), work.dtype)
+    if decoded:
+        values = np.asarray(work.function(decoded), dtype=work.dtype)
+        if values.shape != (len(decoded), work.dim):
+            raise CopyscopeError(f"{work.name} gave values of shape {values.shape}, not {(len(decoded), work.dim)}")
+    keys = np.array(
+        [(digest, image.shape[1], image.shape[0]) for digest, image in zip(digests, decoded, strict=True)], dtype=KEY
+    )
+    finite = np.isfinite(values).all(axis=1)
+    for digest, is_finite in zip(digests, finite, strict=True):
+        if not is_finite:
+            errors[digest] = f"{work.name} gave values that are not numbers"
+    return _Done(keys[finite], values[finite], errors, len(batch.digests))
+
+
+def _hex(digest: bytes) -> str | None:
+    return digest.ljust(32, b"\0").hex() if digest else None
+
+
+def _allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
+    """Memory for a matrix; beyond 256 MB a nameless file, mapped, so that the corpus may outgrow the machine."""
+    if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)

@@ -1,0 +1,369 @@
+"""Why these images: what goes with copying, what stays when causes are weighed together, and what to do an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope import parts, stats
+from copyscope.copying.logistic import Effect, effect, firth
+from copyscope.copying.sharing import CaptionSharing, caption_sharing, normalise
+from copyscope.stats import Correlation, Estimate, Floats
+
+__all__ = [
+    "CaptionSharing",
+    "Findings",
+    "Joint",
+    "MeasureCorrelation",
+    "caption_sharing",
+    "explain",
+    "lint_action",
+    "normalise",
+    "risk_action",
+]
+
+MEASURES = (
+    "entropy",
+    "jpeg_size",
+    "total_variation",
+    "mixed",
+    "caption_uniqueness",
+    "caption_length",
+    "group_size",
+)
+"""What is correlated with similarity, where the table has it."""
+# `mixed` is a product of two others and would only blur them. In the order of preference where some say the same.
+COVARIATES = (
+    "log_group_size",
+    "full_duplication",
+    "caption_uniqueness",
+    "caption_length",
+    "entropy",
+    "jpeg_size",
+    "total_variation",
+)
+_UNITS = {"group_size": "images", "log_group_size": "ln images", "full_duplication": "0/1"}
+MIN_CASES = 10
+"""Fewest copied groups, and fewest not copied, that the joint model is fitted on."""
+COPIED_OFTEN = 3
+"""Copies of one image from which on dropping it is advised, where nothing milder applies."""
+RARE_CAPTION = 2
+"""A caption that at most so many other images share or nearly share is a key to its image."""
+SIMPLEST = 0.1
+"""Share of the images, by the mixed measure, that count as simple."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureCorrelation:
+    """How one measure of the matched training image goes with the similarity, over generated images."""
+
+    measure: str
+    unit: str
+    pearson: Correlation
+    spearman: Correlation
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"measure": self.measure, "unit": self.unit, "target": "similarity"}
+        for name, (estimate, p_value) in (("pearson", self.pearson), ("spearman", self.spearman)):
+            found |= {name: estimate.as_dict(), f"{name}_p": _finite(p_value)}
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """One model of "is copied" on all causes at once: an effect is what is left of a cause with the others held."""
+
+    n: int
+    n_copied: int
+    effects: tuple[tuple[str, str, Effect], ...]
+    """(covariate, what 1 SD of it is, effect of 1 SD)"""
+    note: str
+    outcome: str = "a training image (near-duplicate group) is copied"
+    model: str = "Firth-penalised logistic regression, profile likelihood intervals, odds ratio per 1 SD"
+
+    def as_dict(self) -> dict[str, Any]:
+        effects = [
+            {"name": name, "unit": unit, "odds_ratio": found.odds_ratio.as_dict(), "p_value": _finite(found.p_value)}
+            for name, unit, found in self.effects
+        ]
+        return {key: getattr(self, key) for key in ("outcome", "n", "n_copied", "model", "note")} | {"effects": effects}
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What goes with copying. `joint` is None where there are too few cases, and `notes` says so."""
+
+    correlations: tuple[MeasureCorrelation, ...]
+    joint: Joint | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `findings` of an audit's summary, JSON-safe."""
+        return {
+            "correlations": [found.as_dict() for found in self.correlations],
+            "joint": None if self.joint is None else self.joint.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def explain(images: pa.Table, generated: pa.Table, *, seed: int = 0) -> Findings:
+    """Correlate the measures with similarity over `generated`, and model "is copied" on all of them over `images`.
+
+    generated: a row a readable generated image, with `score` (similarity), `match` (id of the training image) and any
+    of MEASURES of that image. images: a row a distinct training image (near-duplicate group), with `copied` and any of
+    COVARIATES: all copied ones and a random sample of the others. Sampling by outcome leaves odds ratios as they are
+    (Prentice & Pyke 1979) and makes the intercept meaningless, so it is not reported. NaN or null = not measured.
+    """
+    notes: list[str] = []
+    correlations = _correlations(generated, seed, notes)
+    return Findings(correlations, _joint(images, notes), tuple(notes))
+
+
+def risk_action(
+    times_copied: int,
+    group_size: int,
+    duplication: str | None,
+    shared: int,
+    near_shared: int,
+    n_captions: int = 1,
+) -> tuple[str, str]:
+    """What to do about a training image after an audit, and why: (action, reason).
+
+    The action is "deduplicate", "recaption", "drop" or "keep"; the reason one sentence.
+
+    The first that applies: never copied -> keep; in a near-duplicate group -> deduplicate; with a caption that at most
+    RARE_CAPTION other images share or nearly share -> recaption; copied COPIED_OFTEN times or more -> drop; else keep.
+    The milder remedy goes first: repetition is the strongest known cause and its removal loses no picture.
+    """
+    times = "once" if times_copied == 1 else f"{times_copied} times"
+    if times_copied == 0:
+        return "keep", "No generated image copies it."
+    if group_size > 1:
+        return "deduplicate", f"Copied {times}, and {_group(group_size, duplication)}: keep one of them."
+    others = shared + near_shared
+    if n_captions and others <= RARE_CAPTION:
+        return "recaption", f"Copied {times}, and {_rare(others, n_captions)}: give it several, more general captions."
+    known = f"its caption is common ({others} other images)" if n_captions else "it has no caption"
+    if times_copied >= COPIED_OFTEN:
+        return "drop", f"Copied {times} although it has no near-duplicates and {known}: leave it out."
+    return "keep", f"Copied {times}, but it has no near-duplicates and {known}: keep it, and look again next time."
+
+
+def lint_action(
+    group_size: int,
+    duplication: str | None,
+    shared: int,
+    near_shared: int,
+    n_captions: int = 1,
+    complexity_rank: float = math.nan,
+) -> tuple[str, str]:
+    """What to do about a training image before training, and why: ("deduplicate" | "recaption" | "keep", reason).
+
+    complexity_rank: share of the corpus with a lower mixed measure, 0..1; NaN = unknown. In a near-duplicate group ->
+    deduplicate; a simple picture (rank below SIMPLEST) under a caption of its own -> recaption; else keep. A rare
+    caption alone is no reason: nearly every caption of a good data set is.
+    """
+    if group_size > 1:
+        return "deduplicate", f"It is {_group(group_size, duplication)}: keep one of them."
+    others = shared + near_shared
+    if n_captions and others <= RARE_CAPTION and complexity_rank < SIMPLEST:
+        return "recaption", (
+            f"It is a simple picture (simpler than {1 - complexity_rank:.0%} of the images) and "
+            f"{_rare(others, n_captions)}: give it several, more general captions."
+        )
+    return "keep", "It has no near-duplicates, and nothing else about it invites copying."
+
+
+def _group(size: int, duplication: str | None) -> str:
+    how = {"full": " under the same caption", "partial": " under different captions"}.get(duplication or "", "")
+    return f"one of {size} near-duplicates{how}"
+
+
+def _rare(others: int, n_captions: int) -> str:
+    which = "its caption" if n_captions == 1 else f"one of its {n_captions} captions"
+    if others == 0:
+        return f"no other image has {which} or one like it"
+    return (
+        f"only {others} other image{'s' if others > 1 else ''} {'have' if others > 1 else 'has'} {which} or one like it"
+    )
+
+
+def _correlations(generated: pa.Table, seed: int, notes: list[str]) -> tuple[MeasureCorrelation, ...]:
+    score = _floats(generated, "score")
+    matches = _codes(generated["match"]) if "match" in generated.column_names else np.arange(len(score))
+    distinct = len(np.unique(matches[np.isfinite(score)]))
+    repeated = distinct < np.isfinite(score).sum()
+    if repeated:
+        notes.append(
+            f"The {np.isfinite(score).sum()} generated images match {distinct} training images, so they are not "
+            f"independent: intervals and p-values of the correlations are from a bootstrap over those {distinct}."
+        )
+    found = []
+    for name in MEASURES:
+        if name not in generated.column_names:
+            continue
+        values = _floats(generated, name)
+        pair = [
+            clustered_correlation(values, score, matches, method, seed=seed)
+            if repeated
+            else stats.correlation(values, score, method)
+            for method in ("pearson", "spearman")
+        ]
+        found.append(MeasureCorrelation(name, _unit(name), *pair))
+    return tuple(found)
+
+
+def clustered_correlation(
+    x: Floats, y: Floats, clusters: NDArray[Any], method: str = "pearson", *, seed: int = 0, level: float = 0.95
+) -> Correlation:
+    """`stats.correlation` of x [n] and y [n] where rows of one cluster [n] are not independent.
+
+    Whole clusters are drawn again (percentile bootstrap, as `stats.bootstrap(clusters=)`, all resamples at a time: a
+    row drawn twice weighs twice). The p-value is of the coefficient's Fisher z over its bootstrap standard error.
+    """
+    from scipy.stats import norm
+
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = x[keep], y[keep]
+    plain = stats.correlation(x, y, method).estimate
+    _, codes = np.unique(clusters[keep], return_inverse=True)
+    count, n = int(codes.max(initial=-1)) + 1, len(x)
+    if math.isnan(plain.value) or count < 3:
+        return Correlation(Estimate(plain.value, math.nan, math.nan, n), math.nan)
+    x, y = _standardised(x), _standardised(y)
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    resamples = int(np.clip(20_000_000 // n, 200, 1000))
+    found = []
+    for start in range(0, resamples, step := max(1, 500_000 // n)):
+        size = min(step, resamples - start)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, codes].astype(np.float64)
+        columns = (x, y) if method == "pearson" else (_midranks(x, weights), _midranks(y, weights))
+        found.append(_weighted_pearson(*columns, weights))
+    r = np.concatenate(found)
+    r = r[np.isfinite(r)]
+    if len(r) < 2:
+        return Correlation(Estimate(plain.value, math.nan, math.nan, n), math.nan)
+    low, high = np.quantile(r, [(1 - level) / 2, (1 + level) / 2])
+    z = np.arctanh(np.clip([plain.value, *r], -1 + 1e-12, 1 - 1e-12))
+    spread = float(z[1:].std(ddof=1))
+    p_value = 2 * float(norm.sf(abs(z[0]) / spread)) if spread > 0 else math.nan
+    return Correlation(Estimate(plain.value, float(low), float(high), n), p_value)
+
+
+def _midranks(values: Floats, weights: Floats) -> Floats:
+    """Ranks [b n], ties at their mean, of values [n] in each of b resamples where row i stands weights[:, i] times."""
+    _, level = np.unique(values, return_inverse=True)
+    order = np.argsort(level, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(level[order]) > 0])
+    mass = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks: Floats = (np.cumsum(mass, axis=1) - (mass - 1) / 2)[:, level]
+    return ranks
+
+
+def _weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Pearson correlations [b] of x and y, [n] or [b n], under weights [b n]; NaN where one is constant."""
+    total = weights.sum(axis=1, keepdims=True)
+    x = x - (weights * x).sum(axis=1, keepdims=True) / total
+    y = y - (weights * y).sum(axis=1, keepdims=True) / total
+    xx, yy, xy = ((weights * u * v).sum(axis=1) for u, v in ((x, x), (y, y), (x, y)))
+    flat = (xx <= 1e-20 * total[:, 0]) | (yy <= 1e-20 * total[:, 0])
+    found: Floats = np.where(flat, np.nan, xy / np.sqrt(np.where(flat, 1.0, xx * yy)))
+    return found
+
+
+def _joint(images: pa.Table, notes: list[str]) -> Joint | None:
+    copied = _floats(images, "copied")
+    columns = {name: _floats(images, name) for name in COVARIATES if name in images.column_names}
+    said: list[str] = []
+    # A covariate that most rows lack would take the rows with it.
+    for name in [name for name, values in columns.items() if 2 * np.isfinite(values).sum() < len(values)]:
+        said.append(f"{name} left out: not measured for most training images.")
+        del columns[name]
+    keep: NDArray[np.bool_] = np.all(np.isfinite(np.column_stack([copied, *columns.values()])), axis=1)
+    if not keep.all():
+        said.append(f"{(~keep).sum()} of {len(keep)} training images left out: not measured in full.")
+    y = copied[keep]
+    n, n_copied = len(y), int(y.sum())
+    if min(n_copied, n - n_copied) < MIN_CASES:
+        notes.append(
+            f"No joint model of the causes: it needs {MIN_CASES} distinct training images that are copied and "
+            f"{MIN_CASES} that are not, and there are {n_copied} and {n - n_copied}."
+        )
+        return None
+    kept, x = _independent({name: values[keep] for name, values in columns.items()}, said)
+    if not kept:
+        notes.append("No joint model of the causes: " + " ".join(said or ["no cause was measured."]))
+        return None
+    if min(n_copied, n - n_copied) < 5 * len(kept):
+        said.append(f"{min(n_copied, n - n_copied)} cases for {len(kept)} covariates: expect wide intervals.")
+    fit = firth(x, y)
+    effects = tuple(
+        (name, f"1 SD = {columns[name][keep].std():.3g} {_unit(name)}", effect(x, y, place, fit))
+        for place, name in enumerate(kept, start=1)
+    )
+    return Joint(n, n_copied, effects, " ".join(said))
+
+
+def _independent(columns: dict[str, Floats], said: list[str]) -> tuple[list[str], Floats]:
+    """The columns that say something of their own, and the design [n 1+k]: ones, then each column standardised."""
+    kept: list[str] = []
+    first = next(iter(columns.values()), np.zeros(0))
+    x = np.ones((len(first), 1))
+    for name, values in columns.items():
+        if values.std() <= 1e-9 * np.abs(values).max(initial=0.0):
+            said.append(f"{name} left out: the same for all training images.")
+            continue
+        z = _standardised(values)
+        if _unexplained(z, x) < 1e-6:
+            said.append(f"{name} left out: the other covariates determine it.")
+            continue
+        kept.append(name)
+        x = np.column_stack([x, z])
+    # Variance inflation above 10 is the usual line (Marquardt 1970).
+    entangled = [
+        name for place, name in enumerate(kept, start=1) if _unexplained(x[:, place], np.delete(x, place, axis=1)) < 0.1
+    ]
+    if entangled:
+        said.append(f"{', '.join(entangled)} go together so closely that their effects are hard to tell apart.")
+    return kept, x
+
+
+def _unexplained(values: Floats, x: Floats) -> float:
+    """Share of the variance of standardised `values` [n] that the columns of x [n k] leave unexplained."""
+    rest = values - x @ np.linalg.lstsq(x, values, rcond=None)[0]
+    return float(rest @ rest / len(rest))
+
+
+def _standardised(values: Floats) -> Floats:
+    z: Floats = (values - values.mean()) / values.std()
+    return z
+
+
+def _unit(name: str) -> str:
+    return _UNITS[name] if name in _UNITS else str(parts.part_class("measures", name).unit)  # type: ignore[attr-defined]
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    """A column as float64, null as NaN."""
+    column = (
+        table[name].cast(pa.float64()) if not pa.types.is_boolean(table[name].type) else table[name].cast(pa.int8())
+    )
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each distinct value; every null its own, since nothing says that two of them agree."""
+    encoded = column.combine_chunks().dictionary_encode().indices
+    codes = np.asarray(encoded.to_numpy(zero_copy_only=False), dtype=np.float64)
+    missing = np.isnan(codes)
+    codes[missing] = len(codes) + np.arange(missing.sum())
+    return codes.astype(np.int64)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

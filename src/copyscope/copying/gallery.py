@@ -1,0 +1,58 @@
+"""The small pictures that a report shows."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute  # noqa: F401  (pa.compute)
+
+from copyscope import images
+from copyscope.errors import ImageError
+from copyscope.machine import cores
+
+from .embed import Embeddings
+
+SIDE = 192
+QUALITY = 78
+ROWS = 300
+GROUPS = 60
+OF_A_GROUP = 8
+CARDS = 100
+
+
+def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa.Table:
+    """Thumbnails (corpus, id, image as WebP) of what a report shows first.
+
+    The ROWS highest scoring generated images with their match and the next best, the first images of the GROUPS largest
+    near-duplicate groups, and the CARDS first risk cards. An image that can no longer be read is left out.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    if "generated" in tables:
+        worst = tables["generated"].filter(pa.compute.is_valid(tables["generated"]["combined"]))
+        worst = worst.sort_by([("combined", "descending"), ("id", "ascending")]).slice(0, ROWS)
+        for row in worst.select(["id", "match", "next_match"]).to_pylist():
+            wanted |= {("generated", row["id"]): None, ("train", row["match"]): None, ("train", row["next_match"]): None}
+    shown: dict[int, int] = {}
+    for row in tables["groups"].select(["id", "group"]).to_pylist():
+        shown[row["group"]] = shown.get(row["group"], 0) + 1
+        if len(shown) <= GROUPS and shown[row["group"]] <= OF_A_GROUP:
+            wanted["train", row["id"]] = None
+    wanted |= {("train", name): None for name in tables["risk"]["id"].slice(0, CARDS).to_pylist()}
+    chosen = [(corpus, name) for corpus, name in wanted if name is not None]
+    rows = {corpus: dict(zip(each.ids, each.rows.tolist(), strict=True)) for corpus, each in described.items()}
+
+    def picture(key: tuple[str, str]) -> bytes | None:
+        corpus, name = key
+        try:
+            image = images.decode(described[corpus].corpus.read(rows[corpus][name]))
+            return images.encode(images.thumbnail(image, SIDE), "webp", QUALITY)
+        except ImageError:
+            return None
+
+    with ThreadPoolExecutor(cores()) as pool:
+        found: list[Any] = [(*key, data) for key, data in zip(chosen, pool.map(picture, chosen), strict=True) if data]
+    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    types = (("corpus", pa.string()), ("id", pa.string()), ("image", pa.binary()))
+    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(types, columns, strict=True)})

@@ -1,0 +1,131 @@
+"""Firth's logistic regression: odds ratios that stay finite when few are copied, or when a cause separates them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.stats import Estimate, Floats
+
+_STEP = 5.0  # largest change of a coefficient in one Newton step, as in R's logistf
+_ITERATIONS = 200
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """Coefficients [k] where the penalised log-likelihood is largest, its value there, their covariance [k k]."""
+
+    coefficients: Floats
+    log_likelihood: float
+    covariance: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What one more unit of a covariate does to the odds, and the two-sided p-value of its doing nothing."""
+
+    odds_ratio: Estimate
+    p_value: float
+
+
+def firth(
+    x: Floats,  # covariates [n k], with a column of ones if there is to be an intercept
+    y: NDArray[Any],  # outcome [n], 0 or 1
+    fixed: dict[int, float] | None = None,  # coefficients held at a value, by column
+    start: Floats | None = None,  # coefficients to start from; None = zeros
+) -> Fit:
+    """Maximise l(b) + log det I(b) / 2, the logistic log-likelihood under Jeffreys' prior (Firth 1993).
+
+    I(b) = X' W X with W = diag(p (1 - p)). Newton steps on the modified score X' (y - p + h (1/2 - p)), where h is the
+    diagonal of the hat matrix (Heinze & Schemper 2002), halved until the penalised likelihood rises. With `fixed`
+    coefficients the determinant is still that of all. Raises numpy.linalg.LinAlgError if columns of x are collinear.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    held = dict(fixed or {})
+    beta = np.zeros(x.shape[1]) if start is None else np.array(start, dtype=np.float64)
+    beta[list(held)] = list(held.values())
+    free = np.array([column for column in range(x.shape[1]) if column not in held], dtype=np.intp)
+    value, information, p = _penalised(x, y, beta)
+    for _ in range(_ITERATIONS):
+        if len(free) == 0:
+            break
+        weight = p * (1 - p)
+        hat = weight * np.einsum("nk,nk->n", x, np.linalg.solve(information, x.T).T)
+        score = (x.T @ (y - p + hat * (0.5 - p)))[free]
+        step = np.linalg.solve(information[np.ix_(free, free)], score)
+        if score @ step < 1e-14:  # squared length of the step in standard errors
+            break
+        step *= min(1.0, _STEP / float(np.abs(step).max()))
+        for _ in range(25):
+            trial = beta.copy()
+            trial[free] += step
+            found = _penalised(x, y, trial)
+            if found[0] >= value:
+                break
+            step = step / 2
+        else:
+            break  # no rise that floating point can tell: this is the top
+        beta, (value, information, p) = trial, found
+    return Fit(beta, value, np.linalg.inv(information))
+
+
+def effect(x: Floats, y: NDArray[Any], column: int, fit: Fit, level: float = 0.95) -> Effect:
+    """Odds ratio exp(b) of one column with its profile penalised-likelihood interval and likelihood-ratio p-value.
+
+    The interval is where 2 (l* - l*(b)) stays below the chi-square quantile with one degree of freedom, l*(b) being the
+    largest penalised log-likelihood with this coefficient held at b (Heinze & Schemper 2002). An end that is not found
+    within 60 standard errors is 0 or infinity.
+    """
+    from scipy.stats import chi2
+
+    at = float(fit.coefficients[column])
+    drop = 0.5 * float(chi2.ppf(level, 1))
+    last = fit.coefficients
+
+    @functools.cache
+    def above(value: float) -> float:
+        """How far the profile at `value` lies above the line that bounds the interval."""
+        nonlocal last
+        # Under separation the likelihood has several tops: try the way from the estimate as well as from next door.
+        best = max((firth(x, y, {column: value}, s) for s in (fit.coefficients, last)), key=lambda f: f.log_likelihood)
+        last = best.coefficients
+        return best.log_likelihood - fit.log_likelihood + drop
+
+    reach = math.sqrt(float(fit.covariance[column, column]))
+    low, high = _crossing(above, at, -reach), _crossing(above, at, reach)
+    last = fit.coefficients
+    ratio = max(0.0, 2 * (drop - above(0.0)))
+    return Effect(Estimate(_exp(at), _exp(low), _exp(high), len(y)), float(chi2.sf(ratio, 1)))
+
+
+def _penalised(x: Floats, y: Floats, beta: Floats) -> tuple[float, Floats, Floats]:
+    """Penalised log-likelihood at beta [k], the information matrix [k k], and the probabilities [n]."""
+    eta = x @ beta
+    p = 0.5 * (1 + np.tanh(eta / 2))
+    information = (x * (p * (1 - p))[:, None]).T @ x
+    sign, log_det = np.linalg.slogdet(information)
+    value = float(y @ eta - np.logaddexp(0, eta).sum() + 0.5 * log_det) if sign > 0 else -math.inf
+    return value, information, p
+
+
+def _crossing(above: Callable[[float], float], at: float, reach: float) -> float:
+    """Where `above` turns negative on the way from `at`, in the direction and by steps of `reach`."""
+    from scipy.optimize import brentq
+
+    inside = at
+    for steps in (1, 2, 3, 4, 6, 8, 12, 20, 35, 60):
+        outside = at + steps * reach
+        if above(outside) < 0:
+            return float(brentq(above, inside, outside, xtol=1e-7 * abs(reach), rtol=1e-10))
+        inside = outside
+    return math.copysign(math.inf, reach)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0)) if value < math.inf else math.inf

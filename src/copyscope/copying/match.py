@@ -1,0 +1,158 @@
+"""Which training images each image is nearest to: search, then a second look at the pixels of the best candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope.machine import Progress
+
+from .embed import Embeddings
+from .search import NOTHING, Nearest, search
+from .verify import Verify
+
+K = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """The k nearest references of every readable query, with both scores.
+
+    nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
+    of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate group
+    of the best match (-1, NaN where there is none).
+    """
+
+    queries: Embeddings
+    references: Embeddings
+    nearest: Nearest
+    verified: NDArray[np.float32]
+    next_index: NDArray[np.int64]
+    next_score: NDArray[np.float32]
+
+    @property
+    def similarity(self) -> NDArray[np.float32]:
+        """Similarity score of each query [n]: its highest similarity to any reference (DCR's top-1)."""
+        return self.nearest.score[:, 0]
+
+    @property
+    def combined(self) -> NDArray[np.float32]:
+        """Mean of descriptor and pixel score [n k], the score that verdicts rest on; -inf where not verified."""
+        together = (self.nearest.score + self.verified) / 2
+        return np.where(np.isnan(together), -np.inf, together).astype(np.float32)
+
+    @property
+    def best(self) -> NDArray[np.intp]:
+        """Which of the k is the match of each query [n]: the one of highest combined score."""
+        return self.combined.argmax(axis=1)
+
+    def of_best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values [n k] at the best match [n]."""
+        return np.take_along_axis(values, self.best[:, None], axis=1)[:, 0]
+
+    @property
+    def match(self) -> NDArray[np.int64]:
+        """Position of the match of each query among the readable references [n]; -1 where there is none."""
+        found: NDArray[np.int64] = np.take_along_axis(self.nearest.index, self.best[:, None], axis=1)[:, 0]
+        return found
+
+    def table(self, k: int) -> pa.Table:
+        """The first k of each query: query_id, reference_id, rank (from 1), score, verified, combined."""
+        k = min(k, self.nearest.index.shape[1])
+        index = self.nearest.index[:, :k]
+        there = index >= 0
+        query = np.nonzero(there)[0]
+        verified, combined = self.verified[:, :k][there], self.combined[:, :k][there]
+        return pa.table(
+            {
+                "query_id": pa.array(self.queries.ids).take(pa.array(query)),
+                "reference_id": pa.array(self.references.ids).take(pa.array(index[there])),
+                "rank": pa.array((np.nonzero(there)[1] + 1).astype(np.int32)),
+                "score": pa.array(self.nearest.score[:, :k][there]),
+                "verified": pa.array(verified, mask=np.isnan(verified)),
+                "combined": pa.array(combined, mask=np.isneginf(combined)),
+            }
+        )
+
+
+def match(
+    queries: Embeddings,
+    references: Embeddings,
+    verify: Verify,
+    *,
+    k: int = K,
+    labels: NDArray[np.int64] | None = None,
+    own: NDArray[np.int64] | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Matches:
+    """Match every readable query against the readable references.
+
+    labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each query
+    [n], which does not count for it (a training image against the others).
+    """
+    labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
+    nearest = search(
+        queries.vectors,
+        references.vectors,
+        k,
+        query_labels=own,
+        reference_labels=labels if own is not None else None,
+        workers=workers,
+        progress=progress,
+    )
+    candidates = nearest.index[:, : verify.top]
+    used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
+    slots = np.full(candidates.shape, -1, dtype=np.int64)
+    slots[candidates >= 0] = places
+    verified = np.full(nearest.index.shape, np.nan, dtype=np.float32)
+    if len(used):
+        verified[:, : verify.top] = verify.compare(
+            verify.thumbnails(queries.corpus, queries.rows, cache=cache, workers=workers, progress=progress),
+            verify.thumbnails(references.corpus, references.rows[used], cache=cache, workers=workers, progress=progress),
+            slots,
+            workers=workers,
+            progress=progress,
+        )
+    found = Matches(queries, references, nearest, verified, *_empty_next(len(queries.rows)))
+    return dataclasses.replace(found, **_next_group(found, labels, own, workers))
+
+
+def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return np.full(n, -1, dtype=np.int64), np.full(n, np.nan, dtype=np.float32)
+
+
+def _next_group(
+    matches: Matches, labels: NDArray[np.int64], own: NDArray[np.int64] | None, workers: int | None
+) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+    """The nearest reference outside the group of the match: among the k where they reach, else by a search of its own."""
+    index, score = _empty_next(len(matches.queries.rows))
+    kept = matches.nearest
+    if not len(labels) or not len(index):
+        return {"next_index": index, "next_score": score}
+    group = np.where(matches.match >= 0, labels[matches.match], -1)
+    other = (kept.index >= 0) & (labels[kept.index] != group[:, None])
+    first = other.argmax(axis=1)
+    there = other.any(axis=1)
+    rows = np.arange(len(index))
+    index[there] = kept.index[rows, first][there]
+    score[there] = kept.score[rows, first][there]
+    # All k in one group: a picture duplicated more often than k.
+    lost = np.flatnonzero(~there & (matches.match >= 0) & (kept.index[:, -1] >= 0))
+    if own is None and len(lost):
+        again = search(
+            matches.queries.vectors[lost],
+            matches.references.vectors,
+            1,
+            query_labels=group[lost],
+            reference_labels=labels,
+            workers=workers,
+        )
+        found = again.score[:, 0] > NOTHING
+        index[lost[found]], score[lost[found]] = again.index[found, 0], again.score[found, 0]
+    return {"next_index": index, "next_score": score}

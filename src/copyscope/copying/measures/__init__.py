@@ -1,0 +1,55 @@
+"""Measures: what one training image is like, as one number: how complex its picture, how particular its caption.
+
+They are the causes `explain` weighs against copying. One file a measure; `unit` says what the number counts. Picture
+measures look at DCR's complexity view (shorter side to 224, middle 224 x 224), so that images of any size compare.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+from copyscope.images import Image, centre_crop, resize_short
+from copyscope.parts import Part
+
+VIEW_SIZE = 224
+"""Side in pixels of the complexity view."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Item:
+    """One training image as the measures see it."""
+
+    image: Image | None
+    """The complexity view, uint8 [224 224 3]; None where the image was not read."""
+    captions: list[str]
+    """All its captions, possibly none."""
+    shared: int = 0
+    """How many other images of the corpus have one of its captions."""
+    near_shared: int = 0
+    """How many further images have nearly one of its captions; none of them is counted in `shared`."""
+
+
+class Measure(Part, abc.ABC):
+    """Item -> number. Depends on that item alone; NaN where there is nothing to measure."""
+
+    unit: ClassVar[str]
+    """What the number counts, e.g. "KiB"."""
+    needs_image: ClassVar[bool]
+    """Whether it looks at the picture: if not, no image need be read for it."""
+
+    @abc.abstractmethod
+    def measure(self, item: Item) -> float:
+        """The measure of `item`; NaN if it needs a picture or a caption that is not there."""
+
+
+def complexity_view(image: Image) -> Image:
+    """`image` [h w 3] as the picture measures want it: shorter side to 224 (bilinear), then the middle 224 x 224.
+
+    The size at which DCR measures complexity. Raises ImageError where the image is too elongated to be resized so.
+    """
+    return centre_crop(resize_short(image, VIEW_SIZE), VIEW_SIZE)
+
+
+SHELF = Measure

@@ -1,0 +1,24 @@
+"""How much a caption belongs to this image alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+from copyscope.copying.measures import Item, Measure
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionUniqueness(Measure):
+    """1 / (1 + number of other images that share or nearly share a caption): 1 = nobody else's, near 0 = everybody's.
+
+    The share of images under that caption which this image makes up. NaN for an image without captions. What counts
+    as sharing: `copyscope.copying.sharing.caption_sharing`.
+    """
+
+    unit: ClassVar[str] = "1 / images with that caption"
+    needs_image: ClassVar[bool] = False
+
+    def measure(self, item: Item) -> float:
+        return 1 / (1 + item.shared + item.near_shared) if item.captions else math.nan

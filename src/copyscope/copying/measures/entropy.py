@@ -1,0 +1,27 @@
+"""Entropy of the grey values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from copyscope.copying.measures import Item, Measure
+from copyscope.images import luma
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy(Measure):
+    """Shannon entropy -sum p ln p of the 256-level luma histogram: 0 (one grey) to ln 256 = 5.545 (all alike)."""
+
+    unit: ClassVar[str] = "nats"
+    needs_image: ClassVar[bool] = True
+
+    def measure(self, item: Item) -> float:
+        if item.image is None:
+            return math.nan
+        counts = np.bincount(luma(item.image).ravel(), minlength=256)
+        share = counts[counts > 0] / counts.sum()
+        return float(max(0.0, -(share * np.log(share)).sum()))

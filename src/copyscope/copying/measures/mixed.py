@@ -1,0 +1,22 @@
+"""DCR's product of entropy and JPEG size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+from copyscope.copying.measures import Item, Measure
+from copyscope.copying.measures.entropy import Entropy
+from copyscope.copying.measures.jpeg_size import JpegSize
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Measure):
+    """Entropy x sqrt(JPEG KiB): DCR's one number for complexity. See `entropy` and `jpeg_size`."""
+
+    unit: ClassVar[str] = "nats x sqrt(KiB)"
+    needs_image: ClassVar[bool] = True
+
+    def measure(self, item: Item) -> float:
+        return Entropy().measure(item) * math.sqrt(JpegSize().measure(item))

@@ -1,0 +1,85 @@
+"""Named protocols: a descriptor, its preprocessing and a threshold, under one name, so that numbers can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from copyscope import parts
+from copyscope.errors import PartError
+
+from .descriptors import Descriptor
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a number was made.
+
+    descriptor: the part's spec, preprocessing included. threshold: similarity above which the literature says
+    "replication". duplicates: similarity from which two training images are near-duplicates.
+    """
+
+    name: str
+    descriptor: str
+    threshold: float
+    duplicates: float
+    about: str
+
+    def load(self) -> Descriptor:
+        """The descriptor."""
+        part: Descriptor = parts.load("descriptors", self.descriptor)
+        return part
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "sscd-288",
+            "sscd",
+            0.5,
+            0.75,
+            "SSCD as its authors use it: shorter side 288, ImageNet statistics; 0.75 = 90 % precision on DISC",
+        ),
+        Protocol(
+            "sscd-distilled",
+            "sscd_distilled",
+            0.5,
+            0.75,
+            "the packaged student of SSCD: several times faster, for a first look or a very large set",
+        ),
+        Protocol(
+            "dcr-2023",
+            "sscd(size=256, crop=224, norm='half')",
+            0.5,
+            0.75,
+            "Somepalli et al. 2023 as their code runs it: resize 256, crop 224, mean and deviation 0.5",
+        ),
+        Protocol(
+            "membench",
+            "sscd(square=True)",
+            0.5,
+            0.75,
+            "MemBench: 288 x 288 whatever the aspect, ImageNet statistics",
+        ),
+    )
+}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name, or an unnamed one made of a descriptor spec such as "phash" or "sscd(size=320)".
+
+    Raises PartError when it is neither.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    try:
+        descriptor = str(parts.load("descriptors", name))
+    except PartError as error:
+        close = difflib.get_close_matches(name, PROTOCOLS, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise PartError(
+            f"{name!r} is neither a protocol nor a descriptor: {str(error).splitlines()[0]}\n"
+            f"{hint}Protocols: {', '.join(PROTOCOLS)}; descriptors: {', '.join(parts.names('descriptors'))}"
+        ) from None
+    return Protocol(descriptor, descriptor, 0.5, 0.9 if descriptor.startswith(("phash", "pdq", "clip")) else 0.75, "")

@@ -1,0 +1,206 @@
+"""Matches -> how much is copied: similarity statistics, the calibrated verdict, and the classical tests beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import stats
+from copyscope.stats import Estimate
+
+Floats = NDArray[np.floating[Any]]
+
+FDR = 0.05
+TOLERABLE = 0.05
+
+
+def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
+    """DCR's statistics of the similarity scores [n]: mean, std, 75th, 90th and 95th percentile, share above `threshold`.
+
+    Intervals at 95 %: bootstrap for mean and deviation, order statistics for the percentiles, Clopper-Pearson for the share.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    found = {"mean": stats.bootstrap(_mean, scores), "std": stats.bootstrap(_std, scores)}
+    found |= {f"p{percent}": stats.quantile(scores, percent / 100) for percent in (75, 90, 95)}
+    found["above_threshold"] = stats.proportion(int((scores > threshold).sum()), len(scores))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The scores of real images that are no copies, against which each generated image is judged.
+
+    method: "held-out" or "baseline". scores: combined scores [n]. n_removed: look-alikes taken out by `rule` beforehand.
+    """
+
+    method: str
+    scores: Floats
+    n_removed: int
+    rule: str
+
+    def sentence(self) -> str:
+        """What the p-values rest on, for the report."""
+        n = len(self.scores)
+        if self.method == "held-out":
+            return f"Calibrated on {n} held-out real images ({self.n_removed} look-alikes of training images removed first)."
+        return (
+            f"Calibrated on {n} training images against those outside their own near-duplicate group, for want of "
+            "held-out images (--held-out): a stand-in, less sure than images the model never saw."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Which generated images are copies, how many that is, and what may be said of it.
+
+    copied [n], p_values [n]: of each readable generated image. cut: lowest combined score called a copy, NaN if none is.
+    answer: "copies", "no copies found" or "cannot tell". needed: what it would take to tell.
+    """
+
+    copied: NDArray[np.bool_]
+    p_values: Floats
+    rate: Estimate
+    cut: float
+    answer: str
+    sentence: str
+    needed: str | None
+
+
+def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr: float = FDR) -> Verdict:
+    """Judge combined scores [n] of generated images: conformal p-values, then Benjamini-Hochberg at `fdr` over the set.
+
+    The replication rate is the share called copies, with the Clopper-Pearson interval in whose upper end the unreadable images
+    count as copies. "cannot tell" is the answer when nothing is found and a rate of 5 % could have gone unseen: too few
+    generated images to bound the rate, or too few calibration images for so rare a copy to stand out.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    n, m = len(scores), len(calibration.scores)
+    p_values = stats.conformal_p_values(scores, calibration.scores)
+    copied = stats.benjamini_hochberg(p_values, fdr) if m else np.zeros(n, dtype=bool)
+    count = int(copied.sum())
+    rate = stats.proportion(count, n, missing=n_missing)
+    cut = float(scores[copied].min()) if count else math.nan
+    level = f"at a false discovery rate of {fdr:.0%}"
+    if count:
+        share = f"{count} of {n} generated images ({_percent(rate)})"
+        are = "is a copy" if count == 1 else "are copies"
+        return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: {share} {are} {level}.", None)
+    needed = _needed(scores, calibration, n, n_missing, fdr)
+    if needed:
+        sentence = f"Cannot tell: no copy found among {n} generated images, but a rate of {TOLERABLE:.0%} could have gone unseen."
+        return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
+    sentence = f"No copies found among {n} generated images {level}: the rate is at most {rate.high:.1%} (95 % interval)."
+    return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
+
+
+def _needed(scores: Floats, calibration: Calibration, n: int, n_missing: int, fdr: float) -> str | None:
+    """What would be needed before "no copies found" could be said; None when it can be."""
+    m = len(calibration.scores)
+    wants = []
+    enough = stats.cases_needed(TOLERABLE)
+    if stats.proportion(0, n, missing=n_missing).high > TOLERABLE:
+        readable = f" and {n_missing} of the present ones made readable" if n_missing else ""
+        wants.append(f"{enough} generated images{readable} (there are {n})")
+    # The images beyond all calibration scores have p = 1/(m+1), and k of n are called copies when p <= fdr * k / n.
+    beyond = int((scores > calibration.scores.max(initial=-math.inf)).sum())
+    k = max(beyond, math.ceil(TOLERABLE * n), 1)
+    least = math.ceil(max(n, 1) / (fdr * k) * (1 - 1e-12)) - 1
+    if m < least:
+        kind = "held-out" if calibration.method == "held-out" else "training or, better, held-out"
+        wants.append(f"{least} {kind} images to calibrate on (there are {m})")
+    return "It would take " + " and ".join(wants) + "." if wants else None
+
+
+def _percent(rate: Estimate) -> str:
+    return f"{rate.value:.1%}, 95 % interval {rate.low:.1%} to {rate.high:.1%}"
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean())
+
+
+def _std(values: Floats) -> float:
+    return float(values.std())
+
+
+# The classical tests, as their authors state them, on descriptor distances d = sqrt(2 - 2 * similarity); and each again
+# with neighbours counted by near-duplicate group. All return which of the n queries are flagged.
+
+
+def distance(score: Floats) -> Floats:
+    """Euclidean distance of unit vectors from their inner product."""
+    return np.sqrt(np.maximum(2 - 2 * np.asarray(score, dtype=np.float64), 0))
+
+
+def ratio_test(first: Floats, second: Floats, bound: float = 1 / 3) -> NDArray[np.bool_]:
+    """d1 / d2 < 1/3 (Yoon et al. 2023; Gu et al. 2023): nearest against second-nearest training image.
+
+    first, second: similarity [n] of the two. Blind where the second is a duplicate of the first.
+    """
+    return distance(first) < bound * distance(second)
+
+
+def authenticity_test(first: Floats, match_neighbour: Floats) -> NDArray[np.bool_]:
+    """Not authentic (Alaa et al. 2022): nearer to its training image than that is to any other training image.
+
+    first: similarity [n] to the match. match_neighbour: similarity [n] of the match to its own nearest neighbour.
+    """
+    return distance(first) < distance(match_neighbour)
+
+
+def neighbourhood_test(scores: Floats, alpha: float = 0.5) -> NDArray[np.bool_]:
+    """Calibrated l2 of Carlini et al. 2023: d1 < alpha * mean distance to the n nearest (n = 50 in the paper).
+
+    scores: similarities [n k] to the k nearest, best first. Blind where the image stands in the set more than k times.
+    """
+    found = distance(scores)
+    return found[:, 0] < alpha * found.mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassicalTest:
+    """One classical test on the generated images, as stated and by group (None where there is no such form)."""
+
+    name: str
+    reference: str
+    flagged: NDArray[np.bool_]
+    flagged_by_group: NDArray[np.bool_] | None
+
+    def summary(self, copied: NDArray[np.bool_], group_size: NDArray[np.int64]) -> dict[str, Any]:
+        """Share flagged, and how many of our copies it sees by the size of the copied image's group."""
+        by_size = []
+        for name, inside in SIZES.items():
+            those = copied & inside(group_size)
+            by_group = None if self.flagged_by_group is None else int((self.flagged_by_group & those).sum())
+            by_size.append(
+                {
+                    "size": name,
+                    "n_copies": int(those.sum()),
+                    "seen": int((self.flagged & those).sum()),
+                    "seen_group_aware": by_group,
+                }
+            )
+        n = len(copied)
+        aware = self.flagged_by_group
+        return {
+            "name": self.name,
+            "reference": self.reference,
+            "flagged": stats.proportion(int(self.flagged.sum()), n).as_dict(),
+            "flagged_group_aware": None if aware is None else stats.proportion(int(aware.sum()), n).as_dict(),
+            "by_group_size": by_size,
+            "note": "",
+        }
+
+
+Sizes = NDArray[np.int64]
+SIZES: dict[str, Callable[[Sizes], NDArray[np.bool_]]] = {
+    "1": lambda size: size == 1,
+    "2": lambda size: size == 2,
+    "3-5": lambda size: (size >= 3) & (size <= 5),
+    "6+": lambda size: size >= 6,
+}

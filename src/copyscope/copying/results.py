@@ -1,0 +1,58 @@
+"""A finished result as a folder: `report.html`, one Parquet file a table and, written last, `summary.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from copyscope.errors import InputError
+
+from .embed import write_file
+
+
+def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, pa.Table], page: str) -> Path:
+    """Write a result; while it is being written the folder has no `summary.json`, so no reader takes it for whole."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot write results to {folder}: {error.strerror}.\nGive another folder with -o") from None
+    for name, table in tables.items():
+        write_file(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+    write_file(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder
+
+
+def read_schema(folder: str | Path) -> str:
+    """The schema of the result in `folder`. Raises InputError when there is no finished one."""
+    return str(_summary(folder).get("schema"))
+
+
+def load_result(folder: str | Path, schema: str) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """(summary, tables) of the result in `folder`. Raises InputError when it is not finished or not of `schema`."""
+    summary = _summary(folder)
+    if summary.get("schema") != schema:
+        raise InputError(
+            f"{folder} holds {summary.get('schema')!r}, and this Copyscope reads {schema!r} there.\n"
+            "Run the command that made it again"
+        )
+    return summary, {path.stem: pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet"))}
+
+
+def _summary(folder: str | Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No finished result in {folder}: {error}.\nMake one with: copyscope audit GENERATED TRAIN -o {folder}"
+        ) from None
+    if not isinstance(summary, dict):
+        raise InputError(f"{folder}/summary.json is not a result of Copyscope.\nRun the command that made it again")
+    return summary

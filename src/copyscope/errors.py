@@ -1,0 +1,43 @@
+"""Every exception Copyscope raises on purpose.
+
+    CopyscopeError
+    ├── InputError       a path, folder, table or option that cannot be used as given
+    │   └── ImageError   one image that cannot be read; becomes the `error` of its row, never stops a run
+    ├── PartError        an unknown part, or a part called with wrong arguments
+    ├── MissingExtra     an optional dependency that this call needs is not installed
+    └── AssetError       a named download that is unknown, unreachable, or not what its checksum says
+
+Messages are for people, at most two lines: what was asked and what is wrong, then what to do next.
+"""
+
+from __future__ import annotations
+
+
+class CopyscopeError(Exception):
+    """Base of all: catch this to catch everything Copyscope raises on purpose."""
+
+
+class InputError(CopyscopeError):
+    """A path, folder, table or option cannot be used as given."""
+
+
+class ImageError(InputError):
+    """One image cannot be read. The message becomes the `error` of its row."""
+
+
+class PartError(CopyscopeError):
+    """A part spec names no part, or calls one with wrong arguments."""
+
+
+class MissingExtra(CopyscopeError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, needed_for: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}, which is not installed.\n"
+            f"Install it with: pip install 'copyscope[{extra}]'"
+        )
+
+
+class AssetError(CopyscopeError):
+    """A named asset is unknown, unreachable, or differs from its checksum."""

@@ -1,0 +1,344 @@
+"""The only place that decodes, resizes or writes images: path or bytes -> uint8 [h w 3], RGB, 0..255.
+
+How every kind of image becomes RGB is part of what a number means, so it is fixed here and told in `docs/corpora.md`:
+EXIF orientation is applied, transparency is composited over white, 16-bit and deeper grey is rescaled, the first frame
+or page stands for the file, colour profiles are ignored. Whatever cannot be read raises ImageError with a short reason;
+no other exception and no warning of the decoder (Pillow) escapes. All functions are safe to call from many threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import threading
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+Image = NDArray[np.uint8]
+"""One image: uint8 [h w 3], RGB, 0..255."""
+
+MAX_PIXELS = 2 * 89_478_485
+"""Images with more pixels than this are refused before any pixel is allocated (twice Pillow's own warning limit)."""
+
+# Only formats that decode pixels inside this process: Pillow would also hand EPS files to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+# First bytes of each format: tells a damaged image from a file that never was one.
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"BM": "BMP",
+}
+_NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
+
+
+def decode(source: bytes | str | Path) -> Image:
+    """The image in a file or in the bytes of one, as uint8 [h w 3], RGB, writable.
+
+    Raises ImageError, whose message says why, for whatever cannot be read: no such file, empty, not an image,
+    truncated, corrupt, or more than MAX_PIXELS pixels.
+    """
+    with _quiet:
+        try:
+            if isinstance(source, (str, Path)):
+                with _open_file(source) as file:
+                    return _decode(file)
+            return _decode(BytesIO(source))
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError("too large for the memory there is") from None
+        except Exception as error:  # hostile bytes make Pillow raise almost anything
+            raise ImageError(f"corrupt image: {_reason(error)}") from None
+
+
+def starts_like_image(head: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of an image, by the marks of the formats that are read."""
+    return _format_of(head) != ""
+
+
+def resize(image: Image, size: tuple[int, int], filter: str = "bilinear") -> Image:
+    """`image` [h w 3] at `size` = (height, width), by Pillow's antialiased filter; the filter is part of a protocol."""
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"an image cannot be {height} pixels high and {width} wide")
+    if filter not in FILTERS:
+        raise ValueError(f"no resize filter {filter!r}; there are: {', '.join(FILTERS)}")
+    _refuse_bomb(width, height)
+    method = getattr(_pillow().Resampling, filter.upper())
+    return _array(_picture(image).resize((width, height), method))
+
+
+def resize_short(image: Image, size: int, filter: str = "bilinear") -> Image:
+    """`image` [h w 3] with its shorter side at `size` pixels and its aspect kept.
+
+    The longer side is int(size * longer / shorter), rounded down as in torchvision's `Resize(size)`. Raises ImageError
+    where the image is so elongated that the result would have more than MAX_PIXELS pixels.
+    """
+    height, width = image.shape[:2]
+    if height <= width:
+        return resize(image, (size, int(size * width / height)), filter)
+    return resize(image, (int(size * height / width), size), filter)
+
+
+def centre_crop(image: Image, size: int) -> Image:
+    """The middle `size` x `size` pixels of `image` [h w 3], at the offset torchvision's `CenterCrop(size)` takes."""
+    height, width = image.shape[:2]
+    if size < 1 or size > min(height, width):
+        raise ValueError(f"cannot crop {size} x {size} pixels from {width} x {height}; resize first")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def thumbnail(image: Image, size: int) -> Image:
+    """`image` [h w 3] with its longer side at most `size` pixels, aspect kept; smaller images stay as they are."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    if scale >= 1:
+        return image.copy()
+    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+
+
+def luma(image: Image) -> NDArray[np.uint8]:
+    """Luma of `image` [h w 3] as uint8 [h w]: ITU-R 601-2, 0.299 R + 0.587 G + 0.114 B, as Pillow's `convert("L")`."""
+    return np.array(_picture(image).convert("L"))
+
+
+def encode(image: Image, format: str = "jpeg", quality: int = 90) -> bytes:
+    """`image` [h w 3] as the bytes of a file: "jpeg", "webp" (both lossy, `quality` 1..100) or "png" (lossless)."""
+    if format not in ("jpeg", "webp", "png"):
+        raise ValueError(f"no image format {format!r}; there are: jpeg, webp, png")
+    options = {} if format == "png" else {"quality": quality}
+    file = BytesIO()
+    try:
+        _picture(image).save(file, format, **options)
+    except (OSError, ValueError, MemoryError) as error:  # the formats have size limits of their own
+        height, width = image.shape[:2]
+        raise ImageError(f"{width} x {height} pixels cannot be written as {format}: {_reason(error)}") from None
+    return file.getvalue()
+
+
+@functools.cache
+def _pillow() -> Any:
+    """Pillow's Image module with the plugins of FORMATS, imported on first use."""
+    # Pillow registers these three only when every plugin it has is loaded, which is slow.
+    from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+
+    Image.preinit()
+    return Image
+
+
+def _open_file(path: str | Path) -> Any:
+    try:
+        # Opening a pipe would wait for a writer for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("not a regular file")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except PermissionError:
+        raise ImageError("no permission to read it") from None
+    except OSError as error:
+        raise ImageError(f"cannot be opened: {_reason(error)}") from None
+
+
+def _decode(file: Any) -> Image:
+    pillow = _pillow()
+    try:
+        picture = pillow.open(file, formats=FORMATS)
+    except pillow.DecompressionBombError as error:
+        raise ImageError(f"too large: {_bomb_size(file) or _reason(error)}") from None
+    except Exception as error:
+        raise ImageError(_unidentified(file, error)) from None
+    _refuse_bomb(*picture.size)
+    try:
+        picture.load()
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise ImageError(_unreadable(_NAMES.get(picture.format, picture.format), error)) from None
+    return _upright(_rgb(picture), _orientation(picture))
+
+
+def _rgb(picture: Pillow.Image) -> Image:
+    """Pixels uint8 [h w 3] of a loaded picture of any mode, not yet turned upright."""
+    mode = picture.mode
+    if mode == "RGB" and "transparency" not in picture.info:
+        return np.array(picture)
+    if mode == "F" or mode.startswith("I"):
+        return _deep_grey(picture)
+    if picture.has_transparency_data:
+        if mode in ("RGBa", "La"):  # premultiplied
+            picture = picture.convert({"RGBa": "RGBA", "La": "LA"}[mode])
+        picture = picture.convert("RGBA")
+        white = _pillow().new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture.getchannel("A"))
+        return _array(white)
+    try:
+        return _array(picture.convert("RGB"))
+    except ValueError:
+        raise ImageError(f"the colour space {mode} is not supported") from None
+
+
+def _deep_grey(picture: Pillow.Image) -> Image:
+    """Grey of more than 8 bits, which Pillow's own conversion would clip to white, rescaled to uint8 [h w 3].
+
+    16-bit: v / 257, rounded, so that 65535 becomes 255. 32-bit integers and floats do not say what white is: the
+    smallest of the ranges 0..1 (floats only), 0..255 and 0..65535 that holds every value is taken, and else
+    minimum..maximum is stretched. Not-a-number counts as 0.
+    """
+    values = np.asarray(picture)
+    tags = getattr(picture, "tag_v2", {})
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        white = 65535
+        if tags.get(258) == (12,):  # BitsPerSample: Pillow keeps the 12 bits as they are
+            white = 4095
+        deep = np.clip(values, 0, white).astype(np.uint32)
+        grey = (deep * 255 + white // 2) // white
+        transparent = picture.info.get("transparency")
+        if isinstance(transparent, int):  # PNG: the one value that is see-through
+            grey[values == transparent] = 255
+    else:
+        real = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = float(real.min()), float(real.max())
+        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
+        fits = [limit for limit in ranges if low >= 0 and high <= limit]
+        low, high = (0.0, fits[0]) if fits else (low, high)
+        grey = np.rint((real - low) * (255 / max(high - low, np.finfo(np.float64).tiny)))
+    if picture.format == "TIFF" and tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
+        grey = 255 - grey
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _orientation(picture: Pillow.Image) -> int:
+    """EXIF orientation 1..8; 1 where there is none, or where the EXIF block is damaged: no reason to lose the image."""
+    try:
+        value = picture.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    """`image` [h w 3] turned as EXIF (CIPA DC-008, tag 0x0112) says: 5..8 swap the axes, then rows or columns flip."""
+    if orientation == 1:
+        return image
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _picture(image: Image) -> Pillow.Image:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an image is uint8 [h w 3], not {image.dtype} {list(image.shape)}")
+    return cast("Pillow.Image", _pillow().fromarray(image))
+
+
+def _array(picture: Pillow.Image) -> Image:
+    return np.array(picture)
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"too large: {width} x {height} pixels")
+
+
+def _bomb_size(file: Any) -> str:
+    """Width and height of an image that Pillow refused for its size, which its own error does not tell."""
+    pillow = _pillow()
+    for name in FORMATS:
+        factory, accept = pillow.OPEN[name]
+        try:
+            file.seek(0)
+            if accept is None or accept(file.read(16)) is True:
+                file.seek(0)
+                width, height = factory(file, "").size
+                return f"{width} x {height} pixels"
+        except pillow.DecompressionBombError as error:  # some plugins check by themselves
+            return str(error).partition("(")[2].partition(")")[0]
+        except Exception:
+            continue
+    return ""
+
+
+def _unidentified(file: Any, error: Exception) -> str:
+    """Why no decoder took the file."""
+    file.seek(0)
+    head = file.read(16)
+    if not head:
+        return "empty file"
+    name = _format_of(head)
+    if not name:
+        return f"not an image: starts with {head[:8]!r}"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return f"truncated or corrupt {name}: its header cannot be read"
+    return _unreadable(name, error)
+
+
+def _format_of(head: bytes) -> str:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "AVIF"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PPM"
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def _unreadable(name: str | None, error: Exception) -> str:
+    reason = _reason(error)
+    damage = "truncated" if isinstance(error, EOFError) or "truncat" in reason.lower() else "corrupt"
+    return f"{damage} {name or 'image'}: {reason}"
+
+
+def _reason(error: BaseException) -> str:
+    """One short line: an exception's own text, or its type where it has none."""
+    text = " ".join(str(error).split())
+    return text[:120] if text else type(error).__name__
+
+
+class _Quiet(threading.local):
+    """Silences warnings in the threads that are decoding, and in no other.
+
+    `warnings.catch_warnings` swaps the filters of the whole process and so is not safe among threads. This object
+    instead stands in a warnings filter in the place of the message pattern, and its `match` says whether the thread
+    that asks is one that is decoding.
+    """
+
+    depth = 0
+
+    def match(self, message: str) -> bool:
+        return self.depth > 0
+
+    def __enter__(self) -> None:
+        # Whoever changes the filters (a test runner, catch_warnings) may drop ours or put one before it.
+        filters = cast("list[Any]", warnings.filters)
+        if not filters or filters[0] is not _FILTER:
+            filters.insert(0, _FILTER)
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+_quiet = _Quiet()
+_FILTER = ("ignore", _quiet, Warning, None, 0)

@@ -1,0 +1,172 @@
+"""The layouts on disk that `Corpus.open` recognises, each turned into one table of rows. See `docs/corpora.md`."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .rows import Rows
+from .shards import chosen_ids, image_column, index_parquet, index_tar
+from .sidecars import (
+    IMAGE_SUFFIXES,
+    About,
+    is_image_name,
+    match_captions,
+    may_be_image,
+    read_captions_json,
+    read_metadata,
+    read_sidecars,
+)
+from .storage import Listing, Storage, join, reason
+
+_TABLES = (".jsonl", ".csv", ".tsv")
+
+
+def recognise(storage: Storage, path: str, origin: str) -> tuple[str, pa.Table]:
+    """(kind, table) of what is at `path`; `origin` is what the user called it. Raises InputError if it is no corpus."""
+    if path.strip("/") == "" or storage.kind(path) == "directory":
+        return _folder(storage, path, origin)
+    suffix = posixpath.splitext(path)[1].lower()
+    name = posixpath.basename(path)
+    if suffix == ".tar":
+        return "webdataset", _shards(storage, posixpath.dirname(path), [name], origin, "tar")
+    if suffix == ".parquet" and _holds_images(storage, path):
+        return "parquet", _shards(storage, posixpath.dirname(path), [name], origin, "parquet")
+    if suffix in (*_TABLES, ".parquet", ".json"):
+        return _listed(storage, path, suffix)
+    if is_image_name(path):
+        rows = Rows()
+        rows.add(name, path)
+        return "folder", rows.table()
+    hint = (
+        f"Open it as 'zip://::{origin}', or unpack it" if suffix == ".zip" else "Name a folder of images, or one of: "
+    )
+    if suffix != ".zip":
+        hint += ".tar (not compressed), .parquet, .json (captions), .jsonl, .csv"
+    raise InputError(f"Cannot open {origin!r}: a {suffix or 'nameless'} file is no corpus.\n{hint}")
+
+
+def _folder(storage: Storage, root: str, origin: str) -> tuple[str, pa.Table]:
+    listing = storage.list_files(root)
+    images = [path for path in listing.files if may_be_image(path)]
+    named = [path for path in images if is_image_name(path)]
+    tars = [path for path in listing.files if path.lower().endswith(".tar")]
+    tables = [path for path in listing.files if path.lower().endswith(".parquet")]
+    tables = [path for path in tables if posixpath.basename(path) != "metadata.parquet"]
+    # A data set has a picture for its front page, an image folder the archive it came from: the larger part is meant.
+    size = _bytes(listing, named)
+    if tars and _bytes(listing, tars) > size:
+        return "webdataset", _shards(storage, root, tars, origin, "tar")
+    if tables and _bytes(listing, tables) > size:
+        held = [path for path in tables if _holds_images(storage, join(root, path), otherwise=True)]
+        if held:
+            return "parquet", _shards(storage, root, held, origin, "parquet")
+    about = read_sidecars(storage, root, listing, images)
+    if not named and not about.captions and not _some_image(storage, root, images):
+        raise _no_images(listing, origin)
+    return about.kind, _image_rows(root, listing, images, about).table()
+
+
+def _listed(storage: Storage, path: str, suffix: str) -> tuple[str, pa.Table]:
+    """The images that a table of metadata or a captions JSON lists, in the folder it lies in."""
+    root, name = posixpath.split(path)
+    captions = read_captions_json(storage, path) if suffix == ".json" else {}
+    listing = storage.list_files(root)
+    about = About()
+    if suffix == ".json":
+        match_captions(root, name, captions, [file for file in listing.files if may_be_image(file)], about)
+    else:
+        read_metadata(storage, root, name, listing, about)
+    if not about.captions:
+        raise InputError(f"Cannot open {path!r}: it lists no images.\nEach record names its image as `file_name`")
+    images = [file for file in about.captions if file in listing.files]
+    return about.kind, _image_rows(root, Listing(listing.files, {}), images, about).table()
+
+
+def _image_rows(root: str, listing: Listing, images: list[str], about: About) -> Rows:
+    # Metadata may name files that do not look like images.
+    found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}
+    classes = all("/" in path for path in found)
+    rows = Rows()
+    for path in sorted({*found, *about.absent, *listing.unreadable}):
+        extras = about.extras.get(path, {})
+        if classes and path in listing.files and "class" not in extras:
+            extras = {**extras, "class": path.partition("/")[0]}
+        error = about.absent.get(path) or listing.unreadable.get(path)
+        locator = None if path in listing.unreadable else join(root, path)
+        rows.add(path, locator, about.captions.get(path, ()), error=error, extras=extras)
+    return rows
+
+
+def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: str) -> pa.Table:
+    """The rows of all shards in the order of their names. A shard that cannot be read is a row with an error."""
+    rows = Rows()
+    candidates: list[dict[str, Any]] = []
+    failed: list[str] = []
+    errors: list[str] = []
+    for name in names:
+        before = len(rows)
+        path = join(root, name)
+        if kind == "tar":
+            index_tar(storage, path, rows, name)
+            continue
+        try:
+            candidates += index_parquet(storage, path, rows, name)
+        except Exception as error:
+            if len(rows) > before:  # the file broke off half-way: its first rows are known, and stay
+                candidates += [{} for _ in range(len(rows) - before)]
+            failed.append(name)
+            errors.append(reason(error))
+    ids = chosen_ids(candidates, rows.ids) if kind == "parquet" else rows.ids
+    rows.rename(ids)
+    for name, why in zip(failed, errors, strict=True):
+        rows.add(name, None, error=f"damaged Parquet: {why}")
+    if not rows.any_image():
+        why = errors[0] if errors else next((text for text in rows.errors if text), "it is empty")
+        raise InputError(f"Cannot open {origin!r}: {names[0]}: {why}.\nNo image could be found in {len(names)} files")
+    return rows.table()
+
+
+def _holds_images(storage: Storage, path: str, *, otherwise: bool = False) -> bool:
+    """Whether a Parquet file has a column of images; `otherwise` if it cannot be read."""
+    try:
+        with storage.open(path) as file:
+            return bool(image_column(pq.read_schema(file)))
+    except Exception as error:
+        if otherwise:
+            return True
+        raise InputError(
+            f"Cannot open {path!r}: {reason(error)}.\nIt is not a Parquet file, or a damaged one"
+        ) from None
+
+
+def _bytes(listing: Listing, paths: list[str]) -> int:
+    return sum(listing.files[path] or 0 for path in paths)
+
+
+def _some_image(storage: Storage, root: str, paths: list[str]) -> bool:
+    """Whether one of the first files without a telling name is an image by its content."""
+    from .images import starts_like_image
+
+    for path in paths[:50]:
+        try:
+            with storage.open(join(root, path)) as file:
+                if starts_like_image(file.read(16)):
+                    return True
+        except Exception:
+            continue
+    return False
+
+
+def _no_images(listing: Listing, origin: str) -> InputError:
+    if not listing.files and not listing.unreadable:
+        return InputError(f"Cannot open {origin!r}: the folder is empty.\nName a folder that holds images")
+    kinds = sorted({posixpath.splitext(path)[1] or posixpath.basename(path) for path in listing.files})
+    return InputError(
+        f"Cannot open {origin!r}: no images in it, only {len(listing.files)} other files ({', '.join(kinds[:6])}).\n"
+        f"Images are {', '.join(sorted(IMAGE_SUFFIXES)[:6])} ... files, .parquet with image bytes, or WebDataset .tar"
+    )

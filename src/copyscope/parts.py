@@ -1,0 +1,130 @@
+"""Parts: interchangeable one-file classes on a shelf, named by text.
+
+`load("descriptors", "sscd(size=224)")` parses the spec with `ast` (literals only), imports the file `sscd.py` of that
+shelf and calls the one public class defined there. `str(part)` gives back the shortest spec that rebuilds it, so that a
+result always carries the recipe that made it. A dotted spec, `mypackage.mymodule:MyPart(k=1)`, loads a part from outside.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from .errors import PartError
+
+SHELVES = {
+    "descriptors": "copyscope.copying.descriptors",
+    "measures": "copyscope.copying.measures",
+}
+
+
+class Part:
+    """Base of every shelf's abstract class: a frozen dataclass whose `str` is the spec that rebuilds it."""
+
+    def __str__(self) -> str:
+        cls = type(self)
+        name = cls.__module__.rpartition(".")[2]
+        if not any(cls.__module__.startswith(package + ".") for package in SHELVES.values()):
+            name = f"{cls.__module__}:{cls.__qualname__}"
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if field.init and getattr(self, field.name) != field.default
+        ]
+        return f"{name}({', '.join(changed)})" if changed else name
+
+
+def names(shelf: str) -> list[str]:
+    """Names of all parts on a shelf, sorted, without importing any of them."""
+    package = importlib.import_module(_package(shelf))
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+
+
+def load(shelf: str, spec: str) -> Any:
+    """The part that `spec` describes, e.g. `load("descriptors", "sscd(size=224)")`.
+
+    Raises PartError if the spec is malformed, names no part, or gives arguments the part does not take.
+    """
+    path, arguments, options = _parse(shelf, spec)
+    cls = _outside(shelf, path) if ":" in path else part_class(shelf, path)
+    try:
+        inspect.signature(cls).bind(*arguments, **options)
+        return cls(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise PartError(
+            f"{spec!r} does not fit its part: {error}.\nThe part is called as {signature(cls, path)}"
+        ) from None
+
+
+def part_class(shelf: str, name: str) -> type:
+    """The one public class defined in the file `name` of a shelf."""
+    known = names(shelf)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise PartError(f"No part {name!r} among the {shelf}.\n{hint}There are: {', '.join(known)}")
+    return _only_class(importlib.import_module(f"{_package(shelf)}.{name}"))
+
+
+def signature(cls: type, name: str) -> str:
+    """How a part is called, as text: `sscd(size: int = 288)`."""
+    parameters = str(inspect.signature(cls)).partition(" -> ")[0]
+    return f"{name}{parameters}".replace("'", "")
+
+
+def _package(shelf: str) -> str:
+    if shelf not in SHELVES:
+        raise PartError(f"No shelf {shelf!r}.\nThere are: {', '.join(SHELVES)}")
+    return SHELVES[shelf]
+
+
+def _outside(shelf: str, path: str) -> type:
+    module, _, attribute = path.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PartError(f"Cannot load the part {path!r}: {error}.\nWrite it as package.module:Class(...)") from None
+    base = importlib.import_module(_package(shelf)).SHELF
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PartError(f"{path!r} is not a part of the shelf {shelf}.\nMake it a subclass of {base.__name__}")
+    return cls
+
+
+def _only_class(module: Any) -> type:
+    classes = [
+        value
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and issubclass(value, Part)
+        and not key.startswith("_")
+    ]
+    if len(classes) != 1:
+        raise PartError(f"{module.__name__} must define exactly one public part, and defines {len(classes)}")
+    return classes[0]
+
+
+def _parse(shelf: str, spec: str) -> tuple[str, list[Any], dict[str, Any]]:
+    path, bracket, _ = spec.strip().partition("(")
+    malformed = PartError(
+        f"{spec!r} is not a part spec.\nWrite it as name or name(key=value), with plain values; "
+        f"the {shelf} are: {', '.join(names(shelf))}"
+    )
+    if not path or not all(piece.isidentifier() for piece in path.replace(":", ".").split(".")):
+        raise malformed
+    if not bracket:
+        return path, [], {}
+    try:
+        call = ast.parse("f" + spec.strip()[len(path) :], mode="eval").body
+        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+            raise malformed
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise malformed from None
+    return path, arguments, options

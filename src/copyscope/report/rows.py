@@ -1,0 +1,191 @@
+"""The audit's tables as compact JSON for the page's script: columns, short numbers, previews shared and bounded.
+
+The script only ever puts these values into the page as text, and `embed` keeps them from closing their element.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from .wording import ACTIONS, VISIBLE, is_number
+
+#: Characters of base64 that all previews together may take; the rest of the rows say "no preview".
+PREVIEW_BUDGET = 24_000_000
+
+#: Gallery rows, and members of each group, whose previews are kept before all others.
+GALLERY_FIRST = 500
+GROUP_FIRST = 10
+
+_MIME = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"RIFF", "image/webp"))
+
+
+class Previews:
+    """Images by (corpus, id) as `data:` URIs: each stored once, in the order first asked for, within a budget."""
+
+    def __init__(self, table: pa.Table | None, budget: int = PREVIEW_BUDGET) -> None:
+        self.uris: list[str] = []
+        self.left_out = 0
+        self._budget = budget
+        self._place: dict[tuple[str, str], int | None] = {}
+        corpora, ids, images = (column(table, name) for name in ("corpus", "id", "image"))
+        self._image = dict(zip(zip(corpora, ids, strict=True), images, strict=True))
+
+    def place(self, corpus: str, image_id: str | None) -> int | None:
+        """Index into `uris`, or None where there is no preview."""
+        if image_id is None:
+            return None
+        key = (corpus, image_id)
+        if key not in self._place:
+            self._place[key] = self._add(self._image.get(key))
+        return self._place[key]
+
+    def _add(self, image: bytes | None) -> int | None:
+        mime = next((mime for start, mime in _MIME if image and image.startswith(start)), None)
+        if image is None or mime is None:
+            return None
+        uri = f"data:{mime};base64,{base64.b64encode(image).decode()}"
+        if len(uri) > self._budget:
+            self.left_out += 1
+            return None
+        self._budget -= len(uri)
+        self.uris.append(uri)
+        return len(self.uris) - 1
+
+
+def column(table: pa.Table | None, name: str) -> list[Any]:
+    """A column as Python values; all None where the table lacks it."""
+    if table is None:
+        return []
+    return table[name].to_pylist() if name in table.column_names else [None] * len(table)
+
+
+def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any]:
+    """The page's lists `gallery`, `groups`, `risk`, `failures`: columns of equal length by name."""
+    risk = _risk(tables.get("risk"))
+    gallery = _gallery(tables.get("generated"), _captions(tables))
+    groups = _groups(tables.get("groups"))
+    # Asking in this order gives the budget to what is looked at first.
+    _place_gallery(gallery, previews, GALLERY_FIRST)
+    risk["img"] = [previews.place("train", image_id) for image_id in risk["id"]]
+    groups["img"] = [[previews.place("train", one) for one in ids[:GROUP_FIRST]] for ids in groups["ids"]]
+    _place_gallery(gallery, previews, len(gallery["id"]))
+    failures = tables.get("failures")
+    return {
+        "gallery": gallery,
+        "groups": groups,
+        "risk": risk,
+        "failures": {name: column(failures, name) for name in ("corpus", "id", "error")},
+    }
+
+
+def embed(data: Any) -> str:
+    """JSON that can stand inside a `<script type="application/json">` whatever its strings hold."""
+    text = json.dumps(_short(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _gallery(table: pa.Table | None, captions: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    names = ["id", "prompt", "match", "score", "verified", "combined", "p_value", "copied", "group_size", "next_match"]
+    names += ["next_score", "why", "error", "match_captions"]
+    rows = {name: column(table, name) for name in names}
+    order = sorted(range(len(rows["id"])), key=lambda row: _worst_first(rows, row))
+    rows = {name: [values[row] for row in order] for name, values in rows.items()}
+    rows["captions"] = [
+        own if own else captions.get(match, [])
+        for own, match in zip(rows.pop("match_captions"), rows["match"], strict=True)
+    ]
+    rows["copied"] = [int(bool(flag)) for flag in rows["copied"]]
+    return rows
+
+
+def _worst_first(rows: Mapping[str, Sequence[Any]], row: int) -> tuple[bool, bool, float, str]:
+    value = next((rows[name][row] for name in ("combined", "score") if is_number(rows[name][row])), -math.inf)
+    return rows["error"][row] is not None, not rows["copied"][row], -value, str(rows["id"][row])
+
+
+def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int) -> None:
+    places = zip(gallery["id"][:first], gallery["match"], gallery["next_match"], strict=False)
+    found = [
+        (previews.place("generated", one), previews.place("train", match), previews.place("train", other))
+        for one, match, other in places
+    ]
+    gallery["img"], gallery["match_img"], gallery["next_img"] = (
+        [three[index] for three in found] for index in range(3)
+    )
+
+
+def _captions(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
+    """Captions of training images, from whichever table has them."""
+    known: dict[str, list[str]] = {}
+    for name in ("groups", "risk"):
+        table = tables.get(name)
+        for image_id, captions in zip(column(table, "id"), column(table, "captions"), strict=True):
+            if captions:
+                known.setdefault(image_id, captions)
+    return known
+
+
+def _groups(table: pa.Table | None) -> dict[str, list[Any]]:
+    """One row a group of two or more images, largest first."""
+    members: dict[Any, dict[str, Any]] = {}
+    keys = ("id", "group", "size", "exact", "duplication", "captions")
+    for image_id, group, size, exact, duplication, captions in zip(*(column(table, key) for key in keys), strict=True):
+        if (size or 0) < 2:
+            continue
+        row = members.setdefault(
+            group, {"size": size, "exact": 1, "duplication": duplication, "ids": [], "captions": {}}
+        )
+        row["ids"].append(image_id)
+        row["exact"] = max(row["exact"], exact or 1)
+        row["captions"] |= dict.fromkeys(captions or [])
+    ordered = sorted(members.items(), key=lambda item: (-item[1]["size"], item[0]))
+    found: dict[str, list[Any]] = {"id": [group for group, _ in ordered]}
+    for key in ("size", "exact", "duplication", "ids", "captions"):
+        found[key] = [list(row[key]) if key == "captions" else row[key] for _, row in ordered]
+    return found
+
+
+def _risk(table: pa.Table | None) -> dict[str, list[Any]]:
+    """One row a training image, most copied first."""
+    names = ["id", "times_copied", "share_low", "share_high", "prompts", "group_size", "duplication", "shared_captions"]
+    names += [
+        "near_shared_captions",
+        "caption_length",
+        "entropy",
+        "jpeg_size",
+        "total_variation",
+        "mixed",
+        "action",
+        "reason",
+    ]
+    rows = {name: column(table, name) for name in names}
+    actions = list(ACTIONS)
+    order = sorted(
+        range(len(rows["id"])),
+        key=lambda row: (
+            -(rows["times_copied"][row] or 0),
+            actions.index(rows["action"][row]) if rows["action"][row] in ACTIONS else len(actions),
+            -(rows["group_size"][row] or 0),
+            str(rows["id"][row]),
+        ),
+    )
+    return {name: [values[row] for row in order] for name, values in rows.items()}
+
+
+def _short(value: Any) -> Any:
+    """The same data with four significant digits a number, None for what is not finite, and all characters visible."""
+    if isinstance(value, str):
+        return value.translate(VISIBLE)
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return value

@@ -1,0 +1,195 @@
+"""How the page says things: numbers as text, and every technical word in plain words.
+
+Wording follows the field's glossary: a caption belongs to a training image, a prompt to a generated one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+ABSENT = "–"
+
+#: For `str.translate`: control characters, and those that turn the direction of writing, would hide what a name holds
+#: (`gnp.exe` after U+202E reads `exe.png`). They show as the replacement character.
+VISIBLE = {
+    code: "\ufffd"
+    for code in [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+    if chr(code) not in "\t\n"
+}
+
+#: Technical word -> plain words. Sections of the page list the ones they use.
+TERMS = {
+    "replication": "a generated image reproduces the content of a training image.",
+    "replication rate": "the share of readable generated images that are flagged as copies.",
+    "95 % interval": "the range that holds the true value in 95 of 100 such audits. Unreadable images count "
+    "against the model: the upper end is what would hold had every one of them been a copy.",
+    "n": "how many images a number rests on.",
+    "descriptor score": "how alike two whole images are to a network trained to recognise edited copies: 1 is the same "
+    "image, values near 0 are unrelated. Higher means more alike; it is not a probability.",
+    "verified score": "a second look, pixel by pixel, with the two images laid over each other: 1 is the same picture.",
+    "combined score": "descriptor and verified score taken together; the verdict orders images by it.",
+    "p-value": "how often an image that is no copy would score at least this high. A small value is hard to explain "
+    "without copying.",
+    "false discovery rate (FDR)": "of the images flagged as copies, the share expected to be flagged wrongly.",
+    "near-duplicate group": "training images that show practically the same picture. Group size 1 means that an image "
+    "has no such neighbour.",
+    "next best": "the most alike training image outside the match's own near-duplicate group. It shows how alike "
+    "ordinary, unrelated images get.",
+    "generated → train": "for each generated image, its highest similarity to any training image.",
+    "baseline (train → train)": "for each training image, its highest similarity to another training image outside its "
+    "own near-duplicate group: ordinary resemblance inside the data set.",
+    "held-out → train": "for each real image not trained on, its highest similarity to any training image.",
+    "threshold": "the fixed line that the protocol draws on the descriptor score. It is a convention from the "
+    "literature; the verdict rests on the calibration.",
+    "std": "standard deviation: how widely the scores are spread.",
+    "p75, p90, p95": "percentiles: 75, 90 or 95 of 100 images score below this value.",
+    "exact": "images of the group that agree in every pixel.",
+    "full duplication": "the same image comes back with the same caption.",
+    "partial duplication": "the same image comes back with differing captions.",
+    "uncaptioned": "the images of the group carry no captions.",
+    "Pearson": "correlation along a straight line, from -1 to 1; 0 is no relation.",
+    "Spearman": "correlation of the ranks, from -1 to 1: does one rise whenever the other does?",
+    "odds ratio": "by how much the odds of being copied multiply when a cause grows by one standard deviation (SD) and "
+    "all other causes stay as they are. 1 is no effect.",
+    "entropy": "how varied the grey values of an image are, in bits.",
+    "JPEG size": "how many bytes the image needs as a JPEG: busy images need more.",
+    "total variation": "how much neighbouring pixels differ, summed over the image.",
+    "mixed": "entropy times the square root of the JPEG size, a measure of complexity from the literature.",
+    "times copied": "how many of the generated images were flagged as copies of this training image.",
+    "caption sharing": "how many other training images carry the same, or nearly the same, caption.",
+    "group-aware": "the same test, comparing with the second-nearest group rather than the second-nearest image.",
+    "blind": "the test sees fewer than half of the copies of that group size.",
+    "Fréchet distance": "how far the generated images as a whole lie from the training images as a whole; lower is "
+    "closer. Comparable only inside one descriptor's space.",
+    "precision and recall": "precision: the share of generated images that look like training data; recall: the share "
+    "of the training data's variety that is reached.",
+    "diversity": "mean dissimilarity between two images of the same set; higher is more varied.",
+    "text-image alignment": "how well generated images fit their prompts.",
+}
+
+#: Which words the note of a section explains, in the order of the section.
+SECTION_TERMS = {
+    "verdict": ["replication", "replication rate", "95 % interval", "n", "p-value", "false discovery rate (FDR)"],
+    "gallery": ["descriptor score", "verified score", "combined score", "p-value", "near-duplicate group", "next best"],
+    "similarity": [
+        "generated → train",
+        "baseline (train → train)",
+        "held-out → train",
+        "threshold",
+        "std",
+        "p75, p90, p95",
+    ],
+    "duplicates": ["near-duplicate group", "exact", "full duplication", "partial duplication", "uncaptioned"],
+    "why": ["Pearson", "Spearman", "odds ratio", "p-value", "entropy", "JPEG size", "total variation", "mixed"],
+    "risk": [
+        "times copied",
+        "caption sharing",
+        "near-duplicate group",
+        "entropy",
+        "JPEG size",
+        "total variation",
+        "mixed",
+    ],
+    "tests": ["group-aware", "blind", "near-duplicate group"],
+    "quality": ["Fréchet distance", "precision and recall", "diversity", "text-image alignment"],
+}
+
+#: Action -> (what it is called, what to do), in the order they are shown.
+ACTIONS = {
+    "deduplicate": ("Deduplicate", "Keep one image of the near-duplicate group, or lower the weight of the others."),
+    "recaption": ("Recaption", "Give the image a caption of its own, or several, so that no single text calls it up."),
+    "drop": (
+        "Drop",
+        "Take the image out of the training set: neither duplication nor its caption explains the copying.",
+    ),
+    "keep": ("Keep", "Nothing to do for this image."),
+}
+
+
+#: What no audit of this kind tests.
+UNTESTED = (
+    "Other prompts, seeds and settings. A prompt chosen to call up a training image can give another rate.",
+    "Training images outside the given set, such as those of the base model that was fine-tuned.",
+    "Copies of a part only: an object, face or logo placed small in a new picture is easily missed.",
+    "Style, a person's likeness, trade marks. Looking alike in style is not replication and is not measured here.",
+)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any) -> str:
+    """Three significant digits; whole numbers in full; a dash for what is not known."""
+    if not is_number(value):
+        return ABSENT
+    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
+        return f"{int(value):,}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def score(value: Any) -> str:
+    """A score or correlation with three decimals."""
+    return f"{value:.3f}".replace("-", "−") if is_number(value) else ABSENT
+
+
+def percent(value: Any) -> str:
+    """A share as per cent, finer for small shares: 0.0042 -> `0.42 %`."""
+    if not is_number(value):
+        return ABSENT
+    share = 100 * value
+    digits = 0 if share in (0, 100) else 2 if abs(share) < 1 or abs(share) > 99 else 1
+    return f"{share:.{digits}f} %"
+
+
+def p_value(value: Any) -> str:
+    if not is_number(value):
+        return ABSENT
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
+
+
+def interval(estimate: Any, style: str = "number") -> str:
+    """`0.39 to 0.43`, or nothing where no interval is known."""
+    if not isinstance(estimate, Mapping):
+        return ""
+    low, high = estimate.get("low"), estimate.get("high")
+    if not (is_number(low) and is_number(high)):
+        return ""
+    write = {"number": number, "score": score, "percent": percent}[style]
+    return f"{write(low)} to {write(high)}"
+
+
+def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What this audit tested and what it did not, as sentences."""
+    protocol = summary.get("protocol") or {}
+    n, n_train = number(summary.get("n_generated")), number(summary.get("n_train"))
+    descriptor = f"the descriptor {protocol['descriptor']}" if protocol.get("descriptor") else "the descriptor"
+    tested = [f"Each of {n} generated against each of {n_train} training images, whole to whole, by {descriptor}."]
+    if protocol.get("verify"):
+        tested.append(f"The best candidates once more, pixel by pixel after alignment: {protocol['verify']}.")
+    tested.append("Near-duplicate training images as one group, so that frequent images do not hide their own copies.")
+    untested = list(UNTESTED)
+    recipe = summary.get("recipe") or {}
+    if not recipe.get("held_out"):
+        untested.append(
+            "Real images the model was not trained on. No held-out set was given, so the training set's own "
+            "resemblances stand in for it; give one to make the calibration stricter."
+        )
+    missing, missing_train = summary.get("n_missing") or 0, summary.get("n_missing_train") or 0
+    if missing:
+        untested.append(
+            f"{number(missing)} generated {'image' if missing == 1 else 'images'} could not be read. They count "
+            "against the model in the upper end of the rate's interval."
+        )
+    if missing_train:
+        untested.append(
+            f"{number(missing_train)} training {'image' if missing_train == 1 else 'images'} could not be read; "
+            "a copy of one of them would not be seen."
+        )
+    untested.append("The law. This page is a measurement; whether a copy infringes a right is for counsel to say.")
+    return {"tested": tested, "untested": untested}

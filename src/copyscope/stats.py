@@ -1,0 +1,184 @@
+"""Every number with its interval: estimates, conformal p-values, false discovery rate, bootstrap."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number, the interval it lies in at the stated level (95 % unless said), and how many cases it rests on.
+
+    `value` is NaN where there was nothing to estimate from; `low` and `high` are NaN where no interval is known.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Plain values for JSON: NaN becomes None."""
+        return {key: _finite(getattr(self, key)) for key in ("value", "low", "high")} | {"n": self.n}
+
+
+class Correlation(NamedTuple):
+    """A correlation coefficient with its interval, and the two-sided p-value of no correlation."""
+
+    estimate: Estimate
+    p_value: float
+
+
+def proportion(count: int, n: int, *, missing: int = 0, level: float = 0.95) -> Estimate:
+    """Share `count / n` with the Clopper-Pearson interval (exact binomial, Clopper & Pearson 1934).
+
+    `missing` cases count against us: the upper end is the one that would hold had every missing case been a hit,
+    the lower end the one had none been.
+    """
+    if not 0 <= count <= n or missing < 0:
+        raise ValueError(f"a proportion needs 0 <= count <= n and missing >= 0, not {count}, {n}, {missing}")
+    from scipy.stats import beta
+
+    total, tail = n + missing, (1 - level) / 2
+    if total == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0)
+    low = 0.0 if count == 0 else float(beta.ppf(tail, count, total - count + 1))
+    worst = count + missing
+    high = 1.0 if worst == total else float(beta.ppf(1 - tail, worst + 1, total - worst))
+    return Estimate(count / n if n else math.nan, low, high, n)
+
+
+def cases_needed(rate: float, level: float = 0.95) -> int:
+    """How many cases without a single hit put the upper end of `proportion` at or below `rate`, 0 < rate < 1."""
+    if not 0 < rate < 1:
+        raise ValueError(f"a rate must lie between 0 and 1, not {rate}")
+    return math.ceil(math.log((1 - level) / 2) / math.log1p(-rate))
+
+
+def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
+    """P-values of `scores` [n] against `calibration` scores [m] of images that are no copies; higher = more alike.
+
+    p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with the calibration images
+    (Vovk et al. 2005; Bates et al. 2023). A tie counts for the calibration image; a score of NaN
+    has a p-value of NaN, which `benjamini_hochberg` never takes for a discovery.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    ordered = np.sort(np.asarray(calibration, dtype=np.float64))
+    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return np.where(np.isnan(scores), np.nan, (1 + at_least) / (len(ordered) + 1))
+
+
+def benjamini_hochberg(p_values: Floats, rate: float = 0.05) -> NDArray[np.bool_]:
+    """Which of the p-values [n] are discoveries at false discovery rate `rate` (Benjamini & Hochberg 1995)."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    n = len(p_values)
+    if n == 0:
+        return np.zeros(0, dtype=bool)
+    ordered = np.sort(p_values)
+    # The tolerance keeps p = rate * k / n a discovery when the product is off by one unit in the last place.
+    passing = np.flatnonzero(ordered <= rate * np.arange(1, n + 1) / n * (1 + 1e-12))
+    return p_values <= (ordered[passing[-1]] if len(passing) else -1.0)
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *columns: Floats,
+    clusters: NDArray[Any] | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """`statistic(*columns)` with its percentile bootstrap interval (Efron 1979).
+
+    columns: arrays [n ...] resampled together. clusters: labels [n]; whole clusters are drawn, for rows that are not
+    independent (several images of one match). Resamples whose statistic is not finite are left out. No interval with
+    fewer than two rows, or fewer than two clusters.
+    """
+    n = len(columns[0]) if columns else 0
+    value = float(statistic(*columns)) if n else math.nan
+    if n < 2 or (clusters is not None and len(np.unique(clusters)) < 2):
+        return Estimate(value, math.nan, math.nan, n)
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    draw = _row_sampler(n, rng) if clusters is None else _cluster_sampler(np.asarray(clusters), rng)
+    found = np.empty(resamples)
+    for index in range(resamples):
+        rows = draw()
+        found[index] = statistic(*(column[rows] for column in columns))
+    found = found[np.isfinite(found)]
+    if len(found) == 0:
+        return Estimate(value, math.nan, math.nan, n)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), n)
+
+
+def quantile(values: Floats, q: float, *, level: float = 0.95) -> Estimate:
+    """The q-quantile of `values` [n] with its distribution-free interval from order statistics (David & Nagaraja 2003).
+
+    An end is NaN where n is too small for any order statistic to bound the quantile at this level (the 95th percentile
+    has no upper end below n = 72).
+    """
+    from scipy.stats import binom
+
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(values)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = binom.ppf([(1 - level) / 2, (1 + level) / 2], n, q).astype(int)
+    return Estimate(
+        float(np.quantile(values, q)),
+        float(values[low - 1]) if low > 0 else math.nan,
+        float(values[high]) if high < n else math.nan,
+        n,
+    )
+
+
+def correlation(x: Floats, y: Floats, method: str = "pearson", *, level: float = 0.95) -> Correlation:
+    """Pearson or Spearman correlation of x [n] and y [n], Fisher-z interval (Spearman: Bonett & Wright 2000 variance).
+
+    Rows where either is not finite are left out; NaN with fewer than four rows or a constant column.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = x[keep], y[keep]
+    n = len(x)
+    if n < 4 or _constant(x) or _constant(y):
+        return Correlation(Estimate(math.nan, math.nan, math.nan, n), math.nan)
+    r, p_value = (stats.pearsonr if method == "pearson" else stats.spearmanr)(x, y)
+    variance = (1.0 if method == "pearson" else 1 + r * r / 2) / (n - 3)
+    centre = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    reach = stats.norm.ppf((1 + level) / 2) * math.sqrt(variance)
+    low, high = min(float(r), math.tanh(centre - reach)), max(float(r), math.tanh(centre + reach))
+    return Correlation(Estimate(float(r), low, high, n), float(p_value))
+
+
+def _constant(values: Floats) -> bool:
+    """Whether `values` differ by no more than rounding does."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _row_sampler(n: int, rng: np.random.Generator) -> Callable[[], NDArray[np.intp]]:
+    return lambda: rng.integers(0, n, n)
+
+
+def _cluster_sampler(clusters: NDArray[Any], rng: np.random.Generator) -> Callable[[], NDArray[np.intp]]:
+    _, codes = np.unique(clusters, return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    return lambda: np.concatenate([members[index] for index in rng.integers(0, len(members), len(members))])

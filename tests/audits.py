@@ -1,0 +1,293 @@
+"""Synthetic audits for the report's tests: any size, hostile names, everything present or everything absent."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+HOSTILE = [
+    "<script>window.hacked = 1</script>.png",
+    '"><img src=x onerror="window.hacked=2">.png',
+    "</script><script>window.hacked=3</script>",
+    "<!--<script>.png",
+    "{{ 7*7 }} & &amp; 'quoted' \"double\" \\u003c",
+    "emoji 🐞👩‍🚀 family.png",
+    "\u202egnp.exe مرحبا بالعالم",
+    "nul \x00 bell \x07 line\u2028separator\u0085",
+    "long " + "wörd" * 300,
+]
+
+ENDS = ("value", "low", "high")
+STRINGS = pa.list_(pa.string())
+TYPES = dict.fromkeys(("copied",), pa.bool_()) | dict.fromkeys(("prompts", "captions"), STRINGS)
+TYPES |= dict.fromkeys(
+    ("score", "verified", "combined", "p_value", "next_score", "share_low", "share_high"), pa.float64()
+)
+TYPES |= dict.fromkeys(("entropy", "jpeg_size", "total_variation", "mixed"), pa.float64())
+TYPES |= dict.fromkeys(
+    (
+        "group",
+        "size",
+        "exact",
+        "group_size",
+        "times_copied",
+        "shared_captions",
+        "near_shared_captions",
+        "caption_length",
+    ),
+    pa.int64(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeAudit:
+    summary: dict[str, Any]
+    tables: dict[str, pa.Table]
+
+
+def table(**columns: Any) -> pa.Table:
+    kinds = TYPES | {"image": pa.binary()}
+    return pa.table({name: pa.array(list(values), kinds.get(name, pa.string())) for name, values in columns.items()})
+
+
+def estimate(value: float | None, reach: float = 0.02, n: int = 300) -> dict[str, Any]:
+    low, high = (None, None) if value is None else (value - reach, value + reach)
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def make_audit(n: int = 240, copies: int = 24, pictures: int = 60, seed: int = 0) -> FakeAudit:
+    """n generated images, the first `copies` of them flagged, three a training image; the last one is unreadable."""
+    rng = np.random.default_rng(seed)
+    names = [*HOSTILE, *(f"sample_{i:05d}.png" for i in range(len(HOSTILE), n))][:n]
+    train = [*(f"train/{text}" for text in HOSTILE), *(f"train/img_{i:05d}.jpg" for i in range(max(n, 60)))]
+    copied = np.arange(n) < copies
+    match: list[str] = [train[i // 3 if copied[i] else int(rng.integers(len(train)))] for i in range(n)]
+    score = np.where(copied, rng.uniform(0.7, 0.99, n), rng.beta(4, 9, n)).round(4)
+    failed = {n - 1}
+    times = {one: match[:copies].count(one) for one in dict.fromkeys(match[:copies])}
+    tables = {
+        "generated": _generated(rng, names, train, match, score, copied, failed),
+        "groups": _groups(train),
+        "risk": _risk(rng, times, train[20:26] if copies else []),
+        "complexity": table(
+            id=names, match=match, score=score, copied=copied, entropy=rng.uniform(3, 8, n),
+            jpeg_size=rng.uniform(2e3, 9e4, n), total_variation=rng.uniform(10, 500, n), mixed=rng.uniform(10, 90, n),
+        ),
+        "histograms": table(
+            series=["generated"] * n + ["baseline"] * 500 + ["held-out"] * 200,
+            score=np.concatenate([score, rng.beta(3.6, 9, 500), rng.beta(3.8, 9, 200)]),
+        ),
+        "failures": table(
+            corpus=["generated", "train", "held-out"], id=[names[-1], HOSTILE[0], HOSTILE[7]],
+            error=["truncated file", HOSTILE[1], "not an image"],
+        ),
+        "thumbnails": _thumbnails(rng, names[:pictures], match, copied, train),
+    }  # fmt: skip
+    return FakeAudit(_summary(n, copies, tables), tables)
+
+
+def bare_audit() -> FakeAudit:
+    """All that may be absent is absent: no readable image, no held-out set, no groups, no quality, empty tables."""
+    full = make_audit(12, 0)
+    summary = copy.deepcopy(full.summary)
+    nothing = dict.fromkeys(("mean", "std", "p75", "p90", "p95", "above_threshold"))
+    summary["verdict"] = {
+        "answer": "cannot tell",
+        "sentence": "No image could be read.",
+        "needed": "72 readable images",
+    }
+    summary["replication_rate"] = {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    summary["similarity"] = nothing | {"n": 0, "estimates": {}, "baseline": nothing | {"n": 0}, "held_out": None}
+    summary["findings"] = {"correlations": [], "joint": None, "notes": []}
+    summary["quality"] = dict.fromkeys(summary["quality"]) | {"notes": []}
+    summary["duplicates"] = {"n_groups": 0, "n_images_in_groups": 0, "chains": None, "threshold": None}
+    summary["calibration"] = {"method": "baseline", "n": 0, "rule": None, "fdr": 0.05, "cut": None, "sentence": None}
+    summary["recipe"]["held_out"] = summary["protocol"]["threshold"] = None
+    summary["classical_tests"] = []
+    return FakeAudit(summary, {name: rows.slice(0, 0) for name, rows in full.tables.items()})
+
+
+def _generated(
+    rng: np.random.Generator, names: list[str], train: list[str], match: list[str], score: NDArray[Any],
+    copied: NDArray[Any], failed: set[int],
+) -> pa.Table:  # fmt: skip
+    n = len(names)
+
+    def unless_failed(values: Any) -> list[Any]:
+        return [None if i in failed else value for i, value in enumerate(values)]
+
+    return table(
+        id=names,
+        prompt=[HOSTILE[i] if i < len(HOSTILE) else f"a photo of thing {i % 17}" for i in range(n)],
+        match=unless_failed(match),
+        score=unless_failed(score),
+        verified=unless_failed(np.clip(score + 0.02, 0, 1)),
+        combined=unless_failed(score),
+        p_value=unless_failed(np.where(copied, 0.0012, rng.uniform(0.04, 1, n))),
+        copied=copied,
+        group_size=unless_failed(4 if one in train[:40] else 1 for one in match),
+        next_match=unless_failed(train[-1 - i % 20] for i in range(n)),
+        next_score=unless_failed(rng.uniform(0.1, 0.5, n)),
+        why=["its match is a simple image, four times in the training set"] * n,
+        error=["truncated file" if i in failed else None for i in range(n)],
+    )
+
+
+def _groups(train: list[str]) -> pa.Table:
+    kinds = ["full", "partial", "uncaptioned"]
+    places = range(40)
+    return table(
+        id=train[:40],
+        group=[i // 4 for i in places],
+        size=[4] * 40,
+        exact=[2 if i % 8 < 2 else 1 for i in places],
+        duplication=[kinds[i // 4 % 3] for i in places],
+        captions=[[f"caption of {train[i]}", *([f"another {i}"] if i % 3 else [])] for i in places],
+    )
+
+
+def _risk(rng: np.random.Generator, times: dict[str, int], kept: list[str]) -> pa.Table:
+    ids = [*times, *kept]
+    actions = ["deduplicate", "recaption", "drop"]
+    n = len(ids)
+    return table(
+        id=ids,
+        times_copied=[times.get(one, 0) for one in ids],
+        share_low=[0.001] * n,
+        share_high=[0.021] * n,
+        prompts=[[f"a photo of {one}", HOSTILE[1]] for one in ids],
+        group_size=[4] * n,
+        duplication=["full"] * n,
+        shared_captions=range(n),
+        near_shared_captions=[1] * n,
+        caption_length=[5] * n,
+        entropy=rng.uniform(3, 8, n),
+        jpeg_size=rng.uniform(2e3, 9e4, n),
+        total_variation=rng.uniform(10, 500, n),
+        mixed=rng.uniform(10, 90, n),
+        action=[actions[i % 3] if one in times else "keep" for i, one in enumerate(ids)],
+        reason=["four images of the same picture with one caption"] * n,
+    )
+
+
+def thumbnail(rng: np.random.Generator, like: Image.Image | None = None) -> tuple[bytes, Image.Image]:
+    """A smooth random picture, or a slightly altered copy of one, as WebP bytes and as an image."""
+    if like is None:
+        pixels = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+    else:
+        noisy = np.asarray(like).astype(int) + rng.integers(-12, 13, (like.height, like.width, 3))
+        image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=70)
+    return buffer.getvalue(), image
+
+
+def _thumbnails(
+    rng: np.random.Generator, names: list[str], match: list[str], copied: NDArray[Any], train: list[str]
+) -> pa.Table:
+    shots: dict[tuple[str, str], bytes] = {}
+    originals: dict[str, Image.Image] = {}
+    for i, name in enumerate(names):
+        if match[i] not in originals:
+            shots["train", match[i]], originals[match[i]] = thumbnail(rng)
+        shots["generated", name], _ = thumbnail(rng, originals[match[i]] if copied[i] else None)
+    for one in [*train[3:40], *train[-20:]]:
+        shots.setdefault(("train", one), thumbnail(rng)[0])
+    return table(corpus=[key[0] for key in shots], id=[key[1] for key in shots], image=shots.values())
+
+
+def _series(mean: float, n: int) -> dict[str, Any]:
+    values = {
+        "mean": mean,
+        "std": 0.11,
+        "p75": mean + 0.1,
+        "p90": mean + 0.2,
+        "p95": mean + 0.3,
+        "above_threshold": 0.06,
+    }
+    return values | {"n": n, "estimates": {key: estimate(value, n=n) for key, value in values.items()}}
+
+
+def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]:
+    readable = n - 1
+    columns = ("id", "match", "score", "verified", "combined", "p_value", "group_size", "prompt")
+    seen = {"1": 6, "2": 2, "3-5": 0, "6+": 0}
+    sizes = [{"size": size, "n_copies": 6, "seen": count, "seen_group_aware": 6} for size, count in seen.items()]
+    ratios = {
+        "group size": (3.1, 1.8, 5.2), "caption uniqueness": (1.4, 0.8, 2.4), "entropy": (0.6, 0.4, 0.9),
+        HOSTILE[5]: (1.0, 0.01, 9e9),
+    }  # fmt: skip
+    correlations = {
+        "entropy": ("bits", -0.41),
+        "jpeg_size": ("bytes", -0.3),
+        "group_size": ("images", 0.52),
+        HOSTILE[0]: ("x", 0.01),
+    }
+    return {
+        "schema": "copyscope.audit/1",
+        "copyscope": "0.1.0",
+        "created": "2026-11-24T08:00:00+00:00",
+        "seconds": 12.5,
+        "verdict": {
+            "answer": "copies" if copies else "no copies found",
+            "sentence": f"{copies or 'None'} of {readable} generated images reproduce training images.",
+            "needed": None,
+        },
+        "replication_rate": estimate(copies / readable, 0.02, readable) | {"low": 0.8 * copies / n},
+        "n_generated": n,
+        "n_train": n + len(HOSTILE),
+        "n_missing": 1,
+        "n_missing_train": 1,
+        "similarity": _series(0.4, readable) | {"baseline": _series(0.28, 500), "held_out": _series(0.3, 200)},
+        "calibration": {
+            "method": "held-out", "n": 180, "n_removed": 20, "rule": "score of 0.9 or more to a training image",
+            "fdr": 0.05, "cut": 0.61 if copies else None, "sentence": "Compared with 180 real images not trained on.",
+        },
+        "copies": tables["generated"].select(columns).slice(0, copies).to_pylist(),
+        "classical_tests": [
+            {"name": name, "reference": paper, "flagged": estimate(0.03), "flagged_group_aware": estimate(0.1),
+             "by_group_size": sizes, "note": note}
+            for name, paper, note in (("ratio", "Yoon et al. 2023", "as published"), ("AuthPct", "Alaa 2022", ""))
+        ],
+        "duplicates": {
+            "n_groups": 10, "n_images_in_groups": 40, "n_exact_groups": 5, "full": 4, "partial": 3, "uncaptioned": 3,
+            "largest": 4, "threshold": 0.9, "chains": "Chains are cut at hubs.",
+        },
+        "findings": {
+            "correlations": [
+                {"measure": measure, "unit": unit, "target": "similarity", "pearson": estimate(r, 0.1),
+                 "pearson_p": 0.002, "spearman": estimate(r / 2, 0.1), "spearman_p": 0.2}
+                for measure, (unit, r) in correlations.items()
+            ],
+            "joint": {
+                "outcome": "is copied", "n": readable, "n_copied": copies, "model": "logistic regression",
+                "effects": [
+                    {"name": name, "unit": "", "p_value": 0.01, "odds_ratio": dict(zip(ENDS, ratio, strict=True))}
+                    for name, ratio in ratios.items()
+                ],
+                "note": "Causes that go together cannot be told apart with few copies.",
+            },
+            "notes": ["Rows of one match are resampled together."],
+        },
+        "quality": {
+            "space": "sscd(size=288)", "frechet_distance": estimate(1.32, 0.2), "precision": estimate(0.71),
+            "recall": estimate(0.44), "diversity_generated": estimate(0.8), "diversity_train": estimate(0.85),
+            "text_image_alignment": None, "notes": ["Not Inception-FID."],
+        },
+        "protocol": {
+            "name": "sscd-288", "descriptor": "sscd", "threshold": 0.5, "verify": "aligned", "fingerprint": "0" * 64,
+        },
+        "recipe": {
+            "generated": f"runs/{HOSTILE[2]}", "train": "data/train", "held_out": "data/held-out", "options": {"k": 8},
+            "versions": {"numpy": "2.4"}, "seed": 0,
+        },
+        "failures": {"generated": 1, "train": 1, "held_out": 1},
+    }  # fmt: skip

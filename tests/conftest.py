@@ -1,0 +1,28 @@
+"""Fixtures that several files share. No test touches the user's cache or the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from copyscope import worlds
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Each test process writes to a cache of its own, which the tests share so that models describe an image once."""
+    monkeypatch.setenv("COPYSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    from tests.models import tiny_clip
+
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> worlds.World:
+    """A small world: 60 training, 40 generated (16 copies) and 120 held-out images."""
+    return worlds.world(tmp_path_factory.mktemp("world"), n_train=60, n_generated=40, n_held_out=120)

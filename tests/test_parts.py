@@ -1,0 +1,79 @@
+"""Specs and parts: text <-> frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from copyscope import parts
+from copyscope.copying.descriptors.phash import Phash
+from copyscope.copying.descriptors.sscd import Sscd
+from copyscope.errors import PartError
+
+
+def test_a_spec_gives_its_part_and_the_part_its_shortest_spec():
+    assert parts.load("descriptors", "sscd") == Sscd()
+    assert parts.load("descriptors", " sscd(size=256, crop=224, norm='half') ") == Sscd(size=256, crop=224, norm="half")
+    assert str(Sscd()) == "sscd"
+    assert str(Sscd(size=288, norm="half")) == "sscd(norm='half')"
+
+
+@given(st.integers(2, 32))
+def test_reading_what_a_part_prints_gives_the_part(side):
+    part = Phash(side=side)
+    assert parts.load("descriptors", str(part)) == part
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("scsd", "Did you mean 'sscd'"),
+        ("sscd(sise=3)", "sscd(weights"),
+        ("sscd(size=3)", "at least 32"),
+        ("sscd(", "not a part spec"),
+        ("sscd(size=open('x'))", "not a part spec"),
+        ("sscd(**{})", "not a part spec"),
+        ("sscd(size=288)+1", "not a part spec"),
+        ("", "not a part spec"),
+        ("os:system", "not a part of the shelf"),
+        ("no.such.module:Part", "Cannot load"),
+        ("clip", "model"),
+    ],
+)
+def test_a_wrong_spec_says_what_is_wrong_and_what_there_is(spec, says):
+    with pytest.raises(PartError, match="\n") as caught:
+        parts.load("descriptors", spec)
+    assert says in str(caught.value)
+
+
+def test_an_unknown_shelf_is_told():
+    with pytest.raises(PartError, match="descriptors"):
+        parts.load("shelves", "sscd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside(Phash.__mro__[1]):
+    """A descriptor of somebody else's."""
+
+    k: int = 1
+
+    @property
+    def dim(self):
+        return self.k
+
+    def describe(self, images):
+        raise AssertionError
+
+
+def test_a_part_from_outside_is_loaded_by_its_dotted_name_and_prints_it():
+    part = parts.load("descriptors", f"{__name__}:Outside(k=3)")
+    assert part.k == 3
+    assert str(part) == f"{__name__}:Outside(k=3)"
+
+
+def test_names_lists_the_shelf_without_private_files():
+    assert {"sscd", "sscd_distilled", "phash", "pdq", "clip"} <= set(parts.names("descriptors"))
+    assert not any(name.startswith("_") for name in parts.names("descriptors"))

@@ -1,0 +1,249 @@
+"""The report as text: what it says, and that nothing of the user's data acts. `test_report_browser.py` opens it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import html.parser
+import json
+import re
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audits import HOSTILE, FakeAudit, bare_audit, make_audit, table
+from copyscope.report import plots, render, rows, wording
+
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+
+
+class Outline(html.parser.HTMLParser):
+    """Elements of a page, each `(tag, attributes)`; complains of tags that do not nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+@pytest.fixture(scope="session")
+def audit() -> FakeAudit:
+    return make_audit()
+
+
+@pytest.fixture(scope="session")
+def page(audit: FakeAudit) -> str:
+    return render(audit)
+
+
+def embedded(page: str, name: str) -> Any:
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+# The page as text
+
+
+def test_rendering_again_gives_the_same_bytes(audit: FakeAudit, page: str) -> None:
+    assert render(FakeAudit(copy.deepcopy(audit.summary), dict(audit.tables))) == page
+
+
+@pytest.mark.parametrize("make", [make_audit, bare_audit, lambda: make_audit(40, 0), lambda: FakeAudit({}, {})])
+def test_page_is_well_formed_and_its_references_hold(make: Callable[[], FakeAudit]) -> None:
+    outline = Outline(render(make()))
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in outline.elements:
+        wanted = (attributes.get("aria-labelledby") or "").split()
+        href = attributes.get("href") or ""
+        assert set(wanted) | ({href[1:]} if href.startswith("#") else set()) <= set(ids)
+        assert all(match in ids for match in re.findall(r"url\(#(.+?)\)", attributes.get("clip-path") or ""))
+
+
+def test_user_data_makes_no_element_handler_or_link(page: str) -> None:
+    outline = Outline(page)
+    tags = [tag for tag, _ in outline.elements]
+    assert (tags.count("script"), tags.count("style"), tags.count("img")) == (3, 1, 0)
+    for _, attributes in outline.elements:
+        assert not any(name.startswith("on") or name in ("style", "src", "action") for name in attributes)
+        assert (attributes.get("href") or "#").startswith(("#", "data:,"))
+    shown = "".join(outline.text)
+    for text in (HOSTILE[0], HOSTILE[2], HOSTILE[5]):
+        assert text in shown
+
+
+def test_policy_allows_this_script_and_style_and_nothing_else(page: str) -> None:
+    policy = next(a["content"] for tag, a in Outline(page).elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        text = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert text is not None
+        digest = base64.b64encode(hashlib.sha256(text[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_data_in_the_page_is_the_audit(audit: FakeAudit, page: str) -> None:
+    gallery = embedded(page, "data")["gallery"]
+    known = {row["id"].translate(wording.VISIBLE): row for row in audit.tables["generated"].to_pylist()}
+    assert set(gallery["id"]) == set(known)
+    for place, name in enumerate(gallery["id"]):
+        assert gallery["score"][place] == known[name]["score"]
+        assert gallery["copied"][place] == known[name]["copied"]
+    assert gallery["copied"][:24] == [1] * 24
+    assert gallery["score"][:24] == sorted(gallery["score"][:24], reverse=True)
+    assert gallery["error"][-1] == "truncated file"
+    images = embedded(page, "images")
+    assert images[gallery["img"][0]].startswith("data:image/webp;base64,")
+    assert gallery["captions"][gallery["match"].index("train/img_00010.jpg")][0] == "caption of train/img_00010.jpg"
+
+
+TEXTS = st.text() | st.sampled_from(HOSTILE)
+
+
+@given(st.recursive(st.none() | TEXTS | st.integers() | st.booleans(), st.lists, max_leaves=8))
+def test_embedded_json_reads_back_and_cannot_end_its_element(data: Any) -> None:
+    text = rows.embed(data)
+    assert "<" not in text
+    assert json.dumps(json.loads(text)) == json.dumps(visible(data))
+
+
+def visible(data: Any) -> Any:
+    if isinstance(data, list):
+        return [visible(one) for one in data]
+    return data.translate(wording.VISIBLE) if isinstance(data, str) else data
+
+
+def test_hidden_characters_show() -> None:
+    assert rows.embed("a\x00b\u202ec") == '"a\ufffdb\ufffdc"'
+
+
+def test_verdict_is_the_heading_with_rate_interval_and_calibration(page: str) -> None:
+    shown = " ".join("".join(Outline(page).text).split())
+    for text in (
+        "24 of 239 generated images reproduce training images.",
+        "10.0 % 95 % interval 8.0 % to 12.0 %",
+        "they reproduce 8 training images",
+        "real images not trained on (held-out)",
+        "20 look-alikes of training images were removed",
+    ):
+        assert text in shown
+
+
+def test_what_is_absent_is_said_to_be_absent() -> None:
+    shown = " ".join("".join(Outline(render(bare_audit())).text).split())
+    for text in (
+        "cannot tell", "72 readable images", "not known", "no held-out images were given", "No near-duplicate groups",
+        "No joint model was fitted", "No risk cards", "not computed", "No similarity scores to draw",
+    ):  # fmt: skip
+        assert text in shown
+    assert "NaN" not in shown
+    assert "None" not in shown
+
+
+def test_an_undecodable_path_still_gives_valid_text(audit: FakeAudit) -> None:
+    summary = audit.summary | {"recipe": {"generated": "runs/\udcff"}}
+    assert "runs/?" in render(FakeAudit(summary, audit.tables)).encode("utf-8").decode()
+
+
+def test_templates_are_package_data() -> None:
+    folder = resources.files("copyscope.report")
+    for name in ("page.html.j2", "macros.html.j2", "page.css", "page.js"):
+        assert folder.joinpath(name).is_file()
+    script = folder.joinpath("page.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|XMLHttp", script)
+    assert "|safe" not in folder.joinpath("page.html.j2").read_text().replace(" ", "")
+
+
+def test_every_section_explains_its_words(page: str) -> None:
+    shown = "".join(Outline(page).text)
+    for section, terms in wording.SECTION_TERMS.items():
+        assert f'<section id="{section}"' in page
+        for term in terms:
+            assert wording.TERMS[term] in shown
+
+
+def test_previews_keep_to_their_budget_and_to_known_formats() -> None:
+    jpeg = b"\xff\xd8\xff" + b"0" * 99
+    shots = table(corpus=["train"] * 4, id=list("abcd"), image=[jpeg, b"<svg onload=x>", jpeg, jpeg])
+    previews = rows.Previews(shots, budget=400)
+    assert [previews.place("train", one) for one in "abcadx"] == [0, None, 1, 0, None, None]
+    assert previews.left_out == 1
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in previews.uris)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (wording.percent, 0.0042, "0.42 %"),
+        (wording.percent, 1, "100 %"),
+        (wording.percent, None, "–"),
+        (wording.p_value, 3e-7, "< 0.0001"),
+        (wording.p_value, 0.00123, "0.0012"),
+        (wording.score, -0.4, "−0.400"),
+        (wording.number, 12345, "12,345"),
+        (wording.number, 0.0, "0"),
+        (wording.number, float("nan"), "–"),
+        (wording.interval, {"low": 1, "high": None}, ""),
+    ],
+)
+def test_numbers_in_words(write: Callable[[Any], str], value: Any, text: str) -> None:
+    assert write(value) == text
+
+
+# Drawings
+
+
+def test_drawings_take_their_colours_from_the_page() -> None:
+    rng = np.random.default_rng(0)
+    series = {"generated": rng.beta(4, 9, 300), "baseline": rng.beta(3, 9, 300), "held-out": rng.beta(3, 9, 300)}
+    for drawing in (plots.histograms(series, 0.5), plots.tails(series, 0.5)):
+        assert all(f"stroke-{role}" in drawing for role in ("generated", "baseline", "heldout"))
+        assert ">threshold 0.5</text>" in drawing
+        assert not re.search(r"#0102|style=|<style|#000000", drawing)
+
+
+def test_drawings_with_nothing_to_draw_are_empty() -> None:
+    nothing = np.array([])
+    assert plots.histograms({"generated": nothing}, 0.5) == plots.tails({}, None) == plots.forest([]) == ""
+    assert plots.scatter("entropy", "bits", np.array([np.nan]), np.array([1.0]), np.array([True])) == ""
+    assert plots.forest([{"name": "x", "odds_ratio": {"value": None, "low": None, "high": None}}]) == ""
+
+
+def test_scatter_draws_a_bounded_number_of_points() -> None:
+    x = np.linspace(0, 1, 10_000)
+    drawing = plots.scatter("entropy", "bits", x, x, x > 0.5)
+    assert plots.MAX_POINTS < drawing.count("<use") <= 2 * plots.MAX_POINTS + 60
+    assert "10,000 generated images" in drawing
+
+
+def test_one_score_and_negative_scores_can_be_drawn() -> None:
+    assert "generated, n = 1<" in plots.histograms({"generated": np.array([0.3])}, None)
+    assert "<svg" in plots.tails({"generated": np.array([-0.4, 1.0, 1.0])}, 0.5)

@@ -1,0 +1,192 @@
+"""The report in a real browser: it opens quietly, and its lists filter, sort, search and page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audits import HOSTILE, FakeAudit, bare_audit, make_audit
+from copyscope.report import render, wording
+
+pytest_plugins = ("browser",)
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="session")
+def audit() -> FakeAudit:
+    return make_audit()
+
+
+@pytest.fixture(scope="session")
+def report(audit: FakeAudit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(audit, tmp_path_factory.mktemp("report"))
+
+
+def save(audit: FakeAudit, folder: Path) -> Path:
+    path = folder / "report.html"
+    path.write_text(render(audit), encoding="utf-8")
+    return path
+
+
+def choose(page: Any, name: str, field: str, value: str) -> None:
+    control = page.locator(f'form[data-list="{name}"] [name="{field}"]')
+    control.fill(value) if field == "q" else control.select_option(value)
+
+
+def cards(page: Any, name: str = "gallery") -> list[str]:
+    return page.locator(f"#{name}-rows > *").evaluate_all("cards => cards.map(card => card.dataset.id)")
+
+
+def counted(page: Any, name: str = "gallery") -> str:
+    return page.locator(f'form[data-list="{name}"] output').inner_text()
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_opens_at_any_size_in_both_schemes(visit: Any, report: Path, size: str, scheme: str) -> None:
+    page = visit(report, size, scheme).page
+    assert page.locator("h1").inner_text().startswith("24 of 239 generated images")
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    lightness = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + +b, 0) / 3"
+    )
+    assert (lightness < 60) == (scheme == "dark")
+    for y in range(0, page.evaluate("document.body.scrollHeight"), 2000):
+        page.evaluate(f"scrollTo(0, {y})")
+    assert page.evaluate("[...document.images].filter(image => image.complete).every(image => image.naturalWidth > 0)")
+
+
+def test_hostile_names_show_as_text_and_run_nothing(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    choose(page, "gallery", "filter", "all")
+    for text in HOSTILE[:6]:
+        choose(page, "gallery", "q", text)
+        card = page.locator("#gallery-rows > *").nth(cards(page).index(text))
+        assert card.locator("figcaption bdi").first.text_content() == text
+        assert text in card.locator(".said").first.text_content()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#gallery-rows script, #gallery-rows [onerror]").count() == 0
+
+
+def test_filter_sort_search_and_paging(visit: Any, report: Path, audit: FakeAudit) -> None:
+    page = visit(report).page
+    table = audit.tables["generated"].to_pylist()
+    assert counted(page) == "24 of 240"
+    assert len(cards(page)) == 12
+    first = cards(page)
+    page.locator("#gallery-pager button", has_text="Next").click()
+    assert set(first).isdisjoint(cards(page))
+    assert page.locator("#gallery-pager").inner_text().split("\n")[1] == "Page 2 of 2"
+    assert page.locator("#gallery-pager button", has_text="Next").is_disabled()
+
+    choose(page, "gallery", "filter", "suspicious")
+    suspicious = [
+        row
+        for row in table
+        if not row["copied"] and row["error"] is None and (row["p_value"] <= 0.05 or row["score"] >= 0.5)
+    ]
+    assert counted(page) == f"{len(suspicious)} of 240"
+
+    choose(page, "gallery", "filter", "all")
+    assert counted(page) == "240 in all"
+    known = {row["id"].translate(wording.VISIBLE): row for row in table}
+    choose(page, "gallery", "sort", "score")
+    scores = [known[name]["score"] for name in cards(page)]
+    assert scores == sorted((row["score"] for row in table if row["score"] is not None), reverse=True)[:12]
+    choose(page, "gallery", "sort", "id")
+    choose(page, "gallery", "q", "sample_0001")
+    assert cards(page) == [f"sample_{i:05d}.png" for i in range(10, 20)]
+    choose(page, "gallery", "q", "THING photo")
+    assert counted(page) == f"{sum('photo of thing' in row['prompt'] for row in table)} of 240"
+    choose(page, "gallery", "q", "no such image")
+    assert cards(page) == [None]
+    assert "Nothing matches." in page.locator("#gallery-rows").inner_text()
+    page.locator('form[data-list="gallery"] [name="q"]').press("Enter")
+    page.locator('form[data-list="gallery"] .count button').click()
+    assert counted(page) == "24 of 240"
+
+
+def test_overlay_and_difference(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    assert page.locator("#gallery-rows .frame.both").count() == 0
+    page.locator("label", has_text="Overlay").click()
+    assert page.locator("#gallery-rows .frame.both.overlay").count() == 12
+    upper = page.locator("#gallery-rows .upper").first
+    assert upper.evaluate("image => image.style.opacity") == "0.5"
+    page.locator("#gallery-rows input[type=range]").first.fill("80")
+    assert upper.evaluate("image => image.style.opacity") == "0.8"
+    page.locator("label", has_text="Difference").click()
+    assert upper.evaluate("image => getComputedStyle(image).mixBlendMode") == "difference"
+    boxes = (
+        page.locator("#gallery-rows .frame.both")
+        .first.locator("> *")
+        .evaluate_all("all => all.map(one => JSON.stringify(one.getBoundingClientRect()))")
+    )
+    assert boxes[0] == boxes[1]
+
+
+def test_other_lists_and_the_links_between_them(visit: Any, report: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = visit(report).page
+    assert (counted(page, "groups"), counted(page, "risk"), counted(page, "failures")) == (
+        "10 in all",
+        "14 in all",
+        "3 in all",
+    )
+    choose(page, "groups", "filter", "partial")
+    assert cards(page, "groups") == ["1", "4", "7"]
+    choose(page, "failures", "q", "not an image")
+    assert page.locator("#failures-rows tr").count() == 1
+    page.locator("#actions button", has_text="Show these cards").nth(1).click()
+    assert counted(page, "risk") == "3 of 14"
+    assert set(page.locator("#risk-rows .action").all_inner_texts()) == {"Recaption"}
+    name = cards(page, "risk")[0]
+    page.locator("#risk-rows button", has_text="Its copies").first.click()
+    assert page.locator('form[data-list="gallery"] [name="q"]').input_value() == name
+    assert counted(page) != "0 of 240"
+    page.locator("#gallery-rows button", has_text="Its group").first.click()
+    assert counted(page, "groups") == "1 of 10"
+    details = page.locator("details[data-action=keep]")
+    details.locator("summary").click()
+    expect(details.locator("pre")).to_have_text(re.compile(r"^(train/img_\d+\.jpg\s?){6}$"))
+
+
+def test_theme_button_goes_round_and_is_remembered(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.locator("#theme").click()
+    assert page.evaluate(colour) == light
+    page.locator("#theme").click()
+    assert page.locator("#theme").inner_text() == "Theme: dark"
+    assert page.evaluate(colour) != light
+
+
+def test_without_scripts_the_verdict_and_the_copies_are_there(visit: Any, report: Path) -> None:
+    page = visit(report, scripts=False).page
+    assert page.locator("h1").is_visible()
+    assert page.locator("noscript tbody tr").count() == 24
+
+
+@pytest.mark.parametrize(
+    "make", [bare_audit, lambda: make_audit(40, 0), lambda: FakeAudit({}, {})], ids=["bare", "clean", "void"]
+)
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_poor_audits_open(visit: Any, make: Callable[[], FakeAudit], size: str, tmp_path: Path) -> None:
+    page = visit(save(make(), tmp_path), size).page
+    assert page.locator("h1").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+
+
+def test_ten_thousand_images_open_and_only_one_page_is_built(visit: Any, tmp_path: Path) -> None:
+    page = visit(save(make_audit(10_000, 1_500, 100), tmp_path)).page
+    choose(page, "gallery", "filter", "all")
+    assert counted(page) == "10,000 in all"
+    choose(page, "gallery", "q", "sample_09876")
+    assert cards(page) == ["sample_09876.png"]
+    assert page.locator("article").count() < 60
