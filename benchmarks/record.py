@@ -16,8 +16,12 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 def record(name: str, found: dict[str, Any]) -> None:
     """Print what was found and write it with the command and the machine it was found on."""
-    model = next((line.partition(":")[2].strip() for line in _cpu() if line.startswith("model name")), platform.machine())
-    versions = {package: importlib.metadata.version(package) for package in ("numpy", "onnxruntime", "pillow", "pyarrow")}
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpu() if line.startswith("model name")), platform.machine()
+    )
+    versions = {
+        package: importlib.metadata.version(package) for package in ("numpy", "onnxruntime", "pillow", "pyarrow")
+    }
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     whole = {"command": command, "cpu": model, "cores": cores(), "python": platform.python_version()} | versions | found
     text = json.dumps(whole, indent=1)

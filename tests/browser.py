@@ -1,6 +1,6 @@
 """Fixtures that open a page in the system's Chromium and watch what it does.
 
-Use with `pytest_plugins = ("browser",)`, not by import. Without a browser its tests are skipped,
+Use with `pytest_plugins = ("tests.browser",)`, not by import. Without a browser its tests are skipped,
 but fail where the environment says CI=true.
 """
 

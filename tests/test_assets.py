@@ -25,30 +25,23 @@ from copyscope.errors import AssetError
 
 PIXELS = b"RIFF....WEBP"
 
+
+def emoji(label: str, hexcode: str, group: int, subgroup: int, **more: Any) -> dict[str, Any]:
+    return {"label": label, "hexcode": hexcode, "group": group, "subgroup": subgroup, **more}
+
+
+LIGHT = emoji("waving hand: light skin tone", "1F44B-1F3FB", 1, 16, tone=1)
+DARK = emoji("woman farmer: dark skin tone", "1F469-1F3FF-200D-1F33E", 1, 25, tone=[5, 1])
 EMOJI = [
-    {
-        "label": "waving hand", "hexcode": "1F44B", "tags": ["bye", "hand", "hello", "5"], "group": 1, "subgroup": 16,
-        "skins": [
-            {
-                "label": "waving hand: light skin tone", "hexcode": "1F44B-1F3FB",
-                "group": 1, "subgroup": 16, "tone": 1,
-            }
-        ],
-    },
-    {"label": "copyright", "hexcode": "00A9", "group": 8, "subgroup": 83},
-    {"label": "farmer", "hexcode": "1F9D1-200D-1F33E", "group": 1, "subgroup": 25},
-    {
-        "label": "woman farmer", "hexcode": "1F469-200D-1F33E", "group": 1, "subgroup": 25,
-        "skins": [
-            {
-                "label": "woman farmer: dark skin tone", "hexcode": "1F469-1F3FF-200D-1F33E",
-                "group": 1, "subgroup": 25, "tone": [5, 1],
-            }
-        ],
-    },
-    {"label": "flag: France", "hexcode": "1F1EB-1F1F7", "group": 9, "subgroup": 98},
+    emoji("waving hand", "1F44B", 1, 16, tags=["bye", "hand", "hello", "5"], skins=[LIGHT]),
+    emoji("copyright", "00A9", 8, 83),
+    emoji("farmer", "1F9D1-200D-1F33E", 1, 25),
+    emoji("woman farmer", "1F469-200D-1F33E", 1, 25, skins=[DARK]),
+    emoji("person running", "1F3C3", 1, 16),
+    emoji("woman running facing right", "1F3C3-200D-2640-FE0F-200D-27A1-FE0F", 1, 16),
+    emoji("flag: France", "1F1EB-1F1F7", 9, 98),
     {"label": "regional indicator A", "hexcode": "1F1E6"},
-]  # fmt: skip
+]
 GROUPS = {
     "groups": {"1": "people-body", "8": "symbols", "9": "flags"},
     "subgroups": {"16": "hand-fingers-open", "25": "person-role", "83": "other-symbol", "98": "country-flag"},
@@ -56,10 +49,12 @@ GROUPS = {
 SHORTCODES = {
     "emojibase": {"1F44B": ["wave", "waving_hand"], "1F44B-1F3FB": "wave_tone1", "00A9-FE0F": "c"},
     "github": {"1F44B": "wave2", "00A9": "+1"},
+    "cldr": {"1F44B": "waving-hand"},
     "joypixels": {"1F469-1F3FF-200D-1F33E": "farmer_tone5_tone1"},
 }
 PICTURES = (
-    "1f44b", "1f44b-1f3fb", "a9-fe0f", "00a9-fe0f", "1f469-200d-1f33e", "1f469-1f3ff-200d-1f33e", "1f1eb-1f1f7", "1f999"
+    "1f44b", "1f44b-1f3fb", "a9-fe0f", "00a9-fe0f", "1f469-200d-1f33e", "1f469-1f3ff-200d-1f33e", "1f1eb-1f1f7",
+    "1f999", "1f3c3-200d-2640-fe0f-200d-27a1-fe0f",
 )  # fmt: skip
 
 
@@ -145,9 +140,10 @@ def test_fluent_emoji_becomes_an_imagefolder(registry: Registry, tmp_path: Path)
     folder = assets.fetch("fluent-emoji", cache=tmp_path)
     assert folder == tmp_path / "assets" / "fluent-emoji"
     found = rows(folder)
+    found.pop("images/1f3c3-200d-2640-fe0f-200d-27a1-fe0f.webp")
     names = {"1f44b", "1f44b-1f3fb", "a9-fe0f", "00a9-fe0f", "1f469-200d-1f33e", "1f469-1f3ff-200d-1f33e"}
     assert set(found) == {f"images/{name}.webp" for name in names}, "no flags, no picture without a text"
-    assert {path.name for path in (folder / "images").iterdir()} == {f"{name}.webp" for name in names}
+    assert {f"images/{path.name}" for path in (folder / "images").iterdir()} == set(rows(folder))
     assert (folder / "images" / "1f44b.webp").read_bytes() == PIXELS + b"1f44b", "the bytes are kept as they are"
     assert found["images/1f44b-1f3fb.webp"] == {
         "captions": ["waving hand: light skin tone", "wave: light skin tone", "bye, hello, light skin tone"],
@@ -165,6 +161,7 @@ def test_family_ignores_skin_tone_and_gender(registry: Registry, tmp_path: Path)
     found = rows(assets.fetch("fluent-emoji", cache=tmp_path))
     woman = found["images/1f469-1f3ff-200d-1f33e.webp"]
     assert woman["base"] == found["images/1f469-200d-1f33e.webp"]["base"] == "farmer"
+    assert found["images/1f3c3-200d-2640-fe0f-200d-27a1-fe0f.webp"]["base"] == "person running"
     assert woman["skin_tone"] == "dark and light"
     assert "farmer: dark and light skin tone" in woman["captions"]
 
@@ -176,10 +173,11 @@ def test_photographs_come_out_of_the_wheel(registry: Registry, tmp_path: Path) -
 
 def test_fetching_again_downloads_nothing(registry: Registry, tmp_path: Path) -> None:
     first = assets.fetch("fluent-emoji", cache=tmp_path)
-    calls = len(registry.calls)
-    assert calls == 2
+    assert len(registry.calls) == 2
+    (tmp_path / "assets" / ".fluent-emoji.lock").unlink()
     assert assets.fetch("fluent-emoji", cache=tmp_path) == first
-    assert len(registry.calls) == calls
+    assert len(registry.calls) == 2
+    assert not (tmp_path / "assets" / ".fluent-emoji.lock").exists(), "what is complete needs no lock"
 
 
 def test_a_damaged_folder_is_fetched_anew(registry: Registry, tmp_path: Path) -> None:
@@ -256,12 +254,9 @@ def test_a_client_that_hangs_or_is_missing(registry: Registry, tmp_path: Path, m
     monkeypatch.setattr(assets.subprocess, "run", hang)
     with pytest.raises(AssetError, match="did not arrive in 30 minutes"):
         assets.fetch("photographs", cache=tmp_path)
-
-    def missing(command: list[str], **_: Any) -> None:
-        raise FileNotFoundError(2, "No such file", command[0])
-
-    monkeypatch.setattr(assets.subprocess, "run", missing)
-    with pytest.raises(AssetError, match="Cannot run /bin/npm"):
+    monkeypatch.undo()
+    monkeypatch.setattr(assets.shutil, "which", lambda name: "/nowhere/npm")
+    with pytest.raises(AssetError, match="Cannot run /nowhere/npm"):
         assets.fetch("fluent-emoji", cache=tmp_path)
 
 
@@ -276,9 +271,19 @@ def test_a_tar_cannot_write_outside(registry: Registry, tmp_path: Path, monkeypa
     registry.packages["@lobehub/fluent-emoji-3d"] = tarball({"assets/../../../../1f44b.webp": PIXELS})
     monkeypatch.setitem(assets.ASSETS, "fluent-emoji", registry.asset(assets.ASSETS["fluent-emoji"]))
     folder = assets.fetch("fluent-emoji", cache=tmp_path / "cache")
-    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.webp")] == [
-        (folder / "images" / "1f44b.webp").relative_to(tmp_path)
-    ]
+    assert list(tmp_path.rglob("*.webp")) == [folder / "images" / "1f44b.webp"]
+
+
+def test_a_link_in_a_tar_is_refused(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        entry = tarfile.TarInfo("package/assets/1f44b.webp")
+        entry.type, entry.linkname = tarfile.SYMTYPE, str(Path(__file__))
+        tar.addfile(entry)
+    registry.packages["@lobehub/fluent-emoji-3d"] = out.getvalue()
+    monkeypatch.setitem(assets.ASSETS, "fluent-emoji", registry.asset(assets.ASSETS["fluent-emoji"]))
+    with pytest.raises(AssetError, match="cannot be built"):
+        assets.fetch("fluent-emoji", cache=tmp_path)
 
 
 def test_unknown_name_suggests(tmp_path: Path) -> None:
@@ -359,7 +364,7 @@ def test_of_two_processes_one_downloads(tmp_path: Path) -> None:
     both = [other_process(tmp_path), other_process(tmp_path)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert (tmp_path / "log").read_text() == "call\ncall\n", "two packages, each downloaded once"
-    assert len(rows(tmp_path / "assets" / "fluent-emoji")) == 6
+    assert len(rows(tmp_path / "assets" / "fluent-emoji")) == 7
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
@@ -370,7 +375,7 @@ def test_killed_half_way_leaves_nothing_that_passes_for_it(registry: Registry, t
     assert not (tmp_path / "assets" / "fluent-emoji.json").exists()
     assert list((tmp_path / "assets").glob("*.tmp")), "the test killed it before it had begun"
     folder = assets.fetch("fluent-emoji", cache=tmp_path)
-    assert len(rows(folder)) == 6
+    assert len(rows(folder)) == 7
     assert not list((tmp_path / "assets").glob("*.tmp")), "what the dead process left is cleared away"
 
 

@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for tone in range(3 if family % 4 == 0 else 1):
             # Family 1 is drawn as family 0 is: two families that make one crowd.
             image, name = picture(0 if family == 1 else family, tone), f"images/{family:03d}-{tone}.png"
-            (folder / name).write_bytes(images.encode(image, "png"))
+            (folder / name).write_bytes(images.encode(image, "png") + b"after the end")
             caption = f"thing {family}" + (f": {TONES[tone]}" if tone else "")
             rows.append({"file_name": name, "captions": [caption, f"a {caption}"], "base": f"thing {family}"})
     worlds.write_metadata(folder, rows)
@@ -128,6 +128,7 @@ def test_the_same_arguments_give_the_same_bytes(made: demo.Demo, source: Path, t
     assert bytes_of(again.folder) == bytes_of(made.folder)
     other = demo.build(tmp_path / "other", source, **SIZES, seed=1)
     assert other.source != made.source
+    assert other.family != made.family, "the seed decides what is trained on, too"
 
 
 def test_a_demo_is_kept_or_made_anew(source: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import stats
-from copyscope.copying import sharing
+from copyscope.copying import logistic, sharing
 from copyscope.copying.explain import (
+    _midranks,
     clustered_correlation,
     explain,
     lint_action,
@@ -97,6 +98,14 @@ def test_a_template_for_all_stops_at_the_limit() -> None:
     assert (found.near_shared < n).all()
 
 
+def test_below_the_limit_the_count_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "NEAR_LIMIT", 5000)
+    n = 1000
+    found = caption_sharing([[f"a photo of a small thing number{row} on the white table"] for row in range(n)])
+    assert (found.near_shared == n - 1).all()
+
+
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_normalise_is_idempotent_and_leaves_no_punctuation(text: str) -> None:
     once = normalise(text)
@@ -172,6 +181,27 @@ def test_firth_is_finite_under_separation() -> None:
     found = effect(x, y, 1, fit)
     assert found.odds_ratio.low > 1
     assert found.p_value < 1e-6
+
+
+def test_firth_finds_the_top_from_far_off() -> None:
+    x, y = simulate(80, 7)
+    near = firth(x, y)
+    for start in ([6.0, -6, 6, -6], [-9.0, 9, 9, 9]):
+        far = firth(x, y, start=np.array(start))
+        assert far.coefficients == pytest.approx(near.coefficients, abs=1e-6)
+
+
+def test_the_exact_curvature_is_that_of_finite_differences() -> None:
+    x, y = simulate(30, 8)
+    beta, h = np.array([0.3, -0.6, 0.2, 1.1]), 1e-4
+
+    def slope(at: np.ndarray) -> np.ndarray:
+        return np.array([penalised(x, y, at + h * e) - penalised(x, y, at - h * e) for e in np.eye(4)]) / (2 * h)
+
+    expected = -np.array([slope(beta + h * e) - slope(beta - h * e) for e in np.eye(4)]) / (2 * h)
+    _, information, p = logistic._penalised(x, y, beta)
+    leverage = np.einsum("nk,kn->n", x, np.linalg.solve(information, x.T))
+    np.testing.assert_allclose(logistic._curvature(x, p, information, leverage), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [30, 300])
@@ -386,6 +416,17 @@ def test_the_cluster_bootstrap_is_that_of_stats(method: str) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.05)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12))
+def test_ranks_under_weights_are_those_of_the_repeated_rows(rows: list[tuple[int, int]]) -> None:
+    from scipy.stats import rankdata
+
+    values, weights = np.array(rows, dtype=float).T
+    ranks = _midranks(values, weights[None])[0]
+    times = weights.astype(int)
+    np.testing.assert_allclose(np.repeat(ranks, times), rankdata(np.repeat(values, times)))
+
+
 def test_clustered_p_values_do_not_cry_wolf() -> None:
     """Ten generations a match and no relation: the p-value of independent rows would call most of them significant."""
     rng = np.random.default_rng(np.random.SeedSequence(10))
@@ -441,6 +482,7 @@ def test_empty_and_null_tables_are_findings_too() -> None:
     found = explain(corpus().slice(0, 0), nulls).correlations
     assert math.isnan(found[0].pearson.estimate.value)
     assert found[1].pearson.estimate.n == rows - 1
+    assert math.isfinite(found[1].pearson.estimate.low)  # unknown matches are not one and the same match
 
 
 # --- advice

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits import HOSTILE, FakeAudit, bare_audit, make_audit, table
 from copyscope.report import plots, render, rows, wording
+from tests.audits import HOSTILE, FakeAudit, bare_audit, make_audit, table
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from audits import HOSTILE, FakeAudit, bare_audit, make_audit
 from copyscope.report import render, wording
+from tests.audits import HOSTILE, FakeAudit, bare_audit, make_audit
 
-pytest_plugins = ("browser",)
+pytest_plugins = ("tests.browser",)
 pytestmark = pytest.mark.browser
 
 
@@ -190,3 +190,9 @@ def test_ten_thousand_images_open_and_only_one_page_is_built(visit: Any, tmp_pat
     choose(page, "gallery", "q", "sample_09876")
     assert cards(page) == ["sample_09876.png"]
     assert page.locator("article").count() < 60
+
+
+def test_measures_carry_the_units_of_the_findings(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    assert "entropy, bits" in page.locator("#risk-rows dt").all_inner_texts()
+    assert page.locator("#why .scatters").text_content().count("entropy (bits)") == 1

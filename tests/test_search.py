@@ -64,7 +64,10 @@ def test_search_agrees_with_faiss_on_real_sized_vectors():
 
 def test_permuting_the_references_permutes_the_result():
     rng = np.random.default_rng(1)
-    queries, references = rng.standard_normal((20, 8), dtype=np.float32), rng.standard_normal((500, 8), dtype=np.float32)
+    queries, references = (
+        rng.standard_normal((20, 8), dtype=np.float32),
+        rng.standard_normal((500, 8), dtype=np.float32),
+    )
     order = rng.permutation(500)
     plain, permuted = search(queries, references, 5), search(queries, references[order], 5)
     np.testing.assert_array_equal(order[permuted.index], plain.index)

@@ -98,7 +98,7 @@ def test_groups_have_their_sizes_captions_and_one_exact_pair(world: worlds.World
 
 def test_other_images_have_captions_of_their_own(world: worlds.World) -> None:
     alone = [row["captions"][0] for name, row in rows(world.train).items() if name not in world.group]
-    assert len(set(alone)) == len(alone)
+    assert len({caption.rpartition("number ")[2] for caption in alone}) == len(alone)
 
 
 def test_a_seed_decides_every_byte(tmp_path: Path) -> None:
@@ -153,10 +153,9 @@ def test_light_alterations_stay_close() -> None:
     assert 4.5 < noise.std() < 5.5
 
 
-def test_flip_twice_is_the_original() -> None:
+def test_flip_swaps_left_and_right() -> None:
     image, _ = worlds.picture(np.random.default_rng(6))
-    rng = np.random.default_rng(0)
-    assert np.array_equal(worlds.alter(worlds.alter(image, "flip", rng), "flip", rng), image)
+    assert np.array_equal(worlds.alter(image, "flip", np.random.default_rng(0))[:, ::-1], image)
 
 
 def test_shift_is_by_one_to_four_pixels() -> None:

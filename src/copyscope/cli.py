@@ -331,16 +331,20 @@ def demo(
         result = run(made.generated, made.train, made.held_out, protocol, seed=seed, progress=progress)
     folder = result.save(out / "report")
     truth = score(made, result.summary)
-    (folder / "truth-score.json").write_text(json.dumps(truth, indent=1) + "\n")
+    plain = {
+        name: {kind: each.as_dict() for kind, each in value.items()} if isinstance(value, dict) else value.as_dict()
+        for name, value in truth.items()
+    }
+    (folder / "truth.json").write_text(json.dumps(plain, indent=1) + "\n")
     if as_json:
-        _print_json({"summary": result.summary, "truth": truth, "report": str(folder / "report.html")})
+        _print_json({"summary": result.summary, "truth": plain, "report": str(folder / "report.html")})
         return
     _print(result)
-    print("Against the truth (which generated images are altered copies was recorded when they were made):")
-    for name in ("precision", "recall"):
-        print(f"  {name:<10} {_estimate(truth[name])}")
+    print("Against the truth (which images are altered copies was recorded when they were made):")
+    for name in ("precision", "recall", "false_alarms"):
+        print(f"  {name.replace('_', ' '):<14}{truth[name]}")
     for kind, recall in truth["recall_by_kind"].items():
-        print(f"    {kind:<8} {_estimate(recall)}")
+        print(f"  recall, {kind:<8}{recall}")
     print(f"Report: {folder / 'report.html'}")
 
 
@@ -437,12 +441,6 @@ def _table(table: Any, title: str) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _estimate(found: dict[str, Any]) -> str:
-    if found["value"] is None:
-        return "none"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] n={found['n']}"
 
 
 def _unreadable(n: int) -> None:

@@ -23,6 +23,7 @@ from . import images, worlds
 from .errors import InputError
 from .stats import Estimate, proportion
 
+SOURCE = "fluent-emoji"
 KINDS = ("crop", "jpeg", "flip", "colour", "overlay", "inset")
 SCHEMA = "copyscope.demo/1"
 # Two families go to the same side if the thumbnails of their first pictures correlate at least this much.

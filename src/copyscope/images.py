@@ -183,8 +183,6 @@ def _rgb(picture: Pillow.Image) -> Image:
     if mode == "F" or mode.startswith("I"):
         return _deep_grey(picture)
     if picture.has_transparency_data:
-        if mode in ("RGBa", "La"):  # premultiplied
-            picture = picture.convert({"RGBa": "RGBA", "La": "LA"}[mode])
         picture = picture.convert("RGBA")
         white = _pillow().new("RGB", picture.size, "white")
         white.paste(picture, mask=picture.getchannel("A"))
@@ -205,24 +203,48 @@ def _deep_grey(picture: Pillow.Image) -> Image:
     values = np.asarray(picture)
     tags = getattr(picture, "tag_v2", {})
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        white = 65535
-        if tags.get(258) == (12,):  # BitsPerSample: Pillow keeps the 12 bits as they are
-            white = 4095
-        deep = np.clip(values, 0, white).astype(np.uint32)
-        grey = (deep * 255 + white // 2) // white
+        white = 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample: Pillow keeps 12 bits as they are
+        levels = ((np.minimum(np.arange(65536), white) * 255 + white // 2) // white).astype(np.uint8)
         transparent = picture.info.get("transparency")
-        if isinstance(transparent, int):  # PNG: the one value that is see-through
-            grey[values == transparent] = 255
+        if isinstance(transparent, int) and 0 <= transparent <= 65535:  # PNG: the one value that is see-through
+            levels[transparent] = 255
+
+        def scaled(block: NDArray[Any]) -> NDArray[Any]:
+            found: NDArray[np.uint8] = levels[np.clip(block, 0, 65535)]
+            return found
+
     else:
-        real = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(real.min()), float(real.max())
+        low, high = _range(values)
         ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
         fits = [limit for limit in ranges if low >= 0 and high <= limit]
         low, high = (0.0, fits[0]) if fits else (low, high)
-        grey = np.rint((real - low) * (255 / max(high - low, np.finfo(np.float64).tiny)))
+        scale = 255 / max(high - low, np.finfo(np.float64).tiny)
+
+        def scaled(block: NDArray[Any]) -> NDArray[Any]:
+            found: NDArray[np.float64] = np.rint((_finite(block) - low) * scale)
+            return found
+
+    image = np.empty((*values.shape, 3), dtype=np.uint8)
+    for block in _row_blocks(values):  # arithmetic on the whole of a large image would take gigabytes
+        image[block] = scaled(values[block])[..., None]
     if picture.format == "TIFF" and tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
-        grey = 255 - grey
-    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+        np.subtract(255, image, out=image)
+    return image
+
+
+def _range(values: NDArray[Any]) -> tuple[float, float]:
+    ends = [(block.min(), block.max()) for block in (_finite(values[rows]) for rows in _row_blocks(values))]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+def _finite(block: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(block.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _row_blocks(values: NDArray[Any]) -> list[slice]:
+    """Slices of rows of about a million values each."""
+    step = max(1, 1_000_000 // values.shape[1])
+    return [slice(top, top + step) for top in range(0, values.shape[0], step)]
 
 
 def _orientation(picture: Pillow.Image) -> int:

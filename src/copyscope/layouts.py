@@ -12,7 +12,6 @@ from .errors import InputError
 from .rows import Rows
 from .shards import chosen_ids, image_column, index_parquet, index_tar
 from .sidecars import (
-    IMAGE_SUFFIXES,
     About,
     is_image_name,
     match_captions,
@@ -168,5 +167,5 @@ def _no_images(listing: Listing, origin: str) -> InputError:
     kinds = sorted({posixpath.splitext(path)[1] or posixpath.basename(path) for path in listing.files})
     return InputError(
         f"Cannot open {origin!r}: no images in it, only {len(listing.files)} other files ({', '.join(kinds[:6])}).\n"
-        f"Images are {', '.join(sorted(IMAGE_SUFFIXES)[:6])} ... files, .parquet with image bytes, or WebDataset .tar"
+        "Name a folder with .jpg, .png, .webp, ... files, .parquet files with image bytes, or WebDataset .tar files"
     )

@@ -163,7 +163,7 @@ def index_tar(storage: Storage, path: str, rows: Rows, name: str) -> None:
         listed = sample.get("json", {})
         captions = distinct(texts(sample.get("txt")) + captions_of(listed))
         extras = extras_of(listed, without=["key"]) | ({"class": sample["cls"]} if "cls" in sample else {})
-        where = sample.get("image")
+        where = sample.get("image", sample.get("other"))
         missing = None if where else "no image in this sample"
         rows.add(key, where and f"{path}#bytes={where[0]}+{where[1]}", captions, error=missing, extras=extras)
     if damage:
@@ -185,8 +185,9 @@ def _scan_tar(file: Any, size: int, samples: dict[str, dict[str, Any]]) -> str:
             sample = samples.setdefault(posixpath.join(folder, stem), {})
             if member.offset_data + member.size > size:
                 return "truncated"
-            if is_image_name("." + suffix if "." not in suffix else suffix):
-                sample.setdefault("image", (member.offset_data, member.size))
+            if is_image_name(base):
+                # KEY.jpg is the image; KEY.mask.png stands in only where there is no such.
+                sample.setdefault("other" if "." in suffix else "image", (member.offset_data, member.size))
             elif suffix in ("txt", "caption", "json", "cls"):
                 file.seek(member.offset_data)
                 text = file.read(member.size).decode("utf-8-sig", "replace").strip()

@@ -98,7 +98,7 @@ class Storage:
         """All files below the folder `root` but hidden ones. Symbolic links are followed, though not round in loops."""
         files: dict[str, int | None] = {}
         unreadable: dict[str, str] = {}
-        pending: list[tuple[str, str, tuple[str, ...]]] = [(root, "", self._trail((), root))]
+        pending: list[tuple[str, str, tuple[str, ...]]] = [(root, "", (os.path.realpath(root),))]
         while pending:
             folder, prefix, trail = pending.pop()
             try:
@@ -118,16 +118,13 @@ class Storage:
                     continue
                 kind = self._followed(entry, path)
                 if kind == "directory":
-                    inner = self._trail(trail, path)
-                    if inner and inner[-1] in trail:
-                        continue  # a link to a folder we are in
-                    pending.append((path, f"{prefix}{name}/", inner))
+                    target = os.path.realpath(path) if self.local else path
+                    if entry.get("islink") and any(f"{real}/".startswith(f"{target}/") for real in trail):
+                        continue  # it leads back to a folder we are in
+                    pending.append((path, f"{prefix}{name}/", (*trail, target)))
                 elif kind == "file":
                     files[prefix + name] = entry.get("size")
         return Listing(dict(sorted(files.items())), dict(sorted(unreadable.items())))
-
-    def _trail(self, trail: tuple[str, ...], path: str) -> tuple[str, ...]:
-        return (*trail, os.path.realpath(path)) if self.local else ()
 
     def _followed(self, entry: dict[str, Any], path: str) -> str:
         if not entry.get("islink"):
@@ -164,7 +161,7 @@ def connect(origin: str) -> tuple[Storage, str]:
         raise InputError(f"Cannot open {origin!r}: {reason(error)}.\nCheck the path or URL") from None
     if not found:
         folder, _, name = path.rstrip("/").rpartition("/")
-        near = storage.names(folder or "/") if storage.local or folder else []
+        near = storage.names(folder or "/") if origin and (storage.local or folder) else []
         close = difflib.get_close_matches(name, near, 1)
         hint = f"Did you mean {join(folder, close[0])!r}?" if close else "Check the path"
         raise InputError(f"Cannot open {origin!r}: no such file or folder.\n{hint}")
@@ -204,8 +201,10 @@ def to_text(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return _RAW + quote_from_bytes(path.encode("utf-8", "surrogateescape"))
-    return path
+        plain = False
+    else:
+        plain = not path.startswith(_RAW)
+    return path if plain else _RAW + quote_from_bytes(path.encode("utf-8", "surrogateescape"))
 
 
 def from_text(text: str) -> str:

@@ -96,7 +96,7 @@ def world(
             source, kind = order[turn % len(order)], kinds[turn % len(kinds)]
             image, caption = originals[source]
             name = generated.add(image if kind == "exact" else alter(image, kind, rng), prompt=caption)
-            truth[name], altered[name] = members[source][turn // len(order) % len(members[source])], kind
+            truth[name], altered[name] = members[source][0], kind
             turn += 1
         else:
             image, caption = scene()

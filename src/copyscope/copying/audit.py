@@ -22,6 +22,7 @@ from copyscope.machine import Progress
 
 from . import calibrate
 from .causes import Causes, causes
+from .classical import classical_tests
 from .duplicates import Groups, duplicates
 from .embed import Embeddings, embed
 from .gallery import gallery
@@ -29,18 +30,8 @@ from .match import Matches, match
 from .protocols import Protocol
 from .protocols import protocol as named_protocol
 from .quality import quality
-from .replication import (
-    Calibration,
-    ClassicalTest,
-    Verdict,
-    authenticity_test,
-    neighbourhood_test,
-    ratio_test,
-    similarity,
-    verdict,
-)
+from .replication import Calibration, Verdict, similarity, verdict
 from .results import load_result, save_result
-from .search import search
 from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
@@ -153,7 +144,11 @@ def audit(
     tables["thumbnails"] = gallery(described, tables)
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
-        for name, scores in (("generated", matches.similarity), ("baseline", baseline_scores), ("held-out", held_scores))
+        for name, scores in (
+            ("generated", matches.similarity),
+            ("baseline", baseline_scores),
+            ("held-out", held_scores),
+        )
         if scores is not None
     }
     summary = {
@@ -170,7 +165,10 @@ def audit(
         "similarity": _similarity_summary(statistics),
         "calibration": _calibration_summary(calibration, judged, fdr),
         "copies": _copies(tables["generated"]),
-        "classical_tests": _classical(matches, groups, judged),
+        "classical_tests": [
+            test.summary(judged.copied, groups.sizes[groups.label[matches.match]])
+            for test in classical_tests(matches, groups)
+        ],
         "duplicates": groups.summary(),
         "findings": why.findings.as_dict(),
         "quality": quality(
@@ -215,6 +213,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
     position[rows] = np.arange(len(rows))
     unread = position < 0
     trained = pa.array(matches.references.ids, pa.string())
+    captions = matches.references.corpus.table["captions"].take(pa.array(matches.references.rows))
 
     def column(values: NDArray[Any], dtype: pa.DataType, absent: NDArray[np.bool_] | None = None) -> pa.Array:
         padded = np.zeros(len(corpus), dtype=values.dtype)
@@ -233,6 +232,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             "id": corpus.table["id"],
             "prompt": pa.array(prompts, pa.string()),
             "match": trained.take(match_),
+            "match_captions": captions.take(match_),
             "score": column(matches.of_best(matches.nearest.score), pa.float32()),
             "verified": column(matches.of_best(matches.verified), pa.float32()),
             "combined": column(matches.of_best(matches.combined), pa.float32()),
@@ -242,7 +242,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             "group_size": column(found, pa.int64()),
             "next_match": trained.take(next_),
             "next_score": column(matches.next_score, pa.float32()),
-            "why": pa.array([why.reasons.get(row) for row in position], pa.string()),
+            "why": pa.array([why.reasons.get(row) for row in position.tolist()], pa.string()),
             "error": corpus.table["error"],
         }
     )
@@ -252,45 +252,6 @@ def _copies(table: pa.Table) -> list[dict[str, Any]]:
     keys = ["id", "match", "score", "verified", "combined", "p_value", "group_size", "prompt"]
     copied = table.filter(pa.compute.fill_null(table["copied"], False)).select(keys)
     return list(copied.sort_by([("combined", "descending"), ("id", "ascending")]).to_pylist())
-
-
-def _classical(matches: Matches, groups: Groups, judged: Verdict) -> list[dict[str, Any]]:
-    scores, n = matches.nearest.score, len(matches.queries.rows)
-    if n == 0 or scores.shape[1] < 2 or (matches.nearest.index[:, 1] < 0).any():
-        return []
-    reached = min(int((matches.nearest.index >= 0).sum(axis=1).min()), scores.shape[1])
-    nearest = matches.nearest.index[:, 0]
-    train = matches.references.vectors
-    distinct, inverse = np.unique(nearest, return_inverse=True)
-
-    def neighbour(labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        found = search(train[distinct], train, 1, query_labels=labels[distinct], reference_labels=labels)
-        return np.maximum(found.score[inverse, 0], -1)
-
-    own = np.arange(len(train), dtype=np.int64)
-    other = np.where(np.isnan(matches.next_score), -1, matches.next_score)
-    tests = [
-        ClassicalTest(
-            "ratio d1/d2 < 1/3",
-            "Yoon et al. 2023; Gu et al. 2023",
-            ratio_test(scores[:, 0], scores[:, 1]),
-            ratio_test(scores[:, 0], other),
-        ),
-        ClassicalTest(
-            "not authentic",
-            "Alaa et al. 2022",
-            authenticity_test(scores[:, 0], neighbour(own)),
-            authenticity_test(scores[:, 0], neighbour(groups.label)),
-        ),
-        ClassicalTest(
-            f"neighbourhood l2 (n={reached}, a=0.5)",
-            "Carlini et al. 2023",
-            neighbourhood_test(scores[:, :reached]),
-            None,
-        ),
-    ]
-    size = groups.sizes[groups.label[matches.match]]
-    return [test.summary(judged.copied, size) for test in tests]
 
 
 def _similarity_summary(statistics: dict[str, dict[str, Any]]) -> dict[str, Any]:

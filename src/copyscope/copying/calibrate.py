@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,15 +43,17 @@ def held_out(
     Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other things.
     """
     pdq = parts.load("descriptors", "pdq")
-    options = {"cache": cache, "workers": workers, "progress": progress}
-    queries = embed(images.corpus.take(images.rows), pdq, **options)
-    references = embed(train.corpus.take(train.rows), pdq, **options)
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
+    references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
     nearest = search(queries.vectors, references.vectors, 1, workers=workers)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
     alike = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
     trained = set(references.corpus.table["sha256"].to_pylist())
     alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
-    clean = Embeddings(images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint)
+    clean = Embeddings(
+        images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
+    )
     matches = match(clean, train, verify, labels=groups.label, **options)
     scores = matches.of_best(matches.combined)
     return Calibration("held-out", scores[np.isfinite(scores)], int(alike.sum()), RULE), matches, alike

@@ -119,7 +119,7 @@ class Profile:
 
     def kind(self, position: int) -> str:
         """ "full", "partial", "uncaptioned", or "none" for an image without near-duplicates."""
-        return self.groups.kind[self.groups.label[position]]
+        return self.groups.kind[int(self.groups.label[position])]
 
     def size(self, position: int) -> int:
         """Size of the image's near-duplicate group."""
@@ -145,6 +145,7 @@ class Profile:
         length = parts.load("measures", "caption_length").measure(item)
         complexity = {name: _null(self.complexity[position, at]) for at, name in enumerate(COMPLEXITY)}
         return {
+            "captions": self.captions[position],
             "group_size": self.size(position),
             "duplication": self.kind(position),
             "shared_captions": item.shared,
@@ -161,6 +162,7 @@ RISK_SCHEMA = pa.schema(
         ("share_low", pa.float64()),
         ("share_high", pa.float64()),
         ("prompts", pa.list_(pa.string())),
+        ("captions", pa.list_(pa.string())),
         ("group_size", pa.int64()),
         ("duplication", pa.string()),
         ("shared_captions", pa.int64()),

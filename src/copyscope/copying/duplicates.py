@@ -148,9 +148,7 @@ def components(
     return label
 
 
-def _stars(
-    vectors: NDArray[np.float32], label: NDArray[np.int64], threshold: float
-) -> tuple[NDArray[np.int64], int]:
+def _stars(vectors: NDArray[np.float32], label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Split every component that is not a star around its centre (the member nearest to the mean of its vectors)."""
     label = np.unique(label, return_inverse=True)[1].astype(np.int64)
     counts = np.bincount(label)
@@ -228,4 +226,3 @@ def _kind(captions: list[list[str]]) -> str:
             return "full"
         seen |= plain
     return "partial"
-

@@ -273,12 +273,12 @@ def _fill(
 
 def _commit(store: ContentStore, pending: list[_Done]) -> None:
     if any(len(piece.keys) for piece in pending):
-        store.add(np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending]))
+        store.add(
+            np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
+        )
 
 
-def _parallel(
-    batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int
-) -> Iterator[_Done]:
+def _parallel(batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int) -> Iterator[_Done]:
     """Results in the order of the batches, at most two a worker under way."""
     with ThreadPoolExecutor(workers) as pool:
         under_way: deque[Future[_Done]] = deque()

@@ -33,7 +33,11 @@ def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa
         worst = tables["generated"].filter(pa.compute.is_valid(tables["generated"]["combined"]))
         worst = worst.sort_by([("combined", "descending"), ("id", "ascending")]).slice(0, ROWS)
         for row in worst.select(["id", "match", "next_match"]).to_pylist():
-            wanted |= {("generated", row["id"]): None, ("train", row["match"]): None, ("train", row["next_match"]): None}
+            wanted |= {
+                ("generated", row["id"]): None,
+                ("train", row["match"]): None,
+                ("train", row["next_match"]): None,
+            }
     shown: dict[int, int] = {}
     for row in tables["groups"].select(["id", "group"]).to_pylist():
         shown[row["group"]] = shown.get(row["group"], 0) + 1

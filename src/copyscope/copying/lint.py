@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
 
 import copyscope
-from copyscope import stats
+from copyscope import parts, stats
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .causes import RISK_SCHEMA, Profile, representatives
+from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from .duplicates import duplicates
-from .embed import embed
+from .embed import Embeddings, embed
 from .explain import lint_action
 from .gallery import gallery
 from .protocols import protocol as named_protocol
@@ -55,6 +57,11 @@ class Lint:
 
         return lint_panel(self.summary)
 
+    def _repr_html_(self) -> str:
+        from copyscope.report.terminal import lint_snippet
+
+        return lint_snippet(self.summary)
+
 
 def lint(
     train: str | Path | Corpus,
@@ -65,50 +72,32 @@ def lint(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Lint:
-    """What in `train` is likely to be copied: near-duplicates, captions that repeat with them or key one image, plain pictures.
+    """What in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
 
-    train: anything `Corpus.open` takes, or a Corpus. The complexity of pictures is measured on at most MEASURED images
-    without near-duplicates, drawn at random by `seed`. Raises InputError when the folder cannot be used.
+    train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
+    is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
+    cache, workers: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
     """
     began = time.time()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     described = embed(corpus, rules.load(), **options)
+    failures = _failures(described)
     if not len(described.rows):
-        raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\nLook at one of them")
+        first_error = f"The first says: {failures['error'][0]}" if len(failures) else "Give a folder of images"
+        raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
     groups = duplicates(described, rules.duplicates, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
     single = np.sort(rng.permutation(first[~grouped])[:MEASURED])
-    profile = Profile.of(described, groups, np.sort(np.concatenate([first[grouped], single])), **options)
-    mixed = profile.complexity[:, -1]
-    ranked = np.sort(mixed[single])
-    cards = []
-    for position in [*first[grouped].tolist(), *single.tolist()]:
-        card = profile.card(position)
-        rank = float(np.searchsorted(ranked, mixed[position]) / max(len(ranked), 1))
-        action, reason = lint_action(
-            card["group_size"],
-            card["duplication"],
-            card["shared_captions"],
-            card["near_shared_captions"],
-            len(profile.captions[position]),
-            rank,
-        )
-        if action != "keep":
-            cards.append({"position": position, "rank": rank} | card | {"action": action, "reason": reason})
-    cards.sort(key=lambda card: (-card["group_size"], card["rank"]))
-    ids = described.ids
-    risk = pa.Table.from_pylist([card | {"id": ids[card["position"]]} for card in cards], schema=RISK_SCHEMA)
+    shown = np.concatenate([first[grouped], single])
+    profile = Profile.of(described, groups, np.sort(shown), **options)
+    cards = _cards(profile, shown, _ranks(profile.complexity[:, -1], shown, single), described.ids)
+    risk = pa.Table.from_pylist(cards, schema=RISK_SCHEMA)
     risk = risk.drop_columns(["times_copied", "share_low", "share_high", "prompts"])
-    errors = described.corpus.table.filter(pa.compute.is_valid(described.corpus.table["error"]))
-    tables = {
-        "groups": groups.table(),
-        "risk": risk,
-        "failures": errors.select(["id", "error"]).add_column(0, "corpus", pa.array(["train"] * len(errors), pa.string())),
-    }
+    tables = {"groups": groups.table(), "risk": risk, "failures": failures}
     tables["thumbnails"] = gallery({"train": described}, tables)
     summary = groups.summary()
     captions = [bool(own) for own in profile.captions]
@@ -132,24 +121,76 @@ def lint(
             },
             "actions": {name: sum(card["action"] == name for card in cards) for name in ("deduplicate", "recaption")},
             "n_measured": len(single),
-            "protocol": {"name": rules.name, "descriptor": rules.descriptor, "duplicates": rules.duplicates},
-            "recipe": {"train": corpus.origin, "seed": seed},
+            "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
+            "protocol": {
+                "name": rules.name,
+                "descriptor": rules.descriptor,
+                "duplicates": rules.duplicates,
+                "fingerprint": described.fingerprint,
+            },
+            "recipe": {"train": corpus.origin, "options": {"protocol": rules.name}, "seed": seed},
         },
         tables,
     )
 
 
+def _ranks(mixed: NDArray[np.float64], shown: NDArray[np.int64], single: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the measured images without near-duplicates that are at most as complex as each shown one.
+
+    NaN where the complexity is unknown. An image counts itself and its ties: a set of one, or of equals, has no
+    simplest pictures.
+    """
+    ordered = np.sort(mixed[single][np.isfinite(mixed[single])])
+    ranks = np.searchsorted(ordered, mixed[shown], side="right") / max(len(ordered), 1)
+    return np.where(np.isfinite(mixed[shown]), ranks, np.nan)
+
+
+def _cards(
+    profile: Profile, shown: NDArray[np.int64], ranks: NDArray[np.float64], ids: list[str]
+) -> list[dict[str, Any]]:
+    """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
+    found: list[tuple[tuple[float, ...], dict[str, Any]]] = []
+    for position, rank in zip(shown.tolist(), ranks.tolist(), strict=True):
+        card = profile.card(position)
+        action, reason = lint_action(
+            card["group_size"],
+            card["duplication"],
+            card["shared_captions"],
+            card["near_shared_captions"],
+            len(profile.captions[position]),
+            rank,
+        )
+        if action != "keep":
+            order = (-card["group_size"], np.inf if np.isnan(rank) else rank, position)
+            found.append((order, {"id": ids[position]} | card | {"action": action, "reason": reason}))
+    return [card for _, card in sorted(found, key=lambda pair: pair[0])]
+
+
+def _failures(described: Embeddings) -> pa.Table:
+    """One row an image that cannot be read: corpus, id, error."""
+    table = described.corpus.table
+    failed = table.filter(pa.compute.is_valid(table["error"])).select(["id", "error"])
+    return failed.add_column(0, "corpus", pa.array(["train"] * len(failed), pa.string()))
+
+
 def _sentence(n: int, summary: dict[str, Any], cards: list[dict[str, Any]]) -> str:
     repeated = summary["n_images_in_groups"] - summary["n_groups"]
-    recaption = sum(card["action"] == "recaption" for card in cards)
-    if not repeated and not recaption:
-        return f"Nothing in these {n} images invites copying more than the rest: no near-duplicates, no plain picture under a caption of its own."  # fmt: skip
+    plain = sum(card["action"] == "recaption" for card in cards)
     said = []
     if repeated:
         said.append(
-            f"{repeated} of {n} images repeat another one ({summary['n_groups']} near-duplicate groups, "
-            f"{summary['full']} of them with the caption repeated too): deduplicate before training"
+            f"{repeated} of {n} images {_form(repeated, 'repeats', 'repeat')} another one, in {summary['n_groups']} "
+            f"near-duplicate {_form(summary['n_groups'], 'group', 'groups')}"
+            + (f", {summary['full']} of them with the caption repeated too" if summary["full"] else "")
         )
-    if recaption:
-        said.append(f"{recaption} plain pictures stand under a caption of their own: give them several, more general ones")
+    if plain:
+        stand = _form(plain, "picture stands under a caption of its", "pictures stand under captions of their")
+        said.append(f"{plain} plain {stand} own, which invites copying")
+    if not said:
+        images = _form(n, "image", "images")
+        return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own."
     return "; ".join(said) + "."
+
+
+def _form(n: int, one: str, more: str) -> str:
+    return one if n == 1 else more

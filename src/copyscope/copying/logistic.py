@@ -15,6 +15,7 @@ from copyscope.stats import Estimate, Floats
 
 _STEP = 5.0  # largest change of a coefficient in one Newton step, as in R's logistf
 _ITERATIONS = 200
+_CHEAP = 6  # steps before the exact curvature, which costs k times as much: mostly they are enough
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +44,10 @@ def firth(
     """Maximise l(b) + log det I(b) / 2, the logistic log-likelihood under Jeffreys' prior (Firth 1993).
 
     I(b) = X' W X with W = diag(p (1 - p)). Newton steps on the modified score X' (y - p + h (1/2 - p)), where h is the
-    diagonal of the hat matrix (Heinze & Schemper 2002), halved until the penalised likelihood rises. With `fixed`
-    coefficients the determinant is still that of all. Raises numpy.linalg.LinAlgError if columns of x are collinear.
+    diagonal of the hat matrix (Heinze & Schemper 2002), halved until the penalised likelihood rises. The first few
+    steps take the information for the curvature, the others the exact one where it is that of a top: under separation
+    the information alone crawls. With `fixed` coefficients the determinant is still that of all. Raises
+    numpy.linalg.LinAlgError if columns of x are collinear.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     held = dict(fixed or {})
@@ -52,13 +55,15 @@ def firth(
     beta[list(held)] = list(held.values())
     free = np.array([column for column in range(x.shape[1]) if column not in held], dtype=np.intp)
     value, information, p = _penalised(x, y, beta)
-    for _ in range(_ITERATIONS):
+    for iteration in range(_ITERATIONS):
         if len(free) == 0:
             break
-        weight = p * (1 - p)
-        hat = weight * np.einsum("nk,nk->n", x, np.linalg.solve(information, x.T).T)
-        score = (x.T @ (y - p + hat * (0.5 - p)))[free]
-        step = np.linalg.solve(information[np.ix_(free, free)], score)
+        leverage = np.einsum("nk,kn->n", x, np.linalg.solve(information, x.T))  # hat diagonal / weight
+        score = (x.T @ (y - p + p * (1 - p) * leverage * (0.5 - p)))[free]
+        curvature = information if iteration < _CHEAP else _curvature(x, p, information, leverage)
+        step = _newton(score, curvature[np.ix_(free, free)])
+        if step is None:
+            step = np.linalg.solve(information[np.ix_(free, free)], score)
         if score @ step < 1e-14:  # squared length of the step in standard errors
             break
         step *= min(1.0, _STEP / float(np.abs(step).max()))
@@ -112,6 +117,27 @@ def _penalised(x: Floats, y: Floats, beta: Floats) -> tuple[float, Floats, Float
     sign, log_det = np.linalg.slogdet(information)
     value = float(y @ eta - np.logaddexp(0, eta).sum() + 0.5 * log_det) if sign > 0 else -math.inf
     return value, information, p
+
+
+def _curvature(x: Floats, p: Floats, information: Floats, leverage: Floats) -> Floats:
+    """Minus the second derivatives [k k] of the penalised likelihood: I - (tr I^-1 I_ab - tr I^-1 I_a I^-1 I_b) / 2."""
+    weight = p * (1 - p)
+    second = (x * (weight * (1 - 6 * weight) * leverage)[:, None]).T @ x
+    slope = weight * (1 - 2 * p)
+    ratios = [np.linalg.solve(information, (x * (slope * column)[:, None]).T @ x) for column in x.T]
+    first = np.einsum("aij,bji->ab", ratios, ratios)
+    curvature: Floats = information - (second - first) / 2
+    return curvature
+
+
+def _newton(score: Floats, curvature: Floats) -> Floats | None:
+    """The Newton step, or None where the curvature is not that of a top."""
+    try:
+        np.linalg.cholesky(curvature)
+    except np.linalg.LinAlgError:
+        return None
+    step: Floats = np.linalg.solve(curvature, score)
+    return step
 
 
 def _crossing(above: Callable[[float], float], at: float, reach: float) -> float:

@@ -41,9 +41,12 @@ class Matches:
 
     @property
     def combined(self) -> NDArray[np.float32]:
-        """Mean of descriptor and pixel score [n k], the score that verdicts rest on; -inf where not verified."""
-        together = (self.nearest.score + self.verified) / 2
-        return np.where(np.isnan(together), -np.inf, together).astype(np.float32)
+        """Descriptor score s and pixel score v as one [n k], the score that verdicts rest on; -inf where not verified.
+
+        1 - sqrt((1 - s) * (1 - v)): the geometric mean of what is missing, so that either being sure weighs much.
+        """
+        missing = np.maximum(1 - self.nearest.score, 0) * np.maximum(1 - self.verified, 0)
+        return np.where(np.isnan(missing), -np.inf, 1 - np.sqrt(missing)).astype(np.float32)
 
     @property
     def best(self) -> NDArray[np.intp]:
@@ -114,13 +117,16 @@ def match(
     if len(used):
         verified[:, : verify.top] = verify.compare(
             verify.thumbnails(queries.corpus, queries.rows, cache=cache, workers=workers, progress=progress),
-            verify.thumbnails(references.corpus, references.rows[used], cache=cache, workers=workers, progress=progress),
+            verify.thumbnails(
+                references.corpus, references.rows[used], cache=cache, workers=workers, progress=progress
+            ),
             slots,
             workers=workers,
             progress=progress,
         )
     found = Matches(queries, references, nearest, verified, *_empty_next(len(queries.rows)))
-    return dataclasses.replace(found, **_next_group(found, labels, own, workers))
+    next_index, next_score = _next_group(found, labels, own, workers)
+    return dataclasses.replace(found, next_index=next_index, next_score=next_score)
 
 
 def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -129,12 +135,12 @@ def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 def _next_group(
     matches: Matches, labels: NDArray[np.int64], own: NDArray[np.int64] | None, workers: int | None
-) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The nearest reference outside the group of the match: among the k where they reach, else by a search of its own."""
     index, score = _empty_next(len(matches.queries.rows))
     kept = matches.nearest
     if not len(labels) or not len(index):
-        return {"next_index": index, "next_score": score}
+        return index, score
     group = np.where(matches.match >= 0, labels[matches.match], -1)
     other = (kept.index >= 0) & (labels[kept.index] != group[:, None])
     first = other.argmax(axis=1)
@@ -155,4 +161,4 @@ def _next_group(
         )
         found = again.score[:, 0] > NOTHING
         index[lost[found]], score[lost[found]] = again.index[found, 0], again.score[found, 0]
-    return {"next_index": index, "next_score": score}
+    return index, score

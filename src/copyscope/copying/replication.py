@@ -1,10 +1,9 @@
-"""Matches -> how much is copied: similarity statistics, the calibrated verdict, and the classical tests beside it."""
+"""Scores -> how much is copied: similarity statistics and the calibrated verdict."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,16 +84,16 @@ def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr
     count = int(copied.sum())
     rate = stats.proportion(count, n, missing=n_missing)
     cut = float(scores[copied].min()) if count else math.nan
-    level = f"at a false discovery rate of {fdr:.0%}"
+    level = f"at a false discovery rate of {100 * fdr:g} %"
     if count:
         share = f"{count} of {n} generated images ({_percent(rate)})"
         are = "is a copy" if count == 1 else "are copies"
         return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: {share} {are} {level}.", None)
     needed = _needed(scores, calibration, n, n_missing, fdr)
     if needed:
-        sentence = f"Cannot tell: no copy found among {n} generated images, but a rate of {TOLERABLE:.0%} could have gone unseen."
+        sentence = f"Cannot tell: no copy found among {n} generated images, but a rate of {100 * TOLERABLE:g} % could have gone unseen."
         return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
-    sentence = f"No copies found among {n} generated images {level}: the rate is at most {rate.high:.1%} (95 % interval)."
+    sentence = f"No copies found among {n} generated images {level}: the rate is at most {100 * rate.high:.1f} % (95 % interval)."
     return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
 
 
@@ -117,7 +116,7 @@ def _needed(scores: Floats, calibration: Calibration, n: int, n_missing: int, fd
 
 
 def _percent(rate: Estimate) -> str:
-    return f"{rate.value:.1%}, 95 % interval {rate.low:.1%} to {rate.high:.1%}"
+    return f"{100 * rate.value:.1f} %, 95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f} %"
 
 
 def _mean(values: Floats) -> float:
@@ -126,81 +125,3 @@ def _mean(values: Floats) -> float:
 
 def _std(values: Floats) -> float:
     return float(values.std())
-
-
-# The classical tests, as their authors state them, on descriptor distances d = sqrt(2 - 2 * similarity); and each again
-# with neighbours counted by near-duplicate group. All return which of the n queries are flagged.
-
-
-def distance(score: Floats) -> Floats:
-    """Euclidean distance of unit vectors from their inner product."""
-    return np.sqrt(np.maximum(2 - 2 * np.asarray(score, dtype=np.float64), 0))
-
-
-def ratio_test(first: Floats, second: Floats, bound: float = 1 / 3) -> NDArray[np.bool_]:
-    """d1 / d2 < 1/3 (Yoon et al. 2023; Gu et al. 2023): nearest against second-nearest training image.
-
-    first, second: similarity [n] of the two. Blind where the second is a duplicate of the first.
-    """
-    return distance(first) < bound * distance(second)
-
-
-def authenticity_test(first: Floats, match_neighbour: Floats) -> NDArray[np.bool_]:
-    """Not authentic (Alaa et al. 2022): nearer to its training image than that is to any other training image.
-
-    first: similarity [n] to the match. match_neighbour: similarity [n] of the match to its own nearest neighbour.
-    """
-    return distance(first) < distance(match_neighbour)
-
-
-def neighbourhood_test(scores: Floats, alpha: float = 0.5) -> NDArray[np.bool_]:
-    """Calibrated l2 of Carlini et al. 2023: d1 < alpha * mean distance to the n nearest (n = 50 in the paper).
-
-    scores: similarities [n k] to the k nearest, best first. Blind where the image stands in the set more than k times.
-    """
-    found = distance(scores)
-    return found[:, 0] < alpha * found.mean(axis=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassicalTest:
-    """One classical test on the generated images, as stated and by group (None where there is no such form)."""
-
-    name: str
-    reference: str
-    flagged: NDArray[np.bool_]
-    flagged_by_group: NDArray[np.bool_] | None
-
-    def summary(self, copied: NDArray[np.bool_], group_size: NDArray[np.int64]) -> dict[str, Any]:
-        """Share flagged, and how many of our copies it sees by the size of the copied image's group."""
-        by_size = []
-        for name, inside in SIZES.items():
-            those = copied & inside(group_size)
-            by_group = None if self.flagged_by_group is None else int((self.flagged_by_group & those).sum())
-            by_size.append(
-                {
-                    "size": name,
-                    "n_copies": int(those.sum()),
-                    "seen": int((self.flagged & those).sum()),
-                    "seen_group_aware": by_group,
-                }
-            )
-        n = len(copied)
-        aware = self.flagged_by_group
-        return {
-            "name": self.name,
-            "reference": self.reference,
-            "flagged": stats.proportion(int(self.flagged.sum()), n).as_dict(),
-            "flagged_group_aware": None if aware is None else stats.proportion(int(aware.sum()), n).as_dict(),
-            "by_group_size": by_size,
-            "note": "",
-        }
-
-
-Sizes = NDArray[np.int64]
-SIZES: dict[str, Callable[[Sizes], NDArray[np.bool_]]] = {
-    "1": lambda size: size == 1,
-    "2": lambda size: size == 2,
-    "3-5": lambda size: (size >= 3) & (size <= 5),
-    "6+": lambda size: size >= 6,
-}

@@ -1,8 +1,9 @@
 """The second look: an aligned pixel comparison of the candidates that the descriptor retrieved.
 
-A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is the
-best normalised cross-correlation of two small thumbnails over small shifts, zooms and a flip (template matching,
-Lewis 1995), 1 for the same picture up to contrast and about 0 for unrelated ones.
+A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is
+the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over every
+place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a crop of it
+or for it set small into another, and about 0.4 for unrelated ones.
 """
 
 from __future__ import annotations
@@ -21,31 +22,30 @@ from copyscope.machine import Progress, cores
 from .embed import Work, compute
 from .search import one_blas_thread
 
-Windows = NDArray[np.float32]
+Planes = NDArray[np.float32]
+Spectra = NDArray[np.complex64]
+
+CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
     """How candidates are compared; `str` is the spec that a result carries.
 
-    top: candidates a query. size: side of the thumbnail in pixels (shorter side resized, central square).
-    shift: largest shift either way in thumbnail pixels. zooms: side of the window as a share of the full one; each is
-    tried on either picture, so that a copy cropped or shrunk by that much still lies over its source. flip: mirror too.
+    top: candidates a query. size: side of the thumbnails in pixels (shorter side resized, central square). core: share
+    of the side that is compared at full size; what is cut off leaves room for shifts. zooms: sides to which the whole
+    picture is shrunk besides, as shares; so much may have been cropped, or so small may it be set. flip: mirror too.
     """
 
     top: int = 8
-    size: int = 48
-    shift: int = 3
-    zooms: tuple[float, ...] = (1.0, 0.9, 0.8)
+    size: int = 32
+    core: float = 0.875
+    zooms: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)
     flip: bool = True
 
     def __str__(self) -> str:
-        return f"aligned_ncc(top={self.top}, size={self.size}, shift={self.shift}, zooms={self.zooms}, flip={self.flip})"
-
-    @property
-    def window(self) -> int:
-        """Side in pixels of the windows that are compared."""
-        return self.size - 2 * self.shift
+        fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
+        return f"aligned_ncc({', '.join(fields)})"
 
     def thumbnails(
         self,
@@ -57,9 +57,18 @@ class Verify:
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
         """Thumbnails [n size size 3] of the given readable rows, kept by content like embeddings."""
-        work = Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, self._shrink)
+
+        def function(pictures: list[images.Image]) -> NDArray[np.uint8]:
+            return self.shrink(pictures).reshape(len(pictures), -1)
+
+        work = Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
         _, _, values = compute(corpus, work, rows=rows, cache=cache, workers=workers, progress=progress)
         return values.reshape(len(values), self.size, self.size, 3)
+
+    def shrink(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
+        """Thumbnails [n size size 3] of pictures of any size."""
+        squares = [images.centre_crop(picture, min(picture.shape[:2])) for picture in pictures]
+        return np.stack([images.resize(square, (self.size, self.size)) for square in squares])
 
     def compare(
         self,
@@ -75,66 +84,99 @@ class Verify:
         candidates: int64 [n k], rows of references, -1 for none. A flat picture has nothing to align and scores 0.
         """
         scores = np.full(candidates.shape, np.nan, dtype=np.float32)
-        workers = workers or cores()
-        operators = self._operators()
-        still = operators[:, self.shift]
+        starts = range(0, len(queries), CHUNK)
 
-        def task(query: int) -> None:
-            there = np.flatnonzero(candidates[query] >= 0)
-            if len(there):
-                moved = _windows(operators, operators, queries[query]).reshape(-1, 3 * self.window**2)
-                fixed = self._fixed(still, references[candidates[query, there]])
-                best = (moved @ fixed.T).max(axis=0)
-                scores[query, there] = best.reshape(len(there), -1).max(axis=1)
+        def task(start: int) -> None:
+            mine = candidates[start : start + CHUNK]
+            query, slot = np.nonzero(mine >= 0)
+            if len(query):
+                used, reference = np.unique(mine[query, slot], return_inverse=True)
+                pairs = query, reference.ravel()
+                scores[start + query, slot] = self._pairs(queries[start : start + CHUNK], references[used], pairs)
 
-        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-            for done, _ in enumerate(pool.map(task, range(len(queries)))):
-                if progress and (done % 64 == 0 or done + 1 == len(queries)):
-                    progress("verify", done + 1, len(queries))
+        with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
+            for start, _ in zip(starts, pool.map(task, starts), strict=True):
+                if progress:
+                    progress("verify", min(start + CHUNK, len(queries)), len(queries))
         return scores
 
-    def _fixed(self, still: Windows, references: NDArray[np.uint8]) -> Windows:
-        """Central windows [k * zooms * flips, 3 window^2] of references [k s s 3], those of one reference together."""
-        windows = np.stack([_centred(still, reference) for reference in references])
-        if self.flip:
-            windows = np.concatenate([windows, windows[:, :, :, ::-1]], axis=1)
-        return windows.reshape(-1, 3 * self.window**2)
-
-    def _operators(self) -> Windows:
-        """Linear maps [zooms, shifts, window, size]: bilinear sampling of a window at each zoom and shift."""
-        shifts = np.arange(-self.shift, self.shift + 1)
-        maps = np.zeros((len(self.zooms), len(shifts), self.window, self.size), dtype=np.float32)
-        for zoom, share in enumerate(self.zooms):
-            for place, offset in enumerate(shifts):
-                position = (np.arange(self.window) + 0.5 - self.window / 2) * share + self.size / 2 + offset - 0.5
-                position = np.clip(position, 0, self.size - 1)
-                low = np.minimum(position.astype(int), self.size - 2)
-                maps[zoom, place, np.arange(self.window), low] = 1 - (position - low)
-                maps[zoom, place, np.arange(self.window), low + 1] += position - low
-        return maps
-
-    def _shrink(self, pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        squares = [images.centre_crop(picture, min(picture.shape[:2])) for picture in pictures]
-        return np.stack([images.resize(square, (self.size, self.size)).ravel() for square in squares])
+    def _pairs(
+        self,
+        queries: NDArray[np.uint8],
+        references: NDArray[np.uint8],
+        pairs: tuple[NDArray[np.intp], NDArray[np.intp]],
+    ) -> Planes:
+        """Scores [p] of the pairs (query, reference)."""
+        query, reference = pairs
+        theirs = _Looks(self, references)
+        best = np.full(len(query), -1, dtype=np.float32)
+        for pictures in (queries, queries[:, :, ::-1]) if self.flip else (queries,):
+            mine = _Looks(self, pictures)
+            for at in range(1 + len(self.zooms)):
+                np.maximum(best, mine.found_in(theirs, at, query, reference), out=best)
+                np.maximum(best, theirs.found_in(mine, at, reference, query), out=best)
+        return best
 
 
-def _windows(down: Windows, across: Windows, picture: NDArray[np.uint8]) -> Windows:
-    """Unit-length windows [zooms, shifts, shifts, w, w, 3] of a picture [s s 3], each channel's mean taken off."""
-    zooms, shifts, window, size = down.shape
-    planes = picture.astype(np.float32)
-    tall = (down.reshape(-1, size) @ planes.reshape(size, -1)).reshape(zooms, shifts, window, size, 3)
-    wide = np.matmul(across[:, None, :, None], tall[:, :, None])
-    return _normalised(wide)
+class _Looks:
+    """Pictures [n s s 3] prepared to be found in others and to have others found in them."""
+
+    def __init__(self, verify: Verify, pictures: NDArray[np.uint8]) -> None:
+        from scipy.fft import rfft2
+
+        size = self.size = verify.size
+        planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
+        self.spectra: Spectra = rfft2(planes)
+        margin = round(size * (1 - verify.core) / 2)
+        templates = [planes[:, :, margin : size - margin, margin : size - margin]]
+        for zoom in verify.zooms:
+            shrink = _shrinking(size, round(zoom * size))
+            templates.append(shrink @ planes @ shrink.T)
+        self.sides = [template.shape[-1] for template in templates]
+        self.templates: list[Spectra] = [np.conj(rfft2(_unit(template), s=(size, size))) for template in templates]
+        self.inverse_norms = [_inverse_norms(planes, side) for side in self.sides]
+
+    def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
+        """Best correlation [p] of template `at` of the pictures `mine` [p] over all places of the pictures `theirs` [p]."""
+        from scipy.fft import irfft2
+
+        product = np.einsum("pchw,pchw->phw", others.spectra[theirs], self.templates[at][mine])
+        places = self.size - self.sides[at] + 1
+        correlation = irfft2(product, s=(self.size, self.size))[:, :places, :places]
+        best: Planes = (correlation * others.inverse_norms[at][theirs]).max(axis=(1, 2))
+        return best
 
 
-def _centred(still: Windows, picture: NDArray[np.uint8]) -> Windows:
-    """The unshifted windows [zooms, w, w, 3]."""
-    return _windows(still[:, None], still[:, None], picture)[:, 0, 0]
+def _shrinking(size: int, side: int) -> Planes:
+    """The linear map [side size] that resizes a row of pixels by the antialiased triangle filter."""
+    scale = size / side
+    centres = (np.arange(side) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(size)[None, :] - centres[:, None]) / scale)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _normalised(windows: Windows) -> Windows:
-    windows = windows - windows.mean(axis=(-3, -2), keepdims=True)
-    norms = np.sqrt(np.einsum("...hwc,...hwc->...", windows, windows))[..., None, None, None]
-    # Below one grey level of contrast there is only rounding noise to correlate.
-    flat = norms < windows.shape[-2]
-    return np.where(flat, np.float32(0), windows / np.maximum(norms, 1e-6)).astype(np.float32)
+def _unit(templates: Planes) -> Planes:
+    """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
+    centred = templates - templates.mean(axis=(2, 3), keepdims=True)
+    norms = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
+    return centred * _inverse(norms, templates.shape[-1])
+
+
+def _inverse_norms(planes: Planes, side: int) -> Planes:
+    """1 / length [n p p] of every window of `side` of planes [n 3 s s], each channel's mean taken off; 0 for flat ones."""
+    values = np.pad(planes.astype(np.float64), ((0, 0), (0, 0), (1, 0), (1, 0)))
+    sums = [(values**power).cumsum(axis=2).cumsum(axis=3) for power in (1, 2)]
+    plain, squares = (
+        table[:, :, side:, side:]
+        - table[:, :, :-side, side:]
+        - table[:, :, side:, :-side]
+        + table[:, :, :-side, :-side]
+        for table in sums
+    )
+    variation = (squares - plain**2 / side**2).sum(axis=1)
+    return _inverse(np.sqrt(np.maximum(variation, 0)).astype(np.float32), side)
+
+
+def _inverse(norms: Planes, side: int) -> Planes:
+    # Below a grey level of contrast there is only rounding noise to correlate.
+    return np.where(norms < side, np.float32(0), 1 / np.maximum(norms, np.float32(1e-6)))

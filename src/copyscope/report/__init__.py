@@ -1,7 +1,7 @@
-"""An audit as one self-contained HTML page.
+"""A result as one self-contained HTML page: of an audit, or of a lint.
 
-`render(audit)` is a pure function of the audit: the same audit gives the same bytes. The page loads nothing and sends
-nothing (its Content-Security-Policy forbids both), and shows whatever the user's data holds as text.
+`render(audit)` and `render_lint(lint)` are pure functions: the same result gives the same bytes. A page loads nothing
+and sends nothing (its Content-Security-Policy forbids both), and shows whatever the user's data holds as text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,58 +22,100 @@ from . import plots, rows, wording
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["Auditlike", "render"]
+__all__ = ["Result", "render", "render_lint"]
 
-#: Copies that a page without scripts lists.
-STATIC_COPIES = 50
+#: Copies, or risk cards, that a page without scripts lists.
+STATIC_ROWS = 50
 
 
-class Auditlike(Protocol):
-    """What the report needs of an audit; `copyscope.copying.audit.Audit` is one."""
+class Result(Protocol):
+    """What a page needs of a result; `copyscope.copying.audit.Audit` and `copyscope.copying.lint.Lint` are such."""
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The audit's summary, JSON-safe."""
+        """The summary, JSON-safe."""
 
     @property
     def tables(self) -> dict[str, pa.Table]:
-        """The audit's tables by name; any may be empty or absent."""
+        """The tables by name; any may be empty or absent."""
 
 
-def render(audit: Auditlike) -> str:
+def render(audit: Result) -> str:
     """The audit as an HTML page: text that holds everything the page needs.
 
     Parts that the audit lacks (held-out images, groups, a joint model, quality, previews) are said to be absent.
     """
     from markupsafe import Markup
 
-    summary = audit.summary
     previews = rows.Previews(audit.tables.get("thumbnails"))
     data = rows.collect(audit.tables, previews)
-    actions = _actions(data["risk"])
-    style, script = _file("page.css"), _file("page.js")
-    page = _template().render(
-        s=summary,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        data=Markup(rows.embed(data)),
-        images=Markup(rows.embed(previews.uris)),
-        previews_left_out=previews.left_out,
-        recipe=json.dumps(summary.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True, default=str),
-        limits=wording.limits(summary),
-        actions=actions,
-        action_filters=[(one["action"], one["title"].lower()) for one in actions],
+    matches = [match for match, flag in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if flag]
+    drawn = _scatters(audit.tables.get("complexity"), _units(audit.summary))
+    return _page(
+        "audit.html.j2",
+        audit,
+        data,
+        previews,
+        kind="audit",
+        limits=wording.limits(audit.summary),
+        actions=_actions(data["risk"], lambda _, times: wording.copies_said(sum(times))),
         figures={name: Markup(figure) for name, figure in _figures(audit).items() if figure},
-        scatters=[Markup(figure) for figure in _scatters(audit.tables.get("complexity")) if figure],
-        n_copied=sum(data["gallery"]["copied"]),
-        n_matches=len(
-            {match for match, copied in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if copied}
-        ),
-        count={name: len(columns["id"]) for name, columns in data.items()},
-        static_copies=STATIC_COPIES,
+        scatters=[Markup(figure) for figure in drawn if figure],
+        n_copied=len(matches),
+        n_matches=len(set(matches)),
         terms=wording.TERMS,
         section_terms=wording.SECTION_TERMS,
+    )
+
+
+def render_lint(lint: Result) -> str:
+    """What `lint` found as an HTML page, of the same make as an audit's; it has no section on generated images."""
+    previews = rows.Previews(lint.tables.get("thumbnails"))
+    data = rows.collect(lint.tables, previews)
+    actions = _actions(data["risk"], lambda action, _: wording.lint_said(action, lint.summary))
+    titles = {one["action"]: one["title"] for one in actions}
+    n_repeated = sum(size - 1 for size in data["groups"]["size"])
+    static = zip(*(data["risk"][name][:STATIC_ROWS] for name in ("id", "action", "reason")), strict=True)
+    return _page(
+        "lint.html.j2",
+        lint,
+        data,
+        previews,
+        kind="lint",
+        limits=wording.lint_limits(lint.summary),
+        actions=[one | {"rest": n_repeated if one["action"] == "deduplicate" else 0} for one in actions],
+        n_repeated=n_repeated,
+        static_cards=[
+            {"id": one, "action": titles.get(str(action), action), "reason": reason} for one, action, reason in static
+        ],
+        terms=wording.LINT_TERMS,
+        section_terms=wording.LINT_SECTION_TERMS,
+    )
+
+
+def _page(template: str, result: Result, data: dict[str, Any], previews: rows.Previews, **more: Any) -> str:
+    """The page of `template`, given what all pages show and what only this one does (`more`)."""
+    from markupsafe import Markup
+
+    summary = result.summary
+    style, script = _file("page.css"), _file("page.js")
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            s=summary,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            data=Markup(rows.embed(data | {"units": _units(summary)})),
+            images=Markup(rows.embed(previews.uris)),
+            previews_left_out=previews.left_out,
+            recipe=json.dumps(summary.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True, default=str),
+            action_filters=[(one["action"], one["title"].lower()) for one in more["actions"]],
+            count={name: len(columns["id"]) for name, columns in data.items()},
+            static_rows=STATIC_ROWS,
+            **more,
+        )
     )
     # File names may hold bytes that are no text (lone surrogates); the page must still be valid UTF-8.
     return page.translate(wording.VISIBLE).encode("utf-8", "replace").decode()
@@ -84,7 +126,7 @@ def _file(name: str) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -98,7 +140,7 @@ def _template() -> jinja2.Template:
         environment.filters[filter_.__name__] = filter_
     environment.filters["span"] = _span
     environment.tests["known"] = wording.is_number
-    return environment.get_template("page.html.j2")
+    return environment
 
 
 def _policy(style: str, script: str) -> str:
@@ -128,8 +170,8 @@ def _span(estimate: Any, start: float, stop: float) -> dict[str, float] | None:
     return found | {"mark": places["value"]} if "value" in places else found
 
 
-def _actions(risk: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """Actions in a fixed order, each with how many training images and how many copies it concerns."""
+def _actions(risk: Mapping[str, list[Any]], said: Callable[[str, list[int]], str]) -> list[dict[str, Any]]:
+    """Actions in a fixed order, each with how many cards it has; `said` tells more from their `times_copied`."""
     known = [*wording.ACTIONS, *sorted({str(action) for action in risk["action"]} - set(wording.ACTIONS))]
     found = []
     for action in known:
@@ -138,11 +180,12 @@ def _actions(risk: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
         ]
         title, advice = wording.ACTIONS.get(action, (action, ""))
         if times:
-            found.append({"action": action, "title": title, "advice": advice, "n": len(times), "copies": sum(times)})
+            under = said(action, times)
+            found.append({"action": action, "title": title, "advice": advice, "n": len(times), "under": under})
     return found
 
 
-def _figures(audit: Auditlike) -> dict[str, str]:
+def _figures(audit: Result) -> dict[str, str]:
     table = audit.tables.get("histograms")
     names, scores = np.asarray(rows.column(table, "series"), dtype=object), rows.column(table, "score")
     values = np.asarray([np.nan if score is None else score for score in scores], dtype=np.float64)
@@ -156,9 +199,14 @@ def _figures(audit: Auditlike) -> dict[str, str]:
     }
 
 
-def _scatters(table: pa.Table | None) -> list[str]:
+def _units(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Unit of each measure, as an audit's findings or a lint name it."""
+    found = (summary.get("findings") or {}).get("correlations") or []
+    return {str(row.get("measure")): str(row.get("unit") or "") for row in found} | (summary.get("units") or {})
+
+
+def _scatters(table: pa.Table | None, units: Mapping[str, str]) -> list[str]:
     """One drawing for each complexity measure in the table."""
-    units = {"entropy": "bits", "jpeg_size": "bytes"}
     numbers = {name: _floats(table, name) for name in _measures(table)}
     copied = np.asarray([bool(flag) for flag in rows.column(table, "copied")], dtype=bool)
     score = _floats(table, "score")

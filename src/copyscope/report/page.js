@@ -42,6 +42,8 @@
       rest.length ? el("details", { class: "long" }, el("summary", {}, `${many(rest.length, "more", "more")}`),
         ...rest.slice(0, 200).map((text) => el("p", { dir: "auto", class: "text" }, text))) : null);
   };
+  // A prompt beside the captions of the training image it called up.
+  const compared = (...texts) => el("div", { class: "compare" }, ...texts);
   const picture = (place, alt, className = "") => place === null || place === undefined
     ? el("div", { class: `absent ${className}`, role: "img", "aria-label": `${alt}: no preview` }, "no preview")
     : el("img", { src: uri(place), alt, class: className, loading: "lazy", decoding: "async" });
@@ -76,8 +78,9 @@
     };
     const found = () => {
       const words = form.elements.q.value.toLowerCase().split(/\s+/).filter((word) => word);
+      const filter = form.elements.filter?.value ?? "all";
       if (words.length) haystack ??= Array.from({ length: total }, (_, row) => texts(row).join("\n").toLowerCase());
-      const keep = keeps[form.elements.filter.value] ?? ((row) => keeps.other(row, form.elements.filter.value));
+      const keep = keeps[filter] ?? ((row) => keeps.other(row, filter));
       return order(form.elements.sort.value).filter((row) =>
         keep(row) && (!words.length || words.every((word) => haystack[row].includes(word))));
     };
@@ -109,7 +112,7 @@
     });
     lists[name] = (query = "", filter = null) => {
       form.elements.q.value = query;
-      form.elements.filter.value = filter ?? "all";
+      if (form.elements.filter) form.elements.filter.value = filter ?? "all";
       show();
       form.closest("section").scrollIntoView();
       form.elements.q.focus({ preventScroll: true });
@@ -161,8 +164,8 @@
           ["descriptor", fixed(g.score[row])], ["verified", fixed(g.verified[row])], ["combined", fixed(g.combined[row])],
           ["p-value", pValue(g.p_value[row])], ["group size", short(g.group_size[row])]]),
         g.why[row] ? el("p", { class: "why", dir: "auto" }, g.why[row]) : null,
-        labelled("Prompt", [g.prompt[row]]),
-        labelled(g.captions[row].length > 1 ? "Training captions" : "Training caption", g.captions[row]),
+        compared(labelled("Prompt", [g.prompt[row]]),
+          labelled(g.captions[row].length > 1 ? "Training captions" : "Training caption", g.captions[row])),
         failed || g.match[row] === null ? null : el("p", { class: "links" }, goTo("Risk card of the match", "risk", g.match[row]),
           g.group_size[row] > 1 ? goTo("Its group", "groups", g.match[row]) : null));
     },
@@ -188,6 +191,9 @@
   });
 
   const r = data.risk;
+  const measures = [["entropy", "entropy"], ["jpeg_size", "JPEG size"], ["total_variation", "total variation"], ["mixed", "mixed"]];
+  // Short units stand beside the name; long ones are in the table of correlations.
+  const withUnit = (name, key) => (data.units[key] && data.units[key].length < 8 ? `${name}, ${data.units[key]}` : name);
   const sharing = (row) => r.shared_captions[row] === null ? null
     : `${count(r.shared_captions[row])} same, ${count(r.near_shared_captions[row] ?? 0)} nearly`;
   list("risk", {
@@ -198,24 +204,26 @@
       group_size: [r.group_size, -1], shared_captions: [r.shared_captions, -1], entropy: [r.entropy, 1],
       jpeg_size: [r.jpeg_size, 1], id: [r.id, 1],
     },
-    texts: (row) => [r.id[row], ...(r.prompts[row] ?? []), r.reason[row] ?? ""],
+    texts: (row) => [r.id[row], ...(r.prompts[row] ?? []), ...r.captions[row], r.reason[row] ?? ""],
     build: (row) => el("article", { class: "card risk", "data-id": r.id[row] },
       el("div", { class: "head" }, picture(r.img[row], `training image ${r.id[row]}`),
         el("div", {}, el("p", { class: `action action-${r.action[row]}` }, actionName[r.action[row]] ?? r.action[row] ?? ""),
-          el("p", { class: "times" }, `copied ${many(r.times_copied[row] ?? 0, "time", "times")}`),
+          r.times_copied[row] === null ? null : el("p", { class: "times" }, `copied ${many(r.times_copied[row], "time", "times")}`),
           r.share_low[row] === null ? null : el("p", { class: "under" }, `${percent(r.share_low[row])} to ${percent(r.share_high[row])} of generated images`),
           el("bdi", { class: "id" }, r.id[row]))),
       r.reason[row] ? el("p", { class: "why", dir: "auto" }, r.reason[row]) : null,
       figures([["group size", short(r.group_size[row])], ["duplication", r.duplication[row]], ["captions shared", sharing(row)],
         ["caption words", r.caption_length[row] === null ? null : short(r.caption_length[row])],
-        ["entropy, bits", short(r.entropy[row])], ["JPEG size, bytes", short(r.jpeg_size[row])],
-        ["total variation", short(r.total_variation[row])], ["mixed", short(r.mixed[row])]]),
-      labelled("Prompts that copied it", r.prompts[row]),
+        ...measures.map(([key, name]) => [withUnit(name, key), r[key][row] === null ? null : short(r[key][row])])]),
+      compared(labelled("Prompts that copied it", r.prompts[row]),
+        labelled(r.captions[row].length > 1 ? "Captions" : "Caption", r.captions[row])),
       el("p", { class: "links" }, r.times_copied[row] ? goTo("Its copies", "gallery", r.id[row]) : null,
         r.group_size[row] > 1 ? goTo("Its group", "groups", r.id[row]) : null)),
   });
   document.querySelectorAll("details[data-action]").forEach((details) => details.addEventListener("toggle", () => {
-    details.querySelector("pre").textContent = r.id.filter((_, row) => String(r.action[row]) === details.dataset.action).join("\n");
+    const ids = details.dataset.action === "rest" ? d.ids.flatMap((members) => members.slice(1))
+      : r.id.filter((_, row) => String(r.action[row]) === details.dataset.action);
+    details.querySelector("pre").textContent = ids.join("\n");
   }));
 
   const f = data.failures;

@@ -67,8 +67,9 @@ def column(table: pa.Table | None, name: str) -> list[Any]:
 
 def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any]:
     """The page's lists `gallery`, `groups`, `risk`, `failures`: columns of equal length by name."""
-    risk = _risk(tables.get("risk"))
-    gallery = _gallery(tables.get("generated"), _captions(tables))
+    captions = _captions(tables)
+    risk = _risk(tables.get("risk"), captions)
+    gallery = _gallery(tables.get("generated"), captions)
     groups = _groups(tables.get("groups"))
     # Asking in this order gives the budget to what is looked at first.
     _place_gallery(gallery, previews, GALLERY_FIRST)
@@ -96,10 +97,7 @@ def _gallery(table: pa.Table | None, captions: Mapping[str, list[str]]) -> dict[
     rows = {name: column(table, name) for name in names}
     order = sorted(range(len(rows["id"])), key=lambda row: _worst_first(rows, row))
     rows = {name: [values[row] for row in order] for name, values in rows.items()}
-    rows["captions"] = [
-        own if own else captions.get(match, [])
-        for own, match in zip(rows.pop("match_captions"), rows["match"], strict=True)
-    ]
+    rows["captions"] = _known(rows.pop("match_captions"), rows["match"], captions)
     rows["copied"] = [int(bool(flag)) for flag in rows["copied"]]
     return rows
 
@@ -118,6 +116,11 @@ def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int
     gallery["img"], gallery["match_img"], gallery["next_img"] = (
         [three[index] for three in found] for index in range(3)
     )
+
+
+def _known(own: Sequence[list[str] | None], ids: Sequence[str | None], captions: Mapping[str, list[str]]) -> list[Any]:
+    """A row's own captions, or those another table has for the training image of that id."""
+    return [texts if texts else captions.get(name or "", []) for texts, name in zip(own, ids, strict=True)]
 
 
 def _captions(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
@@ -151,10 +154,11 @@ def _groups(table: pa.Table | None) -> dict[str, list[Any]]:
     return found
 
 
-def _risk(table: pa.Table | None) -> dict[str, list[Any]]:
-    """One row a training image, most copied first."""
+def _risk(table: pa.Table | None, captions: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    """One row a training image: the most copied first, then by action and group size, else as the table has them."""
     names = ["id", "times_copied", "share_low", "share_high", "prompts", "group_size", "duplication", "shared_captions"]
     names += [
+        "captions",
         "near_shared_captions",
         "caption_length",
         "entropy",
@@ -165,6 +169,7 @@ def _risk(table: pa.Table | None) -> dict[str, list[Any]]:
         "reason",
     ]
     rows = {name: column(table, name) for name in names}
+    rows["captions"] = _known(rows["captions"], rows["id"], captions)
     actions = list(ACTIONS)
     order = sorted(
         range(len(rows["id"])),
@@ -172,7 +177,6 @@ def _risk(table: pa.Table | None) -> dict[str, list[Any]]:
             -(rows["times_copied"][row] or 0),
             actions.index(rows["action"][row]) if rows["action"][row] in ACTIONS else len(actions),
             -(rows["group_size"][row] or 0),
-            str(rows["id"][row]),
         ),
     )
     return {name: [values[row] for row in order] for name, values in rows.items()}

@@ -30,6 +30,7 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of the key figures."""
     similarity, baseline = summary["similarity"], summary["similarity"]["baseline"]
     duplicates = summary["duplicates"]
+    grouped = f"{duplicates['n_groups']} groups ({duplicates['full']} with the caption repeated)"
     rows = [
         ("replication rate", estimate(summary["replication_rate"], percent=True)),
         ("similarity p95", f"{number(similarity['p95'])} (baseline {number(baseline['p95'])})"),
@@ -38,11 +39,7 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{number(similarity['above_threshold'])} (baseline {number(baseline['above_threshold'])})",
         ),
         ("images", f"{summary['n_generated']} generated, {summary['n_train']} training"),
-        (
-            "near-duplicates",
-            f"{duplicates['n_images_in_groups']} training images in {duplicates['n_groups']} groups "
-            f"({duplicates['full']} with the caption repeated)",
-        ),
+        ("near-duplicates", f"{duplicates['n_images_in_groups']} training images in {grouped}"),
     ]
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
@@ -56,31 +53,34 @@ def lint_panel(summary: dict[str, Any]) -> Any:
     from rich.panel import Panel
     from rich.text import Text
 
-    duplicates, captions = summary["duplicates"], summary["captions"]
-    rows = [
+    sentence = Text(summary["sentence"], style="bold")
+    return Panel(Group(sentence, _figures(lint_figures(summary))), title="Copyscope lint")
+
+
+def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the key figures."""
+    duplicates, captions, actions = summary["duplicates"], summary["captions"], summary["actions"]
+    kinds = {"full": "with the caption repeated", "partial": "with other captions", "uncaptioned": "without captions"}
+    groups = ", ".join(f"{duplicates[kind]} {said}" for kind, said in kinds.items())
+    shared = f"{captions['shared']} share one, {captions['near_shared']} nearly"
+    return [
         ("images", f"{summary['n_train']}, {summary['n_missing']} of them unreadable"),
         ("repeats", estimate(summary["duplicated_share"], percent=True)),
-        (
-            "near-duplicates",
-            f"{duplicates['n_groups']} groups: {duplicates['full']} with the caption repeated, {duplicates['partial']} with "
-            f"other captions, {duplicates['uncaptioned']} without; the largest has {duplicates['largest']}",
-        ),
-        ("captions", f"{captions['with']} images have some; {captions['shared']} share one, {captions['near_shared']} nearly"),
-        ("to do", f"deduplicate {summary['actions']['deduplicate']} groups, recaption {summary['actions']['recaption']} images"),
-    ]  # fmt: skip
-    return Panel(Group(Text(summary["sentence"], style="bold"), _figures(rows)), title="Copyscope lint")
+        ("near-duplicates", f"{duplicates['n_groups']} groups: {groups}; the largest has {duplicates['largest']}"),
+        ("captions", f"{captions['with']} images have some; {shared}"),
+        ("to do", f"deduplicate {actions['deduplicate']} groups, recaption {actions['recaption']} images"),
+    ]
 
 
 def audit_snippet(summary: dict[str, Any]) -> str:
     """The verdict and key figures as a fragment of HTML, for notebooks; everything is escaped."""
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in audit_figures(summary)
-    )
-    sentence, calibration = summary["verdict"]["sentence"], summary["calibration"]["sentence"]
-    return (
-        f"<div><p><strong>{html.escape(sentence)}</strong></p><p>{html.escape(calibration)}</p><table>{rows}</table></div>"
-    )
+    sentences = [summary["verdict"]["sentence"], summary["calibration"]["sentence"]]
+    return _snippet(sentences, audit_figures(summary))
+
+
+def lint_snippet(summary: dict[str, Any]) -> str:
+    """The same of what `lint` found."""
+    return _snippet([summary["sentence"]], lint_figures(summary))
 
 
 def number(value: float | None) -> str:
@@ -127,3 +127,13 @@ def _copies(copies: list[dict[str, Any]]) -> Any:
             str(row["group_size"]),
         )
     return table
+
+
+def _snippet(sentences: list[str], figures: list[tuple[str, str]]) -> str:
+    first, *others = (html.escape(sentence) for sentence in sentences)
+    said = f"<p><strong>{first}</strong></p>" + "".join(f"<p>{sentence}</p>" for sentence in others)
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in figures
+    )
+    return f"<div>{said}<table>{rows}</table></div>"

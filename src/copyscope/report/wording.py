@@ -53,8 +53,8 @@ TERMS = {
     "Spearman": "correlation of the ranks, from -1 to 1: does one rise whenever the other does?",
     "odds ratio": "by how much the odds of being copied multiply when a cause grows by one standard deviation (SD) and "
     "all other causes stay as they are. 1 is no effect.",
-    "entropy": "how varied the grey values of an image are, in bits.",
-    "JPEG size": "how many bytes the image needs as a JPEG: busy images need more.",
+    "entropy": "how varied the grey values of an image are: flat pictures have little.",
+    "JPEG size": "how much space the image needs as a JPEG: busy images need more.",
     "total variation": "how much neighbouring pixels differ, summed over the image.",
     "mixed": "entropy times the square root of the JPEG size, a measure of complexity from the literature.",
     "times copied": "how many of the generated images were flagged as copies of this training image.",
@@ -96,6 +96,19 @@ SECTION_TERMS = {
     "quality": ["Fréchet distance", "precision and recall", "diversity", "text-image alignment"],
 }
 
+#: The same for the page of a lint, where some words mean something else.
+LINT_TERMS = TERMS | {
+    "repeats": "an image beyond the first of its near-duplicate group: leaving it out loses no picture.",
+    "95 % interval": "the range that holds the true share in 95 of 100 such data sets. Unreadable images count in its "
+    "upper end as if each of them repeated another one.",
+}
+
+LINT_SECTION_TERMS = {
+    "summary": ["repeats", "95 % interval", *SECTION_TERMS["duplicates"], "caption sharing"],
+    "duplicates": SECTION_TERMS["duplicates"],
+    "risk": [term for term in SECTION_TERMS["risk"] if term != "times copied"],
+}
+
 #: Action -> (what it is called, what to do), in the order they are shown.
 ACTIONS = {
     "deduplicate": ("Deduplicate", "Keep one image of the near-duplicate group, or lower the weight of the others."),
@@ -107,13 +120,20 @@ ACTIONS = {
     "keep": ("Keep", "Nothing to do for this image."),
 }
 
-
 #: What no audit of this kind tests.
 UNTESTED = (
     "Other prompts, seeds and settings. A prompt chosen to call up a training image can give another rate.",
     "Training images outside the given set, such as those of the base model that was fine-tuned.",
     "Copies of a part only: an object, face or logo placed small in a new picture is easily missed.",
     "Style, a person's likeness, trade marks. Looking alike in style is not replication and is not measured here.",
+)
+
+
+#: What no look at a data set alone can tell.
+LINT_UNTESTED = (
+    "Any model. What it copies also depends on how it is trained and prompted: run copyscope audit on its images.",
+    "Repeats of a part only: an object, face or logo that comes back in otherwise different pictures.",
+    "Training images outside the given set, such as those of the base model that is to be fine-tuned.",
 )
 
 
@@ -164,12 +184,29 @@ def interval(estimate: Any, style: str = "number") -> str:
     return f"{write(low)} to {write(high)}"
 
 
+def copies_said(n: int) -> str:
+    """How many copies the training images of an action have."""
+    if not n:
+        return "No copies among the generated images."
+    return f"{number(n)} {'copy' if n == 1 else 'copies'} among the generated images."
+
+
+def lint_said(action: str, summary: Mapping[str, Any]) -> str:
+    """What the cards of an action stand for, before training."""
+    found = summary.get("duplicates") or {}
+    n_groups, n_images = found.get("n_groups"), found.get("n_images_in_groups")
+    if action == "deduplicate" and is_number(n_groups) and is_number(n_images):
+        return f"One card a group. The groups hold {number(n_images)} images; {number(n_images - n_groups)} can go."
+    if action == "recaption":
+        return "One card an image. They have no near-duplicates."
+    return ""
+
+
 def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     """What this audit tested and what it did not, as sentences."""
     protocol = summary.get("protocol") or {}
     n, n_train = number(summary.get("n_generated")), number(summary.get("n_train"))
-    descriptor = f"the descriptor {protocol['descriptor']}" if protocol.get("descriptor") else "the descriptor"
-    tested = [f"Each of {n} generated against each of {n_train} training images, whole to whole, by {descriptor}."]
+    tested = [f"Each of {n} generated against each of {n_train} training images, whole to whole, {_by(protocol)}."]
     if protocol.get("verify"):
         tested.append(f"The best candidates once more, pixel by pixel after alignment: {protocol['verify']}.")
     tested.append("Near-duplicate training images as one group, so that frequent images do not hide their own copies.")
@@ -193,3 +230,24 @@ def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
         )
     untested.append("The law. This page is a measurement; whether a copy infringes a right is for counsel to say.")
     return {"tested": tested, "untested": untested}
+
+
+def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What this lint looked at and what it did not, as sentences."""
+    n, measured, missing = (summary.get(name) for name in ("n_train", "n_measured", "n_missing"))
+    by = _by(summary.get("protocol") or {})
+    tested = [
+        f"Each of {number(n)} training images against each other one, whole to whole, {by}.",
+        "Images that agree in every pixel, by their decoded pixels and not by their files.",
+        "Captions against each other: the same words, and nearly the same words.",
+        f"How plain the pictures are, on {number(measured)} images without near-duplicates and one image a group.",
+    ]
+    untested = list(LINT_UNTESTED)
+    if missing:
+        images = "image" if missing == 1 else "images"
+        untested.append(f"{number(missing)} {images} that could not be read: what repeats them would not be seen.")
+    return {"tested": tested, "untested": untested}
+
+
+def _by(protocol: Mapping[str, Any]) -> str:
+    return f"by the descriptor {protocol['descriptor']}" if protocol.get("descriptor") else "by the descriptor"

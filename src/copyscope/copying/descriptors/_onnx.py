@@ -78,4 +78,5 @@ def run(path: Path, prepared: list[Image]) -> NDArray[np.float32]:
 def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Rows scaled to unit length; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    scaled: NDArray[np.float32] = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return scaled

@@ -75,7 +75,7 @@ def _load(folder: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot load the CLIP model in {folder}: {str(error).splitlines()[0]}.\n"
                          "It must hold safetensors weights, a tokenizer and preprocessor_config.json") from None  # fmt: skip
-    return model.eval(), processor
+    return model.eval(), processor  # type: ignore[no-untyped-call]
 
 
 def _tensor(output: Any) -> NDArray[np.float32]:

@@ -32,7 +32,9 @@ class Phash(Descriptor):
         import imagehash
         from PIL import Image as Pillow
 
-        bits = np.stack([imagehash.phash(Pillow.fromarray(image), hash_size=self.side).hash.ravel() for image in images])
+        bits = np.stack(
+            [imagehash.phash(Pillow.fromarray(image), hash_size=self.side).hash.ravel() for image in images]
+        )
         return np.where(bits, 1, -1).astype(np.float32) / np.float32(self.side)
 
     def fingerprint(self) -> str:

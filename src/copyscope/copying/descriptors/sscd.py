@@ -53,7 +53,9 @@ class Sscd(Descriptor):
         if self.norm == "half":
             # The packaged model normalises by ImageNet's statistics itself; this table makes that come out as
             # (x - 0.5) / 0.5, to within half a grey level of rounding.
-            prepared = [np.take_along_axis(_HALF_TABLE, image.reshape(-1, 3), 0).reshape(image.shape) for image in prepared]
+            prepared = [
+                np.take_along_axis(_HALF_TABLE, image.reshape(-1, 3), 0).reshape(image.shape) for image in prepared
+            ]
         return _onnx.run(_onnx.packaged("sscd.onnx"), prepared)
 
     def fingerprint(self) -> str:
@@ -91,7 +93,7 @@ def _torchscript(weights: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what the authors publish
-            return torch.jit.load(weights, map_location="cpu").eval()
+            return torch.jit.load(weights, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{weights} is not a TorchScript file ({str(error).splitlines()[0]}).\n"
                          "Use the authors' *.torchscript.pt, not their *.classy.pt checkpoint") from None  # fmt: skip

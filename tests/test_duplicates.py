@@ -1,0 +1,136 @@
+"""Near-duplicate groups: transitive closure, chains split, exact pixels, full and partial duplication."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copyscope import images, worlds
+from copyscope.copying import duplicates as module
+from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
+from copyscope.copying.duplicates import components, duplicates
+from copyscope.copying.embed import embed
+from copyscope.corpus import Corpus
+
+
+def closure(adjacent):
+    reach = adjacent | np.eye(len(adjacent), dtype=bool)
+    for middle in range(len(adjacent)):
+        reach |= reach[:, middle, None] & reach[None, middle]
+    return reach
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 30), block=st.integers(1, 9), bar=st.sampled_from([0.3, 0.6, 0.9]), seed=st.integers(0, 2**32 - 1)
+)
+def test_components_are_the_transitive_closure(n, block, bar, seed):
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    module.BLOCK, before = block, module.BLOCK
+    try:
+        label = components(vectors, bar, workers=2)
+    finally:
+        module.BLOCK = before
+    scores = vectors @ vectors.T
+    # Pairs within rounding of the bar may fall either way.
+    if (np.abs(scores - bar) < 1e-5).any():
+        return
+    np.testing.assert_array_equal(label[:, None] == label[None, :], closure(scores >= bar))
+
+
+def test_permuting_the_images_permutes_the_groups():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((200, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = rng.permutation(200)
+    plain, permuted = components(vectors, 0.9), components(vectors[order], 0.9)
+    np.testing.assert_array_equal(
+        (plain[:, None] == plain[None, :])[np.ix_(order, order)], permuted[:, None] == permuted[None, :]
+    )
+
+
+def test_a_chain_is_split_so_that_every_member_reaches_its_centre_and_a_star_is_left_whole():
+    angles = np.deg2rad([0, 20, 40, 60, 80, 100, 200, 205, 210])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    bar = float(np.cos(np.deg2rad(22)))
+    joined = components(vectors, bar)
+    assert len(set(joined[:6])) == 1
+    label, n_chained = module._stars(vectors, joined, bar)
+    assert n_chained == 1
+    assert len(set(label[:6])) > 1
+    assert len(set(label[6:])) == 1
+    for group in set(label):
+        mine = vectors[label == group]
+        assert (mine @ mine.T >= bar - 1e-6).all(axis=1).any()
+
+
+def test_a_thousand_copies_of_one_image_are_one_group_without_a_million_edges(monkeypatch):
+    vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (5000, 1))
+    assert len(set(components(vectors, 0.9))) == 1
+
+
+@pytest.mark.sscd
+def test_a_worlds_groups_are_found_with_their_kind(world, tmp_path):
+    described = embed(Corpus.open(world.train), SscdDistilled())
+    groups = duplicates(described, 0.75)
+    table = groups.table()
+    found: dict[int, set[str]] = {}
+    for name, group in zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True):
+        found.setdefault(group, set()).add(name)
+    true: dict[int, set[str]] = {}
+    for name, group in world.group.items():
+        true.setdefault(group, set()).add(name)
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, true.values()))
+    kinds = {frozenset(names): world.duplication[group] for group, names in true.items()}
+    for group, names in found.items():
+        assert groups.kind[group] == kinds[frozenset(names)]
+    assert table["size"].to_pylist() == sorted(table["size"].to_pylist(), reverse=True)
+    summary = groups.summary()
+    assert summary["n_groups"] == len(true)
+    assert (summary["full"], summary["partial"]) == (2, 1)
+
+
+def test_exact_duplicates_are_told_by_pixels_not_by_file(tmp_path):
+    rng = np.random.default_rng(0)
+    first, _ = worlds.picture(rng)
+    other, _ = worlds.picture(rng)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(images.encode(first, "png"))
+    bmp = folder / "b.bmp"
+    from PIL import Image
+
+    Image.fromarray(first).save(bmp)
+    (folder / "c.jpg").write_bytes(images.encode(first, "jpeg", 95))
+    (folder / "d.png").write_bytes(images.encode(other, "png"))
+    groups = duplicates(embed(Corpus.open(folder), SscdDistilled()), 0.75)
+    exact = dict(zip(groups.table()["id"].to_pylist(), groups.table()["exact"].to_pylist(), strict=True))
+    assert exact == {"a.png": 2, "b.bmp": 2, "c.jpg": 1}
+    assert groups.kind[0] == "uncaptioned"
+
+
+@pytest.mark.parametrize(
+    ("captions", "kind"),
+    [
+        ([["a cat"], ["A  cat!"]], "full"),
+        ([["a cat"], ["a dog"]], "partial"),
+        ([["a cat", "a dog"], ["a dog"], ["a bird"]], "full"),
+        ([["a cat", "a cat"], ["a dog"]], "partial"),
+        ([[], []], "uncaptioned"),
+        ([["a cat"]], "none"),
+        ([["!!"], ["!!"]], "partial"),
+    ],
+)
+def test_whether_captions_repeat_with_the_image(captions, kind):
+    assert module._kind(captions) == kind
+
+
+def test_the_summary_is_plain_json(world):
+    groups = duplicates(embed(Corpus.open(world.train), SscdDistilled()), 0.75)
+    json.dumps(groups.summary(), allow_nan=False)

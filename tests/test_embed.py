@@ -1,0 +1,165 @@
+"""Embedding a corpus: cached by content, resumable after SIGKILL, and bad files are rows with an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from copyscope import images, worlds
+from copyscope.copying import embed as embed_module
+from copyscope.copying.descriptors.phash import Phash
+from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "images"
+    place.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        (place / f"{index:02d}.png").write_bytes(images.encode(worlds.picture(rng)[0], "png"))
+    return place
+
+
+def test_vectors_are_those_of_the_descriptor_in_the_order_of_the_corpus(folder, tmp_path):
+    described = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    expected = Phash().describe([images.decode(path) for path in sorted(folder.iterdir())])
+    np.testing.assert_array_equal(described.vectors, expected)
+    assert described.ids == [path.name for path in sorted(folder.iterdir())]
+    table = described.corpus.table
+    shapes = [images.decode(path).shape[:2] for path in sorted(folder.iterdir())]
+    assert list(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)) == shapes
+    assert described.n_missing == 0
+
+
+def test_bad_files_are_rows_with_an_error_and_the_rest_is_described(folder, tmp_path):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("<html>404</html>")
+    (folder / "torn.png").write_bytes((folder / "00.png").read_bytes()[:200])
+    described = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert described.n_missing == 3
+    assert len(described.vectors) == 12
+    errors = dict(zip(described.corpus.ids, described.corpus.table["error"].to_pylist(), strict=True))
+    assert {name for name, error in errors.items() if error} == {"empty.png", "text.jpg", "torn.png"}
+    assert "empty" in errors["empty.png"]
+
+
+def test_the_same_content_is_described_once_under_any_name_and_never_again(folder, tmp_path, monkeypatch):
+    (folder / "again.png").write_bytes((folder / "03.png").read_bytes())
+    described: list[int] = []
+    plain = Phash.describe
+    monkeypatch.setattr(Phash, "describe", lambda self, given: described.append(len(given)) or plain(self, given))
+    first = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert sum(described) == 12
+    again = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert sum(described) == 12
+    np.testing.assert_array_equal(first.vectors, again.vectors)
+    assert np.array_equal(first.vectors[first.ids.index("again.png")], first.vectors[first.ids.index("03.png")])
+
+
+def test_another_spec_is_another_cache(folder, tmp_path):
+    narrow = embed(Corpus.open(folder), Phash(side=4), cache=tmp_path / "cache")
+    wide = embed(Corpus.open(folder), Phash(side=8), cache=tmp_path / "cache")
+    assert narrow.vectors.shape[1] == 16
+    assert wide.vectors.shape[1] == 64
+
+
+def test_batches_and_workers_change_nothing(folder, tmp_path, monkeypatch):
+    plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "a", workers=1)
+    monkeypatch.setattr(embed_module, "BATCH", 5)
+    monkeypatch.setattr(embed_module, "GROUP", 2)
+    other = embed(Corpus.open(folder), Phash(), cache=tmp_path / "b", workers=3)
+    np.testing.assert_array_equal(plain.vectors, other.vectors)
+
+
+def test_values_that_are_not_numbers_are_an_error_of_their_row(folder, tmp_path):
+    def function(given):
+        return np.array([[np.nan if image.shape[0] % 2 else 1.0] for image in given])
+
+    corpus, rows, values = compute(Corpus.open(folder), Work("odd", "", 1, np.float64, function), cache=tmp_path / "c")
+    odd = [height is None for height in corpus.table["height"].to_pylist()]
+    assert any(odd)
+    assert len(rows) == len(values) == 12 - sum(odd)
+    assert all(("not numbers" in (error or "")) == bad for error, bad in zip(corpus.table["error"].to_pylist(), odd))
+
+
+def test_saving_then_loading_is_the_identity(folder, tmp_path):
+    (folder / "empty.png").write_bytes(b"")
+    described = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    described.save(tmp_path / "out")
+    again = Embeddings.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.vectors, described.vectors)
+    assert again.corpus.table.equals(described.corpus.table)
+    assert (again.ids, again.descriptor, again.fingerprint) == (
+        described.ids,
+        described.descriptor,
+        described.fingerprint,
+    )
+    (tmp_path / "out" / "embeddings.json").unlink()
+    with pytest.raises(InputError, match="No finished embeddings"):
+        Embeddings.load(tmp_path / "out")
+
+
+def test_a_cache_that_cannot_be_written_is_told(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="COPYSCOPE_CACHE"):
+        embed(Corpus.open(folder), Phash(), cache=tmp_path / "file")
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from copyscope.copying.descriptors.phash import Phash
+from copyscope.copying.embed import embed
+from copyscope.corpus import Corpus
+plain = Phash.describe
+def slow(self, given):
+    with open(sys.argv[4], "a") as log:
+        log.write(f"{len(given)}\\n")
+    time.sleep(float(sys.argv[3]))
+    return plain(self, given)
+Phash.describe = slow
+embed(Corpus.open(sys.argv[1]), Phash(), cache=Path(sys.argv[2]), workers=2).save(Path(sys.argv[2]) / "out")
+"""
+
+
+def test_killed_at_any_moment_it_repeats_less_than_a_group_and_gives_the_same_bytes(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    n = 4 * GROUP
+    for index in range(n):
+        noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        (folder / f"{index:04d}.png").write_bytes(images.encode(noise, "png"))
+
+    def run(cache, pause, log):
+        command = [sys.executable, "-c", SLOW, str(folder), str(cache), str(pause), str(log)]
+        return subprocess.Popen(command, env=os.environ)
+
+    def described(log):
+        return sum(int(line) for line in log.read_text().split()) if log.exists() else 0
+
+    whole = run(tmp_path / "whole", 0, tmp_path / "whole.log")
+    assert whole.wait(120) == 0
+    assert described(tmp_path / "whole.log") == n
+    log = tmp_path / "killed.log"
+    for part in (1, 2, 3):
+        victim = run(tmp_path / "killed", 0.01, log)
+        while described(log) < part * n // 4 and victim.poll() is None:
+            time.sleep(0.005)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    last = run(tmp_path / "killed", 0, log)
+    assert last.wait(120) == 0
+    # Each of the three kills costs at most the group under way and the batches in the workers' hands.
+    assert n <= described(log) <= n + 3 * (GROUP + 4 * embed_module.BATCH)
+    for name in ("vectors.npy", "embeddings.parquet", "embeddings.json"):
+        assert (tmp_path / "killed" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()

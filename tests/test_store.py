@@ -1,0 +1,62 @@
+"""The content store: what was added is found, whatever the shards, and a torn shard is never read."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copyscope.copying import store as store_module
+from copyscope.copying.store import KEY, ContentStore
+
+
+def keys_of(numbers):
+    return np.array([(int(number).to_bytes(4, "big").ljust(32, b"x"), number, number + 1) for number in numbers], KEY)
+
+
+def digests_of(numbers):
+    return np.array([int(number).to_bytes(4, "big").ljust(32, b"x") for number in numbers], "S32")
+
+
+@settings(max_examples=25, deadline=None)
+@given(shards=st.lists(st.lists(st.integers(0, 50), max_size=8), max_size=6), compact_above=st.integers(0, 4))
+def test_what_was_added_is_found_before_and_after_compaction(tmp_path_factory, shards, compact_above):
+    store = ContentStore(tmp_path_factory.mktemp("store"), 3, np.float32)
+    for numbers in shards:
+        values = np.repeat(np.array(numbers, np.float32).reshape(-1, 1), 3, axis=1)
+        store.add(keys_of(numbers), values)
+    added = {number for numbers in shards for number in numbers}
+    store_module.COMPACT_ABOVE, before = compact_above, store_module.COMPACT_ABOVE
+    try:
+        for look in (store.refresh, store.compact):
+            look()
+            rows = store.find(digests_of(range(52)))
+            assert {number for number in range(52) if rows[number] >= 0} == added
+            there = np.array(sorted(added), dtype=np.int64)
+            found = store.take(rows[there], np.empty((len(there), 3), np.float32))
+            np.testing.assert_array_equal(found, np.repeat(there[:, None], 3, axis=1).astype(np.float32))
+            widths, heights = store.sizes(rows[there])
+            np.testing.assert_array_equal(widths, there)
+            np.testing.assert_array_equal(heights, there + 1)
+    finally:
+        store_module.COMPACT_ABOVE = before
+
+
+def test_a_shard_without_its_keys_is_not_there(tmp_path):
+    store = ContentStore(tmp_path, 2, np.float32)
+    store.add(keys_of([1]), np.ones((1, 2), np.float32))
+    store.add(keys_of([2]), np.ones((1, 2), np.float32))
+    # Killed between the two renames.
+    next(tmp_path.glob("*.keys.npy")).unlink()
+    (tmp_path / "torn.tmp").write_bytes(b"half a shard")
+    again = ContentStore(tmp_path, 2, np.float32)
+    assert len(again) == 1
+    assert (again.find(digests_of([1, 2])) >= 0).sum() == 1
+
+
+def test_another_process_that_adds_is_seen_after_refresh(tmp_path):
+    mine, other = ContentStore(tmp_path, 1, np.uint8), ContentStore(tmp_path, 1, np.uint8)
+    other.add(keys_of([7]), np.array([[9]], np.uint8))
+    assert mine.find(digests_of([7]))[0] == -1
+    mine.refresh()
+    assert mine.take(mine.find(digests_of([7])), np.empty((1, 1), np.uint8))[0, 0] == 9

@@ -1,0 +1,91 @@
+"""The second look: the same picture, moved, zoomed or mirrored, scores near 1; another picture does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.feature import match_template
+from skimage.util import view_as_windows
+
+from copyscope import images, worlds
+from copyscope.copying.verify import Verify
+
+
+def brute(verify, query, reference):
+    """The score by an independent library, channel-wise correlations weighed together by explicit windows."""
+    best = -1.0
+    for picture in (query, query[:, ::-1]) if verify.flip else (query,):
+        for small, large in ((picture, reference), (reference, picture)):
+            margin = round(verify.size * (1 - verify.core) / 2)
+            templates = [small[margin : verify.size - margin, margin : verify.size - margin].astype(np.float64)]
+            for zoom in verify.zooms:
+                side = round(zoom * verify.size)
+                planes = [
+                    Image.fromarray(small[:, :, channel].astype(np.float32)).resize((side, side), Image.BILINEAR)
+                    for channel in range(3)
+                ]
+                templates.append(np.stack([np.asarray(plane) for plane in planes], axis=2))
+            for template in templates:
+                windows = view_as_windows(large.astype(np.float64), template.shape)[:, :, 0]
+                a = template - template.mean(axis=(0, 1))
+                b = windows - windows.mean(axis=(2, 3), keepdims=True)
+                norms = np.sqrt((a * a).sum() * (b * b).sum(axis=(2, 3, 4)))
+                best = max(best, ((a * b).sum(axis=(2, 3, 4)) / norms).max())
+    return best
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_scores_are_those_of_explicit_windows(flip):
+    verify = Verify(size=20, zooms=(0.8, 0.6), flip=flip)
+    rng = np.random.default_rng(0)
+    queries = rng.integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+    references = np.concatenate([queries[:1, :, ::-1], rng.integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)])
+    found = verify.compare(queries, references, np.tile(np.arange(3), (3, 1)))
+    expected = [[brute(verify, query, reference) for reference in references] for query in queries]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_one_channel_is_scikit_images_template_matching():
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (2, 24, 24, 1), dtype=np.uint8), 3, axis=3)
+    verify = Verify(size=24, zooms=(), flip=False)
+    found = verify.compare(grey[:1], grey[1:], np.zeros((1, 1), np.int64))[0, 0]
+    margin = round(24 * (1 - verify.core) / 2)
+    cores = [picture[margin : 24 - margin, margin : 24 - margin, 0].astype(float) for picture in grey]
+    expected = [match_template(grey[1 - at, :, :, 0].astype(float), cores[at]).max() for at in range(2)]
+    assert found == pytest.approx(max(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exact", "jpeg", "flip", "shift", "blur", "noise", "crop", "inset"])
+def test_an_altered_copy_scores_above_every_other_picture(kind):
+    verify, rng = Verify(), np.random.default_rng(1)
+    pictures = [worlds.picture(rng)[0] for _ in range(8)]
+    copies = [image if kind == "exact" else worlds.alter(image, kind, rng) for image in pictures]
+    candidates = np.tile(np.arange(8), (8, 1))
+    scores = verify.compare(verify.shrink(copies), verify.shrink(pictures), candidates, workers=2)
+    own, other = np.diag(scores), scores[~np.eye(8, dtype=bool)]
+    assert own.min() > 0.88
+    assert own.min() > other.max()
+
+
+def test_a_zoomed_copy_lies_over_its_source_at_the_zooms_given():
+    rng = np.random.default_rng(2)
+    picture = images.resize(worlds.picture(rng)[0], (200, 200))
+    zoomed = images.resize(images.centre_crop(picture, 160), (200, 200))
+    with_zoom, without = Verify(), Verify(zooms=())
+    for first, second in ((picture, zoomed), (zoomed, picture)):
+        scores = [
+            verify.compare(verify.shrink([first]), verify.shrink([second]), np.zeros((1, 1), np.int64))[0, 0]
+            for verify in (with_zoom, without)
+        ]
+        assert scores[0] > 0.97
+        assert scores[0] > scores[1]
+
+
+def test_a_flat_picture_scores_nothing_and_a_missing_candidate_is_nan():
+    verify = Verify()
+    flat = np.full((1, verify.size, verify.size, 3), 200, np.uint8)
+    scores = verify.compare(flat, flat, np.array([[0, -1]]))
+    assert scores[0, 0] == 0
+    assert np.isnan(scores[0, 1])
