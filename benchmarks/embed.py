@@ -3,9 +3,9 @@
     copyscope fetch photographs
     python benchmarks/embed.py             # about 6 minutes on two cores
 
-Rivals, in turn in one run, two threads each: the same ONNX model in ONNX Runtime on arrays decoded and resized beforehand
-(two threads of one session, as ours), and a plain PyTorch ResNet-50 in fp32 fed by Pillow, image by image in batches of
-16, as DCR feeds it (256, crop 224). Expect at least 0.95 of the first's throughput and 2 times the second's.
+Rivals, in turn in one run, two threads each: the same ONNX model in ONNX Runtime on arrays decoded and resized
+beforehand (two threads of one session, as ours), and a plain PyTorch ResNet-50 in fp32 fed by Pillow, image by image in
+batches of 16, as DCR feeds it (256, crop 224). Expect at least 0.95 of the first's throughput and 2 times the second's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from record import record
 
 from copyscope import assets, images
 from copyscope.copying.descriptors import _onnx
 from copyscope.copying.descriptors.sscd import Sscd
 from copyscope.copying.embed import BATCH, embed
 from copyscope.corpus import Corpus
+from record import record
 
 SIDE, THREADS, TORCH_BATCH = 512, 2, 16
 

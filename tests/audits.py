@@ -1,4 +1,4 @@
-"""Synthetic audits for the report's tests: any size, hostile names, everything present or everything absent."""
+"""Synthetic results for the report's tests: any size, hostile names, everything present or everything absent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE = [
 
 ENDS = ("value", "low", "high")
 STRINGS = pa.list_(pa.string())
-TYPES = dict.fromkeys(("copied",), pa.bool_()) | dict.fromkeys(("prompts", "captions"), STRINGS)
+TYPES = dict.fromkeys(("copied",), pa.bool_()) | dict.fromkeys(("prompts", "captions", "match_captions"), STRINGS)
 TYPES |= dict.fromkeys(
     ("score", "verified", "combined", "p_value", "next_score", "share_low", "share_high"), pa.float64()
 )
@@ -47,7 +47,7 @@ TYPES |= dict.fromkeys(
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeAudit:
+class FakeResult:
     summary: dict[str, Any]
     tables: dict[str, pa.Table]
 
@@ -62,7 +62,7 @@ def estimate(value: float | None, reach: float = 0.02, n: int = 300) -> dict[str
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def make_audit(n: int = 240, copies: int = 24, pictures: int = 60, seed: int = 0) -> FakeAudit:
+def make_audit(n: int = 240, copies: int = 24, pictures: int = 60, seed: int = 0) -> FakeResult:
     """n generated images, the first `copies` of them flagged, three a training image; the last one is unreadable."""
     rng = np.random.default_rng(seed)
     names = [*HOSTILE, *(f"sample_{i:05d}.png" for i in range(len(HOSTILE), n))][:n]
@@ -90,10 +90,42 @@ def make_audit(n: int = 240, copies: int = 24, pictures: int = 60, seed: int = 0
         ),
         "thumbnails": _thumbnails(rng, names[:pictures], match, copied, train),
     }  # fmt: skip
-    return FakeAudit(_summary(n, copies, tables), tables)
+    return FakeResult(_summary(n, copies, tables), tables)
 
 
-def bare_audit() -> FakeAudit:
+def make_lint() -> FakeResult:
+    """What `lint` says of the training set of `make_audit()`: 10 groups of 4, 6 plain pictures, 2 unreadable files."""
+    audit = make_audit()
+    cards = audit.tables["risk"].to_pylist()
+    for index, card in enumerate(cards):
+        card |= {"action": "deduplicate" if index < 8 else "recaption", "group_size": 4 if index < 8 else 1}
+    dropped = ("times_copied", "share_low", "share_high", "prompts")
+    names = [name for name in audit.tables["risk"].column_names if name not in dropped]
+    summary = {
+        "schema": "copyscope.lint/1",
+        "sentence": "30 of 247 readable images repeat another one, in 10 near-duplicate groups.",
+        "n_missing": 2,
+        "duplicated_share": estimate(30 / 247, 0.04, 247),
+        "captions": {"with": 240, "without": 7, "shared": 31, "near_shared": 12},
+        "actions": {"deduplicate": 8, "recaption": 6},
+        "n_measured": 200,
+        "units": {"entropy": "nats"},
+        "recipe": {"train": f"data/{HOSTILE[2]}", "options": {"protocol": "sscd-288"}, "seed": 0},
+    }
+    kept = ("copyscope", "created", "seconds", "n_train", "duplicates", "protocol")
+    failures = audit.tables["failures"].to_pylist()[1:]
+    tables = {
+        "groups": audit.tables["groups"],
+        "risk": table(**{name: [card[name] for card in cards] for name in names}),
+        "failures": table(
+            corpus=["train"] * 2, id=[row["id"] for row in failures], error=[row["error"] for row in failures]
+        ),
+        "thumbnails": audit.tables["thumbnails"],
+    }
+    return FakeResult(summary | {name: audit.summary[name] for name in kept}, tables)
+
+
+def bare_audit() -> FakeResult:
     """All that may be absent is absent: no readable image, no held-out set, no groups, no quality, empty tables."""
     full = make_audit(12, 0)
     summary = copy.deepcopy(full.summary)
@@ -111,7 +143,7 @@ def bare_audit() -> FakeAudit:
     summary["calibration"] = {"method": "baseline", "n": 0, "rule": None, "fdr": 0.05, "cut": None, "sentence": None}
     summary["recipe"]["held_out"] = summary["protocol"]["threshold"] = None
     summary["classical_tests"] = []
-    return FakeAudit(summary, {name: rows.slice(0, 0) for name, rows in full.tables.items()})
+    return FakeResult(summary, {name: rows.slice(0, 0) for name, rows in full.tables.items()})
 
 
 def _generated(
@@ -127,6 +159,7 @@ def _generated(
         id=names,
         prompt=[HOSTILE[i] if i < len(HOSTILE) else f"a photo of thing {i % 17}" for i in range(n)],
         match=unless_failed(match),
+        match_captions=unless_failed(captions_of(one) for one in match),
         score=unless_failed(score),
         verified=unless_failed(np.clip(score + 0.02, 0, 1)),
         combined=unless_failed(score),
@@ -140,6 +173,11 @@ def _generated(
     )
 
 
+def captions_of(name: str) -> list[str]:
+    """The captions of a training image, some with several."""
+    return [f"caption of {name}", *([f"another of {name}"] if len(name) % 3 else [])]
+
+
 def _groups(train: list[str]) -> pa.Table:
     kinds = ["full", "partial", "uncaptioned"]
     places = range(40)
@@ -149,7 +187,7 @@ def _groups(train: list[str]) -> pa.Table:
         size=[4] * 40,
         exact=[2 if i % 8 < 2 else 1 for i in places],
         duplication=[kinds[i // 4 % 3] for i in places],
-        captions=[[f"caption of {train[i]}", *([f"another {i}"] if i % 3 else [])] for i in places],
+        captions=[captions_of(train[i]) for i in places],
     )
 
 
@@ -163,6 +201,7 @@ def _risk(rng: np.random.Generator, times: dict[str, int], kept: list[str]) -> p
         share_low=[0.001] * n,
         share_high=[0.021] * n,
         prompts=[[f"a photo of {one}", HOSTILE[1]] for one in ids],
+        captions=[captions_of(one) for one in ids],
         group_size=[4] * n,
         duplication=["full"] * n,
         shared_captions=range(n),

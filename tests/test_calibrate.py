@@ -18,7 +18,7 @@ from copyscope.corpus import Corpus
 
 @pytest.fixture(scope="module")
 def described(world, tmp_path_factory):
-    """The world's training set, and its held-out set with a byte copy and a light copy of training images slipped in."""
+    """The world's training set, and its held-out set with two copies of training images slipped in."""
     held_out = tmp_path_factory.mktemp("held")
     shutil.copytree(world.held_out, held_out / "h")
     names = sorted(path.name for path in world.train.glob("*.png"))

@@ -88,7 +88,8 @@ def test_values_that_are_not_numbers_are_an_error_of_their_row(folder, tmp_path)
     odd = [height is None for height in corpus.table["height"].to_pylist()]
     assert any(odd)
     assert len(rows) == len(values) == 12 - sum(odd)
-    assert all(("not numbers" in (error or "")) == bad for error, bad in zip(corpus.table["error"].to_pylist(), odd))
+    errors = corpus.table["error"].to_pylist()
+    assert ["not numbers" in (error or "") for error in errors] == odd
 
 
 def test_saving_then_loading_is_the_identity(folder, tmp_path):

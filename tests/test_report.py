@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.report import plots, render, rows, wording
-from tests.audits import HOSTILE, FakeAudit, bare_audit, make_audit, table
+from copyscope.report import plots, render, render_lint, rows, wording
+from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, table
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -52,12 +52,12 @@ class Outline(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def audit() -> FakeAudit:
+def audit() -> FakeResult:
     return make_audit()
 
 
 @pytest.fixture(scope="session")
-def page(audit: FakeAudit) -> str:
+def page(audit: FakeResult) -> str:
     return render(audit)
 
 
@@ -70,13 +70,24 @@ def embedded(page: str, name: str) -> Any:
 # The page as text
 
 
-def test_rendering_again_gives_the_same_bytes(audit: FakeAudit, page: str) -> None:
-    assert render(FakeAudit(copy.deepcopy(audit.summary), dict(audit.tables))) == page
+def test_rendering_again_gives_the_same_bytes(audit: FakeResult, page: str) -> None:
+    assert render(FakeResult(copy.deepcopy(audit.summary), dict(audit.tables))) == page
 
 
-@pytest.mark.parametrize("make", [make_audit, bare_audit, lambda: make_audit(40, 0), lambda: FakeAudit({}, {})])
-def test_page_is_well_formed_and_its_references_hold(make: Callable[[], FakeAudit]) -> None:
-    outline = Outline(render(make()))
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: render(make_audit()),
+        lambda: render(bare_audit()),
+        lambda: render(make_audit(40, 0)),
+        lambda: render(FakeResult({}, {})),
+        lambda: render_lint(make_lint()),
+        lambda: render_lint(FakeResult({}, {})),
+    ],
+    ids=["audit", "bare", "clean", "void", "lint", "void lint"],
+)
+def test_page_is_well_formed_and_its_references_hold(write: Callable[[], str]) -> None:
+    outline = Outline(write())
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in outline.elements:
@@ -110,7 +121,7 @@ def test_policy_allows_this_script_and_style_and_nothing_else(page: str) -> None
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_data_in_the_page_is_the_audit(audit: FakeAudit, page: str) -> None:
+def test_data_in_the_page_is_the_audit(audit: FakeResult, page: str) -> None:
     gallery = embedded(page, "data")["gallery"]
     known = {row["id"].translate(wording.VISIBLE): row for row in audit.tables["generated"].to_pylist()}
     assert set(gallery["id"]) == set(known)
@@ -122,7 +133,9 @@ def test_data_in_the_page_is_the_audit(audit: FakeAudit, page: str) -> None:
     assert gallery["error"][-1] == "truncated file"
     images = embedded(page, "images")
     assert images[gallery["img"][0]].startswith("data:image/webp;base64,")
-    assert gallery["captions"][gallery["match"].index("train/img_00010.jpg")][0] == "caption of train/img_00010.jpg"
+    assert gallery["captions"][gallery["match"].index("train/img_00010.jpg")] == captions_of("train/img_00010.jpg")
+    risk = embedded(page, "data")["risk"]
+    assert risk["captions"][risk["id"].index("train/img_00014.jpg")] == captions_of("train/img_00014.jpg")
 
 
 TEXTS = st.text() | st.sampled_from(HOSTILE)
@@ -168,18 +181,19 @@ def test_what_is_absent_is_said_to_be_absent() -> None:
     assert "None" not in shown
 
 
-def test_an_undecodable_path_still_gives_valid_text(audit: FakeAudit) -> None:
+def test_an_undecodable_path_still_gives_valid_text(audit: FakeResult) -> None:
     summary = audit.summary | {"recipe": {"generated": "runs/\udcff"}}
-    assert "runs/?" in render(FakeAudit(summary, audit.tables)).encode("utf-8").decode()
+    assert "runs/?" in render(FakeResult(summary, audit.tables)).encode("utf-8").decode()
 
 
 def test_templates_are_package_data() -> None:
     folder = resources.files("copyscope.report")
-    for name in ("page.html.j2", "macros.html.j2", "page.css", "page.js"):
+    templates = [f"{name}.html.j2" for name in ("page", "audit", "lint", "sections", "macros")]
+    for name in (*templates, "page.css", "page.js"):
         assert folder.joinpath(name).is_file()
     script = folder.joinpath("page.js").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|fetch\(|XMLHttp", script)
-    assert "|safe" not in folder.joinpath("page.html.j2").read_text().replace(" ", "")
+    assert not any("|safe" in folder.joinpath(name).read_text().replace(" ", "") for name in templates)
 
 
 def test_every_section_explains_its_words(page: str) -> None:
@@ -188,6 +202,79 @@ def test_every_section_explains_its_words(page: str) -> None:
         assert f'<section id="{section}"' in page
         for term in terms:
             assert wording.TERMS[term] in shown
+
+
+# The page of a lint
+
+
+@pytest.fixture(scope="session")
+def lint_page() -> str:
+    return render_lint(make_lint())
+
+
+def test_lint_page_says_what_was_found_and_what_to_do(lint_page: str) -> None:
+    shown = " ".join("".join(Outline(lint_page).text).split())
+    for text in (
+        "30 of 247 readable images repeat another one",
+        "12.1 % 95 % interval 8.1 % to 16.1 %",
+        "of which unreadable2",
+        "full duplication4 partial duplication3 uncaptioned3 with exact repeats5",
+        "Images with captions240 without7 share a caption31 nearly share one12",
+        "8 Deduplicate",
+        "The groups hold 40 images; 30 can go.",
+        "6 Recaption",
+        "2 of 249 images",
+        "run this lint again",
+        "2 images that could not be read: what repeats them would not be seen.",
+    ):
+        assert text in shown
+    assert "Copyscope lint: 10 near-duplicate groups" in lint_page
+
+
+def test_lint_page_has_no_section_on_generated_images(lint_page: str) -> None:
+    outline = Outline(lint_page)
+    ids = {attributes["id"] for tag, attributes in outline.elements if tag == "section"}
+    assert ids == {"summary", "actions", "duplicates", "risk", "failures", "recipe", "limits"}
+    shown = "".join(outline.text)
+    assert not re.search(r"times copied|copied at least once|among the generated images|None|NaN", shown)
+    for section, terms in wording.LINT_SECTION_TERMS.items():
+        assert section in ids
+        assert all(wording.LINT_TERMS[term] in shown for term in terms)
+
+
+def test_lint_page_shows_hostile_names_as_text_and_keeps_its_policy(lint_page: str) -> None:
+    outline = Outline(lint_page)
+    tags = [tag for tag, _ in outline.elements]
+    assert (tags.count("script"), tags.count("style"), tags.count("img")) == (3, 1, 0)
+    assert f"data/{HOSTILE[2]}" in "".join(outline.text)
+    style = re.search(r"<style>(.*?)</style>", lint_page, re.DOTALL)
+    assert style is not None
+    assert base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode() in lint_page
+
+
+def test_cards_come_in_the_order_of_the_table_where_nothing_else_decides(lint_page: str) -> None:
+    risk = embedded(lint_page, "data")["risk"]
+    assert risk["id"] == [row["id"].translate(wording.VISIBLE) for row in make_lint().tables["risk"].to_pylist()]
+    assert risk["times_copied"] == [None] * 14
+    assert embedded(lint_page, "data")["units"] == {"entropy": "nats"}
+
+
+def test_a_strip_of_pictures_ends_with_the_last_one_there_is() -> None:
+    shots = table(corpus=["train"] * 2, id=["a", "c"], image=[b"\xff\xd8\xff"] * 2)
+    groups = table(
+        id=list("abcdxy"), group=[0] * 4 + [1] * 2, size=[4] * 4 + [2] * 2, exact=[1] * 6, duplication=["full"] * 6,
+        captions=[[]] * 6,
+    )  # fmt: skip
+    assert rows.collect({"groups": groups}, rows.Previews(shots))["groups"]["img"] == [[0, None, 1], []]
+
+
+def test_captions_come_from_the_row_or_else_from_another_table() -> None:
+    generated = table(id=["g", "h"], match=["a", "b"], match_captions=[["own"], None], copied=[True, True])
+    groups = table(id=["a", "b"], group=[0, 0], size=[2, 2], exact=[1, 1], captions=[["other"], ["other"]])
+    found = rows.collect({"generated": generated, "groups": groups}, rows.Previews(None))
+    assert found["gallery"]["captions"] == [["own"], ["other"]]
+    risk = table(id=["b", "z"], action=["keep", "keep"], captions=[None, None])
+    assert rows.collect({"risk": risk, "groups": groups}, rows.Previews(None))["risk"]["captions"] == [["other"], []]
 
 
 def test_previews_keep_to_their_budget_and_to_known_formats() -> None:
@@ -212,6 +299,9 @@ def test_previews_keep_to_their_budget_and_to_known_formats() -> None:
         (wording.number, 0.0, "0"),
         (wording.number, float("nan"), "–"),
         (wording.interval, {"low": 1, "high": None}, ""),
+        (wording.sentence, "no loose chains", "No loose chains."),
+        (wording.sentence, "Cut at hubs.", "Cut at hubs."),
+        (wording.sentence, None, ""),
     ],
 )
 def test_numbers_in_words(write: Callable[[Any], str], value: Any, text: str) -> None:

@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-from copyscope.report import render, wording
-from tests.audits import HOSTILE, FakeAudit, bare_audit, make_audit
+from copyscope.report import render, render_lint, wording
+from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint
 
 pytest_plugins = ("tests.browser",)
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="session")
-def audit() -> FakeAudit:
+def audit() -> FakeResult:
     return make_audit()
 
 
 @pytest.fixture(scope="session")
-def report(audit: FakeAudit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(audit: FakeResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(audit, tmp_path_factory.mktemp("report"))
 
 
-def save(audit: FakeAudit, folder: Path) -> Path:
+def save(audit: FakeResult, folder: Path) -> Path:
     path = folder / "report.html"
     path.write_text(render(audit), encoding="utf-8")
     return path
@@ -72,7 +72,7 @@ def test_hostile_names_show_as_text_and_run_nothing(visit: Any, report: Path) ->
     assert page.locator("#gallery-rows script, #gallery-rows [onerror]").count() == 0
 
 
-def test_filter_sort_search_and_paging(visit: Any, report: Path, audit: FakeAudit) -> None:
+def test_filter_sort_search_and_paging(visit: Any, report: Path, audit: FakeResult) -> None:
     page = visit(report).page
     table = audit.tables["generated"].to_pylist()
     assert counted(page) == "24 of 240"
@@ -174,10 +174,10 @@ def test_without_scripts_the_verdict_and_the_copies_are_there(visit: Any, report
 
 
 @pytest.mark.parametrize(
-    "make", [bare_audit, lambda: make_audit(40, 0), lambda: FakeAudit({}, {})], ids=["bare", "clean", "void"]
+    "make", [bare_audit, lambda: make_audit(40, 0), lambda: FakeResult({}, {})], ids=["bare", "clean", "void"]
 )
 @pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_poor_audits_open(visit: Any, make: Callable[[], FakeAudit], size: str, tmp_path: Path) -> None:
+def test_poor_audits_open(visit: Any, make: Callable[[], FakeResult], size: str, tmp_path: Path) -> None:
     page = visit(save(make(), tmp_path), size).page
     assert page.locator("h1").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
@@ -196,3 +196,60 @@ def test_measures_carry_the_units_of_the_findings(visit: Any, report: Path) -> N
     page = visit(report).page
     assert "entropy, bits" in page.locator("#risk-rows dt").all_inner_texts()
     assert page.locator("#why .scatters").text_content().count("entropy (bits)") == 1
+
+
+def test_a_prompt_stands_beside_the_captions_of_the_training_image(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    name = "train/img_00013.jpg"  # behind fewer than three cards
+    choose(page, "gallery", "q", captions_of("train/" + HOSTILE[5])[0])
+    card = page.locator("#gallery-rows > *").first
+    said = card.locator(".compare > .said")
+    assert said.count() == 2
+    assert said.nth(0).inner_text().startswith("Prompt")
+    assert captions_of("train/" + HOSTILE[5])[0] in said.nth(1).inner_text()
+    boxes = [said.nth(place).bounding_box() for place in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    choose(page, "risk", "q", captions_of(name)[0])
+    assert captions_of(name)[0] in page.locator("#risk-rows > *").first.locator(".compare").inner_text()
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lint_page_opens_and_its_lists_work(visit: Any, size: str, scheme: str, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    path = tmp_path / "lint.html"
+    path.write_text(render_lint(make_lint()), encoding="utf-8")
+    page = visit(path, size, scheme).page
+    assert page.locator("h1").inner_text().startswith("30 of 247")
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    assert (counted(page, "groups"), counted(page, "risk"), counted(page, "failures")) == (
+        "10 in all",
+        "14 in all",
+        "2 in all",
+    )
+    assert page.locator("#risk .times").count() == 0
+    assert "entropy, nats" in page.locator("#risk-rows dt").all_inner_texts()
+    page.locator("#actions button", has_text="Show these cards").last.click()
+    assert counted(page, "risk") == "6 of 14"
+    assert set(page.locator("#risk-rows .action").all_inner_texts()) == {"Recaption"}
+    page.locator("#actions button", has_text="Show these cards").first.click()
+    page.locator("#risk-rows button", has_text="Its group").first.click()
+    assert counted(page, "groups") == "1 of 10"
+    choose(page, "failures", "q", "not an image")
+    assert page.locator("#failures-rows tr").count() == 1
+    page.locator("details[data-action=rest] summary").click()
+    rest = page.locator("details[data-action=rest] pre")
+    expect(rest).not_to_be_empty()
+    groups = make_lint().tables["groups"].to_pylist()
+    expected = [row["id"].translate(wording.VISIBLE) for place, row in enumerate(groups) if place % 4]
+    assert rest.text_content() == "\n".join(expected)
+
+
+def test_lint_page_without_scripts_lists_the_cards(visit: Any, tmp_path: Path) -> None:
+    path = tmp_path / "lint.html"
+    path.write_text(render_lint(make_lint()), encoding="utf-8")
+    page = visit(path, scripts=False).page
+    assert page.locator("noscript tbody tr").count() == 14
+    assert page.locator("noscript tbody tr").first.inner_text().split("\t")[1] == "Deduplicate"

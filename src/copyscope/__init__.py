@@ -33,7 +33,7 @@ _HOMES = {
     "match": "copying.match",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:
     from .assets import fetch as fetch

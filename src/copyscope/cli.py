@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from .console import note, note_unreadable, progress_bar, show, show_json, show_table
 from .errors import CopyscopeError, InputError
-
-if TYPE_CHECKING:
-    from .machine import Progress
 
 EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES = 1, 2, 3
 
@@ -28,16 +25,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Generated = Annotated[str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")]  # fmt: skip
+Generated = Annotated[
+    str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
+]
 Train = Annotated[str, typer.Argument(metavar="TRAIN", help="Images it was trained on, in any of the same layouts.")]
 CorpusPath = Annotated[str, typer.Argument(metavar="CORPUS", help="Images: a folder, Parquet, WebDataset or URL.")]
-ProtocolName = Annotated[str, typer.Option("--protocol", "-p", help="A protocol or descriptor spec; `copyscope parts` lists them.")]  # fmt: skip
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", "-p", help="A protocol or descriptor spec; `copyscope parts` lists them.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the results into this folder.")]
 Strict = Annotated[bool, typer.Option("--strict", help=f"Exit {EXIT_UNREADABLE} if any image cannot be read.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the random samples.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")]  # fmt: skip
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,10 +61,16 @@ def root(
 def audit(
     generated: Generated,
     train: Train,
-    held_out: Annotated[str | None, typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict.")] = None,  # fmt: skip
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict."),
+    ] = None,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
-    fail_over: Annotated[float | None, typer.Option("--fail-over", metavar="RATE", help=f"Exit {EXIT_COPIES} if the replication rate is above RATE.")] = None,  # fmt: skip
+    fail_over: Annotated[
+        float | None,
+        typer.Option("--fail-over", metavar="RATE", help=f"Exit {EXIT_COPIES} if the replication rate is above RATE."),
+    ] = None,
     out: Out = None,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -84,7 +93,7 @@ def audit(
         corpora = {name: Corpus.open(path) for name, path in sets.items()}
         found = named(protocol)
         found.load()
-        _print_json(
+        show_json(
             {name: {"path": corpus.origin, "kind": corpus.kind, "n": len(corpus)} for name, corpus in corpora.items()}
             | {"protocol": found.name, "descriptor": found.descriptor, "threshold": found.threshold}
             | {"fdr": fdr, "seed": seed, "out": str(out) if out else None}
@@ -92,18 +101,18 @@ def audit(
         return
     from .copying.audit import audit as run
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run(generated, train, held_out, protocol, fdr=fdr, seed=seed, workers=workers, progress=progress)
     if out:
         result.save(out)
     if as_json:
-        _print_json(result.summary)
+        show_json(result.summary)
     else:
-        _print(result)
+        show(result)
         if out:
             print(f"Report: {out / 'report.html'}")
         else:
-            _note("For the report with pictures, add -o DIR.")
+            note("For the report with pictures, add -o DIR.")
     _exit(result.summary, strict, fail_over)
 
 
@@ -120,14 +129,14 @@ def lint(
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
     from .copying.lint import lint as run
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run(train, protocol, seed=seed, workers=workers, progress=progress)
     if out:
         result.save(out)
     if as_json:
-        _print_json(result.summary)
+        show_json(result.summary)
     else:
-        _print(result)
+        show(result)
         if out:
             print(f"Report: {out / 'report.html'}")
     _exit(result.summary, strict, None)
@@ -136,7 +145,12 @@ def lint(
 @app.command()
 def embed(
     corpus: CorpusPath,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for vectors.npy, embeddings.parquet and embeddings.json.")],  # fmt: skip
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for vectors.npy, embeddings.parquet and embeddings.json."
+        ),
+    ],
     protocol: ProtocolName = "sscd-288",
     as_json: AsJson = False,
     strict: Strict = False,
@@ -147,15 +161,15 @@ def embed(
     from .copying.protocols import protocol as named
     from .corpus import Corpus
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         described = run(Corpus.open(corpus), named(protocol).load(), workers=workers, progress=progress)
     described.save(out)
     summary = json.loads((out / "embeddings.json").read_text())
     if as_json:
-        _print_json(summary)
+        show_json(summary)
     else:
         print(f"{summary['n']} embeddings of {summary['dim']} dimensions by {summary['descriptor']} in {out}")
-        _unreadable(summary["n_missing"])
+        note_unreadable(summary["n_missing"])
     _exit(summary, strict, None)
 
 
@@ -169,7 +183,7 @@ def match_(
     as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """The k most similar images of REFERENCES for every image of QUERIES, with both scores; -o writes matches.parquet."""
+    """The k most similar images of REFERENCES for every image of QUERIES; -o writes matches.parquet."""
     from .copying.embed import embed as describe
     from .copying.embed import write_file
     from .copying.match import match as run
@@ -178,9 +192,10 @@ def match_(
     from .corpus import Corpus
 
     descriptor = named(protocol).load()
-    with _progress() as progress:
+    with progress_bar() as progress:
         sets = [
-            describe(Corpus.open(path), descriptor, workers=workers, progress=progress) for path in (queries, references)
+            describe(Corpus.open(path), descriptor, workers=workers, progress=progress)
+            for path in (queries, references)
         ]
         found = run(sets[0], sets[1], Verify(), k=k, workers=workers, progress=progress)
     table = found.table(k)
@@ -190,16 +205,24 @@ def match_(
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / "matches.parquet", lambda path: pq.write_table(table, path))
     if as_json:
-        _print_json({"schema": "copyscope.matches/1", "n_missing": [each.n_missing for each in sets], "matches": table.to_pylist()})  # fmt: skip
+        show_json(
+            {
+                "schema": "copyscope.matches/1",
+                "n_missing": [each.n_missing for each in sets],
+                "matches": table.to_pylist(),
+            }
+        )
     else:
-        _table(table.slice(0, 50), f"{table.num_rows} matches" + (", the first 50" if table.num_rows > 50 else ""))
-        _unreadable(sum(each.n_missing for each in sets))
+        show_table(table.slice(0, 50), f"{table.num_rows} matches" + (", the first 50" if table.num_rows > 50 else ""))
+        note_unreadable(sum(each.n_missing for each in sets))
 
 
 @app.command(name="duplicates")
 def duplicates_(
     corpus: CorpusPath,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Similarity of near-duplicates; the protocol's by default.")] = None,  # fmt: skip
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Similarity of near-duplicates; the protocol's by default.")
+    ] = None,
     protocol: ProtocolName = "sscd-288",
     out: Out = None,
     as_json: AsJson = False,
@@ -213,7 +236,7 @@ def duplicates_(
     from .corpus import Corpus
 
     rules = named(protocol)
-    with _progress() as progress:
+    with progress_bar() as progress:
         described = describe(Corpus.open(corpus), rules.load(), workers=workers, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
         groups = run(described, bar, workers=workers, progress=progress)
@@ -224,18 +247,21 @@ def duplicates_(
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / "groups.parquet", lambda path: pq.write_table(table, path))
     if as_json:
-        _print_json(summary | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()})  # fmt: skip
+        show_json(
+            summary
+            | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()}
+        )
         return
     print(
-        f"{summary['n_groups']} near-duplicate groups hold {summary['n_images_in_groups']} of {len(described.rows)} images "
-        f"(similarity >= {bar:g}; {summary['chains']})."
+        f"{summary['n_groups']} near-duplicate groups hold {summary['n_images_in_groups']} of {len(described.rows)} "
+        f"images (similarity >= {bar:g}; {summary['chains']})."
     )
     print(
         f"With the caption repeated too: {summary['full']}; with other captions: {summary['partial']}; "
         f"without captions: {summary['uncaptioned']}; with the very same pixels: {summary['n_exact_groups']}."
     )
-    _table(table.slice(0, 50), "the largest groups")
-    _unreadable(described.n_missing)
+    show_table(table.slice(0, 50), "the largest groups")
+    note_unreadable(described.n_missing)
 
 
 @app.command(name="parts")
@@ -262,7 +288,7 @@ def parts_(
             about = (cls.__doc__ or "").strip().splitlines()[0]
             listing[name].append({"name": part, "spec": parts.signature(cls, part), "about": about})
     if as_json:
-        _print_json(listing)
+        show_json(listing)
         return
     for name, rows in listing.items():
         print(f"{name}:")
@@ -299,19 +325,21 @@ def fetch(
             for each in assets.known()
         ]
         if as_json:
-            _print_json(rows)
+            show_json(rows)
         else:
             for row in rows:
                 print(f"{row['name']}  ({row['megabytes']} MB, {row['licence']})\n    {row['about']}")
         return
-    with _progress() as progress:
+    with progress_bar() as progress:
         path = assets.fetch(name, progress=progress)
     print(json.dumps({"name": name, "path": str(path)}) if as_json else str(path))
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the data and the report go.")] = Path("copyscope-demo"),  # fmt: skip
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the data and the report go.")] = Path(
+        "copyscope-demo"
+    ),
     yes: Annotated[bool, typer.Option("--yes", help="Fetch the demo's data set without asking.")] = False,
     protocol: ProtocolName = "sscd-288",
     as_json: AsJson = False,
@@ -324,9 +352,11 @@ def demo(
 
     if not yes and not assets.is_fetched(SOURCE):
         megabytes = next(each.megabytes for each in assets.known() if each.name == SOURCE)
-        if not typer.confirm(f"The demo needs the data set {SOURCE} ({megabytes} MB, downloaded once). Fetch it?", err=True):
+        if not typer.confirm(
+            f"The demo needs the data set {SOURCE} ({megabytes} MB, downloaded once). Fetch it?", err=True
+        ):
             raise typer.Exit(EXIT_ERROR)
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = build(out, assets.fetch(SOURCE, progress=progress), seed=seed)
         result = run(made.generated, made.train, made.held_out, protocol, seed=seed, progress=progress)
     folder = result.save(out / "report")
@@ -337,9 +367,9 @@ def demo(
     }
     (folder / "truth.json").write_text(json.dumps(plain, indent=1) + "\n")
     if as_json:
-        _print_json({"summary": result.summary, "truth": plain, "report": str(folder / "report.html")})
+        show_json({"summary": result.summary, "truth": plain, "report": str(folder / "report.html")})
         return
-    _print(result)
+    show(result)
     print("Against the truth (which images are altered copies was recorded when they were made):")
     for name in ("precision", "recall", "false_alarms"):
         print(f"  {name.replace('_', ' '):<14}{truth[name]}")
@@ -355,7 +385,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json(findings)
+        show_json(findings)
     else:
         for row in findings:
             print(f"{'ok ' if row['ok'] else '-- '} {row['what']}: {row['says']}")
@@ -384,69 +414,9 @@ def _exit(summary: dict[str, Any], strict: bool, fail_over: float | None) -> Non
         rate = summary["replication_rate"]["value"]
         if rate is None or rate > fail_over:
             shown = "unknown" if rate is None else f"{rate:.3f}"
-            _note(f"The replication rate is {shown}, above the {fail_over:g} of --fail-over.")
+            note(f"The replication rate is {shown}, above the {fail_over:g} of --fail-over.")
             raise typer.Exit(EXIT_COPIES)
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
     if strict and unreadable:
-        _note(f"{unreadable} images could not be read, and --strict was given.")
+        note(f"{unreadable} images could not be read, and --strict was given.")
         raise typer.Exit(EXIT_UNREADABLE)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        tasks: dict[tuple[str, int], Any] = {}
-
-        def report(label: str, done: int, total: int) -> None:
-            key = (label, total)
-            if key not in tasks:
-                tasks[key] = bars.add_task(label, total=total, rate="")
-            speed = bars.tasks[tasks[key]].speed
-            bars.update(tasks[key], completed=done, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield report
-
-
-def _print(result: Any) -> None:
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(result)
-
-
-def _table(table: Any, title: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(title=title, title_justify="left")
-    for name in table.column_names:
-        shown.add_column(name, overflow="fold")
-    for row in table.to_pylist():
-        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row.values()))
-    if table.num_rows:
-        Console().print(shown)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _unreadable(n: int) -> None:
-    if n:
-        _note(f"{n} images could not be read; their rows say why.")
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -85,11 +85,11 @@ def build(
     source: Path,
     *,
     seed: int = 0,
-    n_train: int = 800,
+    n_train: int = 2600,
     n_held_out: int = 300,
     n_generated: int = 240,
     copies: float = 0.5,
-    largest_crowd: int = 12,
+    largest_crowd: int = 300,
 ) -> Demo:
     """Writes `train/`, `held-out/`, `generated/` (imagefolders) and, last, `truth.json` into `folder`.
 

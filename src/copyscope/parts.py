@@ -2,7 +2,8 @@
 
 `load("descriptors", "sscd(size=224)")` parses the spec with `ast` (literals only), imports the file `sscd.py` of that
 shelf and calls the one public class defined there. `str(part)` gives back the shortest spec that rebuilds it, so that a
-result always carries the recipe that made it. A dotted spec, `mypackage.mymodule:MyPart(k=1)`, loads a part from outside.
+result always carries the recipe that made it. A dotted spec, `mypackage.mymodule:MyPart(k=1)`, loads a part from
+outside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The one call: generated images and the images a model was trained on -> how much it copies, which, why, what to do."""
+"""The one call: generated images and the images a model was trained on -> how much it copies, which, why, what to
+do."""
 
 from __future__ import annotations
 

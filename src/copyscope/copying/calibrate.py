@@ -1,4 +1,5 @@
-"""What real images score that are no copies: held-out images cleaned of look-alikes, or the training set against itself."""
+"""What real images score that are no copies: held-out images cleaned of look-alikes, or the training set against
+itself."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def held_out(
 ) -> tuple[Calibration, Matches, NDArray[np.bool_]]:
     """Calibration on held-out images, their matches against the training set, and which [n] of them were looked-alike.
 
-    Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other things.
+    Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other
+    things.
     """
     pdq = parts.load("descriptors", "pdq")
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
@@ -69,9 +71,9 @@ def baseline(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, NDArray[np.float32]]:
-    """Calibration on training images, and the baseline similarity of every one [n]: to the nearest outside its own group.
+    """Calibration on training images, and the baseline similarity of each [n]: to the nearest outside its own group.
 
-    The second look is taken at a random sample of BASELINE_SAMPLE images at most; NaN where an image's group is the set.
+    The second look is taken at a random sample of at most BASELINE_SAMPLE; NaN where an image's group is the whole set.
     """
     scores = search(
         train.vectors,

@@ -52,7 +52,8 @@ def causes(
     """Explain the verdict by what is known of the matched training images.
 
     The joint model looks at distinct training images, one a near-duplicate group: all the copied and a random sample of
-    at most CONTROLS others. Correlations run over the generated images and the image each is most similar to, as in DCR.
+    at most CONTROLS others. Correlations run over the generated images and the image each is most similar to, as in
+    DCR.
     """
     copied = np.flatnonzero(judged.copied)
     copied_groups = Counter(groups.label[matches.match[copied]].tolist())
@@ -241,7 +242,7 @@ def _measure(measures: list[Measure]) -> Any:
             try:
                 item = Item(complexity_view(picture), [])
             except ImageError:  # too elongated to be resized: its complexity is unknown, the image is not lost
-                rows.append([0.0] * len(measures))
+                rows.append([np.nan] * len(measures))
                 continue
             rows.append([measure.measure(item) for measure in measures])
         return np.array(rows, dtype=np.float64)

@@ -1,8 +1,8 @@
 """The field's nearest-neighbour tests as their authors state them, and each again by near-duplicate group.
 
 All look at the distance d of unit vectors, sqrt(2 - 2 * similarity), in the descriptor's space; their authors look at
-pixels or at features of their own. As stated they go blind on exactly the images that are duplicated: the second-nearest
-neighbour of a copy is then the duplicate of its source.
+pixels or at features of their own. As stated they go blind on exactly the images that are duplicated: the
+second-nearest neighbour of a copy is then the duplicate of its source.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ SIZES: dict[str, Callable[[Sizes], NDArray[np.bool_]]] = {
 
 def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
     """The three tests on every readable query; none where the training set is too small for a second neighbour."""
-    index, scores = matches.nearest
+    index, scores = matches.nearest.index, matches.nearest.score
     if len(index) == 0 or index.shape[1] < 2 or (index[:, 1] < 0).any():
         return []
     reached = int((index >= 0).sum(axis=1).min())
@@ -109,7 +109,8 @@ def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
     def neighbour(labels: NDArray[np.int64]) -> Floats:
         """Similarity of each match to its own nearest neighbour of another label; -1 where there is none."""
         found = search(train[distinct], train, 1, query_labels=labels[distinct], reference_labels=labels)
-        return np.maximum(found.score[inverse, 0], -1)
+        scores: Floats = np.maximum(found.score[inverse, 0], -1)
+        return scores
 
     alone = np.arange(len(train), dtype=np.int64)
     other = np.where(np.isnan(matches.next_score), -1, matches.next_score)

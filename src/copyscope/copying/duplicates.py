@@ -95,10 +95,11 @@ def duplicates(
 ) -> Groups:
     """Group the images whose similarity reaches `threshold`.
 
-    The groups are the connected components of the graph of all pairs at or above the threshold. In a component of look-alikes
-    the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component with a member
-    below the threshold to its centre is split into stars, each a centre and the members that reach the threshold to it
-    (`split_chains=False` keeps the components as they are). Exact duplicates are told by decoded pixels, not by file.
+    The groups are the connected components of the graph of all pairs at or above the threshold. In a component of
+    look-alikes the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component
+    with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
+    threshold to it (`split_chains=False` keeps the components as they are). Exact duplicates are told by decoded
+    pixels, not by file.
     """
     vectors = embeddings.vectors
     label = components(vectors, threshold, workers=workers, progress=progress)
@@ -138,7 +139,7 @@ def components(
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for first in range(0, n, BLOCK):
             starts = range(first, n, BLOCK)
-            found = np.concatenate(list(pool.map(lambda start, first=first: edges(first, start), starts)))  # type: ignore[misc]
+            found = np.concatenate(list(pool.map(lambda start, first=first: edges(first, start), starts)))
             if len(found):
                 graph = coo_array((np.ones(len(found), bool), (found[:, 0], found[:, 1])), shape=(n, n))
                 _, merged = connected_components(graph, directed=False)

@@ -120,8 +120,9 @@ def embed(
 ) -> Embeddings:
     """Describe every readable image of `corpus`; what cannot be read gets an `error` and no vector.
 
-    cache: folder of the content store (None = the user's cache). workers: threads that decode and describe (None = one a
-    core). A run killed at any moment and started again repeats at most one group of 128 images and gives the same bytes.
+    cache: folder of the content store (None = the user's cache). workers: threads that decode and describe (None = one
+    a core). A run killed at any moment and started again repeats at most one group of 128 images and gives the same
+    bytes.
     """
     fingerprint = descriptor.fingerprint()
     work = Work(
@@ -146,8 +147,8 @@ def compute(
 ) -> tuple[Corpus, NDArray[np.intp], NDArray[Any]]:
     """`work` on the given rows (None = all): the corpus with its columns filled, the readable rows [n], values [n dim].
 
-    Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256 the
-    corpus already carries are not even read.
+    Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256
+    the corpus already carries are not even read.
     """
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
@@ -312,10 +313,9 @@ def _describe(batch: _Batch, work: Work) -> _Done:
     keys = np.array(
         [(digest, image.shape[1], image.shape[0]) for digest, image in zip(digests, decoded, strict=True)], dtype=KEY
     )
-    finite = np.isfinite(values).all(axis=1)
-    for digest, is_finite in zip(digests, finite, strict=True):
-        if not is_finite:
-            errors[digest] = f"{work.name} gave values that are not numbers"
+    finite = np.flatnonzero(np.isfinite(values).all(axis=1))
+    for position in np.setdiff1d(np.arange(len(digests)), finite):
+        errors[digests[position]] = f"{work.name} gave values that are not numbers"
     return _Done(keys[finite], values[finite], errors, len(batch.digests))
 
 

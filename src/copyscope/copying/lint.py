@@ -108,7 +108,7 @@ def lint(
             "copyscope": copyscope.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - began, 2),
-            "sentence": _sentence(len(described.rows), summary, cards),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, cards),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "duplicates": summary,
@@ -173,21 +173,21 @@ def _failures(described: Embeddings) -> pa.Table:
     return failed.add_column(0, "corpus", pa.array(["train"] * len(failed), pa.string()))
 
 
-def _sentence(n: int, summary: dict[str, Any], cards: list[dict[str, Any]]) -> str:
-    repeated = summary["n_images_in_groups"] - summary["n_groups"]
+def _sentence(n: int, n_missing: int, summary: dict[str, Any], cards: list[dict[str, Any]]) -> str:
+    repeated, n_groups, full = summary["n_images_in_groups"] - summary["n_groups"], summary["n_groups"], summary["full"]
     plain = sum(card["action"] == "recaption" for card in cards)
+    images = ("readable " if n_missing else "") + _form(n, "image", "images")
     said = []
     if repeated:
+        groups = f"{n_groups} near-duplicate {_form(n_groups, 'group', 'groups')}"
+        captions = f", {full} of them with a caption that comes back too" if full else ""
         said.append(
-            f"{repeated} of {n} images {_form(repeated, 'repeats', 'repeat')} another one, in {summary['n_groups']} "
-            f"near-duplicate {_form(summary['n_groups'], 'group', 'groups')}"
-            + (f", {summary['full']} of them with the caption repeated too" if summary["full"] else "")
+            f"{repeated} of {n} {images} {_form(repeated, 'repeats', 'repeat')} another one, in {groups}{captions}"
         )
     if plain:
         stand = _form(plain, "picture stands under a caption of its", "pictures stand under captions of their")
-        said.append(f"{plain} plain {stand} own, which invites copying")
+        said.append(f"{plain} plain {stand} own")
     if not said:
-        images = _form(n, "image", "images")
         return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own."
     return "; ".join(said) + "."
 

@@ -23,8 +23,8 @@ class Matches:
     """The k nearest references of every readable query, with both scores.
 
     nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
-    of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate group
-    of the best match (-1, NaN where there is none).
+    of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate
+    group of the best match (-1, NaN where there is none).
     """
 
     queries: Embeddings
@@ -51,7 +51,8 @@ class Matches:
     @property
     def best(self) -> NDArray[np.intp]:
         """Which of the k is the match of each query [n]: the one of highest combined score."""
-        return self.combined.argmax(axis=1)
+        best: NDArray[np.intp] = self.combined.argmax(axis=1)
+        return best
 
     def of_best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values [n k] at the best match [n]."""
@@ -96,8 +97,8 @@ def match(
 ) -> Matches:
     """Match every readable query against the readable references.
 
-    labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each query
-    [n], which does not count for it (a training image against the others).
+    labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
+    query [n], which does not count for it (a training image against the others).
     """
     labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
     nearest = search(
@@ -136,7 +137,7 @@ def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 def _next_group(
     matches: Matches, labels: NDArray[np.int64], own: NDArray[np.int64] | None, workers: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The nearest reference outside the group of the match: among the k where they reach, else by a search of its own."""
+    """The nearest reference outside the group of the match: among the k where they reach, else by another search."""
     index, score = _empty_next(len(matches.queries.rows))
     kept = matches.nearest
     if not len(labels) or not len(index):

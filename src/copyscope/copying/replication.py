@@ -19,9 +19,11 @@ TOLERABLE = 0.05
 
 
 def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
-    """DCR's statistics of the similarity scores [n]: mean, std, 75th, 90th and 95th percentile, share above `threshold`.
+    """DCR's statistics of the similarity scores [n]: mean, std, 75th, 90th and 95th percentile, share above
+    `threshold`.
 
-    Intervals at 95 %: bootstrap for mean and deviation, order statistics for the percentiles, Clopper-Pearson for the share.
+    Intervals at 95 %: bootstrap for mean and deviation, order statistics for the percentiles, Clopper-Pearson for the
+    share.
     """
     scores = np.asarray(scores, dtype=np.float64)
     found = {"mean": stats.bootstrap(_mean, scores), "std": stats.bootstrap(_std, scores)}
@@ -34,7 +36,7 @@ def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
 class Calibration:
     """The scores of real images that are no copies, against which each generated image is judged.
 
-    method: "held-out" or "baseline". scores: combined scores [n]. n_removed: look-alikes taken out by `rule` beforehand.
+    method: "held-out" or "baseline". scores: combined scores [n]. n_removed: look-alikes that `rule` took out before.
     """
 
     method: str
@@ -46,7 +48,8 @@ class Calibration:
         """What the p-values rest on, for the report."""
         n = len(self.scores)
         if self.method == "held-out":
-            return f"Calibrated on {n} held-out real images ({self.n_removed} look-alikes of training images removed first)."
+            removed = f"{self.n_removed} look-alikes of training images removed first"
+            return f"Calibrated on {n} held-out real images ({removed})."
         return (
             f"Calibrated on {n} training images against those outside their own near-duplicate group, for want of "
             "held-out images (--held-out): a stand-in, less sure than images the model never saw."
@@ -57,7 +60,7 @@ class Calibration:
 class Verdict:
     """Which generated images are copies, how many that is, and what may be said of it.
 
-    copied [n], p_values [n]: of each readable generated image. cut: lowest combined score called a copy, NaN if none is.
+    copied [n], p_values [n]: of each readable generated image. cut: lowest combined score called a copy, NaN if none.
     answer: "copies", "no copies found" or "cannot tell". needed: what it would take to tell.
     """
 
@@ -73,9 +76,9 @@ class Verdict:
 def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr: float = FDR) -> Verdict:
     """Judge combined scores [n] of generated images: conformal p-values, then Benjamini-Hochberg at `fdr` over the set.
 
-    The replication rate is the share called copies, with the Clopper-Pearson interval in whose upper end the unreadable images
-    count as copies. "cannot tell" is the answer when nothing is found and a rate of 5 % could have gone unseen: too few
-    generated images to bound the rate, or too few calibration images for so rare a copy to stand out.
+    The replication rate is the share called copies with its Clopper-Pearson interval, in whose upper end the unreadable
+    images count as copies. "cannot tell" is the answer when nothing is found and a rate of 5 % could have gone unseen:
+    too few generated images to bound the rate, or too few calibration images for so rare a copy to stand out.
     """
     scores = np.asarray(scores, dtype=np.float64)
     n, m = len(scores), len(calibration.scores)
@@ -91,9 +94,11 @@ def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr
         return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: {share} {are} {level}.", None)
     needed = _needed(scores, calibration, n, n_missing, fdr)
     if needed:
-        sentence = f"Cannot tell: no copy found among {n} generated images, but a rate of {100 * TOLERABLE:g} % could have gone unseen."
+        unseen = f"a rate of {100 * TOLERABLE:g} % could have gone unseen"
+        sentence = f"Cannot tell: no copy found among {n} generated images, but {unseen}."
         return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
-    sentence = f"No copies found among {n} generated images {level}: the rate is at most {100 * rate.high:.1f} % (95 % interval)."
+    bound = f"the rate is at most {100 * rate.high:.1f} % (95 % interval)"
+    sentence = f"No copies found among {n} generated images {level}: {bound}."
     return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ REFERENCE_BLOCK = 4096
 NOTHING = -2.0
 
 
-class Nearest(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Nearest:
     """For each query [n] its k nearest references, best first; equal scores in the order of the references.
 
     index: int64 [n k], -1 where there were fewer than k. score: float32 [n k], inner product, higher = more alike;

@@ -1,9 +1,10 @@
 """The second look: an aligned pixel comparison of the candidates that the descriptor retrieved.
 
 A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is
-the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over every
-place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a crop of it
-or for it set small into another, and about 0.4 for unrelated ones.
+the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over
+every
+place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a crop of
+it or for it set small into another, and about 0.4 for unrelated ones.
 """
 
 from __future__ import annotations
@@ -128,16 +129,16 @@ class _Looks:
         planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
         self.spectra: Spectra = rfft2(planes)
         margin = round(size * (1 - verify.core) / 2)
-        templates = [planes[:, :, margin : size - margin, margin : size - margin]]
+        templates: list[Planes] = [planes[:, :, margin : size - margin, margin : size - margin]]
         for zoom in verify.zooms:
             shrink = _shrinking(size, round(zoom * size))
-            templates.append(shrink @ planes @ shrink.T)
+            templates.append(np.asarray(shrink @ planes @ shrink.T, np.float32))
         self.sides = [template.shape[-1] for template in templates]
         self.templates: list[Spectra] = [np.conj(rfft2(_unit(template), s=(size, size))) for template in templates]
         self.inverse_norms = [_inverse_norms(planes, side) for side in self.sides]
 
     def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
-        """Best correlation [p] of template `at` of the pictures `mine` [p] over all places of the pictures `theirs` [p]."""
+        """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
         from scipy.fft import irfft2
 
         product = np.einsum("pchw,pchw->phw", others.spectra[theirs], self.templates[at][mine])
@@ -152,18 +153,18 @@ def _shrinking(size: int, side: int) -> Planes:
     scale = size / side
     centres = (np.arange(side) + 0.5) * scale - 0.5
     weights = np.maximum(0, 1 - np.abs(np.arange(size)[None, :] - centres[:, None]) / scale)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def _unit(templates: Planes) -> Planes:
     """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
     centred = templates - templates.mean(axis=(2, 3), keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
-    return centred * _inverse(norms, templates.shape[-1])
+    return np.asarray(centred * _inverse(norms, templates.shape[-1]), np.float32)
 
 
 def _inverse_norms(planes: Planes, side: int) -> Planes:
-    """1 / length [n p p] of every window of `side` of planes [n 3 s s], each channel's mean taken off; 0 for flat ones."""
+    """1 / length [n p p] of every window of planes [n 3 s s], each channel's mean taken off; 0 for flat ones."""
     values = np.pad(planes.astype(np.float64), ((0, 0), (0, 0), (1, 0), (1, 0)))
     sums = [(values**power).cumsum(axis=2).cumsum(axis=3) for power in (1, 2)]
     plain, squares = (

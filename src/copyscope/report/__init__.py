@@ -136,7 +136,14 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
-    for filter_ in (wording.number, wording.score, wording.percent, wording.p_value, wording.interval):
+    for filter_ in (
+        wording.number,
+        wording.score,
+        wording.percent,
+        wording.p_value,
+        wording.interval,
+        wording.sentence,
+    ):
         environment.filters[filter_.__name__] = filter_
     environment.filters["span"] = _span
     environment.tests["known"] = wording.is_number

@@ -172,7 +172,7 @@
   });
 
   const d = data.groups;
-  const kinds = { full: "full duplication: one caption", partial: "partial duplication: captions differ", uncaptioned: "uncaptioned" };
+  const kinds = { full: "full duplication: a caption comes back too", partial: "partial duplication: captions differ", uncaptioned: "uncaptioned" };
   list("groups", {
     columns: d,
     size: 8,
@@ -185,7 +185,8 @@
         el("span", { class: "under" }, `group ${d.id[row]}`)),
       el("div", { class: "strip", tabindex: 0, role: "group", "aria-label": "Images of the group" },
         ...d.img[row].map((place, index) => picture(place, `training image ${d.ids[row][index]}`)),
-        d.size[row] > d.img[row].length ? el("span", { class: "rest" }, `and ${count(d.size[row] - d.img[row].length)} more`) : null),
+        d.size[row] > d.img[row].length ? el("span", { class: "rest" }, d.img[row].length
+          ? `and ${count(d.size[row] - d.img[row].length)} more` : "no previews of this group") : null),
       labelled(d.captions[row].length > 1 ? `${count(d.captions[row].length)} captions` : "Caption", d.captions[row]),
       el("details", {}, el("summary", {}, "Ids"), el("pre", { class: "ids", tabindex: 0 }, d.ids[row].join("\n")))),
   });

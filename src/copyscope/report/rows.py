@@ -74,7 +74,7 @@ def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any
     # Asking in this order gives the budget to what is looked at first.
     _place_gallery(gallery, previews, GALLERY_FIRST)
     risk["img"] = [previews.place("train", image_id) for image_id in risk["id"]]
-    groups["img"] = [[previews.place("train", one) for one in ids[:GROUP_FIRST]] for ids in groups["ids"]]
+    groups["img"] = [_shown([previews.place("train", one) for one in ids[:GROUP_FIRST]]) for ids in groups["ids"]]
     _place_gallery(gallery, previews, len(gallery["id"]))
     failures = tables.get("failures")
     return {
@@ -121,6 +121,11 @@ def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int
 def _known(own: Sequence[list[str] | None], ids: Sequence[str | None], captions: Mapping[str, list[str]]) -> list[Any]:
     """A row's own captions, or those another table has for the training image of that id."""
     return [texts if texts else captions.get(name or "", []) for texts, name in zip(own, ids, strict=True)]
+
+
+def _shown(places: list[int | None]) -> list[int | None]:
+    """Up to the last one that has a preview."""
+    return places[: 1 + max((index for index, place in enumerate(places) if place is not None), default=-1)]
 
 
 def _captions(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:

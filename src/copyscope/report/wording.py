@@ -98,7 +98,7 @@ SECTION_TERMS = {
 
 #: The same for the page of a lint, where some words mean something else.
 LINT_TERMS = TERMS | {
-    "repeats": "an image beyond the first of its near-duplicate group: leaving it out loses no picture.",
+    "repeats": "the images of a near-duplicate group beyond the first.",
     "95 % interval": "the range that holds the true share in 95 of 100 such data sets. Unreadable images count in its "
     "upper end as if each of them repeated another one.",
 }
@@ -112,7 +112,7 @@ LINT_SECTION_TERMS = {
 #: Action -> (what it is called, what to do), in the order they are shown.
 ACTIONS = {
     "deduplicate": ("Deduplicate", "Keep one image of the near-duplicate group, or lower the weight of the others."),
-    "recaption": ("Recaption", "Give the image a caption of its own, or several, so that no single text calls it up."),
+    "recaption": ("Recaption", "Give the image several, more general captions, so that no single text calls it up."),
     "drop": (
         "Drop",
         "Take the image out of the training set: neither duplication nor its caption explains the copying.",
@@ -132,6 +132,7 @@ UNTESTED = (
 #: What no look at a data set alone can tell.
 LINT_UNTESTED = (
     "Any model. What it copies also depends on how it is trained and prompted: run copyscope audit on its images.",
+    "Whether look-alikes are one picture. In a set of one style, such as icons, different ones can form a group.",
     "Repeats of a part only: an object, face or logo that comes back in otherwise different pictures.",
     "Training images outside the given set, such as those of the base model that is to be fine-tuned.",
 )
@@ -156,6 +157,12 @@ def number(value: Any) -> str:
 def score(value: Any) -> str:
     """A score or correlation with three decimals."""
     return f"{value:.3f}".replace("-", "−") if is_number(value) else ABSENT
+
+
+def sentence(text: Any) -> str:
+    """Text as a sentence: a capital first, a full stop last."""
+    said = str(text or "").strip()
+    return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) or not said else ".")
 
 
 def percent(value: Any) -> str:
@@ -196,7 +203,8 @@ def lint_said(action: str, summary: Mapping[str, Any]) -> str:
     found = summary.get("duplicates") or {}
     n_groups, n_images = found.get("n_groups"), found.get("n_images_in_groups")
     if action == "deduplicate" and is_number(n_groups) and is_number(n_images):
-        return f"One card a group. The groups hold {number(n_images)} images; {number(n_images - n_groups)} can go."
+        can_go = f"{number(n_images - n_groups)} can go. Look at the groups first."
+        return f"One card a group. The groups hold {number(n_images)} images; {can_go}"
     if action == "recaption":
         return "One card an image. They have no near-duplicates."
     return ""

@@ -29,7 +29,7 @@ def packaged(file: str) -> Path:
 
 @functools.cache
 def session(path: Path) -> Any:
-    """The session of `path`: one intra-op thread, because N callers in N threads are faster than N threads in one call."""
+    """The session of `path`, of one intra-op thread: N callers in N threads are faster than N threads in one call."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

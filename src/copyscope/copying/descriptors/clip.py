@@ -73,8 +73,10 @@ def _load(folder: str) -> tuple[Any, Any]:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot load the CLIP model in {folder}: {str(error).splitlines()[0]}.\n"
-                         "It must hold safetensors weights, a tokenizer and preprocessor_config.json") from None  # fmt: skip
+        raise InputError(
+            f"Cannot load the CLIP model in {folder}: {str(error).splitlines()[0]}.\n"
+            "It must hold safetensors weights, a tokenizer and preprocessor_config.json"
+        ) from None
     return model.eval(), processor  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,5 @@
-"""SSCD, the field's copy descriptor (Pizzi et al., *A Self-Supervised Descriptor for Image Copy Detection*, CVPR 2022)."""
+"""SSCD, the field's copy descriptor (Pizzi et al., *A Self-Supervised Descriptor for Image Copy Detection*, CVPR
+2022)."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ class Sscd(Descriptor):
         return _onnx.run(_onnx.packaged("sscd.onnx"), prepared)
 
     def fingerprint(self) -> str:
-        return _onnx.sha256(Path(self.weights) if self.weights else _onnx.packaged("sscd.onnx"))
+        return _onnx.sha256(_weights_file(self.weights) if self.weights else _onnx.packaged("sscd.onnx"))
 
     def _torchscript(self, prepared: list[Image]) -> NDArray[np.float32]:
         import torch
@@ -88,15 +89,22 @@ def _torchscript(weights: str) -> Any:
         import torch
     except ImportError:
         raise MissingExtra("An SSCD TorchScript file", "torch", "diffusion") from None
-    if not Path(weights).is_file():
-        raise InputError(f"No SSCD weights at {weights}.\nGive the path of an authors' *.torchscript.pt file")
+    path = _weights_file(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what the authors publish
-            return torch.jit.load(weights, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{weights} is not a TorchScript file ({str(error).splitlines()[0]}).\n"
-                         "Use the authors' *.torchscript.pt, not their *.classy.pt checkpoint") from None  # fmt: skip
+        raise InputError(
+            f"{weights} is not a TorchScript file ({str(error).splitlines()[0]}).\n"
+            "Use the authors' *.torchscript.pt, not their *.classy.pt checkpoint"
+        ) from None
+
+
+def _weights_file(weights: str) -> Path:
+    if not Path(weights).is_file():
+        raise InputError(f"No SSCD weights at {weights}.\nGive the path of an authors' *.torchscript.pt file")
+    return Path(weights)
 
 
 @functools.cache

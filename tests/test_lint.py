@@ -1,0 +1,206 @@
+"""Lint before training, against worlds whose near-duplicates and captions are known."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import copyscope
+from copyscope import images, stats, worlds
+from copyscope.copying import lint as module
+from copyscope.errors import InputError
+from copyscope.report import render_lint
+
+
+def run(folder: Path) -> copyscope.Lint:
+    return copyscope.lint(folder, "sscd-distilled")
+
+
+@pytest.fixture(scope="module")
+def linted(world):
+    return run(world.train)
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A folder of one image with a caption of its own."""
+    image, caption = worlds.picture(np.random.default_rng(3))
+    (tmp_path / "one.png").write_bytes(images.encode(image, "png"))
+    (tmp_path / "one.txt").write_text(caption)
+    return tmp_path
+
+
+def members(result):
+    found: dict[int, set[str]] = {}
+    for row in result.tables["groups"].to_pylist():
+        found.setdefault(row["group"], set()).add(row["id"])
+    return found
+
+
+def test_groups_and_their_kinds_are_those_of_the_truth(world, linted):
+    truth: dict[int, set[str]] = {}
+    for name, group in world.group.items():
+        truth.setdefault(group, set()).add(name)
+    assert sorted(map(sorted, members(linted).values())) == sorted(map(sorted, truth.values()))
+    for row in linted.tables["groups"].to_pylist():
+        assert row["duplication"] == world.duplication[world.group[row["id"]]]
+        assert row["size"] == len(truth[world.group[row["id"]]])
+    duplicates = linted.summary["duplicates"]
+    assert (duplicates["n_groups"], duplicates["n_images_in_groups"], duplicates["largest"]) == (3, 10, 5)
+    assert (duplicates["full"], duplicates["partial"], duplicates["uncaptioned"]) == (2, 1, 0)
+    assert duplicates["n_exact_groups"] == 3
+
+
+def test_share_of_repeats_has_the_exact_binomial_interval(linted):
+    share = linted.summary["duplicated_share"]
+    assert share["value"] == pytest.approx(7 / 60)
+    assert share["n"] == 60
+    # Clopper-Pearson for 7 of 60 (R: binom.test(7, 60)).
+    assert (share["low"], share["high"]) == (pytest.approx(0.0482, abs=1e-4), pytest.approx(0.2257, abs=1e-4))
+    assert linted.summary["sentence"].startswith(
+        "7 of 60 images repeat another one, in 3 near-duplicate groups, 2 of them with a caption that comes back too"
+    )
+
+
+def test_captions_are_counted(linted):
+    # Shared: the 2 + 5 images of the full groups; nearly: the 3 whose captions differ in the number of the view.
+    assert linted.summary["captions"] == {"with": 60, "without": 0, "shared": 7, "near_shared": 3}
+
+
+def test_every_group_is_to_be_deduplicated_and_the_simplest_pictures_recaptioned(world, linted):
+    cards = linted.tables["risk"].to_pylist()
+    assert [card["group_size"] for card in cards[:3]] == [5, 3, 2]
+    assert [card["action"] for card in cards[:3]] == ["deduplicate"] * 3
+    assert {world.group[card["id"]] for card in cards[:3]} == {0, 1, 2}
+    plain = cards[3:]
+    assert linted.summary["actions"] == {"deduplicate": 3, "recaption": len(plain)}
+    # The simplest tenth, below but not at it, of the 50 images without near-duplicates.
+    assert linted.summary["n_measured"] == 50
+    assert len(plain) == 4
+    assert all(card["action"] == "recaption" and card["id"] not in world.group for card in plain)
+    mixed = [card["mixed"] for card in plain]
+    assert mixed == sorted(mixed)
+    # A world has two captions an image: one, and "picture of" it.
+    assert all(card["captions"][1] == f"picture of {card['captions'][0]}" for card in cards)
+
+
+def test_ranks_count_ties_and_the_image_itself():
+    mixed = np.array([3.0, 1.0, np.nan, 1.0, 0.5])
+    ranks = module._ranks(mixed, np.array([0, 1, 2, 4]), np.array([0, 1, 2, 3]))
+    assert ranks[[0, 1, 3]].tolist() == [1.0, 2 / 3, 0.0]
+    assert np.isnan(ranks[2])
+
+
+def test_unreadable_files_are_counted_and_listed(world, tmp_path):
+    for path in sorted(world.train.glob("*.png"))[:12]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "page.jpg").write_text("<html>")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0000.png").read_bytes()[:300])
+    result = run(tmp_path)
+    assert (result.summary["n_train"], result.summary["n_missing"]) == (15, 3)
+    failures = result.tables["failures"].to_pylist()
+    assert {row["id"] for row in failures} == {"empty.png", "page.jpg", "torn.png"}
+    assert all(row["corpus"] == "train" and row["error"] for row in failures)
+    share = result.summary["duplicated_share"]
+    assert (share["value"], share["n"]) == (pytest.approx(7 / 12), 12)
+    # The upper end is the one that would hold had all three repeated another image: 10 of 15.
+    assert share["high"] == pytest.approx(stats.proportion(10, 15).high)
+    assert " of 12 readable images " in result.summary["sentence"]
+
+
+def test_a_set_without_captions_is_never_to_be_recaptioned(world, tmp_path):
+    for path in world.train.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = run(tmp_path)
+    assert result.summary["captions"] == {"with": 0, "without": 60, "shared": 0, "near_shared": 0}
+    assert result.summary["duplicates"]["uncaptioned"] == 3
+    assert result.summary["actions"] == {"deduplicate": 3, "recaption": 0}
+    assert result.summary["sentence"] == "7 of 60 images repeat another one, in 3 near-duplicate groups."
+
+
+def test_one_image_is_neither_a_repeat_nor_the_simplest(single):
+    result = run(single)
+    assert result.summary["actions"] == {"deduplicate": 0, "recaption": 0}
+    assert result.summary["duplicated_share"]["value"] == 0
+    assert result.tables["risk"].num_rows == result.tables["groups"].num_rows == 0
+    assert result.summary["sentence"] == (
+        "No near-duplicates among 1 image, and no plain picture under a caption of its own."
+    )
+    assert "No risk cards: no near-duplicates" in render_lint(result)
+
+
+def test_two_copies_of_one_image_are_said_in_the_singular(single):
+    (single / "two.png").write_bytes((single / "one.png").read_bytes())
+    (single / "two.txt").write_text((single / "one.txt").read_text())
+    assert run(single).summary["sentence"] == (
+        "1 of 2 images repeats another one, in 1 near-duplicate group, 1 of them with a caption that comes back too."
+    )
+
+
+def test_nothing_readable_is_told_with_the_first_reason(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(InputError) as told:
+        run(tmp_path)
+    assert str(told.value) == f"None of the 2 images in {tmp_path} can be read.\nThe first says: empty file"
+
+
+def test_saving_then_loading_is_the_identity(linted, tmp_path):
+    folder = linted.save(tmp_path / "out")
+    again = copyscope.Lint.load(folder)
+    assert again.summary == linted.summary
+    assert set(again.tables) == set(linted.tables)
+    assert all(again.tables[name].equals(table) for name, table in linted.tables.items())
+    page = (folder / "report.html").read_text()
+    assert again.save(folder) == folder
+    assert (folder / "report.html").read_text() == page == render_lint(linted)
+
+
+def test_an_audit_is_no_lint(tmp_path):
+    (tmp_path / "summary.json").write_text('{"schema": "copyscope.audit/1"}')
+    with pytest.raises(InputError, match=r"reads 'copyscope\.lint/1'"):
+        copyscope.Lint.load(tmp_path)
+
+
+def test_the_json_contract_is_kept(world, linted):
+    summary = json.loads(json.dumps(linted.summary, allow_nan=False))
+    assert summary == linted.summary
+    assert summary["schema"] == "copyscope.lint/1"
+    assert summary["protocol"]["name"] == "sscd-distilled"
+    assert len(summary["protocol"]["fingerprint"]) == 64
+    assert summary["units"]["entropy"] == "nats"
+    assert summary["recipe"] == {"train": str(world.train), "options": {"protocol": "sscd-distilled"}, "seed": 0}
+    assert {"times_copied", "prompts"}.isdisjoint(linted.tables["risk"].column_names)
+    assert "captions" in linted.tables["risk"].column_names
+
+
+def test_the_same_set_gives_the_same_result_again(world, linted):
+    again = run(world.train)
+    volatile = ("created", "seconds")
+    assert {name: value for name, value in again.summary.items() if name not in volatile} == {
+        name: value for name, value in linted.summary.items() if name not in volatile
+    }
+    assert all(again.tables[name].equals(table) for name, table in linted.tables.items())
+
+
+def test_at_most_so_many_images_are_measured(world, linted, monkeypatch):
+    monkeypatch.setattr(module, "MEASURED", 20)
+    result = run(world.train)
+    assert result.summary["n_measured"] == 20
+    assert result.summary["actions"]["deduplicate"] == 3
+    assert result.summary["actions"]["recaption"] < linted.summary["actions"]["recaption"]
+
+
+def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(linted)
+    assert "deduplicate 3 groups, recaption 4 images" in console.export_text()
+    assert "11.7% [4.8%, 22.6%] n=60" in linted._repr_html_()
+    assert repr(linted).startswith("<Lint: 7 of 60 images")
