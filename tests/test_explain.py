@@ -492,7 +492,7 @@ def test_empty_and_null_tables_are_findings_too() -> None:
     ("arguments", "action", "said"),
     [
         ((0, 5, "full", 9, 0), "keep", "No generated image"),
-        ((3, 5, "full", 9, 0), "deduplicate", "Copied 3 times, and one of 5 near-duplicates under the same caption"),
+        ((3, 5, "full", 9, 0), "deduplicate", "Copied 3 times, and one of 5 near-duplicates among which captions repeat"),
         ((1, 2, "partial", 0, 0), "deduplicate", "Copied once, and one of 2 near-duplicates under different captions"),
         ((4, 2, "uncaptioned", 0, 0, 0), "deduplicate", "one of 2 near-duplicates: keep one"),
         ((2, 1, None, 0, 0), "recaption", "no other image has its caption or one like it"),
@@ -517,7 +517,7 @@ def test_risk_action(arguments: tuple[Any, ...], action: str, said: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "action", "said"),
     [
-        ((3, "full", 2, 0), "deduplicate", "one of 3 near-duplicates under the same caption"),
+        ((3, "full", 2, 0), "deduplicate", "one of 3 near-duplicates among which captions repeat"),
         ((1, None, 0, 0, 1, 0.04), "recaption", "simpler than 96% of the images"),
         ((1, None, 0, 0, 1, 0.5), "keep", "no near-duplicates"),
         ((1, None, 0, 0), "keep", "no near-duplicates"),

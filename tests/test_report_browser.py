@@ -253,3 +253,27 @@ def test_lint_page_without_scripts_lists_the_cards(visit: Any, tmp_path: Path) -
     page = visit(path, scripts=False).page
     assert page.locator("noscript tbody tr").count() == 14
     assert page.locator("noscript tbody tr").first.inner_text().split("\t")[1] == "Deduplicate"
+
+
+def test_links_lead_to_the_card_of_the_group_where_the_match_has_none(visit: Any, tmp_path: Path) -> None:
+    audit = make_audit(60, 24)
+    name, other = f"train/{HOSTILE[5]}", "train/img_00040.jpg"  # one in a group whose other members have cards
+    risk = audit.tables["risk"]
+    kept = [row["id"] != name for row in risk.to_pylist()]
+    generated = audit.tables["generated"]
+    matches = [*generated["match"].to_pylist()[:-2], other, None]
+    generated = generated.set_column(generated.column_names.index("match"), "match", [matches])
+    page = visit(
+        save(FakeResult(audit.summary, audit.tables | {"risk": risk.filter(kept), "generated": generated}), tmp_path)
+    ).page
+    choose(page, "gallery", "q", name)
+    ids = cards(page)
+    assert len(ids) == 3
+    page.locator("#gallery-rows button", has_text="Risk card of the match").first.click()
+    (card,) = cards(page, "risk")
+    assert card != name
+    page.locator("#risk-rows button", has_text="Its copies").first.click()
+    assert set(ids) < set(cards(page))
+    choose(page, "gallery", "q", other)
+    assert cards(page) != [None]
+    assert page.locator("#gallery-rows button", has_text="Risk card of the match").count() == 0

@@ -13,7 +13,7 @@ import typer
 from .console import note, note_unreadable, progress_bar, show, show_json, show_table
 from .errors import CopyscopeError, InputError
 
-EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES = 1, 2, 3
+EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_STOPPED = 1, 2, 3, 130
 
 app = typer.Typer(
     name="copyscope",
@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the results into this folder.")]
 Strict = Annotated[bool, typer.Option("--strict", help=f"Exit {EXIT_UNREADABLE} if any image cannot be read.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the random samples.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random samples.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
@@ -101,6 +101,7 @@ def audit(
         return
     from .copying.audit import audit as run
 
+    _check(out)
     with progress_bar() as progress:
         result = run(generated, train, held_out, protocol, fdr=fdr, seed=seed, workers=workers, progress=progress)
     if out:
@@ -129,6 +130,7 @@ def lint(
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
     from .copying.lint import lint as run
 
+    _check(out)
     with progress_bar() as progress:
         result = run(train, protocol, seed=seed, workers=workers, progress=progress)
     if out:
@@ -161,6 +163,7 @@ def embed(
     from .copying.protocols import protocol as named
     from .corpus import Corpus
 
+    _check(out)
     with progress_bar() as progress:
         described = run(Corpus.open(corpus), named(protocol).load(), workers=workers, progress=progress)
     described.save(out)
@@ -191,6 +194,7 @@ def match_(
     from .copying.verify import Verify
     from .corpus import Corpus
 
+    _check(out)
     descriptor = named(protocol).load()
     with progress_bar() as progress:
         sets = [
@@ -202,7 +206,6 @@ def match_(
     if out:
         import pyarrow.parquet as pq
 
-        out.mkdir(parents=True, exist_ok=True)
         write_file(out / "matches.parquet", lambda path: pq.write_table(table, path))
     if as_json:
         show_json(
@@ -235,6 +238,7 @@ def duplicates_(
     from .copying.protocols import protocol as named
     from .corpus import Corpus
 
+    _check(out)
     rules = named(protocol)
     with progress_bar() as progress:
         described = describe(Corpus.open(corpus), rules.load(), workers=workers, progress=progress)
@@ -244,7 +248,6 @@ def duplicates_(
     if out:
         import pyarrow.parquet as pq
 
-        out.mkdir(parents=True, exist_ok=True)
         write_file(out / "groups.parquet", lambda path: pq.write_table(table, path))
     if as_json:
         show_json(
@@ -350,6 +353,7 @@ def demo(
     from .copying.audit import audit as run
     from .demo import SOURCE, build, score
 
+    _check(out)
     if not yes and not assets.is_fetched(SOURCE):
         megabytes = next(each.megabytes for each in assets.known() if each.name == SOURCE)
         if not typer.confirm(
@@ -404,9 +408,18 @@ def main() -> None:
             raise
         print(f"copyscope: {error}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        print("copyscope: stopped; run the same command again to go on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == EXIT_STOPPED:  # typer makes this of Ctrl-C
+            print("copyscope: stopped; run the same command again to go on from here", file=sys.stderr)
+        raise
+
+
+def _check(out: Path | None) -> None:
+    """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
+    if out:
+        from .copying.results import check_folder
+
+        check_folder(out)
 
 
 def _exit(summary: dict[str, Any], strict: bool, fail_over: float | None) -> None:

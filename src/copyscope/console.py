@@ -55,9 +55,16 @@ def show_table(table: Any, title: str) -> None:
     for name in table.column_names:
         shown.add_column(name, overflow="fold")
     for row in table.to_pylist():
-        shown.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in row.values()))
+        shown.add_row(
+            *(f"{cell:.3f}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row.values())
+        )
     if table.num_rows:
         Console().print(shown)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out: a file name must not drive the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def show_json(value: Any) -> None:

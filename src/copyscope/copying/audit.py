@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
+import itertools
 import math
+import os
 import platform
 import time
 from pathlib import Path
@@ -195,16 +198,29 @@ def _open(source: str | Path | Corpus) -> Corpus:
 
 
 def _refuse_same(corpora: dict[str, Corpus]) -> None:
-    """Two of the corpora being one folder is a slip of the hand, and would come out as "everything is a copy"."""
-    origins: dict[str, str] = {}
-    for name, corpus in corpora.items():
-        origin = str(Path(corpus.origin).resolve()) if "://" not in corpus.origin else corpus.origin
-        if origin in origins:
+    """One image file in two of the corpora is a slip of the hand, and would come out as "everything is a copy"."""
+    places = {name: _places(corpus) for name, corpus in corpora.items()}
+    for (name, mine), (other, theirs) in itertools.combinations(places.items(), 2):
+        shared = pa.compute.sum(pa.compute.is_in(mine, value_set=theirs)).as_py() or 0
+        if shared:
+            where = dict.fromkeys((corpora[name].origin, corpora[other].origin))
+            who = "The" if shared == len(mine) == len(theirs) else f"{shared} of the"
             raise InputError(
-                f"The {origins[origin]} and the {name} images are the same: {corpus.origin}.\n"
+                f"{who} {name} and the {other} images are the same: {' and '.join(where)}.\n"
                 "Give the folder of images the model made, then the folder it was trained on"
             )
-        origins[origin] = name
+
+
+def _places(corpus: Corpus) -> pa.Array:
+    """Where each image is that may be readable, whatever links lead there."""
+    found = corpus.table.filter(pa.compute.is_null(corpus.table["error"]))["image"].to_pylist()
+    scheme, remote, _ = corpus.origin.rpartition("://")
+    if remote and scheme != "file":
+        return pa.array([f"{scheme}://{place}" for place in found], pa.string())
+    real = functools.cache(os.path.realpath)
+    return pa.array(
+        [os.path.join(real(os.path.dirname(place)), os.path.basename(place)) for place in found], pa.string()
+    )
 
 
 def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:
@@ -278,7 +294,7 @@ def _calibration_summary(calibration: Calibration, judged: Verdict, fdr: float) 
         "rule": calibration.rule,
         "fdr": fdr,
         "cut": None if math.isnan(judged.cut) else round(judged.cut, 6),
-        "sentence": calibration.sentence(),
+        "sentence": calibration.sentence(fdr),
     }
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
+from copyscope.errors import InputError
 from copyscope.machine import Progress, cores
 
 from .embed import Embeddings, Work, compute
@@ -101,6 +102,8 @@ def duplicates(
     threshold to it (`split_chains=False` keeps the components as they are). Exact duplicates are told by decoded
     pixels, not by file.
     """
+    if not -1 <= threshold <= 1:
+        raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
     vectors = embeddings.vectors
     label = components(vectors, threshold, workers=workers, progress=progress)
     n_chained = 0

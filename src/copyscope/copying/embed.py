@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,7 +30,7 @@ from .store import KEY, ContentStore
 
 BATCH = 8
 GROUP = 16 * BATCH
-IN_MEMORY = 256 * 2**20
+IN_MEMORY = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,8 @@ class Work:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
         root = cache or cache_folder()
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
-        try:
+        with _told(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
-        except OSError as error:
-            raise InputError(
-                f"Cannot write the cache in {root}: {error}.\nSet COPYSCOPE_CACHE to a folder that can be written"
-            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +79,6 @@ class Embeddings:
     def save(self, folder: str | Path) -> None:
         """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "vectors.npy", lambda path: _save_array(path, self.vectors))
         write_file(folder / "embeddings.parquet", lambda path: pq.write_table(self.corpus.table, path))
         summary = {
@@ -157,23 +153,43 @@ def compute(
     unread = chosen[~known & ~ledger.failed(chosen)]
     if len(unread):
         _fill(corpus, unread, work, store, ledger, workers or cores(), progress)
-        store.compact()
-    store.refresh()
+        with _told(store.folder):
+            store.compact()
     good = chosen[~ledger.failed(chosen)]
-    found = store.find(ledger.digests[good])
+    values = _allocate((len(good), work.dim), work.dtype)
+    while True:
+        store.refresh()
+        found = store.find(ledger.digests[good])
+        if (found < 0).any():
+            raise CopyscopeError(f"The cache {store.folder} was cleared while it was in use.\nRun the command again")
+        with contextlib.suppress(FileNotFoundError):  # another process compacted the store just now: look again
+            store.take(found, values)
+            break
     ledger.widths[good], ledger.heights[good] = store.sizes(found)
-    values = store.take(found, _allocate((len(good), work.dim), work.dtype))
     return ledger.filled(), good, values
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: readers see the old file or the whole new one."""
+    """Write under a temporary name, then rename: readers see the old file or the whole new one.
+
+    Makes the folder. Raises InputError where nothing can be written there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> InputError:
+    """What to say where results cannot be written."""
+    return InputError(f"Cannot write results to {folder}: {error.strerror or error}.\nGive another folder with -o")
 
 
 class _Ledger:
@@ -274,9 +290,22 @@ def _fill(
 
 def _commit(store: ContentStore, pending: list[_Done]) -> None:
     if any(len(piece.keys) for piece in pending):
-        store.add(
-            np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
-        )
+        with _told(store.folder):
+            store.add(
+                np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
+            )
+
+
+@contextlib.contextmanager
+def _told(cache: Path) -> Iterator[None]:
+    """What the system says of a cache that cannot be written, for people."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"Cannot write the cache in {cache}: {error.strerror or error}.\n"
+            "Set COPYSCOPE_CACHE to a folder that can be written"
+        ) from None
 
 
 def _parallel(batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int) -> Iterator[_Done]:
@@ -324,7 +353,7 @@ def _hex(digest: bytes) -> str | None:
 
 
 def _allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory for a matrix; beyond 256 MB a nameless file, mapped, so that the corpus may outgrow the machine."""
+    """Memory for a matrix; beyond IN_MEMORY bytes a nameless file, mapped, so that the corpus may outgrow the machine."""
     if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:

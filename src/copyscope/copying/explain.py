@@ -180,7 +180,7 @@ def lint_action(
 
 
 def _group(size: int, duplication: str | None) -> str:
-    how = {"full": " under the same caption", "partial": " under different captions"}.get(duplication or "", "")
+    how = {"full": " among which captions repeat", "partial": " under different captions"}.get(duplication or "", "")
     return f"one of {size} near-duplicates{how}"
 
 

@@ -44,14 +44,15 @@ class Calibration:
     n_removed: int
     rule: str
 
-    def sentence(self) -> str:
+    def sentence(self, fdr: float = FDR) -> str:
         """What the p-values rest on, for the report."""
         n = len(self.scores)
+        level = f"at a false discovery rate of {100 * fdr:g} %"
         if self.method == "held-out":
             removed = f"{self.n_removed} look-alikes of training images removed first"
-            return f"Calibrated on {n} held-out real images ({removed})."
+            return f"Calibrated {level} on {n} held-out real images ({removed})."
         return (
-            f"Calibrated on {n} training images against those outside their own near-duplicate group, for want of "
+            f"Calibrated {level} on {n} training images against those outside their own near-duplicate group, for want of "
             "held-out images (--held-out): a stand-in, less sure than images the model never saw."
         )
 
@@ -87,18 +88,18 @@ def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr
     count = int(copied.sum())
     rate = stats.proportion(count, n, missing=n_missing)
     cut = float(scores[copied].min()) if count else math.nan
-    level = f"at a false discovery rate of {100 * fdr:g} %"
     if count:
-        share = f"{count} of {n} generated images ({_percent(rate)})"
-        are = "is a copy" if count == 1 else "are copies"
-        return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: {share} {are} {level}.", None)
+        what = "one reproduces a training image" if count == 1 else f"{count} reproduce training images"
+        return Verdict(
+            copied, p_values, rate, cut, "copies", f"The model copies: of {n} generated images, {what}.", None
+        )
     needed = _needed(scores, calibration, n, n_missing, fdr)
     if needed:
         unseen = f"a rate of {100 * TOLERABLE:g} % could have gone unseen"
         sentence = f"Cannot tell: no copy found among {n} generated images, but {unseen}."
         return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
     bound = f"the rate is at most {100 * rate.high:.1f} % (95 % interval)"
-    sentence = f"No copies found among {n} generated images {level}: {bound}."
+    sentence = f"No copies found among {n} generated images: {bound}."
     return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
 
 
@@ -118,10 +119,6 @@ def _needed(scores: Floats, calibration: Calibration, n: int, n_missing: int, fd
         kind = "held-out" if calibration.method == "held-out" else "training or, better, held-out"
         wants.append(f"{least} {kind} images to calibrate on (there are {m})")
     return "It would take " + " and ".join(wants) + "." if wants else None
-
-
-def _percent(rate: Estimate) -> str:
-    return f"{100 * rate.value:.1f} %, 95 % interval {100 * rate.low:.1f} to {100 * rate.high:.1f} %"
 
 
 def _mean(values: Floats) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 
 from copyscope.errors import InputError
 
-from .embed import write_file
+from .embed import unwritable, write_file
 
 
 def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, pa.Table], page: str) -> Path:
@@ -21,13 +23,24 @@ def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, p
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"Cannot write results to {folder}: {error.strerror}.\nGive another folder with -o") from None
+        raise unwritable(folder, error) from None
     for name, table in tables.items():
         write_file(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
     write_file(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError where results could not be written into `folder`: before the work, rather than after it."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise unwritable(folder, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"))
+    if not os.access(there, os.W_OK):
+        raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def read_schema(folder: str | Path) -> str:

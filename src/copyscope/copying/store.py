@@ -40,9 +40,8 @@ class ContentStore:
         self._starts = [0]
         keys = [np.zeros(0, KEY)]
         for name in sorted(path.name.removesuffix(".keys.npy") for path in self.folder.glob("*.keys.npy")):
-            try:
-                found = np.load(self.folder / f"{name}.keys.npy")
-            except FileNotFoundError:  # compacted away by another process since the listing
+            found = self._whole(name)
+            if found is None:
                 continue
             self._names.append(name)
             self._starts.append(self._starts[-1] + len(found))
@@ -50,6 +49,15 @@ class ContentStore:
         self._keys = np.concatenate(keys)
         self._order = np.argsort(self._keys["sha256"], kind="stable")
         self._digests = self._keys["sha256"][self._order]
+
+    def _whole(self, name: str) -> NDArray[Any] | None:
+        """Keys of a shard; None where it was compacted away since the listing, or a crash of the machine tore it."""
+        try:
+            keys: NDArray[Any] = np.load(self.folder / f"{name}.keys.npy")
+            values = np.load(self._values(name), mmap_mode="r")
+        except (FileNotFoundError, EOFError, ValueError):
+            return None
+        return keys if keys.dtype == KEY and values.shape == (len(keys), self.dim) else None
 
     def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]:
         """Row of each digest [n], -1 where the store does not have it."""
@@ -63,7 +71,10 @@ class ContentStore:
         return self._keys["width"][rows], self._keys["height"][rows]
 
     def take(self, rows: NDArray[np.intp], out: NDArray[Any]) -> NDArray[Any]:
-        """Fill `out` [n dim] with the values of `rows` [n], one shard in memory at a time."""
+        """Fill `out` [n dim] with the values of `rows` [n], one shard in memory at a time.
+
+        Raises FileNotFoundError where another process compacted a shard away since `refresh`; look again then.
+        """
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
@@ -86,7 +97,10 @@ class ContentStore:
         _, first = np.unique(self._keys["sha256"], return_index=True)
         rows = np.sort(first)
         old = self._names
-        self._write(uuid.uuid4().hex, self._keys[rows], self._pieces(rows))
+        try:
+            self._write(uuid.uuid4().hex, self._keys[rows], self._pieces(rows))
+        except FileNotFoundError:  # another process compacts the same shards
+            return
         for name in old:
             (self.folder / f"{name}.keys.npy").unlink(missing_ok=True)
             self._values(name).unlink(missing_ok=True)
@@ -102,13 +116,16 @@ class ContentStore:
 
     def _write(self, name: str, keys: NDArray[Any], pieces: Iterator[NDArray[Any]]) -> None:
         temporary = self.folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            shape = (len(keys), self.dim)
-            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in pieces:
-                file.write(np.ascontiguousarray(piece, self.dtype).data)
-        os.replace(temporary, self._values(name))
-        with temporary.open("wb") as file:
-            np.save(file, keys)
-        os.replace(temporary, self.folder / f"{name}.keys.npy")
+        try:
+            with temporary.open("wb") as file:
+                shape = (len(keys), self.dim)
+                header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces:
+                    file.write(np.ascontiguousarray(piece, self.dtype).data)
+            os.replace(temporary, self._values(name))
+            with temporary.open("wb") as file:
+                np.save(file, keys)
+            os.replace(temporary, self.folder / f"{name}.keys.npy")
+        finally:
+            temporary.unlink(missing_ok=True)

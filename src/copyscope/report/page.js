@@ -120,6 +120,11 @@
     show();
   };
 
+  // The id of the risk card that speaks for a training image: its own, or that of its near-duplicate group.
+  const cards = new Set(data.risk.id);
+  const groupOf = new Map(data.groups.ids.flatMap((members) => members.map((member) => [member, members])));
+  const cardOf = (id) => cards.has(id) ? id : (groupOf.get(id) ?? []).find((member) => cards.has(member)) ?? null;
+
   const g = data.gallery;
   const threshold = parseFloat(byId("gallery-rows")?.dataset.threshold);
   const caption = (title, id, value) => el("figcaption", {}, el("b", {}, title),
@@ -149,7 +154,7 @@
     orders: {
       score: [g.score, -1], verified: [g.verified, -1], p_value: [g.p_value, 1], group_size: [g.group_size, -1], id: [g.id, 1],
     },
-    texts: (row) => [g.id[row], g.prompt[row] ?? "", g.match[row] ?? "", ...g.captions[row]],
+    texts: (row) => [g.id[row], g.prompt[row] ?? "", g.match[row] ?? "", cardOf(g.match[row]) ?? "", ...g.captions[row]],
     build: (row, view) => {
       const failed = g.error[row] !== null;
       const generated = el("figure", {}, el("div", { class: "frame" }, picture(g.img[row], `generated image ${g.id[row]}`)), caption("Generated", g.id[row]));
@@ -166,7 +171,8 @@
         g.why[row] ? el("p", { class: "why", dir: "auto" }, g.why[row]) : null,
         compared(labelled("Prompt", [g.prompt[row]]),
           labelled(g.captions[row].length > 1 ? "Training captions" : "Training caption", g.captions[row])),
-        failed || g.match[row] === null ? null : el("p", { class: "links" }, goTo("Risk card of the match", "risk", g.match[row]),
+        failed || g.match[row] === null ? null : el("p", { class: "links" },
+          cardOf(g.match[row]) === null ? null : goTo("Risk card of the match", "risk", cardOf(g.match[row])),
           g.group_size[row] > 1 ? goTo("Its group", "groups", g.match[row]) : null));
     },
   });
@@ -216,7 +222,7 @@
       figures([["group size", short(r.group_size[row])], ["duplication", r.duplication[row]], ["captions shared", sharing(row)],
         ["caption words", r.caption_length[row] === null ? null : short(r.caption_length[row])],
         ...measures.map(([key, name]) => [withUnit(name, key), r[key][row] === null ? null : short(r[key][row])])]),
-      compared(labelled("Prompts that copied it", r.prompts[row]),
+      compared(labelled("Prompts of its copies", r.prompts[row]),
         labelled(r.captions[row].length > 1 ? "Captions" : "Caption", r.captions[row])),
       el("p", { class: "links" }, r.times_copied[row] ? goTo("Its copies", "gallery", r.id[row]) : null,
         r.group_size[row] > 1 ? goTo("Its group", "groups", r.id[row]) : null)),
