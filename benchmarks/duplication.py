@@ -7,9 +7,9 @@
 Three corpora: the Fluent core (no two pictures above 0.6 to each other by the distilled descriptor), photographs (tiles
 of the 39, thinned by the same rule) and the whole emoji set with its look-alike families. Of each, by seed, a training
 set, a held-out set and unseen images; a fifth of the generated images are copies, the rest are the unseen ones. Two
-kinds of copy: nearly exact (JPEG 95), and as a model makes them (slight blur, noise, shift, JPEG 85). A duplicate in the
-training set is its picture re-encoded at another JPEG quality. x60 has ten sources copied five times each, the others
-fifty.
+kinds of copy: nearly exact (JPEG 95), and as a model makes them (slight blur, noise, shift, JPEG 85). A duplicate in
+the training set is its picture re-encoded at another JPEG quality. x60 has ten sources copied five times each, the
+others fifty.
 
 Expect our verdict at a true positive rate of 0.95 or more and a false positive rate of 0.02 or less at every x on the
 first two, and the ratio and authenticity tests at zero from x2 on.

@@ -176,6 +176,16 @@ def test_hostile_text_is_shown_as_text_in_a_notebook(audited):
     assert "<script>" not in hostile._repr_html_()
 
 
+def test_alignment_is_the_mean_cosine_of_images_and_their_prompts_by_the_clip_given(world, clip_folder):
+    from copyscope.copying.descriptors.clip import Clip
+
+    found = copyscope.audit(world.generated, world.train, protocol="phash", clip=clip_folder)
+    corpus, clip = Corpus.open(world.generated), Clip(str(clip_folder))
+    pictures = [images.decode(corpus.read(row)) for row in range(len(corpus))]
+    cosines = (clip.describe(pictures) * clip.describe_text(corpus.prompts)).sum(axis=1)
+    assert found.summary["quality"]["text_image_alignment"]["value"] == pytest.approx(cosines.mean(), abs=1e-5)
+
+
 def test_a_torch_free_audit_does_not_load_torch(world):
     code = (
         "import sys, copyscope\n"

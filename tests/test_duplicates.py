@@ -13,8 +13,9 @@ from copyscope import images, worlds
 from copyscope.copying import duplicates as module
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import components, duplicates
-from copyscope.copying.embed import embed
+from copyscope.copying.embed import Embeddings, embed
 from copyscope.corpus import Corpus
+from copyscope.errors import InputError
 
 
 def closure(adjacent):
@@ -96,6 +97,20 @@ def test_a_worlds_groups_are_found_with_their_kind(world, tmp_path):
     assert (summary["full"], summary["partial"]) == (2, 1)
 
 
+def test_a_hard_recompression_joins_its_source_by_its_pixels(tmp_path):
+    """At a threshold that the descriptor does not reach, the second look does; and strangers stay apart."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        picture, _ = worlds.picture(rng)
+        (tmp_path / f"{index}-a.png").write_bytes(images.encode(picture, "png"))
+        (tmp_path / f"{index}-b.jpg").write_bytes(images.encode(picture, "jpeg", 30))
+    described = embed(Corpus.open(tmp_path), SscdDistilled())
+    assert ((described.vectors[::2] * described.vectors[1::2]).sum(axis=1) < 0.97).all()
+    assert len(duplicates(described, 0.97, verify=None).kind) == 8
+    groups = duplicates(described, 0.97)
+    assert sorted(map(tuple, np.sort(groups.label.reshape(4, 2), axis=1))) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
 def test_exact_duplicates_are_told_by_pixels_not_by_file(tmp_path):
     rng = np.random.default_rng(0)
     first, _ = worlds.picture(rng)
@@ -113,6 +128,9 @@ def test_exact_duplicates_are_told_by_pixels_not_by_file(tmp_path):
     exact = dict(zip(groups.table()["id"].to_pylist(), groups.table()["exact"].to_pylist(), strict=True))
     assert exact == {"a.png": 2, "b.bmp": 2, "c.jpg": 1}
     assert groups.kind[0] == "uncaptioned"
+    summary = groups.summary()
+    assert (summary["n_groups"], summary["n_images_in_groups"], summary["n_exact_groups"]) == (1, 3, 1)
+    assert summary["largest"] == 3
 
 
 @pytest.mark.parametrize(
@@ -134,3 +152,59 @@ def test_whether_captions_repeat_with_the_image(captions, kind):
 def test_the_summary_is_plain_json(world):
     groups = duplicates(embed(Corpus.open(world.train), SscdDistilled()), 0.75)
     json.dumps(groups.summary(), allow_nan=False)
+
+
+def chain(folder, angles):
+    """Embeddings of as many greys, their vectors at the given angles."""
+    for number in range(len(angles)):
+        (folder / f"{number}.png").write_bytes(images.encode(np.full((4, 5, 3), 9 * number, np.uint8), "png"))
+    angles = np.deg2rad(angles)
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return Embeddings(Corpus.open(folder), np.arange(len(angles)), vectors, "by hand", "")
+
+
+def test_chains_are_split_unless_asked_not_to_and_the_summary_says_which(tmp_path):
+    described, bar = chain(tmp_path, [0, 20, 40, 60, 80, 100]), float(np.cos(np.deg2rad(22)))
+    split, whole = duplicates(described, bar), duplicates(described, bar, split_chains=False)
+    assert len(whole.kind) == 1 < len(split.kind)
+    assert (split.n_chained, whole.n_chained) == (1, 0)
+    assert split.summary()["chains"].startswith("1 loose chains were split")
+    assert whole.summary()["chains"] == "no loose chains"
+
+
+def test_an_image_gone_since_has_no_exact_duplicates(tmp_path):
+    described = chain(tmp_path, [0, 1, 2, 3])
+    (tmp_path / "1.png").write_bytes((tmp_path / "3.png").read_bytes())
+    (tmp_path / "0.png").unlink()
+    assert duplicates(described, 0.9).exact.tolist() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), 75, -2])
+def test_a_threshold_that_is_no_similarity_is_told(tmp_path, threshold):
+    with pytest.raises(InputError, match="between -1 and 1"):
+        duplicates(chain(tmp_path, [0, 1]), threshold)
+
+
+def test_a_pair_at_the_threshold_is_a_pair_and_a_star_at_it_no_chain():
+    half = np.array([[1, 0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]], np.float32)
+    label = components(half, 0.5)
+    assert len(set(label)) == 1
+    assert module._stars(half, label, 0.5)[1] == 0
+
+
+def test_a_centre_belongs_to_its_star_even_where_rounding_has_it_below_the_threshold():
+    short = np.full((3, 1), 0.999, np.float32)
+    label, n_chained = module._stars(short, np.zeros(3, np.int64), 1.0)
+    assert len(set(label)) == 3
+    assert n_chained == 1
+
+
+def test_groups_are_numbered_by_size_then_by_their_first_image():
+    assert module._by_size(np.array([7, 5, 5, 3, 7, 9, 9, 9])).tolist() == [1, 2, 2, 3, 1, 0, 0, 0]
+
+
+def test_the_same_bytes_in_another_shape_are_not_the_same_pixels():
+    wide, high = np.full((2, 8, 3), 50, np.uint8), np.full((8, 2, 3), 50, np.uint8)
+    digests = module._pixel_digests([wide, high, wide.copy()])
+    assert not np.array_equal(digests[0], digests[1])
+    assert np.array_equal(digests[0], digests[2])

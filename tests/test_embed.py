@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,9 @@ from copyscope import images, worlds
 from copyscope.copying import embed as embed_module
 from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
+from copyscope.copying.store import ContentStore
 from copyscope.corpus import Corpus
-from copyscope.errors import InputError
+from copyscope.errors import CopyscopeError, InputError
 
 
 @pytest.fixture
@@ -164,3 +167,108 @@ def test_killed_at_any_moment_it_repeats_less_than_a_group_and_gives_the_same_by
     assert n <= described(log) <= n + 3 * (GROUP + 4 * embed_module.BATCH)
     for name in ("vectors.npy", "embeddings.parquet", "embeddings.json"):
         assert (tmp_path / "killed" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+
+
+def with_digest_ending_in_zero(content):
+    """`content` with a tail that makes its sha256 end in a zero byte, which numpy's byte strings would drop."""
+    number = 0
+    while hashlib.sha256(content + str(number).encode()).digest()[-1] != 0:
+        number += 1
+    return content + str(number).encode()
+
+
+def test_a_digest_that_ends_in_a_zero_byte_is_whole(folder, tmp_path):
+    (folder / "00.png").write_bytes(with_digest_ending_in_zero((folder / "00.png").read_bytes()))
+    (folder / "bad.png").write_bytes(with_digest_ending_in_zero(b"no image "))
+    for _ in range(2):
+        described = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+        table = {row["id"]: row for row in described.corpus.table.to_pylist()}
+        for name in ("00.png", "bad.png"):
+            assert table[name]["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert [name for name, row in table.items() if row["error"]] == ["bad.png"]
+        expected = Phash().describe([images.decode(folder / "00.png")])[0]
+        np.testing.assert_array_equal(described.vectors[described.ids.index("00.png")], expected)
+    again = embed(described.corpus, Phash(), cache=tmp_path / "cache")
+    np.testing.assert_array_equal(again.vectors, described.vectors)
+
+
+def test_a_file_that_is_gone_is_a_row_with_an_error(folder, tmp_path):
+    corpus = Corpus.open(folder)
+    (folder / "05.png").unlink()
+    described = embed(corpus, Phash(), cache=tmp_path / "cache")
+    assert described.n_missing == 1
+    assert "05.png" not in described.ids
+    assert described.corpus.table["error"][5].as_py() == "no such file"
+
+
+def test_other_weights_are_another_cache(folder, tmp_path, monkeypatch):
+    described: list[int] = []
+    plain = Phash.describe
+    monkeypatch.setattr(Phash, "describe", lambda self, given: described.append(len(given)) or plain(self, given))
+    for weights in ("a", "b", "a"):
+        monkeypatch.setattr(Phash, "fingerprint", lambda self, weights=weights: weights)
+        assert embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache").fingerprint == weights
+    assert sum(described) == 24
+
+
+def test_values_of_the_wrong_shape_are_an_error_of_the_part(folder, tmp_path):
+    for wrong in ((lambda given: np.zeros((len(given), 3))), (lambda given: np.zeros((1, 2)))):
+        with pytest.raises(CopyscopeError, match="gave values of shape"):
+            compute(Corpus.open(folder), Work("wrong", "", 2, np.float64, wrong), cache=tmp_path / "c")
+
+
+def test_a_matrix_too_large_for_memory_is_mapped_and_the_same(folder, tmp_path, monkeypatch):
+    plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert not isinstance(plain.vectors, np.memmap)
+    monkeypatch.setattr(embed_module, "IN_MEMORY", 100)
+    mapped = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert isinstance(mapped.vectors, np.memmap)
+    np.testing.assert_array_equal(mapped.vectors, plain.vectors)
+
+
+def test_a_store_that_another_process_compacts_meanwhile_is_looked_at_again(folder, tmp_path, monkeypatch):
+    plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    take, calls = ContentStore.take, []
+
+    def once(self, rows, out):
+        calls.append(1)
+        if len(calls) == 1:
+            raise FileNotFoundError
+        return take(self, rows, out)
+
+    monkeypatch.setattr(ContentStore, "take", once)
+    again = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    assert len(calls) == 2
+    np.testing.assert_array_equal(again.vectors, plain.vectors)
+
+
+def test_a_cache_that_is_cleared_meanwhile_is_told_rather_than_answered_from(folder, tmp_path, monkeypatch):
+    embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    refresh = ContentStore.refresh
+
+    def cleared(self):
+        if hasattr(self, "_names"):
+            shutil.rmtree(self.folder)
+        refresh(self)
+
+    monkeypatch.setattr(ContentStore, "refresh", cleared)
+    with pytest.raises(CopyscopeError, match="Run the command again"):
+        embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+
+
+def test_a_cache_that_fills_the_disk_is_told(folder, tmp_path, monkeypatch):
+    def full(self, keys, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ContentStore, "add", full)
+    with pytest.raises(InputError, match=r"No space left on device\.\nSet COPYSCOPE_CACHE"):
+        embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+
+
+def test_progress_ends_at_the_number_of_images(folder, tmp_path):
+    (folder / "again.png").write_bytes((folder / "03.png").read_bytes())
+    (folder / "empty.png").write_bytes(b"")
+    told = []
+    embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache", progress=lambda *values: told.append(values))
+    assert told[-1] == ("phash", 14, 14)
+    assert all(0 <= done <= total == 14 for _, done, total in told)

@@ -492,7 +492,11 @@ def test_empty_and_null_tables_are_findings_too() -> None:
     ("arguments", "action", "said"),
     [
         ((0, 5, "full", 9, 0), "keep", "No generated image"),
-        ((3, 5, "full", 9, 0), "deduplicate", "Copied 3 times, and one of 5 near-duplicates among which captions repeat"),
+        (
+            (3, 5, "full", 9, 0),
+            "deduplicate",
+            "Copied 3 times, and one of 5 near-duplicates among which captions repeat",
+        ),
         ((1, 2, "partial", 0, 0), "deduplicate", "Copied once, and one of 2 near-duplicates under different captions"),
         ((4, 2, "uncaptioned", 0, 0, 0), "deduplicate", "one of 2 near-duplicates: keep one"),
         ((2, 1, None, 0, 0), "recaption", "no other image has its caption or one like it"),

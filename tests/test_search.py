@@ -80,3 +80,10 @@ def test_wrong_arguments_are_told():
         search(np.zeros((1, 3), np.float32), np.zeros((1, 4), np.float32))
     with pytest.raises(InputError, match="at least 1"):
         search(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32), 0)
+
+
+def test_progress_tells_references_up_to_the_last(monkeypatch):
+    monkeypatch.setattr(search_module, "REFERENCE_BLOCK", 4)
+    told = []
+    search(np.zeros((2, 3), np.float32), np.zeros((10, 3), np.float32), 1, progress=lambda *values: told.append(values))
+    assert told == [("search", 4, 10), ("search", 8, 10), ("search", 10, 10)]

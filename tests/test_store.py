@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,3 +61,70 @@ def test_another_process_that_adds_is_seen_after_refresh(tmp_path):
     assert mine.find(digests_of([7]))[0] == -1
     mine.refresh()
     assert mine.take(mine.find(digests_of([7])), np.empty((1, 1), np.uint8))[0, 0] == 9
+
+
+def ones(n):
+    return np.ones((n, 2), np.float32)
+
+
+def test_compaction_starts_above_its_bound_keeps_each_content_once_and_leaves_one_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 2)
+    store = ContentStore(tmp_path, 2, np.float32)
+    for numbers in ([1, 2], [2, 3]):
+        store.add(keys_of(numbers), ones(2))
+    store.compact()
+    assert (len(list(tmp_path.glob("*.keys.npy"))), len(store)) == (2, 4)
+    store.add(keys_of([3]), ones(1))
+    store.compact()
+    assert sorted(path.name.partition(".")[2] for path in tmp_path.iterdir()) == ["keys.npy", "values.npy"]
+    assert len(store) == 3
+
+
+def test_the_keys_of_a_shard_come_last(tmp_path, monkeypatch):
+    plain, moved = store_module.os.replace, []
+    monkeypatch.setattr(
+        store_module.os, "replace", lambda old, new: moved.append(new.name.partition(".")[2]) or plain(old, new)
+    )
+    ContentStore(tmp_path, 2, np.float32).add(keys_of([1]), ones(1))
+    assert moved == ["values.npy", "keys.npy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm"),
+    [
+        ("keys", lambda path: path.write_bytes(b"")),
+        ("keys", lambda path: path.write_bytes(b"no array at all")),
+        ("keys", lambda path: np.save(path, np.zeros(1))),
+        ("values", lambda path: path.unlink()),
+        ("values", lambda path: path.write_bytes(b"")),
+        ("values", lambda path: path.write_bytes(path.read_bytes()[:-4])),
+        ("values", lambda path: np.save(path, np.zeros((1, 5), np.float32))),
+    ],
+)
+def test_a_shard_that_a_crash_tore_is_as_if_it_were_not_there(tmp_path, kind, harm):
+    store = ContentStore(tmp_path, 2, np.float32)
+    store.add(keys_of([1]), ones(1))
+    harm(next(tmp_path.glob(f"*.{kind}.npy")))
+    store.add(keys_of([2]), 2 * ones(1))
+    again = ContentStore(tmp_path, 2, np.float32)
+    assert (again.find(digests_of([1, 2])) >= 0).tolist() == [False, True]
+    assert again.take(again.find(digests_of([2])), np.empty((1, 2), np.float32)).tolist() == [[2, 2]]
+
+
+def test_two_processes_that_compact_at_once_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 1)
+    mine, other = (ContentStore(tmp_path, 2, np.float32) for _ in range(2))
+    for number in range(3):
+        mine.add(keys_of([number]), number * ones(1))
+    pieces = mine._pieces
+
+    def late(rows):
+        other.compact()
+        yield from pieces(rows)
+
+    monkeypatch.setattr(mine, "_pieces", late)
+    mine.compact()
+    assert not list(tmp_path.glob("*.tmp"))
+    mine.refresh()
+    values = mine.take(mine.find(digests_of(range(3))), np.empty((3, 2), np.float32))
+    assert values[:, 0].tolist() == [0, 1, 2]

@@ -9,7 +9,9 @@ from skimage.feature import match_template
 from skimage.util import view_as_windows
 
 from copyscope import images, worlds
+from copyscope.copying import verify as verify_module
 from copyscope.copying.verify import Verify
+from copyscope.corpus import Corpus
 
 
 def brute(verify, query, reference):
@@ -89,3 +91,36 @@ def test_a_flat_picture_scores_nothing_and_a_missing_candidate_is_nan():
     scores = verify.compare(flat, flat, np.array([[0, -1]]))
     assert scores[0, 0] == 0
     assert np.isnan(scores[0, 1])
+
+
+def test_chunks_change_nothing(monkeypatch):
+    verify, rng = Verify(size=16), np.random.default_rng(4)
+    queries, references = rng.integers(0, 256, (2, 7, 16, 16, 3), dtype=np.uint8)
+    candidates = rng.integers(-1, 7, (7, 3))
+    whole = verify.compare(queries, references, candidates)
+    monkeypatch.setattr(verify_module, "CHUNK", 2)
+    told = []
+    chunks = verify.compare(queries, references, candidates, progress=lambda *values: told.append(values))
+    np.testing.assert_allclose(chunks, whole, atol=1e-6)
+    np.testing.assert_array_equal(np.isnan(chunks), candidates < 0)
+    assert told == [("verify", done, 7) for done in (2, 4, 6, 7)]
+
+
+def test_less_than_a_grey_level_of_contrast_is_nothing_to_align():
+    verify = Verify()
+    rng = np.random.default_rng(5)
+    faint = np.full((1, 32, 32, 3), 200, np.uint8)
+    faint[0, rng.integers(8, 24, 20), rng.integers(8, 24, 20)] += 1
+    assert verify.compare(faint, faint, np.zeros((1, 1), np.int64))[0, 0] == 0
+
+
+def test_an_image_gone_since_it_was_described_is_black_and_the_others_keep_their_places(tmp_path):
+    rng = np.random.default_rng(6)
+    pictures = [worlds.picture(rng)[0] for _ in range(3)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.png").write_bytes(images.encode(picture, "png"))
+    corpus = Corpus.open(tmp_path)
+    (tmp_path / "1.png").unlink()
+    found = Verify().thumbnails(corpus, np.array([0, 1, 2]), cache=tmp_path / "cache")
+    np.testing.assert_array_equal(found[[0, 2]], Verify().shrink([pictures[0], pictures[2]]))
+    assert not found[1].any()

@@ -67,6 +67,10 @@ def audit(
     ] = None,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
+    clip: Annotated[
+        str | None,
+        typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
+    ] = None,
     fail_over: Annotated[
         float | None,
         typer.Option("--fail-over", metavar="RATE", help=f"Exit {EXIT_COPIES} if the replication rate is above RATE."),
@@ -103,7 +107,9 @@ def audit(
 
     _check(out)
     with progress_bar() as progress:
-        result = run(generated, train, held_out, protocol, fdr=fdr, seed=seed, workers=workers, progress=progress)
+        result = run(
+            generated, train, held_out, protocol, fdr=fdr, clip=clip, seed=seed, workers=workers, progress=progress
+        )
     if out:
         result.save(out)
     if as_json:
@@ -188,9 +194,9 @@ def match_(
 ) -> None:
     """The k most similar images of REFERENCES for every image of QUERIES; -o writes matches.parquet."""
     from .copying.embed import embed as describe
-    from .copying.embed import write_file
     from .copying.match import match as run
     from .copying.protocols import protocol as named
+    from .copying.results import write_table
     from .copying.verify import Verify
     from .corpus import Corpus
 
@@ -204,9 +210,7 @@ def match_(
         found = run(sets[0], sets[1], Verify(), k=k, workers=workers, progress=progress)
     table = found.table(k)
     if out:
-        import pyarrow.parquet as pq
-
-        write_file(out / "matches.parquet", lambda path: pq.write_table(table, path))
+        write_table(out, "matches", table)
     if as_json:
         show_json(
             {
@@ -234,8 +238,8 @@ def duplicates_(
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
     from .copying.duplicates import duplicates as run
     from .copying.embed import embed as describe
-    from .copying.embed import write_file
     from .copying.protocols import protocol as named
+    from .copying.results import write_table
     from .corpus import Corpus
 
     _check(out)
@@ -246,9 +250,7 @@ def duplicates_(
         groups = run(described, bar, workers=workers, progress=progress)
     table, summary = groups.table(), groups.summary()
     if out:
-        import pyarrow.parquet as pq
-
-        write_file(out / "groups.parquet", lambda path: pq.write_table(table, path))
+        write_table(out, "groups", table)
     if as_json:
         show_json(
             summary
@@ -273,23 +275,9 @@ def parts_(
     as_json: AsJson = False,
 ) -> None:
     """List the protocols and every part: how it is called and what it is."""
-    from . import parts
-    from .copying.protocols import PROTOCOLS
+    from .copying.protocols import catalogue
 
-    shelves = [shelf] if shelf else ["protocols", *parts.SHELVES]
-    listing: dict[str, list[dict[str, str]]] = {}
-    for name in shelves:
-        if name == "protocols":
-            listing[name] = [
-                {"name": each.name, "spec": f"{each.descriptor}, threshold {each.threshold:g}", "about": each.about}
-                for each in PROTOCOLS.values()
-            ]
-            continue
-        listing[name] = []
-        for part in parts.names(name):
-            cls = parts.part_class(name, part)
-            about = (cls.__doc__ or "").strip().splitlines()[0]
-            listing[name].append({"name": part, "spec": parts.signature(cls, part), "about": about})
+    listing = catalogue(shelf)
     if as_json:
         show_json(listing)
         return

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import copyscope
+from copyscope import parts
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress
@@ -90,6 +91,7 @@ def audit(
     protocol: str = "sscd-288",
     *,
     fdr: float = 0.05,
+    clip: str | Path | None = None,
     seed: int = 0,
     cache: Path | None = None,
     workers: int | None = None,
@@ -99,7 +101,8 @@ def audit(
 
     generated, train, held_out: anything `Corpus.open` takes, or a Corpus. held_out: real images of the same kind that
     the model was not trained on; they calibrate the verdict. protocol: a name in `PROTOCOLS` or a descriptor spec.
-    fdr: false discovery rate of the list of copies. seed: of the random samples taken. cache, workers: as in `embed`.
+    fdr: false discovery rate of the list of copies. clip: local folder of a CLIP model, to measure how the generated
+    images agree with their prompts. seed: of the random samples taken. cache, workers: as in `embed`.
 
     Raises InputError when a folder cannot be used; unreadable images are rows with an `error`, counted.
     """
@@ -176,7 +179,11 @@ def audit(
         "duplicates": groups.summary(),
         "findings": why.findings.as_dict(),
         "quality": quality(
-            described["generated"].vectors, described["train"].vectors, str(descriptor), seed=seed
+            described["generated"].vectors,
+            described["train"].vectors,
+            str(descriptor),
+            text=_text_pairs(described["generated"].corpus, str(clip), options) if clip else None,
+            seed=seed,
         ).as_dict(),
         "protocol": {
             "name": rules.name,
@@ -191,6 +198,17 @@ def audit(
     }
     summary["seconds"] = round(time.time() - began, 2)
     return Audit(summary, tables)
+
+
+def _text_pairs(corpus: Corpus, model: str, options: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """(image vectors, text vectors) [n d] by CLIP of the readable images that have a prompt; None if none has."""
+    joint = parts.load("descriptors", f"clip({model!r})")
+    prompted = [row for row, prompt in enumerate(corpus.prompts) if prompt]
+    described = embed(corpus.take(prompted), joint, **options)
+    if not len(described.rows):
+        return None
+    prompts = described.corpus.prompts
+    return described.vectors, joint.describe_text([prompts[row] for row in described.rows])
 
 
 def _open(source: str | Path | Corpus) -> Corpus:

@@ -49,8 +49,10 @@ def held_out(
     queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
     references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
     nearest = search(queries.vectors, references.vectors, 1, workers=workers)
+    # An image that cannot be read again cannot be cleared of being one.
+    alike = np.ones(len(images.rows), dtype=bool)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
-    alike = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
+    alike[queries.rows] = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
     trained = set(references.corpus.table["sha256"].to_pylist())
     alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
     clean = Embeddings(

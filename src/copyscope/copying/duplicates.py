@@ -17,10 +17,14 @@ from copyscope.errors import InputError
 from copyscope.machine import Progress, cores
 
 from .embed import Embeddings, Work, compute
-from .search import one_blas_thread
+from .search import one_blas_thread, search
 from .sharing import normalise
+from .verify import Verify
 
 BLOCK = 1024
+# A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over each
+# other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
+FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Groups:
             "threshold": self.threshold,
             "chains": (
                 f"{self.n_chained} loose chains were split: every image is at least {self.threshold:g} alike to the "
-                "centre of its group"
+                "centre of its group, or the same picture by its pixels"
                 if self.n_chained
                 else "no loose chains"
             ),
@@ -90,6 +94,7 @@ def duplicates(
     threshold: float,
     *,
     split_chains: bool = True,
+    verify: Verify | None = Verify(),
     cache: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -99,8 +104,9 @@ def duplicates(
     The groups are the connected components of the graph of all pairs at or above the threshold. In a component of
     look-alikes the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
-    threshold to it (`split_chains=False` keeps the components as they are). Exact duplicates are told by decoded
-    pixels, not by file.
+    threshold to it (`split_chains=False` keeps the components as they are). Groups are then joined where the second
+    look finds one picture in both (`verify=None` leaves that out). Exact duplicates are told by decoded pixels, not by
+    file.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
@@ -109,6 +115,9 @@ def duplicates(
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(vectors, label, threshold)
+    if verify is not None:
+        options = {"cache": cache, "workers": workers, "progress": progress}
+        label = _join_same_pictures(embeddings, label, threshold, verify, options)
     label = _by_size(label)
     exact = _exact(embeddings, label, cache, workers, progress)
     captions = embeddings.corpus.table["captions"].take(pa.array(embeddings.rows)).to_pylist()
@@ -124,9 +133,6 @@ def components(
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
     """Connected components [n] of the graph of pairs with inner product >= threshold, in blocks of bounded memory."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     n = len(vectors)
     label = np.arange(n, dtype=np.int64)
     workers = workers or cores()
@@ -144,9 +150,7 @@ def components(
             starts = range(first, n, BLOCK)
             found = np.concatenate(list(pool.map(lambda start, first=first: edges(first, start), starts)))
             if len(found):
-                graph = coo_array((np.ones(len(found), bool), (found[:, 0], found[:, 1])), shape=(n, n))
-                _, merged = connected_components(graph, directed=False)
-                label = merged.astype(np.int64)[label]
+                label = _merge(label, found)
             if progress:
                 progress("duplicates", min(first + BLOCK, n), n)
     return label
@@ -175,6 +179,50 @@ def _stars(vectors: NDArray[np.float32], label: NDArray[np.int64], threshold: fl
             left = left[~near]
         n_chained += split
     return label, n_chained
+
+
+def _join_same_pictures(
+    embeddings: Embeddings, label: NDArray[np.int64], threshold: float, verify: Verify, options: dict[str, Any]
+) -> NDArray[np.int64]:
+    """Join groups that hold one picture: the nearest few outside an image's group that the pixels say are the same."""
+    vectors, progress = embeddings.vectors, options["progress"]
+    if threshold <= FLOOR:
+        return label
+    found = search(
+        vectors,
+        vectors,
+        LOOKED_AT,
+        query_labels=label,
+        reference_labels=label,
+        workers=options["workers"],
+        progress=progress,
+    )
+    candidates = np.where(found.score >= FLOOR, found.index, -1)
+    rows = np.flatnonzero((candidates >= 0).any(axis=1))
+    if len(rows) == 0:
+        return label
+    used, places = np.unique(np.concatenate([rows, candidates[candidates >= 0]]), return_inverse=True)
+    thumbnails = verify.thumbnails(embeddings.corpus, embeddings.rows[used], **options)
+    slots = np.full((len(rows), LOOKED_AT), -1, dtype=np.int64)
+    slots[candidates[rows] >= 0] = places[len(rows) :]
+    scores = verify.compare(
+        thumbnails[places[: len(rows)]], thumbnails, slots, workers=options["workers"], progress=progress
+    )
+    query, slot = np.nonzero(scores >= SAME)
+    pairs = np.stack([label[rows[query]], label[candidates[rows[query], slot]]], axis=1)
+    return _merge(label, pairs)
+
+
+def _merge(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels [n] with the labels of each pair [p 2] made one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(label.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    _, merged = connected_components(graph, directed=False)
+    joined: NDArray[np.int64] = merged.astype(np.int64)[label]
+    return joined
 
 
 def _by_size(label: NDArray[np.int64]) -> NDArray[np.int64]:

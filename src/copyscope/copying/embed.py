@@ -353,7 +353,7 @@ def _hex(digest: bytes) -> str | None:
 
 
 def _allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory for a matrix; beyond IN_MEMORY bytes a nameless file, mapped, so that the corpus may outgrow the machine."""
+    """Memory for a matrix; beyond IN_MEMORY bytes a nameless mapped file, so that a corpus may outgrow the machine."""
     if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:

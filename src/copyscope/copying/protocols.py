@@ -83,3 +83,24 @@ def protocol(name: str) -> Protocol:
             f"{hint}Protocols: {', '.join(PROTOCOLS)}; descriptors: {', '.join(parts.names('descriptors'))}"
         ) from None
     return Protocol(descriptor, descriptor, 0.5, 0.9 if descriptor.startswith(("phash", "pdq", "clip")) else 0.75, "")
+
+
+def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, str]]]:
+    """The protocols and the parts of every shelf, or of one: {shelf: [{name, spec, about}]}.
+
+    Raises PartError when there is no such shelf.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for name in [shelf] if shelf else ["protocols", *parts.SHELVES]:
+        if name == "protocols":
+            found[name] = [
+                {"name": each.name, "spec": f"{each.descriptor}, threshold {each.threshold:g}", "about": each.about}
+                for each in PROTOCOLS.values()
+            ]
+            continue
+        classes = {part: parts.part_class(name, part) for part in parts.names(name)}
+        found[name] = [
+            {"name": part, "spec": parts.signature(cls, part), "about": (cls.__doc__ or "").strip().splitlines()[0]}
+            for part, cls in classes.items()
+        ]
+    return found

@@ -52,8 +52,8 @@ class Calibration:
             removed = f"{self.n_removed} look-alikes of training images removed first"
             return f"Calibrated {level} on {n} held-out real images ({removed})."
         return (
-            f"Calibrated {level} on {n} training images against those outside their own near-duplicate group, for want of "
-            "held-out images (--held-out): a stand-in, less sure than images the model never saw."
+            f"Calibrated {level} on {n} training images against those outside their own near-duplicate group, for want "
+            "of held-out images (--held-out): a stand-in, less sure than images the model never saw."
         )
 
 

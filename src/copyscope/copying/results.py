@@ -25,7 +25,7 @@ def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, p
     except OSError as error:
         raise unwritable(folder, error) from None
     for name, table in tables.items():
-        write_file(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+        write_table(folder, name, table)
     write_file(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -41,6 +41,11 @@ def check_folder(folder: Path) -> None:
         raise unwritable(folder, NotADirectoryError(errno.ENOTDIR, f"{there} is a file"))
     if not os.access(there, os.W_OK):
         raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def write_table(folder: Path, name: str, table: pa.Table) -> None:
+    """`NAME.parquet` in `folder`, which is made if it is not there. Raises InputError when it cannot be written."""
+    write_file(folder / f"{name}.parquet", lambda path: pq.write_table(table, path))
 
 
 def read_schema(folder: str | Path) -> str:

@@ -57,13 +57,17 @@ class Verify:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
-        """Thumbnails [n size size 3] of the given readable rows, kept by content like embeddings."""
+        """Thumbnails [n size size 3] of the given rows, kept by content; black for an image that is gone by now."""
 
         def function(pictures: list[images.Image]) -> NDArray[np.uint8]:
             return self.shrink(pictures).reshape(len(pictures), -1)
 
         work = Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
-        _, _, values = compute(corpus, work, rows=rows, cache=cache, workers=workers, progress=progress)
+        _, found, values = compute(corpus, work, rows=rows, cache=cache, workers=workers, progress=progress)
+        if len(found) < len(rows):
+            whole = np.zeros((len(rows), work.dim), np.uint8)
+            whole[np.isin(rows, found)] = values
+            values = whole
         return values.reshape(len(values), self.size, self.size, 3)
 
     def shrink(self, pictures: list[images.Image]) -> NDArray[np.uint8]:

@@ -1,0 +1,217 @@
+"""Causes on matches made by hand, so that every card, reason and row can be told beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.stats import beta
+
+from copyscope import images, parts
+from copyscope.copying import causes as module
+from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
+from copyscope.copying.duplicates import Groups
+from copyscope.copying.embed import Embeddings
+from copyscope.copying.match import Matches
+from copyscope.copying.measures import Item, complexity_view
+from copyscope.copying.replication import Verdict
+from copyscope.copying.search import Nearest
+from copyscope.corpus import Corpus
+from copyscope.stats import proportion
+from copyscope.worlds import write_metadata
+
+# Training positions (0-based among the readable): 0 1 2 are one group with its caption, 3 4 another with captions of
+# their own, 5 6 a third, the rest are single. Position p is file t{p + 1}: t00 cannot be read.
+KIND = ["full", "partial", "uncaptioned"]
+LABEL = np.array([0, 0, 0, 1, 1, 2, 2, *range(3, 26)])
+STRIP = 20
+# What each readable generated image is most similar to, and what it matches once verified; the first four are copies.
+TOP = np.array([1, 1, 2, 9, 9, 15, STRIP, 3])
+MATCH = np.array([1, 1, 2, 10, 9, 15, STRIP, 3])
+COPIED = np.array([True] * 4 + [False] * 4)
+
+
+def captions_of(position):
+    if position < 3:
+        return ["a fox in the snow"]
+    if position in (5, 6):
+        return []
+    return [" ".join([f"word{position}"] * (position + 1))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(matches, verdict, groups, pictures by training position)."""
+    root, rng = tmp_path_factory.mktemp("causes"), np.random.default_rng(0)
+    pictures = [rng.integers(0, 8 * position + 9, (40, 30, 3), dtype=np.uint8) for position in range(len(LABEL))]
+    pictures[STRIP] = rng.integers(0, 256, (1, 4000, 3), dtype=np.uint8)
+    for name in ("train", "generated"):
+        (root / name).mkdir()
+    for position, picture in enumerate(pictures):
+        (root / "train" / f"t{position + 1:02d}.png").write_bytes(images.encode(picture, "png"))
+    (root / "train" / "t00.png").write_bytes(b"")
+    rows = [{"file_name": "t00.png"}]
+    rows += [
+        {"file_name": f"t{position + 1:02d}.png", "captions": captions_of(position)} for position in range(len(LABEL))
+    ]
+    write_metadata(root / "train", rows)
+    prompts = ["unread", "one", "two", "one", "", "five", "six", "seven", "eight"]
+    for number in range(9):
+        (root / "generated" / f"g{number}.png").write_bytes(images.encode(pictures[0][: number + 3], "png"))
+    write_metadata(
+        root / "generated", [{"file_name": f"g{number}.png", "prompt": text} for number, text in enumerate(prompts)]
+    )
+
+    def described(name):
+        corpus = Corpus.open(root / name)
+        rows = np.arange(1, len(corpus))
+        return Embeddings(corpus, rows, np.zeros((len(rows), 2), np.float32), "by hand", "")
+
+    train, generated = described("train"), described("generated")
+    groups = Groups(train.corpus, train.rows, LABEL, np.ones(len(LABEL), np.int64), [*KIND, *["none"] * 23], 0.75, 0)
+    score = np.stack([np.linspace(0.9, 0.2, 8), np.linspace(0.89, 0.19, 8)], axis=1).astype(np.float32)
+    index = np.stack([TOP, np.where(MATCH == TOP, 0, MATCH)], axis=1)
+    verified = np.where(index == MATCH[:, None], 0.95, 0.1).astype(np.float32)
+    matches = Matches(generated, train, Nearest(index, score), verified, np.full(8, 0), np.full(8, 0.1, np.float32))
+    np.testing.assert_array_equal(matches.match, MATCH)
+    judged = Verdict(COPIED, np.full(8, 0.5), proportion(4, 8), 0.5, "copies", "", None)
+    return matches, judged, groups, pictures
+
+
+@pytest.fixture(scope="module")
+def found(made):
+    return causes(*made[:3])
+
+
+def complexity_of(picture):
+    item = Item(complexity_view(picture), [])
+    return [parts.load("measures", name).measure(item) for name in COMPLEXITY]
+
+
+def test_a_card_stands_for_each_copied_group_under_its_most_copied_member(found):
+    first, second = (row for row in found.risk.to_pylist() if row["times_copied"])
+    assert (first["id"], first["times_copied"], first["group_size"], first["duplication"]) == ("t02.png", 3, 3, "full")
+    assert first["prompts"] == ["one", "two"]
+    assert first["captions"] == ["a fox in the snow"]
+    assert (first["shared_captions"], first["near_shared_captions"], first["caption_length"]) == (2, 0, 5)
+    assert first["action"] == "deduplicate"
+    assert "Copied 3 times" in first["reason"]
+    assert (first["share_low"], first["share_high"]) == (
+        pytest.approx(beta.ppf(0.025, 3, 6)),
+        pytest.approx(beta.ppf(0.975, 4, 5)),
+    )
+    assert (second["id"], second["times_copied"], second["duplication"]) == ("t11.png", 1, "none")
+    # Its prompt is empty: nothing to show, and not the prompt of another row.
+    assert second["prompts"] == []
+    assert second["action"] == "recaption"
+
+
+def test_each_copy_has_the_reason_of_its_groups_card_and_no_other_image_has_one(found):
+    reasons = {row["times_copied"]: row["reason"] for row in found.risk.to_pylist() if row["times_copied"]}
+    assert found.reasons == {0: reasons[3], 1: reasons[3], 2: reasons[3], 3: reasons[1]}
+
+
+def test_groups_that_nobody_copied_have_cards_after_the_copied(found):
+    cards = found.risk.to_pylist()
+    assert [card["times_copied"] for card in cards] == [3, 1, 0, 0]
+    partial, uncaptioned = cards[2:]
+    assert (partial["id"], partial["group_size"], partial["duplication"]) == ("t04.png", 2, "partial")
+    assert (uncaptioned["id"], uncaptioned["duplication"], uncaptioned["captions"]) == ("t06.png", "uncaptioned", [])
+    for card in (partial, uncaptioned):
+        assert card["prompts"] == []
+        assert card["share_low"] == 0
+        assert card["share_high"] == pytest.approx(proportion(0, 8).high)
+        assert card["action"] == "deduplicate"
+        assert card["reason"].startswith("It is one of 2 near-duplicates")
+
+
+def test_cards_of_uncopied_groups_are_capped(made, monkeypatch):
+    monkeypatch.setattr(module, "UNCOPIED_CARDS", 1)
+    assert [card["id"] for card in causes(*made[:3]).risk.to_pylist()] == ["t02.png", "t11.png", "t04.png"]
+
+
+def test_cards_measure_their_own_picture(made, found):
+    for card in found.risk.to_pylist():
+        if card["times_copied"]:
+            expected = complexity_of(made[3][int(card["id"][1:3]) - 1])
+            np.testing.assert_allclose([card[name] for name in COMPLEXITY], expected)
+
+
+def test_the_complexity_table_joins_generated_images_to_what_each_is_most_similar_to(made, found):
+    rows = found.complexity.to_pylist()
+    assert found.complexity.column_names == ["id", "match", "score", *COMPLEXITY, "copied"]
+    assert [row["id"] for row in rows] == [f"g{number}.png" for number in range(1, 9)]
+    assert [row["match"] for row in rows] == [f"t{position + 1:02d}.png" for position in TOP]
+    assert [row["copied"] for row in rows] == COPIED.tolist()
+    np.testing.assert_allclose([row["score"] for row in rows], made[0].similarity)
+    for row, position in zip(rows, TOP, strict=True):
+        if position != STRIP:
+            np.testing.assert_allclose([row[name] for name in COMPLEXITY], complexity_of(made[3][position]))
+
+
+def test_a_picture_too_elongated_to_be_measured_has_no_complexity_rather_than_none_of_it(found):
+    (row,) = (row for row in found.complexity.to_pylist() if row["match"] == f"t{STRIP + 1:02d}.png")
+    assert all(row[name] is None or np.isnan(row[name]) for name in COMPLEXITY)
+    assert row["score"] > 0
+
+
+@pytest.fixture
+def modelled(monkeypatch):
+    """The (images, generated) tables that were handed to `explain`."""
+    seen = []
+    plain = module.explain
+    monkeypatch.setattr(
+        module,
+        "explain",
+        lambda images, generated, **rest: seen.append((images, generated)) or plain(images, generated),
+    )
+    return seen
+
+
+def test_the_model_sees_one_image_a_group_all_copied_groups_among_them(made, modelled):
+    causes(*made[:3])
+    images = modelled[0][0]
+    assert len(images) == len(set(LABEL))
+    assert sum(images["copied"].to_pylist()) == 2
+    # Groups in order, each by its first image: sizes, captions and their log follow.
+    assert images["group_size"].to_pylist() == [3, 2, 2, *[1] * 23]
+    np.testing.assert_allclose(images["log_group_size"].to_numpy(), np.log(images["group_size"].to_numpy()))
+    assert images["full_duplication"].to_pylist() == [1, *[0] * 25]
+    assert images["caption_length"].to_pylist() == [5, 4, 0, *range(8, 31)]
+    assert images["copied"].to_pylist() == [label in (0, LABEL[10]) for label in range(26)]
+    generated = modelled[0][1]
+    assert generated["match"].to_pylist() == [f"t{position + 1:02d}.png" for position in TOP]
+
+
+def test_controls_are_capped_and_drawn_by_the_seed_but_never_the_copied(made, modelled, monkeypatch):
+    monkeypatch.setattr(module, "CONTROLS", 6)
+    for seed in (0, 0, 1):
+        causes(*made[:3], seed=seed)
+    drawn = [table["caption_length"].to_pylist() for table, _ in modelled]
+    for (table, _), lengths in zip(modelled, drawn, strict=True):
+        assert len(table) == 8
+        assert sum(table["copied"].to_pylist()) == 2
+        assert {5, 11} <= set(lengths)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_without_copies_there_are_no_reasons_and_cards_of_groups_only(made):
+    matches, judged, groups, _ = made
+    none = dataclasses.replace(judged, copied=np.zeros(8, dtype=bool))
+    found = causes(matches, none, groups)
+    assert found.reasons == {}
+    assert [card["id"] for card in found.risk.to_pylist()] == ["t01.png", "t04.png", "t06.png"]
+    assert found.findings.joint is None
+
+
+def test_a_group_is_represented_by_its_first_image(made):
+    assert representatives(made[2]).tolist() == [0, 3, 5, *range(7, 30)]
+
+
+def test_a_profile_leaves_what_it_was_not_asked_to_measure_unknown(made):
+    matches, _, groups, pictures = made
+    profile = Profile.of(matches.references, groups, np.array([4, 9]))
+    np.testing.assert_allclose(profile.complexity[[4, 9]], [complexity_of(pictures[at]) for at in (4, 9)])
+    assert np.isnan(np.delete(profile.complexity, [4, 9], axis=0)).all()
+    assert profile.card(0)["entropy"] is None

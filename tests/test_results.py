@@ -1,0 +1,141 @@
+"""A result as a folder: whole or not there, and a clear word where it cannot be written or read."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from copyscope.copying import results
+from copyscope.copying.embed import write_file
+from copyscope.copying.results import check_folder, load_result, read_schema, save_result
+from copyscope.errors import InputError
+
+SUMMARY = {"schema": "test/1", "value": 0.5, "text": "größer ‮ 日本"}
+TABLES = {"rows": pa.table({"id": ["a", None]}), "none": pa.table({"id": pa.array([], pa.string())})}
+
+
+def two_lines(caught, *says):
+    assert len(str(caught.value).splitlines()) == 2
+    for text in says:
+        assert text in str(caught.value)
+
+
+def test_saving_then_loading_is_the_identity_and_leaves_nothing_else(tmp_path):
+    folder = save_result(tmp_path / "a" / "b", SUMMARY, TABLES, "<p>ü</p>")
+    summary, tables = load_result(folder, "test/1")
+    assert summary == SUMMARY
+    assert set(tables) == set(TABLES)
+    assert all(tables[name].equals(table) for name, table in TABLES.items())
+    assert (folder / "report.html").read_text(encoding="utf-8") == "<p>ü</p>"
+    assert read_schema(str(folder)) == "test/1"
+    assert {path.name for path in folder.iterdir()} == {"summary.json", "report.html", "rows.parquet", "none.parquet"}
+
+
+def test_while_a_result_is_written_over_another_there_is_no_finished_one(tmp_path, monkeypatch):
+    save_result(tmp_path, SUMMARY, TABLES, "")
+
+    def stop(path, write):
+        assert not (tmp_path / "summary.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "write_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_result(tmp_path, SUMMARY, TABLES, "")
+    with pytest.raises(InputError) as caught:
+        load_result(tmp_path, "test/1")
+    two_lines(caught, "No finished result", "copyscope audit")
+
+
+def test_the_summary_is_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(results, "write_file", lambda path, write: written.append(path.name))
+    save_result(tmp_path, SUMMARY, TABLES, "")
+    assert written == ["rows.parquet", "none.parquet", "report.html", "summary.json"]
+
+
+def test_a_number_that_json_has_not_is_refused_before_anything_calls_it_finished(tmp_path):
+    with pytest.raises(ValueError):
+        save_result(tmp_path, {"schema": "test/1", "value": float("nan")}, {}, "")
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No finished result"),
+        ("{half", "No finished result"),
+        ("[1]", "not a result of Copyscope"),
+        ('{"schema": "test/2"}', "'test/2'"),
+        ("{}", "None"),
+    ],
+)
+def test_what_is_no_result_is_told(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_result(tmp_path, "test/1")
+    two_lines(caught, says)
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path):
+    (tmp_path / "summary.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError) as caught:
+        read_schema(tmp_path)
+    two_lines(caught, "No finished result")
+
+
+def test_a_file_in_the_way_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        for call in (
+            lambda folder=folder: save_result(folder, SUMMARY, {}, ""),
+            lambda folder=folder: check_folder(folder),
+            lambda folder=folder: write_file(folder / "x", lambda path: path.write_text("")),
+        ):
+            with pytest.raises(InputError) as caught:
+                call()
+            two_lines(caught, "Cannot write results to", "-o")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_without_permission_is_told_before_the_work(tmp_path, monkeypatch):
+    check_folder(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(InputError) as caught:
+        check_folder(tmp_path / "new" / "deep")
+    two_lines(caught, "Permission denied")
+    assert asked == [(tmp_path, os.W_OK)]
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path):
+    def write(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "rows").write_text("old")
+    with pytest.raises(InputError) as caught:
+        write_file(tmp_path / "rows", write)
+    two_lines(caught, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+    assert (tmp_path / "rows").read_text() == "old"
+
+
+def test_a_write_that_fails_otherwise_leaves_no_temporary_file(tmp_path):
+    def write(path):
+        path.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_file(tmp_path / "rows", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_is_json_in_utf_8(tmp_path):
+    save_result(tmp_path, SUMMARY, {}, "")
+    assert json.loads((tmp_path / "summary.json").read_bytes().decode()) == SUMMARY
+    assert "größer" in (tmp_path / "summary.json").read_text(encoding="utf-8")
