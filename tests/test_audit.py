@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 
 import copyscope
 from copyscope import images
+from copyscope.copying import audit as audit_module
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 
@@ -197,3 +199,130 @@ def test_a_torch_free_audit_does_not_load_torch(world):
 
 def test_tables_are_arrow_and_documented(audited):
     assert all(isinstance(table, pa.Table) for table in audited.tables.values())
+
+
+def test_the_tables_tell_of_each_image_its_match_and_that_ones_group_and_captions(world, audited):
+    train = Corpus.open(world.train)
+    captions = dict(zip(train.ids, train.captions, strict=True))
+    sizes = {name: sum(other == group for other in world.group.values()) for name, group in world.group.items()}
+    rows = audited.tables["generated"].to_pylist()
+    assert {row["group_size"] for row in rows} == {1, 2, 3, 5}
+    for row in rows:
+        assert row["match_captions"] == captions[row["match"]]
+        assert row["group_size"] == sizes.get(row["match"], 1)
+        assert world.group.get(row["next_match"], -1) != world.group.get(row["match"], -2)
+        assert row["next_score"] <= row["similarity"] + 1e-6
+
+
+def test_what_is_not_known_is_null_in_the_tables(world, tmp_path):
+    (tmp_path / "a.png").write_bytes((world.train / "0020.png").read_bytes())
+    found = copyscope.audit(world.generated, tmp_path, protocol="sscd-distilled")
+    table = found.tables["generated"]
+    assert table["next_match"].null_count == table["next_score"].null_count == len(table)
+    assert set(table["match"].to_pylist()) == {"a.png"}
+    assert found.summary["classical_tests"] == []
+
+
+def test_the_seed_reaches_everything_that_draws(world, monkeypatch):
+    seeds = {}
+
+    def spy(owner, name):
+        plain = getattr(owner, name)
+
+        def call(*given, **options):
+            seeds[name] = options["seed"] if "seed" in options else given[-1]
+            return plain(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    spy(audit_module.calibrate, "baseline")
+    for name in ("causes", "quality", "_histograms", "_recipe"):
+        spy(audit_module, name)
+    copyscope.audit(world.generated, world.train, protocol="sscd-distilled", seed=7)
+    assert seeds == dict.fromkeys(("baseline", "causes", "quality", "_histograms", "_recipe"), 7)
+
+
+def test_histograms_hold_every_score_up_to_a_sample_of_them(audited, monkeypatch):
+    series = audited.tables["histograms"]["series"].to_pylist()
+    n_removed = audited.summary["calibration"]["n_removed"]
+    assert [series.count(name) for name in ("generated", "baseline", "held-out")] == [40, 60, 120 - n_removed]
+    monkeypatch.setattr(audit_module, "HISTOGRAM_ROWS", 10)
+    scores = np.linspace(0, 1, 30, dtype=np.float32)
+    drawn = [audit_module._histograms({"generated": scores, "held-out": None}, seed) for seed in (0, 0, 1)]
+    assert len(set(drawn[0]["score"].to_pylist()) & set(scores.tolist())) == 10
+    assert drawn[0].equals(drawn[1])
+    assert not drawn[0].equals(drawn[2])
+
+
+def test_look_alikes_are_listed_and_those_only(world, tmp_path):
+    for path in sorted(world.held_out.glob("*.png"))[:20]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "!copy.png").write_bytes((world.train / "0030.png").read_bytes())
+    found = copyscope.audit(world.generated, world.train, tmp_path, protocol="sscd-distilled")
+    removed = found.tables["removed"]["id"].to_pylist()
+    assert "!copy.png" in removed
+    assert found.summary["calibration"]["n_removed"] == len(removed) < 5
+    assert found.summary["calibration"]["n"] == 21 - len(removed)
+
+
+def test_a_held_out_set_of_nothing_but_look_alikes_calibrates_nothing(world, tmp_path):
+    shutil.copytree(world.train, tmp_path / "again")
+    found = copyscope.audit(world.generated, world.train, tmp_path / "again", protocol="sscd-distilled")
+    assert found.summary["verdict"]["answer"] == "cannot tell"
+    assert found.summary["calibration"]["n"] == 0
+    json.dumps(found.summary, allow_nan=False)
+    found.save(tmp_path / "out")
+
+
+def test_a_held_out_set_that_cannot_be_read_is_told(world, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"None of the 1 held-out images"):
+        copyscope.audit(world.generated, world.train, tmp_path, protocol="sscd-distilled")
+
+
+def test_quality_is_of_the_generated_against_the_training_images(world, audited):
+    from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
+    from copyscope.copying.embed import embed
+    from copyscope.copying.quality import quality
+
+    vectors = [embed(Corpus.open(path), SscdDistilled()).vectors for path in (world.generated, world.train)]
+    expected = quality(*vectors, "sscd_distilled").as_dict()
+    found = audited.summary["quality"]
+    for name in ("frechet_distance", "precision", "recall", "diversity_generated", "diversity_train"):
+        assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4)
+    assert found["diversity_generated"]["n"] == 40
+    assert found["diversity_train"]["n"] == 60
+
+
+@pytest.mark.parametrize("way", ["link", "inside", "listed"])
+def test_one_file_in_two_of_the_sets_is_told_whatever_leads_to_it(world, tmp_path, way):
+    generated = tmp_path / "train" / "generated"
+    generated.mkdir(parents=True)
+    for folder, name in ((generated, "0.png"), (generated.parent, "1.png")):
+        (folder / name).write_bytes((world.train / "0000.png").read_bytes())
+    given, says = (generated, tmp_path / "train"), "1 of the generated"
+    if way == "link":
+        (tmp_path / "link").symlink_to(generated)
+        given, says = (tmp_path / "link", generated), "The generated and the train images are the same"
+    elif way == "listed":
+        (tmp_path / "list.csv").write_text("image,caption\ntrain/generated/0.png,a\n")
+        given = (tmp_path / "list.csv", tmp_path / "train")
+    with pytest.raises(InputError, match=says) as caught:
+        copyscope.audit(*given, protocol="phash")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_parts_of_one_corpus_are_not_the_same(world):
+    corpus = Corpus.open(world.held_out)
+    found = copyscope.audit(corpus.take(range(30)), world.train, corpus.take(range(30, 120)), protocol="sscd-distilled")
+    assert found.summary["calibration"]["n"] > 80
+    with pytest.raises(InputError, match="10 of the generated and the held-out"):
+        copyscope.audit(corpus.take(range(30)), world.train, corpus.take(range(20, 120)), protocol="sscd-distilled")
+
+
+def test_an_image_twice_in_the_generated_set_is_judged_twice(world, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes((world.train / "0030.png").read_bytes())
+    rows = copyscope.audit(tmp_path, world.train, world.held_out, protocol="sscd-distilled").tables["generated"]
+    assert rows["match"].to_pylist() == ["0030.png"] * 2
+    assert rows["score"].to_pylist() == pytest.approx([1, 1], abs=1e-5)

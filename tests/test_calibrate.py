@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from copyscope import images, worlds
 from copyscope.copying import calibrate
+from copyscope.copying.descriptors.pdq import Pdq
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.embed import embed
+from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
@@ -22,9 +25,9 @@ def described(world, tmp_path_factory):
     held_out = tmp_path_factory.mktemp("held")
     shutil.copytree(world.held_out, held_out / "h")
     names = sorted(path.name for path in world.train.glob("*.png"))
-    shutil.copy(world.train / names[-1], held_out / "h" / "zz-bytes.png")
+    shutil.copy(world.train / names[-1], held_out / "h" / "!bytes.png")
     copy = worlds.alter(images.decode(world.train / names[-2]), "jpeg", np.random.default_rng(0))
-    (held_out / "h" / "zz-light.png").write_bytes(images.encode(copy, "png"))
+    (held_out / "h" / "!light.png").write_bytes(images.encode(copy, "png"))
     cache = tmp_path_factory.mktemp("cache")
     train, held = (embed(Corpus.open(path), SscdDistilled(), cache=cache) for path in (world.train, held_out / "h"))
     return train, held, duplicates(train, 0.75, cache=cache), cache
@@ -33,9 +36,14 @@ def described(world, tmp_path_factory):
 def test_look_alikes_are_removed_and_counted(described):
     train, held, groups, cache = described
     found, matches, alike = calibrate.held_out(held, train, groups, Verify(), cache=cache)
-    assert {"zz-bytes.png", "zz-light.png"} <= set(calibrate.removed_ids(held, alike))
+    assert {"!bytes.png", "!light.png"} <= set(calibrate.removed_ids(held, alike))
     assert found.n_removed == alike.sum() < 5
     assert len(found.scores) == len(held.rows) - found.n_removed == len(matches.queries.rows)
+    # The vectors are still those of the rows: the removed stand first in the folder.
+    assert matches.queries.ids == [name for name, gone in zip(held.ids, alike, strict=True) if not gone]
+    np.testing.assert_array_equal(matches.queries.vectors, held.vectors[~alike])
+    top = (held.vectors[~alike] @ train.vectors.T).max(axis=1)
+    np.testing.assert_allclose(matches.similarity, top, atol=1e-6)
     # Left in, the two would put the bar at the score of a copy.
     assert found.scores.max() < 0.9
 
@@ -67,3 +75,57 @@ def test_a_training_set_of_one_picture_calibrates_nothing(tmp_path):
     found, scores = calibrate.baseline(train, duplicates(train, 0.75), Verify())
     assert len(found.scores) == 0
     assert np.isnan(scores).all()
+
+
+def test_a_look_alike_is_within_31_bits_and_no_further(monkeypatch, tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(images.encode(np.full((4, 5, 3), number, np.uint8), "png"))
+    corpus = embed(Corpus.open(tmp_path), Pdq()).corpus
+    hashes = np.full((4, 256), 1 / 16, np.float32)
+    for row, bits in enumerate((0, 31, 32)):
+        hashes[1 + row, :bits] *= -1
+    described = [Embeddings(corpus.take(rows), np.arange(len(rows)), hashes[rows], "", "") for rows in ([0], [1, 2, 3])]
+    by_size = {1: described[0], 3: described[1]}
+    monkeypatch.setattr(calibrate, "embed", lambda corpus, part, **rest: by_size[len(corpus)])
+    kept = []
+    monkeypatch.setattr(calibrate, "match", lambda clean, *rest, **options: kept.append(clean) or stop())
+
+    def stop():
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        calibrate.held_out(described[1], described[0], SimpleNamespace(label=None), Verify())
+    # The first is another file than the training image, of the same hash.
+    assert kept[0].ids == ["3.png"]
+
+
+def test_a_held_out_image_that_is_gone_since_is_left_out_rather_than_mixed_up(described, tmp_path):
+    train, held, groups, _ = described
+    shutil.copytree(held.corpus.origin, tmp_path / "h")
+    again = embed(Corpus.open(tmp_path / "h"), SscdDistilled(), cache=tmp_path / "cache")
+    gone = again.ids[5]
+    (tmp_path / "h" / gone).unlink()
+    found, matches, alike = calibrate.held_out(again, train, groups, Verify(), cache=tmp_path / "cache")
+    assert gone in calibrate.removed_ids(again, alike)
+    assert gone not in matches.queries.ids
+    assert len(found.scores) == len(again.rows) - alike.sum()
+
+
+def test_the_baselines_sample_is_one_image_a_group_under_its_own_label(described, monkeypatch):
+    train, _, groups, cache = described
+    order = np.random.default_rng(0).permutation(len(train.rows))
+    # Groups anywhere in the corpus: labels do not run with the positions.
+    label = groups.label[order]
+    seen = []
+    plain = calibrate.match
+    monkeypatch.setattr(
+        calibrate,
+        "match",
+        lambda sample, *rest, **options: seen.append((sample, options)) or plain(sample, *rest, **options),
+    )
+    calibrate.baseline(train, dataclasses.replace(groups, label=label), Verify(), cache=cache)
+    sample, options = seen[0]
+    position = np.searchsorted(train.rows, sample.rows)
+    np.testing.assert_array_equal(options["own"], label[position])
+    assert sorted(options["own"]) == sorted(set(label))
+    np.testing.assert_array_equal(sample.vectors, train.vectors[position])

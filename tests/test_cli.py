@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from copyscope import cli
 from copyscope.copying.embed import Embeddings
+from copyscope.errors import InputError
 
 FAST = ["-p", "sscd-distilled"]
 
@@ -203,3 +205,115 @@ def test_the_version_is_printed():
     import copyscope
 
     assert run("--version")[1].strip() == copyscope.__version__
+
+
+def test_the_gate_opens_at_its_rate_and_stays_shut_where_nothing_is_known(world, tmp_path, audited):
+    rate = json.loads(audited[1])["replication_rate"]["value"]
+    held = ["--held-out", world.held_out]
+    assert run("audit", world.generated, world.train, *held, *FAST, "--fail-over", rate)[0] == 0
+    (tmp_path / "bad.png").write_bytes(b"")
+    code, _, stderr = run("audit", tmp_path, world.train, *FAST, "--fail-over", 0.9)
+    assert code == 3
+    assert "unknown" in stderr
+
+
+def test_options_reach_the_audit(world, monkeypatch):
+    from copyscope.copying import audit
+
+    seen = {}
+
+    def spy(*given, **options):
+        seen.update(options, given=given)
+        raise InputError("seen")
+
+    monkeypatch.setattr(audit, "audit", spy)
+    arguments = ["g", "t", "--held-out", "h", "-p", "phash", "--fdr", "0.2", "--seed", "3", "--workers", "1"]
+    with pytest.raises(InputError, match="seen"):
+        run("audit", *arguments)
+    assert seen["given"] == ("g", "t", "h", "phash")
+    assert (seen["fdr"], seen["seed"], seen["workers"]) == (0.2, 3, 1)
+
+
+def test_options_reach_lint_and_strict_stops_it(world, tmp_path):
+    (tmp_path / "a.png").write_bytes((world.train / "0000.png").read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"")
+    code, stdout, _ = run("lint", tmp_path, *FAST, "--seed", 5, "--json")
+    assert code == 0
+    assert json.loads(stdout)["recipe"]["seed"] == 5
+    assert run("lint", tmp_path, *FAST, "--strict")[0] == 1
+    assert run("embed", tmp_path, *FAST, "--strict", "-o", tmp_path / "e")[0] == 1
+
+
+def test_match_looks_from_the_first_to_the_second(world, tmp_path):
+    (tmp_path / "query.png").write_bytes((world.train / "0030.png").read_bytes())
+    (tmp_path / "empty.png").write_bytes(b"")
+    found = json.loads(run("match", tmp_path, world.train, "-k", 1, *FAST, "--json")[1])
+    (row,) = found["matches"]
+    assert (row["query_id"], row["reference_id"], row["rank"]) == ("query.png", "0030.png", 1)
+    assert found["n_missing"] == [1, 0]
+
+
+def test_duplicates_takes_the_threshold_given(world):
+    strict = json.loads(run("duplicates", world.train, *FAST, "--threshold", 1, "--json")[1])
+    plain = json.loads(run("duplicates", world.train, *FAST, "--json")[1])
+    assert (strict["threshold"], plain["threshold"]) == (1, 0.75)
+
+
+def test_the_report_of_a_lint_is_made_again(world, tmp_path):
+    assert run("lint", world.train, *FAST, "-o", tmp_path)[0] == 0
+    before = (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    assert run("report", tmp_path)[0] == 0
+    assert (tmp_path / "report.html").read_text() == before
+
+
+def test_a_file_where_results_should_go_is_told_before_the_work(world, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("copyscope.copying.embed.compute", lambda *given, **options: pytest.fail("worked first"))
+    commands = [("audit", world.generated, world.train), ("lint", world.train), ("embed", world.train)]
+    commands += [("match", world.generated, world.train), ("duplicates", world.train), ("demo", "--yes")]
+    for command in commands:
+        options = [] if command[0] == "demo" else FAST
+        monkeypatch.setattr(sys, "argv", ["copyscope", *map(str, command), *options, "-o", str(tmp_path / "file")])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        stdout, stderr = capsys.readouterr()
+        assert (stop.value.code, stdout) == (2, ""), command
+        assert "Cannot write results" in stderr
+        assert len(stderr.splitlines()) == 2
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", [("--seed", -1), ("--workers", 0), ("--seed", "x")])
+def test_a_number_out_of_range_is_told(world, option):
+    code, _, stderr = run("audit", world.generated, world.train, *option)
+    assert code == 2
+    assert option[0] in stderr
+
+
+def test_stopped_by_the_keyboard_it_says_how_to_go_on(world, capsys, monkeypatch):
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("copyscope.copying.audit.audit", stop)
+    monkeypatch.setattr(sys, "argv", ["copyscope", "audit", "a", "b"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_file_names_of_any_letters_pass_through_any_terminal(world, tmp_path):
+    folder = tmp_path / "a [bold]folder[/bold] of ünï 日本"
+    folder.mkdir()
+    for name in ("[red]x.png", "new\nline.png", "ünï 日本.png", "\udcff.png", "esc\x1b[31m.png", "[/].png"):
+        (folder / name).write_bytes((world.train / "0030.png").read_bytes())
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    found = run_whole("match", folder, world.train, "-k", 1, *FAST, env=environment)
+    assert found.returncode == 0, found.stderr
+    for text in ("[red]x.png", r"new\nline.png", r"\u65e5", "[/].png", r"esc\x1b[31m.png"):
+        assert text in found.stdout
+    assert "\x1b" not in found.stdout
+    done = run_whole("audit", folder, world.train, *FAST, "-o", tmp_path / "out [x]", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out [x]" / "report.html").is_file()

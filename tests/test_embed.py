@@ -248,7 +248,7 @@ def test_a_cache_that_is_cleared_meanwhile_is_told_rather_than_answered_from(fol
 
     def cleared(self):
         if hasattr(self, "_names"):
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         refresh(self)
 
     monkeypatch.setattr(ContentStore, "refresh", cleared)

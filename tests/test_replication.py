@@ -95,3 +95,34 @@ def test_nothing_readable_or_nothing_to_calibrate_on_cannot_be_told():
 def test_the_baseline_says_that_it_is_a_stand_in():
     assert "stand-in" in calibration(10, method="baseline").sentence()
     assert "3 look-alikes" in calibration(10).sentence()
+
+
+def test_just_enough_calibration_images_are_enough():
+    scores = np.full(100, 0.3)
+    assert verdict(scores, calibration(399)).answer == "no copies found"
+    found = verdict(scores, calibration(398))
+    assert found.answer == "cannot tell"
+    assert "399 held-out" in found.needed
+
+
+def test_the_more_stand_out_the_fewer_calibration_images_it_takes():
+    scores = np.full(200, 0.3)
+    scores[:50] = 0.99
+    found = verdict(scores, calibration(50))
+    assert found.answer == "cannot tell"
+    assert "79 held-out" in found.needed
+    assert verdict(scores, calibration(79)).answer == "copies"
+
+
+def test_what_only_ties_with_a_calibration_image_does_not_stand_out():
+    among = calibration(50)
+    scores = np.full(200, 0.3)
+    scores[:50] = among.scores.max()
+    assert "399 held-out" in verdict(scores, among).needed
+
+
+def test_the_false_discovery_rate_asked_for_is_the_one_used():
+    scores = np.concatenate([np.full(40, 0.3), np.full(10, 0.99)])
+    # p = 1/25 of ten in fifty: found at 20 %, not at the 5 % of the default.
+    assert verdict(scores, calibration(24), fdr=0.2).copied.sum() == 10
+    assert verdict(scores, calibration(24)).copied.sum() == 0

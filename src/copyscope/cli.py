@@ -271,7 +271,7 @@ def duplicates_(
 
 @app.command(name="parts")
 def parts_(
-    shelf: Annotated[str | None, typer.Argument(metavar="[SHELF]", help="descriptors, measures or protocols.")] = None,
+    shelf: Annotated[str | None, typer.Argument(metavar="SHELF", help="descriptors, measures or protocols.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the protocols and every part: how it is called and what it is."""
@@ -304,7 +304,7 @@ def report(
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What to fetch; without it, the list.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="What to fetch; without it, the list.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a named data set into the cache, checked by its hash. Nothing else in Copyscope downloads anything."""

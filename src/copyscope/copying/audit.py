@@ -32,7 +32,6 @@ from .duplicates import Groups, duplicates
 from .embed import Embeddings, embed
 from .gallery import gallery
 from .match import Matches, match
-from .protocols import Protocol
 from .protocols import protocol as named_protocol
 from .quality import quality
 from .replication import Calibration, Verdict, similarity, verdict
@@ -193,7 +192,7 @@ def audit(
             "verify": str(verify),
             "fingerprint": described["train"].fingerprint,
         },
-        "recipe": _recipe(corpora, rules, fdr, seed),
+        "recipe": _recipe(corpora, {"protocol": rules.name, "fdr": fdr, "clip": str(clip) if clip else None}, seed),
         "failures": {name: each.n_missing for name, each in described.items()},
     }
     summary["seconds"] = round(time.time() - began, 2)
@@ -344,14 +343,14 @@ def _failures(described: dict[str, Embeddings]) -> pa.Table:
     return pa.table(found, schema=pa.schema([(name, pa.string()) for name in found]))
 
 
-def _recipe(corpora: dict[str, Corpus], rules: Protocol, fdr: float, seed: int) -> dict[str, Any]:
+def _recipe(corpora: dict[str, Corpus], options: dict[str, Any], seed: int) -> dict[str, Any]:
     packages = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
     versions = {"python": platform.python_version(), "copyscope": copyscope.__version__}
     return {
         "generated": corpora["generated"].origin,
         "train": corpora["train"].origin,
         "held_out": corpora["held-out"].origin if "held-out" in corpora else None,
-        "options": {"protocol": rules.name, "fdr": fdr},
+        "options": options,
         "versions": versions | {name: importlib.metadata.version(name) for name in packages},
         "seed": seed,
     }

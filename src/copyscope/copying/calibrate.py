@@ -39,7 +39,7 @@ def held_out(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, Matches, NDArray[np.bool_]]:
-    """Calibration on held-out images, their matches against the training set, and which [n] of them were looked-alike.
+    """Calibration on held-out images, their matches against the training set, and which [n] of them were look-alikes.
 
     Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other
     things.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ class Profile:
     def of(cls, train: Embeddings, groups: Groups, positions: NDArray[np.int64], **options: Any) -> Profile:
         """Measure the pictures at `positions` (the sets' readable images), and the captions of all."""
         measures = [parts.load("measures", name) for name in COMPLEXITY]
-        work = Work("complexity", ", ".join(COMPLEXITY), len(COMPLEXITY), np.float64, _measure(measures))
+        # The size of a JPEG depends on who writes it.
+        key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
+        work = Work("complexity", key, len(COMPLEXITY), np.float64, _measure(measures))
         complexity = np.full((len(train.rows), len(COMPLEXITY)), np.nan)
         if len(positions):
             _, rows, values = compute(train.corpus, work, rows=train.rows[positions], **options)

@@ -113,7 +113,9 @@ def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
         return scores
 
     alone = np.arange(len(train), dtype=np.int64)
-    other = np.where(np.isnan(matches.next_score), -1, matches.next_score)
+    own = groups.label[index[:, 0]]
+    other = search(matches.queries.vectors, train, 1, query_labels=own, reference_labels=groups.label).score[:, 0]
+    other = np.maximum(other, -1)
     return [
         ClassicalTest(
             "ratio d1/d2 < 1/3",

@@ -22,8 +22,8 @@ from .sharing import normalise
 from .verify import Verify
 
 BLOCK = 1024
-# A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over each
-# other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
+# A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
+# each other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
 FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 4
 
 
@@ -104,9 +104,9 @@ def duplicates(
     The groups are the connected components of the graph of all pairs at or above the threshold. In a component of
     look-alikes the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
-    threshold to it (`split_chains=False` keeps the components as they are). Groups are then joined where the second
-    look finds one picture in both (`verify=None` leaves that out). Exact duplicates are told by decoded pixels, not by
-    file.
+    threshold to it (`split_chains=False` keeps the components as they are). An image left without near-duplicates then
+    joins those that the second look finds to be the same picture (`verify=None` leaves that out). Exact duplicates are
+    told by decoded pixels, not by file.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
@@ -184,7 +184,10 @@ def _stars(vectors: NDArray[np.float32], label: NDArray[np.int64], threshold: fl
 def _join_same_pictures(
     embeddings: Embeddings, label: NDArray[np.int64], threshold: float, verify: Verify, options: dict[str, Any]
 ) -> NDArray[np.int64]:
-    """Join groups that hold one picture: the nearest few outside an image's group that the pixels say are the same."""
+    """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
+
+    Whole groups are not joined to each other: one pair of look-alikes would chain two families.
+    """
     vectors, progress = embeddings.vectors, options["progress"]
     if threshold <= FLOOR:
         return label
@@ -210,7 +213,8 @@ def _join_same_pictures(
     )
     query, slot = np.nonzero(scores >= SAME)
     pairs = np.stack([label[rows[query]], label[candidates[rows[query], slot]]], axis=1)
-    return _merge(label, pairs)
+    stray = np.bincount(label)[pairs] == 1
+    return _merge(label, pairs[stray.any(axis=1)])
 
 
 def _merge(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ from copyscope.errors import CopyscopeError, ImageError, InputError
 from copyscope.machine import Progress, cores
 
 from .descriptors import Descriptor, Image
+from .protocols import protocol
 from .store import KEY, ContentStore
 
 BATCH = 8
@@ -107,8 +108,8 @@ class Embeddings:
 
 
 def embed(
-    corpus: Corpus,
-    descriptor: Descriptor,
+    corpus: Corpus | str | Path,
+    descriptor: Descriptor | str = "sscd-288",
     *,
     cache: Path | None = None,
     workers: int | None = None,
@@ -116,10 +117,13 @@ def embed(
 ) -> Embeddings:
     """Describe every readable image of `corpus`; what cannot be read gets an `error` and no vector.
 
+    corpus: a Corpus, or what `Corpus.open` takes. descriptor: a part, or the name of a protocol or a descriptor spec.
     cache: folder of the content store (None = the user's cache). workers: threads that decode and describe (None = one
-    a core). A run killed at any moment and started again repeats at most one group of 128 images and gives the same
-    bytes.
+    a core). A run killed at any moment and started again repeats at most the group of 128 images it was in and the
+    batches its workers held, and gives the same bytes.
     """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
     fingerprint = descriptor.fingerprint()
     work = Work(
         name=str(descriptor).partition("(")[0].replace(":", "."),

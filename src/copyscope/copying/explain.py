@@ -164,9 +164,9 @@ def lint_action(
 ) -> tuple[str, str]:
     """What to do about a training image before training, and why: ("deduplicate" | "recaption" | "keep", reason).
 
-    complexity_rank: share of the corpus with a lower mixed measure, 0..1; NaN = unknown. In a near-duplicate group ->
-    deduplicate; a simple picture (rank below SIMPLEST) under a caption of its own -> recaption; else keep. A rare
-    caption alone is no reason: nearly every caption of a good data set is.
+    complexity_rank: share of the measured images whose mixed measure is at most as high, 0..1; NaN = unknown. In a
+    near-duplicate group -> deduplicate; a simple picture (rank below SIMPLEST) under a caption of its own -> recaption;
+    else keep. A rare caption alone is no reason: nearly every caption of a good data set is.
     """
     if group_size > 1:
         return "deduplicate", f"It is {_group(group_size, duplication)}: keep one of them."

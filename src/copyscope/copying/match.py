@@ -86,7 +86,7 @@ class Matches:
 def match(
     queries: Embeddings,
     references: Embeddings,
-    verify: Verify,
+    verify: Verify = Verify(),
     *,
     k: int = K,
     labels: NDArray[np.int64] | None = None,

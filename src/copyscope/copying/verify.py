@@ -2,9 +2,8 @@
 
 A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is
 the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over
-every
-place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a crop of
-it or for it set small into another, and about 0.4 for unrelated ones.
+every place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a
+crop of it or for it set small into another, and about a half for unrelated ones.
 """
 
 from __future__ import annotations

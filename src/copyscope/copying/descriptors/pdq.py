@@ -13,8 +13,7 @@ from . import Descriptor, Image
 
 @dataclasses.dataclass(frozen=True)
 class Pdq(Descriptor):
-    """PDQ hash, 256 bits as +-1/16: inner product = 1 - hamming / 128. Its authors call two images alike at <= 31
-    bits."""
+    """PDQ hash, 256 bits as +-1/16: inner product = 1 - hamming / 128. Its authors' bound for alike is 31 bits."""
 
     @property
     def dim(self) -> int:
