@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import pytest
 from hypothesis import given
@@ -77,3 +78,38 @@ def test_a_part_from_outside_is_loaded_by_its_dotted_name_and_prints_it():
 def test_names_lists_the_shelf_without_private_files():
     assert {"sscd", "sscd_distilled", "phash", "pdq", "clip"} <= set(parts.names("descriptors"))
     assert not any(name.startswith("_") for name in parts.names("descriptors"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Outside):
+    """A part that keeps something it was not given."""
+
+    twice: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "twice", 2 * self.k)
+
+
+def test_a_spec_says_only_what_a_part_takes():
+    part = parts.load("descriptors", f"{__name__}:Derived(k=3)")
+    assert part.twice == 6
+    assert str(part) == f"{__name__}:Derived(k=3)"
+    assert parts.load("descriptors", str(part)) == part
+
+
+def module(*classes):
+    """A module in which `classes` stand as if written there."""
+    made = types.ModuleType("somewhere")
+    for cls in classes:
+        setattr(made, cls.__name__, type(cls.__name__, (cls,), {"__module__": "somewhere"}))
+    return made
+
+
+def test_a_shelf_file_defines_one_public_part_and_whatever_else_it_needs():
+    one = module(Outside)
+    one.imported, one._Private, one.Other = Phash, type("_Private", (Phash,), {"__module__": "somewhere"}), int
+    one.Mine = type("Mine", (), {"__module__": "somewhere"})
+    assert parts._only_class(one) is one.Outside
+    for wrong, n in ((module(), 0), (module(Outside, Phash), 2)):
+        with pytest.raises(PartError, match=f"defines {n}"):
+            parts._only_class(wrong)
