@@ -11,6 +11,9 @@ kinds of copy: nearly exact (JPEG 95), and as a model makes them (slight blur, n
 the training set is its picture re-encoded at another JPEG quality. x60 has ten sources copied five times each, the
 others fifty.
 
+An unseen emoji may be a twin of a training one (a skin tone): `fpr_without_look_alikes` leaves out those that the
+calibration's rule calls look-alikes. `--corpora` runs some of the three and keeps the results there are of the others.
+
 Expect our verdict at a true positive rate of 0.95 or more and a false positive rate of 0.02 or less at every x on the
 first two, and the ratio and authenticity tests at zero from x2 on.
 """
@@ -39,7 +42,7 @@ from copyscope.copying.replication import verdict
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.worlds import light_copy
-from record import record
+from record import RESULTS, record
 
 FACTORS = (1, 2, 5, 60)
 N_COPIES, N_UNSEEN, N_HELD_OUT, X60_SOURCES = 50, 200, 300, 10
@@ -53,16 +56,21 @@ def main() -> None:
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        found = {}
+        kept = json.loads(path.read_text()) if (path := RESULTS / "benchmark-duplication.json").is_file() else {}
+        found = {name: kept[name] for name in SOURCES if name in kept}
         for corpus in options.corpora:
             files = SOURCES[corpus](root)
-            found[corpus] = {"pictures": len(files), "table": table(files, root / corpus, options.seeds)}
+            found[corpus] = {
+                "pictures": len(files),
+                "seeds": options.seeds,
+                "table": table(files, root / corpus, options.seeds),
+            }
             print(corpus, json.dumps(found[corpus], indent=1), flush=True)
-        record("duplication", {"seeds": options.seeds, "protocol": "sscd-288", "verify": str(Verify()), **found})
+        record("duplication", {"protocol": "sscd-288", "verify": str(Verify()), **found})
 
 
 def table(files: list[Path], root: Path, seeds: int) -> list[dict[str, object]]:
-    """One row a kind of copy and factor: [true positive rate, false positive rate] of every test, over all seeds."""
+    """One row a kind of copy and factor: true and false positive rates of every test, over all seeds."""
     rows = []
     for kind in ("nearly exact", "as a model makes them"):
         for factor in FACTORS:
@@ -74,6 +82,7 @@ def table(files: list[Path], root: Path, seeds: int) -> list[dict[str, object]]:
                 test: {
                     "tpr": stats.proportion(int(c[0]), int(c[1])).as_dict(),
                     "fpr": stats.proportion(int(c[2]), int(c[3])).as_dict(),
+                    "fpr_without_look_alikes": stats.proportion(int(c[4]), int(c[5])).as_dict(),
                 }
                 for test, c in counts.items()
             }
@@ -82,7 +91,7 @@ def table(files: list[Path], root: Path, seeds: int) -> list[dict[str, object]]:
 
 
 def trial(files: list[Path], root: Path, kind: str, factor: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(test, [copies flagged, copies, others flagged, others]) of one draw of the corpora."""
+    """(test, [flagged and all] of copies, of others, of others that are no look-alikes) of one draw of the corpora."""
     rng = np.random.default_rng([seed, factor])
     order = np.random.default_rng(seed).permutation(len(files))
     n_held_out, n_unseen = min(N_HELD_OUT, len(files) // 3), min(N_UNSEEN, len(files) // 4)
@@ -130,8 +139,20 @@ def judge(root: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         flags[test.name] = test.flagged
         if test.flagged_by_group is not None:
             flags[f"{test.name}, by group"] = test.flagged_by_group
+    # An unseen image may be a look-alike of a training image, and flagging it is then no plain mistake.
+    alike = calibrate.look_alikes(generated, train)
+    other, strange = ~copied, ~copied & ~alike
     for name, flagged in flags.items():
-        yield name, np.array([(flagged & copied).sum(), copied.sum(), (flagged & ~copied).sum(), (~copied).sum()])
+        yield (
+            name,
+            np.array(
+                [
+                    (flagged & those).sum() if hit else those.sum()
+                    for those in (copied, other, strange)
+                    for hit in (1, 0)
+                ]
+            ),
+        )
 
 
 def link(files: list[Path], chosen: np.ndarray, folder: Path) -> None:

@@ -9,10 +9,15 @@ import pytest
 from copyscope import worlds
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Each test process writes to a cache of its own, which the tests share so that models describe an image once."""
-    monkeypatch.setenv("COPYSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Each test process writes to a cache of its own, which the tests share so that models describe an image once.
+
+    For the whole session: a fixture of a module is made before those of a function, and would miss it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPYSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import copyscope
 from copyscope import images
 from copyscope.copying import audit as audit_module
+from copyscope.copying.protocols import PROTOCOLS
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 
@@ -125,7 +127,8 @@ def test_no_readable_generated_image_is_no_crash(world, tmp_path):
 def test_one_training_image_is_no_crash(world, tmp_path):
     (tmp_path / "a.png").write_bytes(next(iter(sorted(world.train.glob("*.png")))).read_bytes())
     found = copyscope.audit(world.generated, tmp_path, protocol="sscd-distilled")
-    assert found.summary["verdict"]["answer"] == "cannot tell"
+    assert found.copies
+    assert all(row["score"] > 0.9999 for row in found.copies)
     json.dumps(found.summary, allow_nan=False)
     found.save(tmp_path / "out")
 
@@ -268,8 +271,10 @@ def test_look_alikes_are_listed_and_those_only(world, tmp_path):
 def test_a_held_out_set_of_nothing_but_look_alikes_calibrates_nothing(world, tmp_path):
     shutil.copytree(world.train, tmp_path / "again")
     found = copyscope.audit(world.generated, world.train, tmp_path / "again", protocol="sscd-distilled")
-    assert found.summary["verdict"]["answer"] == "cannot tell"
     assert found.summary["calibration"]["n"] == 0
+    # What is a training image itself needs no calibration; the altered copies do.
+    exact = {name for name, kind in world.kinds.items() if kind == "exact"}
+    assert {row["id"] for row in found.copies} == exact
     json.dumps(found.summary, allow_nan=False)
     found.save(tmp_path / "out")
 
@@ -326,3 +331,27 @@ def test_an_image_twice_in_the_generated_set_is_judged_twice(world, tmp_path):
     rows = copyscope.audit(tmp_path, world.train, world.held_out, protocol="sscd-distilled").tables["generated"]
     assert rows["match"].to_pylist() == ["0030.png"] * 2
     assert rows["score"].to_pylist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_the_share_above_is_above_the_protocols_threshold(world, audited, monkeypatch):
+    strict = dataclasses.replace(PROTOCOLS["sscd-distilled"], threshold=0.9)
+    monkeypatch.setitem(PROTOCOLS, "sscd-distilled", strict)
+    found = copyscope.audit(world.generated, world.train, protocol="sscd-distilled").summary
+    scores = np.array(audited.tables["generated"]["similarity"].to_pylist())
+    assert found["similarity"]["above_threshold"] == pytest.approx((scores > 0.9).mean())
+    assert found["similarity"]["above_threshold"] < audited.summary["similarity"]["above_threshold"]
+    assert found["protocol"]["threshold"] == 0.9
+
+
+def test_generated_images_that_are_the_training_images_are_copies_even_when_nothing_calibrates(world, tmp_path):
+    for name in ("generated", "train"):
+        (tmp_path / name).mkdir()
+    for path in sorted(world.train.glob("*.png"))[-3:]:
+        (tmp_path / "train" / path.name).write_bytes(path.read_bytes())
+        from PIL import Image
+
+        Image.open(path).save(tmp_path / "generated" / path.with_suffix(".bmp").name)
+    found = copyscope.audit(tmp_path / "generated", tmp_path / "train", protocol="sscd-distilled")
+    assert found.summary["verdict"]["answer"] == "copies"
+    assert {row["match"][:4] for row in found.copies} == {row["id"][:4] for row in found.copies}
+    assert len(found.copies) == 3

@@ -65,12 +65,12 @@ def unit(values):
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def field(n_train=30, n_generated=12, k=8, groups=10, seed=0):
+def field(n_train=30, n_generated=12, k=8, groups=10, seed=0, away=0.02):
     """Matches and groups of random vectors, each generated one near a training one; groups are near one another."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, groups, n_train)
     train = unit(unit(rng.standard_normal((groups, 6)))[label] + 0.05 * rng.standard_normal((n_train, 6)))
-    generated = unit(train[rng.integers(0, n_train, n_generated)] + 0.02 * rng.standard_normal((n_generated, 6)))
+    generated = unit(train[rng.integers(0, n_train, n_generated)] + away * rng.standard_normal((n_generated, 6)))
     found = search(generated, train, k)
     similarity = generated @ train.T
     # The match of highest combined score may be of another group than the nearest, whose group is the one that counts.
@@ -107,13 +107,14 @@ def test_all_tests_are_as_stated_by_loops():
         assert sum(expected[blind]) < sum(expected[sees])
 
 
-def test_the_neighbourhood_is_of_the_neighbours_there_are():
-    matches, groups, similarity, _ = field(n_train=5, k=20)
+@pytest.mark.parametrize(("away", "seen"), [(0.02, True), (0.8, False)])
+def test_the_neighbourhood_is_of_the_neighbours_there_are(away, seen):
+    matches, groups, similarity, _ = field(n_train=5, k=20, away=away)
     hood = classical_tests(matches, groups)[2]
     d = np.sqrt(2 - 2 * similarity)
     assert "n=5" in hood.name
     assert hood.flagged.tolist() == (d.min(axis=1) < 0.5 * d.mean(axis=1)).tolist()
-    assert hood.flagged.any()
+    assert hood.flagged.all() == seen
 
 
 def test_where_there_is_no_other_group_it_is_as_far_as_can_be():

@@ -168,7 +168,7 @@ def test_chains_are_split_unless_asked_not_to_and_the_summary_says_which(tmp_pat
     split, whole = duplicates(described, bar), duplicates(described, bar, split_chains=False)
     assert len(whole.kind) == 1 < len(split.kind)
     assert (split.n_chained, whole.n_chained) == (1, 0)
-    assert split.summary()["chains"].startswith("1 loose chains were split")
+    assert split.summary()["chains"].startswith("loose chains split: 1;")
     assert whole.summary()["chains"] == "no loose chains"
 
 

@@ -126,3 +126,11 @@ def test_the_false_discovery_rate_asked_for_is_the_one_used():
     # p = 1/25 of ten in fifty: found at 20 %, not at the 5 % of the default.
     assert verdict(scores, calibration(24), fdr=0.2).copied.sum() == 10
     assert verdict(scores, calibration(24)).copied.sum() == 0
+
+
+def test_an_image_that_is_a_training_image_is_a_copy_whatever_there_is_to_calibrate_on():
+    scores, same = np.array([1.0, 0.3, 0.3]), np.array([True, False, False])
+    found = verdict(scores, calibration(0), identical=same)
+    assert found.answer == "copies"
+    assert found.copied.tolist() == same.tolist()
+    assert verdict(scores, calibration(0), identical=np.zeros(3, dtype=bool)).answer == "cannot tell"

@@ -132,7 +132,11 @@ def audit(
         )
         held_scores, removed = held_matches.similarity, calibrate.removed_ids(described["held-out"], alike)
     judged = verdict(
-        matches.of_best(matches.combined), calibration, n_missing=described["generated"].n_missing, fdr=fdr
+        matches.of_best(matches.combined),
+        calibration,
+        identical=matches.identical,
+        n_missing=described["generated"].n_missing,
+        fdr=fdr,
     )
     why = causes(matches, judged, groups, seed=seed, **options)
     tables = {

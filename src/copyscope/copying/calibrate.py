@@ -44,23 +44,29 @@ def held_out(
     Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other
     things.
     """
-    pdq = parts.load("descriptors", "pdq")
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
-    references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
-    nearest = search(queries.vectors, references.vectors, 1, workers=workers)
-    # An image that cannot be read again cannot be cleared of being one.
-    alike = np.ones(len(images.rows), dtype=bool)
-    # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
-    alike[queries.rows] = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
-    trained = set(references.corpus.table["sha256"].to_pylist())
-    alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
+    alike = look_alikes(images, train, **options)
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
     )
     matches = match(clean, train, verify, labels=groups.label, **options)
     scores = matches.of_best(matches.combined)
     return Calibration("held-out", scores[np.isfinite(scores)], int(alike.sum()), RULE), matches, alike
+
+
+def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArray[np.bool_]:
+    """Which of `images` [n] are look-alikes of a training image by RULE. options: as in `embed`."""
+    pdq = parts.load("descriptors", "pdq")
+    queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
+    references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
+    nearest = search(queries.vectors, references.vectors, 1, workers=options.get("workers"))
+    # An image that cannot be read again cannot be cleared of being one.
+    alike = np.ones(len(images.rows), dtype=bool)
+    # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
+    alike[queries.rows] = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
+    trained = set(references.corpus.table["sha256"].to_pylist())
+    alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
+    return alike
 
 
 def baseline(

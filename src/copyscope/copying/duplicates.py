@@ -81,8 +81,8 @@ class Groups:
             "largest": int(sizes.max(initial=0)),
             "threshold": self.threshold,
             "chains": (
-                f"{self.n_chained} loose chains were split: every image is at least {self.threshold:g} alike to the "
-                "centre of its group, or the same picture by its pixels"
+                f"loose chains split: {self.n_chained}; every image is at least {self.threshold:g} alike to the centre "
+                "of its group, or the same picture by its pixels"
                 if self.n_chained
                 else "no loose chains"
             ),

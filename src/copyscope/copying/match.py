@@ -64,6 +64,12 @@ class Matches:
         found: NDArray[np.int64] = np.take_along_axis(self.nearest.index, self.best[:, None], axis=1)[:, 0]
         return found
 
+    @property
+    def identical(self) -> NDArray[np.bool_]:
+        """Which queries [n] are their match itself, to within rounding in both scores: copies that need no test."""
+        same: NDArray[np.bool_] = self.of_best(self.nearest.score) >= 1 - 1e-5
+        return same & (self.of_best(self.verified) >= 1 - 1e-4)
+
     def table(self, k: int) -> pa.Table:
         """The first k of each query: query_id, reference_id, rank (from 1), score, verified, combined."""
         k = min(k, self.nearest.index.shape[1])

@@ -74,9 +74,17 @@ class Verdict:
     needed: str | None
 
 
-def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr: float = FDR) -> Verdict:
+def verdict(
+    scores: Floats,
+    calibration: Calibration,
+    *,
+    identical: NDArray[np.bool_] | None = None,
+    n_missing: int = 0,
+    fdr: float = FDR,
+) -> Verdict:
     """Judge combined scores [n] of generated images: conformal p-values, then Benjamini-Hochberg at `fdr` over the set.
 
+    identical [n]: images that are a training image itself; they are copies whatever there is to calibrate on.
     The replication rate is the share called copies with its Clopper-Pearson interval, in whose upper end the unreadable
     images count as copies. "cannot tell" is the answer when nothing is found and a rate of 5 % could have gone unseen:
     too few generated images to bound the rate, or too few calibration images for so rare a copy to stand out.
@@ -85,21 +93,22 @@ def verdict(scores: Floats, calibration: Calibration, *, n_missing: int = 0, fdr
     n, m = len(scores), len(calibration.scores)
     p_values = stats.conformal_p_values(scores, calibration.scores)
     copied = stats.benjamini_hochberg(p_values, fdr) if m else np.zeros(n, dtype=bool)
+    if identical is not None:
+        copied = copied | identical
     count = int(copied.sum())
     rate = stats.proportion(count, n, missing=n_missing)
     cut = float(scores[copied].min()) if count else math.nan
+    images = f"{n} generated image" + ("" if n == 1 else "s")
     if count:
         what = "one reproduces a training image" if count == 1 else f"{count} reproduce training images"
-        return Verdict(
-            copied, p_values, rate, cut, "copies", f"The model copies: of {n} generated images, {what}.", None
-        )
+        return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: of {images}, {what}.", None)
     needed = _needed(scores, calibration, n, n_missing, fdr)
     if needed:
         unseen = f"a rate of {100 * TOLERABLE:g} % could have gone unseen"
-        sentence = f"Cannot tell: no copy found among {n} generated images, but {unseen}."
+        sentence = f"Cannot tell: no copy found among {images}, but {unseen}."
         return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
     bound = f"the rate is at most {100 * rate.high:.1f} % (95 % interval)"
-    sentence = f"No copies found among {n} generated images: {bound}."
+    sentence = f"No copies found among {images}: {bound}."
     return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from copyscope.console import printable
+
 SHOWN = 8
 STYLES = {"copies": "red", "no copies found": "green", "cannot tell": "yellow"}
 
@@ -119,8 +121,8 @@ def _copies(copies: list[dict[str, Any]]) -> Any:
         table.add_column(name, overflow="fold")
     for row in copies[:SHOWN]:
         table.add_row(
-            Text(row["id"]),
-            Text(row["match"]),
+            Text(printable(row["id"])),
+            Text(printable(row["match"])),
             number(row["score"]),
             number(row["verified"]),
             f"{row['p_value']:.2g}",
