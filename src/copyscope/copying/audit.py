@@ -6,11 +6,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import itertools
 import math
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,13 @@ from . import calibrate
 from .causes import Causes, causes
 from .classical import classical_tests
 from .duplicates import Groups, duplicates
-from .embed import Embeddings, embed
+from .embed import embed
 from .gallery import gallery
 from .match import Matches, match
 from .protocols import protocol as named_protocol
 from .quality import quality
 from .replication import Calibration, Verdict, similarity, verdict
-from .results import load_result, save_result
+from .results import failures, load_result, save_result, versions
 from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
@@ -120,7 +118,7 @@ def audit(
         if name in described and not len(described[name].rows):
             raise InputError(
                 f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
-                f"The first says: {_errors(described[name])['error'][0]}"
+                f"The first says: {failures({name: described[name]})['error'][0]}"
             )
     groups = duplicates(described["train"], rules.duplicates, **options)
     matches = match(described["generated"], described["train"], verify, labels=groups.label, **options)
@@ -148,7 +146,7 @@ def audit(
         "histograms": _histograms(
             {"generated": matches.similarity, "baseline": baseline_scores, "held-out": held_scores}, seed
         ),
-        "failures": _failures(described),
+        "failures": failures(described),
         "removed": pa.table({"id": pa.array(removed, pa.string())}),
     }
     tables["thumbnails"] = gallery(described, tables)
@@ -331,30 +329,12 @@ def _histograms(series: dict[str, NDArray[np.float32] | None], seed: int) -> pa.
     return pa.table({"series": pa.array(names, pa.string()), "score": pa.array(np.concatenate(values), pa.float32())})
 
 
-def _errors(described: Embeddings) -> dict[str, list[str]]:
-    table = described.corpus.table.select(["id", "error"])
-    failed: dict[str, list[str]] = table.filter(pa.compute.is_valid(table["error"])).to_pydict()
-    return failed
-
-
-def _failures(described: dict[str, Embeddings]) -> pa.Table:
-    found: dict[str, list[str]] = {"corpus": [], "id": [], "error": []}
-    for name, each in described.items():
-        failed = _errors(each)
-        found["corpus"] += [name] * len(failed["id"])
-        found["id"] += failed["id"]
-        found["error"] += failed["error"]
-    return pa.table(found, schema=pa.schema([(name, pa.string()) for name in found]))
-
-
 def _recipe(corpora: dict[str, Corpus], options: dict[str, Any], seed: int) -> dict[str, Any]:
-    packages = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
-    versions = {"python": platform.python_version(), "copyscope": copyscope.__version__}
     return {
         "generated": corpora["generated"].origin,
         "train": corpora["train"].origin,
         "held_out": corpora["held-out"].origin if "held-out" in corpora else None,
         "options": options,
-        "versions": versions | {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(),
         "seed": seed,
     }

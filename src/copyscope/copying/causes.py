@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ class Profile:
             **complexity,
         }
 
+    def lint_card(self, position: int, complexity_rank: float = math.nan) -> dict[str, Any]:
+        """The card with what `lint_action` says of the image."""
+        card = self.card(position)
+        action, reason = lint_action(
+            card["group_size"],
+            card["duplication"],
+            card["shared_captions"],
+            card["near_shared_captions"],
+            len(self.captions[position]),
+            complexity_rank,
+        )
+        return card | {"action": action, "reason": reason}
+
 
 RISK_SCHEMA = pa.schema(
     [
@@ -222,18 +236,9 @@ def _risk(
     never = stats.proportion(0, n)
     for group in spared[:UNCOPIED_CARDS]:
         position = int(first[group])
-        card = profile.card(position)
-        action, reason = lint_action(
-            card["group_size"],
-            card["duplication"],
-            card["shared_captions"],
-            card["near_shared_captions"],
-            len(profile.captions[position]),
-        )
         cards.append(
             {"id": ids[position], "times_copied": 0, "share_low": never.low, "share_high": never.high, "prompts": []}
-            | card
-            | {"action": action, "reason": reason}
+            | profile.lint_card(position)
         )
     return pa.Table.from_pylist(cards, schema=RISK_SCHEMA), reasons
 

@@ -24,7 +24,7 @@ from .verify import Verify
 BLOCK = 1024
 # A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
-FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 4
+FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,32 +189,37 @@ def _join_same_pictures(
     Whole groups are not joined to each other: one pair of look-alikes would chain two families.
     """
     vectors, progress = embeddings.vectors, options["progress"]
-    if threshold <= FLOOR:
+    strays = np.flatnonzero(np.bincount(label)[label] == 1)
+    if threshold <= FLOOR or len(strays) == 0:
         return label
     found = search(
-        vectors,
+        vectors[strays],
         vectors,
         LOOKED_AT,
-        query_labels=label,
+        query_labels=label[strays],
         reference_labels=label,
         workers=options["workers"],
         progress=progress,
     )
-    candidates = np.where(found.score >= FLOOR, found.index, -1)
-    rows = np.flatnonzero((candidates >= 0).any(axis=1))
-    if len(rows) == 0:
+    near = found.score >= FLOOR
+    query, other = strays[np.nonzero(near)[0]], found.index[near]
+    # Two strays that are near each other are one pair, not two.
+    is_stray = np.zeros(len(label), dtype=bool)
+    is_stray[strays] = True
+    pairs = np.stack([query, other], axis=1)
+    pairs = np.unique(np.where(is_stray[other][:, None], np.sort(pairs, axis=1), pairs), axis=0)
+    if len(pairs) == 0:
         return label
-    used, places = np.unique(np.concatenate([rows, candidates[candidates >= 0]]), return_inverse=True)
+    used, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(pairs.shape)
     thumbnails = verify.thumbnails(embeddings.corpus, embeddings.rows[used], **options)
-    slots = np.full((len(rows), LOOKED_AT), -1, dtype=np.int64)
-    slots[candidates[rows] >= 0] = places[len(rows) :]
-    scores = verify.compare(
-        thumbnails[places[: len(rows)]], thumbnails, slots, workers=options["workers"], progress=progress
-    )
-    query, slot = np.nonzero(scores >= SAME)
-    pairs = np.stack([label[rows[query]], label[candidates[rows[query], slot]]], axis=1)
-    stray = np.bincount(label)[pairs] == 1
-    return _merge(label, pairs[stray.any(axis=1)])
+    # One row a query, its candidates side by side: what is prepared of a query serves all of them.
+    queries, row, count = np.unique(places[:, 0], return_inverse=True, return_counts=True)
+    slots = np.full((len(queries), count.max()), -1, dtype=np.int64)
+    at = np.arange(len(pairs)) - (np.cumsum(count) - count)[row]
+    slots[row, at] = places[:, 1]
+    scores = verify.compare(thumbnails[queries], thumbnails, slots, workers=options["workers"], progress=progress)
+    return _merge(label, label[pairs[scores[row, at] >= SAME]])
 
 
 def _merge(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,11 +21,10 @@ from copyscope.machine import Progress
 
 from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from .duplicates import duplicates
-from .embed import Embeddings, embed
-from .explain import lint_action
+from .embed import embed
 from .gallery import gallery
 from .protocols import protocol as named_protocol
-from .results import load_result, save_result
+from .results import failures, load_result, save_result, versions
 
 SCHEMA = "copyscope.lint/1"
 MEASURED = 20_000
@@ -83,9 +82,9 @@ def lint(
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     described = embed(corpus, rules.load(), **options)
-    failures = _failures(described)
+    failed = failures({"train": described})
     if not len(described.rows):
-        first_error = f"The first says: {failures['error'][0]}" if len(failures) else "Give a folder of images"
+        first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
     groups = duplicates(described, rules.duplicates, **options)
     first = representatives(groups)
@@ -97,7 +96,7 @@ def lint(
     cards = _cards(profile, shown, _ranks(profile.complexity[:, -1], shown, single), described.ids)
     risk = pa.Table.from_pylist(cards, schema=RISK_SCHEMA)
     risk = risk.drop_columns(["times_copied", "share_low", "share_high", "prompts"])
-    tables = {"groups": groups.table(), "risk": risk, "failures": failures}
+    tables = {"groups": groups.table(), "risk": risk, "failures": failed}
     tables["thumbnails"] = gallery({"train": described}, tables)
     summary = groups.summary()
     captions = [bool(own) for own in profile.captions]
@@ -128,7 +127,12 @@ def lint(
                 "duplicates": rules.duplicates,
                 "fingerprint": described.fingerprint,
             },
-            "recipe": {"train": corpus.origin, "options": {"protocol": rules.name}, "seed": seed},
+            "recipe": {
+                "train": corpus.origin,
+                "options": {"protocol": rules.name},
+                "versions": versions(),
+                "seed": seed,
+            },
         },
         tables,
     )
@@ -151,26 +155,11 @@ def _cards(
     """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
     found: list[tuple[tuple[float, ...], dict[str, Any]]] = []
     for position, rank in zip(shown.tolist(), ranks.tolist(), strict=True):
-        card = profile.card(position)
-        action, reason = lint_action(
-            card["group_size"],
-            card["duplication"],
-            card["shared_captions"],
-            card["near_shared_captions"],
-            len(profile.captions[position]),
-            rank,
-        )
-        if action != "keep":
+        card = profile.lint_card(position, rank)
+        if card["action"] != "keep":
             order = (-card["group_size"], np.inf if np.isnan(rank) else rank, position)
-            found.append((order, {"id": ids[position]} | card | {"action": action, "reason": reason}))
+            found.append((order, {"id": ids[position]} | card))
     return [card for _, card in sorted(found, key=lambda pair: pair[0])]
-
-
-def _failures(described: Embeddings) -> pa.Table:
-    """One row an image that cannot be read: corpus, id, error."""
-    table = described.corpus.table
-    failed = table.filter(pa.compute.is_valid(table["error"])).select(["id", "error"])
-    return failed.add_column(0, "corpus", pa.array(["train"] * len(failed), pa.string()))
 
 
 def _sentence(n: int, n_missing: int, summary: dict[str, Any], cards: list[dict[str, Any]]) -> str:

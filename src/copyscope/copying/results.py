@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
+import copyscope
 from copyscope.errors import InputError
 
-from .embed import unwritable, write_file
+from .embed import Embeddings, unwritable, write_file
+
+PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 
 
 def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, pa.Table], page: str) -> Path:
@@ -46,6 +52,21 @@ def check_folder(folder: Path) -> None:
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
     """`NAME.parquet` in `folder`, which is made if it is not there. Raises InputError when it cannot be written."""
     write_file(folder / f"{name}.parquet", lambda path: pq.write_table(table, path))
+
+
+def failures(described: dict[str, Embeddings]) -> pa.Table:
+    """One row an image that could not be read: corpus, id, error."""
+    tables = []
+    for name, each in described.items():
+        failed = each.corpus.table.filter(pa.compute.is_valid(each.corpus.table["error"])).select(["id", "error"])
+        tables.append(failed.add_column(0, "corpus", pa.array([name] * len(failed), pa.string())))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with, for the recipe."""
+    found = {"python": platform.python_version(), "copyscope": copyscope.__version__}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def read_schema(folder: str | Path) -> str:

@@ -138,7 +138,8 @@ class _Looks:
             templates.append(np.asarray(shrink @ planes @ shrink.T, np.float32))
         self.sides = [template.shape[-1] for template in templates]
         self.templates: list[Spectra] = [np.conj(rfft2(_unit(template), s=(size, size))) for template in templates]
-        self.inverse_norms = [_inverse_norms(planes, side) for side in self.sides]
+        tables = _summed(planes)
+        self.inverse_norms = [_inverse_norms(tables, side) for side in self.sides]
 
     def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
@@ -162,20 +163,24 @@ def _shrinking(size: int, side: int) -> Planes:
 def _unit(templates: Planes) -> Planes:
     """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
     centred = templates - templates.mean(axis=(2, 3), keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
+    norms = np.sqrt(np.einsum("nchw,nchw->n", centred, centred))[:, None, None, None]
     return np.asarray(centred * _inverse(norms, templates.shape[-1]), np.float32)
 
 
-def _inverse_norms(planes: Planes, side: int) -> Planes:
-    """1 / length [n p p] of every window of planes [n 3 s s], each channel's mean taken off; 0 for flat ones."""
+def _summed(planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Summed-area tables [n 3 s+1 s+1] of planes [n 3 s s] and of their squares."""
     values = np.pad(planes.astype(np.float64), ((0, 0), (0, 0), (1, 0), (1, 0)))
-    sums = [(values**power).cumsum(axis=2).cumsum(axis=3) for power in (1, 2)]
+    return values.cumsum(axis=2).cumsum(axis=3), np.square(values).cumsum(axis=2).cumsum(axis=3)
+
+
+def _inverse_norms(tables: tuple[NDArray[np.float64], NDArray[np.float64]], side: int) -> Planes:
+    """1 / length [n p p] of every window of `side`, each channel's mean taken off; 0 for flat ones."""
     plain, squares = (
         table[:, :, side:, side:]
         - table[:, :, :-side, side:]
         - table[:, :, side:, :-side]
         + table[:, :, :-side, :-side]
-        for table in sums
+        for table in tables
     )
     variation = (squares - plain**2 / side**2).sum(axis=1)
     return _inverse(np.sqrt(np.maximum(variation, 0)).astype(np.float32), side)
