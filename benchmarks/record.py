@@ -20,7 +20,8 @@ def record(name: str, found: dict[str, Any]) -> None:
         (line.partition(":")[2].strip() for line in _cpu() if line.startswith("model name")), platform.machine()
     )
     versions = {
-        package: importlib.metadata.version(package) for package in ("numpy", "onnxruntime", "pillow", "pyarrow")
+        package: importlib.metadata.version(package)
+        for package in ("numpy", "onnxruntime", "pillow", "pyarrow", "torch")
     }
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     whole = {"command": command, "cpu": model, "cores": cores(), "python": platform.python_version()} | versions | found

@@ -1,4 +1,4 @@
-"""The pages that are made from the code: `python docs/generate.py` writes cli.md and parts.md anew.
+"""The pages that are made from the code: `python docs/generate.py` writes cli.md, parts.md and recipes.md anew.
 
 tests/test_docs.py fails when one of them is not what this would write.
 """
@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer.main
 from typer.testing import CliRunner
 
 from copyscope import cli, parts
 from copyscope.copying.protocols import PROTOCOLS
+from copyscope.diffusion.generate import SampleRecipe
+from copyscope.diffusion.train import TrainRecipe
+from copyscope.plan import AuditRecipe, ExperimentRecipe
+from copyscope.prepare import DataRecipe
 
 MADE = "<!-- Made by `python docs/generate.py`; do not edit. -->\n"
 
@@ -40,7 +46,13 @@ interval, and "cannot tell" does not exit 3: look at `verdict.answer` too.
 $ copyscope audit generated/ train/ --held-out held-out/ -o audit/
 $ copyscope audit generated/ train/ --fail-over 0.05 --json > audit.json
 $ copyscope lint train/ -o lint/
+$ copyscope train train/ -o run/ --set duplication=full --watch 64 --held-out held-out/
+$ copyscope generate run/ -o generated/ -n 256
+$ copyscope experiment run experiments/conditions.toml
 ```
+
+A recipe is a TOML file or a preset; `--set NAME=VALUE` changes one of its values, `--dry-run` prints what comes of it
+([what they mean](training.md)). `train`, `generate` and `experiment run` that were stopped go on from there.
 """
 
 PARTS = """\
@@ -57,6 +69,14 @@ that numbers can be compared. Where a protocol is asked for, a descriptor's spec
 and near-duplicates begin at 0.9 for `phash`, `pdq` and `clip`, at 0.75 for the others.
 """
 
+RECIPES = """\
+# Recipes
+
+A recipe is a frozen dataclass of plain values; these are all of them, with their defaults. On the command line
+`--set NAME=VALUE` changes one, in a TOML file they are keys ([training](training.md)), and a result carries the recipe
+that made it as `recipe.json`.
+"""
+
 ABOUT = {
     "descriptors": """\
 From an image to a vector of unit length; the inner product of two says how alike the images are, from -1 to 1, higher =
@@ -64,14 +84,25 @@ more alike.""",
     "measures": """\
 What one training image is like, as one number: what the audit weighs against copying. Picture measures look at the
 middle 224 x 224 pixels of the image after its shorter side was resized to 224.""",
+    "models": """\
+What makes images, from noise and a caption: a denoiser with its text encoder and its decoder. `train` takes those that
+can be trained, `generate` all of them ([training](training.md)).""",
 }
 
 
 def cli_page() -> str:
     """docs/cli.md: the real `--help` of every command."""
-    names = list(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
     blocks = [MADE, CLI, _help("copyscope")]
-    return "\n".join([*blocks, *(_help(f"copyscope {name}", name) for name in names)])
+    return "\n".join([*blocks, *(_help(f"copyscope {name}", *name.split()) for name in commands())])
+
+
+def commands() -> dict[str, Any]:
+    """Every command under its name, those of a group after it: `experiment`, `experiment run`, ..."""
+    found = {}
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        found[name] = command
+        found |= {f"{name} {inner}": each for inner, each in getattr(command, "commands", {}).items()}
+    return found
 
 
 def _help(title: str, *command: str) -> str:
@@ -102,24 +133,36 @@ def _part(name: str, part: type) -> str:
         for field in fields
     )
     unit = getattr(part, "unit", "")
-    said = _paragraphs(inspect.getdoc(part) or "", {field.name for field in fields})
-    return f"### `{name}({called})`\n\n{said}\n" + (f"\nUnit: {unit}.\n" if unit else "")
+    return f"### `{name}({called})`\n\n{_said(part)}\n" + (f"\nUnit: {unit}.\n" if unit else "")
 
 
-def _paragraphs(text: str, fields: set[str]) -> str:
-    """A docstring as Markdown: a line that begins with a field's name and a colon begins an item of a list."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        name, colon, rest = line.partition(":")
-        if colon and name in fields:
-            line = f"- `{name}`:{rest}"
-        elif line and lines and lines[-1].startswith(("- ", "  ")):
-            line = f"  {line}"
-        lines.append(line)
-    return "\n".join(lines)
+def recipes_page() -> str:
+    """docs/recipes.md: every recipe with its docstring and its defaults."""
+    return "\n".join(
+        [MADE, RECIPES, *map(_recipe, (TrainRecipe, SampleRecipe, ExperimentRecipe, DataRecipe, AuditRecipe))]
+    )
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "parts.md": parts_page}
+def _recipe(cls: type) -> str:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    rows = []
+    for name, field in fields.items():
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        rows.append(f"| `{name}` | {'' if default is dataclasses.MISSING else f'`{default!r}`'} |")
+    return "\n".join([f"## {cls.__name__}\n", f"{_said(cls)}\n", "| value | default |", "|---|---|", *rows, ""])
+
+
+def _said(cls: type) -> str:
+    """A docstring as Markdown: what it says of fields begins with their names and a colon, which are made bold."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+
+    def bold(found: re.Match[str]) -> str:
+        return f"**{found[1]}**{found[2]}" if fields.issuperset(re.split(r",\s", found[1])) else found[0]
+
+    return re.sub(r"((?:\w+,\s)*\w+)((?:,? [^:.]*)??:\s)", bold, inspect.getdoc(cls) or "")
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "parts.md": parts_page, "recipes.md": recipes_page}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

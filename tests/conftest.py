@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# As in copyscope.diffusion, before any test imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from copyscope import worlds
 

@@ -118,9 +118,9 @@ def test_embed_match_and_duplicates_write_and_print(world, tmp_path):
 def test_parts_lists_protocols_and_every_part():
     code, stdout, _ = run("parts")
     assert code == 0
-    for name in ("sscd-288", "dcr-2023", "membench", "sscd_distilled", "entropy"):
+    for name in ("sscd-288", "dcr-2023", "membench", "sscd_distilled", "entropy", "small_unet"):
         assert name in stdout
-    assert {"protocols", "descriptors", "measures"} == set(json.loads(run("parts", "--json")[1]))
+    assert {"protocols", "descriptors", "measures", "models"} == set(json.loads(run("parts", "--json")[1]))
 
 
 def test_fetch_without_a_name_lists_and_doctor_examines():

@@ -98,6 +98,18 @@ def test_progress_is_drawn_on_stderr_of_a_terminal(capsys, monkeypatch):
         assert text in stderr
 
 
+def test_what_follows_a_comma_in_a_label_changes_on_the_same_line(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal(sys.stderr))
+    with console.progress_bar() as progress:
+        progress("training, loss 0.9", 1, 10)
+        progress("training, loss 0.1", 10, 10)
+    before, now, after = capsys.readouterr().err.rpartition("loss 0.1")
+    assert now
+    assert "10/10" in after
+    assert "loss 0.9" not in before.rpartition("\x1b[2K")[2]
+
+
 def test_a_result_shows_itself_on_stdout(capsys):
     class Result:
         def __rich__(self):

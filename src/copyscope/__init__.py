@@ -6,6 +6,9 @@
     print(result.summary["verdict"]["sentence"])
     result.save("audit/")
 
+    run = copyscope.train("train/", "run/", copyscope.TrainRecipe(duplication="full"))
+    made = copyscope.generate("run/", "generated/", copyscope.SampleRecipe(n_images=256))
+
 Public names load on first use: importing copyscope loads neither numpy nor torch.
 """
 
@@ -22,15 +25,21 @@ _HOMES = {
     "CopyscopeError": "errors",
     "Embeddings": "copying.embed",
     "Estimate": "stats",
+    "Experiment": "experiment",
     "Groups": "copying.duplicates",
     "Lint": "copying.lint",
     "Matches": "copying.match",
+    "Run": "diffusion.train",
+    "SampleRecipe": "diffusion.generate",
+    "TrainRecipe": "diffusion.train",
     "audit": "copying.audit",
     "duplicates": "copying.duplicates",
     "embed": "copying.embed",
     "fetch": "assets",
+    "generate": "diffusion.generate",
     "lint": "copying.lint",
     "match": "copying.match",
+    "train": "diffusion.train",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
@@ -48,7 +57,13 @@ if TYPE_CHECKING:
     from .copying.match import Matches as Matches
     from .copying.match import match as match
     from .corpus import Corpus as Corpus
+    from .diffusion.generate import SampleRecipe as SampleRecipe
+    from .diffusion.generate import generate as generate
+    from .diffusion.train import Run as Run
+    from .diffusion.train import TrainRecipe as TrainRecipe
+    from .diffusion.train import train as train
     from .errors import CopyscopeError as CopyscopeError
+    from .experiment import Experiment as Experiment
     from .stats import Estimate as Estimate
 
 

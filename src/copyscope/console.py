@@ -13,7 +13,10 @@ from .machine import Progress
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
+    """A progress bar on stderr with rate and time left; silent where stderr is no terminal.
+
+    What follows a comma in a label may change from one report to the next.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,11 +32,11 @@ def progress_bar() -> Iterator[Progress]:
         tasks: dict[tuple[str, int], Any] = {}
 
         def report(label: str, done: int, total: int) -> None:
-            key = (label, total)
+            key = (label.partition(",")[0], total)
             if key not in tasks:
                 tasks[key] = bars.add_task(label, total=total, rate="")
             speed = bars.tasks[tasks[key]].speed
-            bars.update(tasks[key], completed=done, rate=f"{speed:,.0f}/s" if speed else "")
+            bars.update(tasks[key], description=label, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield report
 

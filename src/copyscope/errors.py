@@ -5,6 +5,7 @@
     │   └── ImageError   one image that cannot be read; becomes the `error` of its row, never stops a run
     ├── PartError        an unknown part, or a part called with wrong arguments
     ├── MissingExtra     an optional dependency that this call needs is not installed
+    ├── TrainingError    a training that cannot go on: numbers that are not finite, a full disk, other weights
     └── AssetError       a named download that is unknown, unreachable, or not what its checksum says
 
 Messages are for people, at most two lines: what was asked and what is wrong, then what to do next.
@@ -37,6 +38,10 @@ class MissingExtra(CopyscopeError):
             f"{needed_for} needs the package {package!r}, which is not installed.\n"
             f"Install it with: pip install 'copyscope[{extra}]'"
         )
+
+
+class TrainingError(CopyscopeError):
+    """A training cannot go on; what it reached before is kept."""
 
 
 class AssetError(CopyscopeError):

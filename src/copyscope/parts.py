@@ -12,15 +12,17 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from typing import Any
 
-from .errors import PartError
+from .errors import MissingExtra, PartError
 
 SHELVES = {
     "descriptors": "copyscope.copying.descriptors",
     "measures": "copyscope.copying.measures",
+    "models": "copyscope.diffusion.models",
 }
 
 
@@ -41,9 +43,10 @@ class Part:
 
 
 def names(shelf: str) -> list[str]:
-    """Names of all parts on a shelf, sorted, without importing any of them."""
-    package = importlib.import_module(_package(shelf))
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+    """Names of all parts on a shelf, sorted, without importing the shelf or any of them."""
+    found = importlib.util.find_spec(_package(shelf))
+    folders = found.submodule_search_locations if found else []
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
 
 
 def load(shelf: str, spec: str) -> Any:
@@ -63,13 +66,18 @@ def load(shelf: str, spec: str) -> Any:
 
 
 def part_class(shelf: str, name: str) -> type:
-    """The one public class defined in the file `name` of a shelf."""
+    """The one public class defined in the file `name` of a shelf. Raises MissingExtra where the file needs torch."""
     known = names(shelf)
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise PartError(f"No part {name!r} among the {shelf}.\n{hint}There are: {', '.join(known)}")
-    return _only_class(importlib.import_module(f"{_package(shelf)}.{name}"))
+    try:
+        return _only_class(importlib.import_module(f"{_package(shelf)}.{name}"))
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "torch":
+            raise
+        raise MissingExtra(f"The part {name!r}", "torch", "diffusion") from None
 
 
 def signature(cls: type, name: str) -> str:

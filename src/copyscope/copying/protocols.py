@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 
 from copyscope import parts
-from copyscope.errors import PartError
+from copyscope.errors import MissingExtra, PartError
 
 from .descriptors import Descriptor
 
@@ -98,9 +98,13 @@ def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, str]]]:
                 for each in PROTOCOLS.values()
             ]
             continue
-        classes = {part: parts.part_class(name, part) for part in parts.names(name)}
-        found[name] = [
-            {"name": part, "spec": parts.signature(cls, part), "about": (cls.__doc__ or "").strip().splitlines()[0]}
-            for part, cls in classes.items()
-        ]
+        found[name] = [_entry(name, part) for part in parts.names(name)]
     return found
+
+
+def _entry(shelf: str, name: str) -> dict[str, str]:
+    try:
+        cls = parts.part_class(shelf, name)
+    except MissingExtra as error:
+        return {"name": name, "spec": name, "about": " ".join(str(error).splitlines())}
+    return {"name": name, "spec": parts.signature(cls, name), "about": (cls.__doc__ or "").strip().splitlines()[0]}

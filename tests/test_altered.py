@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks import altered
 
-from copyscope import demo, images, worlds
+from copyscope import images, worlds
 from copyscope.errors import InputError
 
 TONES = ("", "light", "dark")
@@ -44,8 +45,8 @@ SIZES: dict[str, Any] = {"n_train": 60, "n_held_out": 20, "n_generated": 36}
 
 
 @pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
-    return demo.build(tmp_path_factory.mktemp("demo") / "d", source, **SIZES)
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> altered.Altered:
+    return altered.build(tmp_path_factory.mktemp("altered") / "d", source, **SIZES)
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -58,7 +59,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_three_imagefolders_and_their_truth(made: demo.Demo, source: Path) -> None:
+def test_three_imagefolders_and_their_truth(made: altered.Altered, source: Path) -> None:
     for folder, n in ((made.train, 60), (made.held_out, 20), (made.generated, 36)):
         found = rows(folder)
         assert len(found) == n
@@ -70,11 +71,11 @@ def test_three_imagefolders_and_their_truth(made: demo.Demo, source: Path) -> No
             assert (folder / name).read_bytes() == (source / name).read_bytes(), "originals are kept as they are"
     assert set(made.source) == set(made.kind) == set(rows(made.generated))
     assert set(made.family) == set(rows(made.train))
-    assert demo.Demo.load(made.folder) == made
+    assert altered.Altered.load(made.folder) == made
 
 
-def test_copies_are_of_every_kind_and_of_training_images(made: demo.Demo) -> None:
-    assert Counter(made.kind.values()) == {"": 18} | dict.fromkeys(demo.KINDS, 3)
+def test_copies_are_of_every_kind_and_of_training_images(made: altered.Altered) -> None:
+    assert Counter(made.kind.values()) == {"": 18} | dict.fromkeys(altered.KINDS, 3)
     copied = [origin for origin in made.source.values() if origin is not None]
     assert len(set(copied)) == len(copied) == 18
     assert set(copied) <= set(made.family)
@@ -87,13 +88,13 @@ def test_copies_are_of_every_kind_and_of_training_images(made: demo.Demo) -> Non
     assert order != sorted(order), "copies and unseen images are mixed"
 
 
-def test_a_flipped_copy_is_its_source_flipped(made: demo.Demo) -> None:
+def test_a_flipped_copy_is_its_source_flipped(made: altered.Altered) -> None:
     for name in (name for name, kind in made.kind.items() if kind == "flip"):
         image = images.decode(made.generated / name)
         assert np.array_equal(image[:, ::-1], images.decode(made.train / str(made.source[name])))
 
 
-def test_no_family_is_on_two_sides(made: demo.Demo, source: Path) -> None:
+def test_no_family_is_on_two_sides(made: altered.Altered, source: Path) -> None:
     by_caption = {row["captions"][0]: row["base"] for row in rows(source).values()}
     train = {row["base"] for row in rows(made.train).values()}
     held_out = [row["base"] for row in rows(made.held_out).values()]
@@ -109,7 +110,7 @@ def test_no_family_is_on_two_sides(made: demo.Demo, source: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_families_that_look_alike_go_to_one_side(source: Path, tmp_path: Path, seed: int) -> None:
-    made = demo.build(tmp_path / "d", source, **SIZES, seed=seed)
+    made = altered.build(tmp_path / "d", source, **SIZES, seed=seed)
     sides = [
         {row["base"] for row in rows(made.train).values()},
         {row["base"] for row in rows(made.held_out).values()},
@@ -119,33 +120,33 @@ def test_families_that_look_alike_go_to_one_side(source: Path, tmp_path: Path, s
 
 
 def test_a_large_crowd_is_cut(source: Path, tmp_path: Path) -> None:
-    made = demo.build(tmp_path / "d", source, **SIZES, largest_crowd=2)
+    made = altered.build(tmp_path / "d", source, **SIZES, largest_crowd=2)
     assert max(Counter(made.family.values()).values()) == 2
 
 
-def test_the_same_arguments_give_the_same_bytes(made: demo.Demo, source: Path, tmp_path: Path) -> None:
-    again = demo.build(tmp_path / "again", source, **SIZES)
+def test_the_same_arguments_give_the_same_bytes(made: altered.Altered, source: Path, tmp_path: Path) -> None:
+    again = altered.build(tmp_path / "again", source, **SIZES)
     assert bytes_of(again.folder) == bytes_of(made.folder)
-    other = demo.build(tmp_path / "other", source, **SIZES, seed=1)
+    other = altered.build(tmp_path / "other", source, **SIZES, seed=1)
     assert other.source != made.source
     assert other.family != made.family, "the seed decides what is trained on, too"
 
 
-def test_a_demo_is_kept_or_made_anew(source: Path, tmp_path: Path) -> None:
-    made = demo.build(tmp_path / "d", source, **SIZES)
+def test_a_set_is_kept_or_made_anew(source: Path, tmp_path: Path) -> None:
+    made = altered.build(tmp_path / "d", source, **SIZES)
     (made.train / "mark").touch()
-    assert demo.build(tmp_path / "d", source, **SIZES) == made
+    assert altered.build(tmp_path / "d", source, **SIZES) == made
     assert (made.train / "mark").exists(), "the same arguments: nothing was written"
     (tmp_path / "d" / "report.html").touch()
-    other = demo.build(tmp_path / "d", source, **SIZES, seed=1)
+    other = altered.build(tmp_path / "d", source, **SIZES, seed=1)
     assert other != made
     assert not (other.train / "mark").exists()
-    assert (tmp_path / "d" / "report.html").exists(), "what is not the demo's stays"
+    assert (tmp_path / "d" / "report.html").exists(), "what is not the set's stays"
     assert not list(tmp_path.glob(".d.*")), "no temporary folder is left"
 
 
-def test_a_small_source_shrinks_the_demo(source: Path, tmp_path: Path) -> None:
-    made = demo.build(tmp_path / "d", source, n_train=8000, n_held_out=3000, n_generated=2400)
+def test_a_small_source_shrinks_the_set(source: Path, tmp_path: Path) -> None:
+    made = altered.build(tmp_path / "d", source, n_train=8000, n_held_out=3000, n_generated=2400)
     held_out = len(rows(made.held_out))
     unseen = sum(origin is None for origin in made.source.values())
     assert 0 < unseen < held_out
@@ -154,41 +155,41 @@ def test_a_small_source_shrinks_the_demo(source: Path, tmp_path: Path) -> None:
 
 def test_a_foreign_folder_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("years of work")
-    with pytest.raises(InputError, match="is not empty and holds no demo"):
-        demo.build(tmp_path, source, **SIZES)
+    with pytest.raises(InputError, match="is not empty and holds no such set"):
+        altered.build(tmp_path, source, **SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
 def test_a_source_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="copyscope fetch fluent-emoji"):
-        demo.build(tmp_path / "d", tmp_path / "nowhere")
+        altered.build(tmp_path / "d", tmp_path / "nowhere")
     worlds.write_metadata(tmp_path, [])
     with pytest.raises(InputError, match="has no pictures"):
-        demo.build(tmp_path / "d", tmp_path)
+        altered.build(tmp_path / "d", tmp_path)
     (tmp_path / "0.png").write_bytes(images.encode(picture(0, 0), "png"))
     worlds.write_metadata(tmp_path, [{"file_name": "0.png", "captions": ["one"], "base": "one"}])
     with pytest.raises(InputError, match="too few"):
-        demo.build(tmp_path / "d", tmp_path)
-    with pytest.raises(InputError, match="There is no demo in"):
-        demo.Demo.load(tmp_path / "d")
+        altered.build(tmp_path / "d", tmp_path)
+    with pytest.raises(InputError, match="was not made here"):
+        altered.Altered.load(tmp_path / "d")
 
 
 def copies(flagged: dict[str, str]) -> dict[str, Any]:
     return {"copies": [{"id": name, "match": match} for name, match in flagged.items()]}
 
 
-def test_a_perfect_audit_scores_one(made: demo.Demo) -> None:
-    found = demo.score(made, copies({name: origin for name, origin in made.source.items() if origin is not None}))
+def test_a_perfect_audit_scores_one(made: altered.Altered) -> None:
+    found = altered.score(made, copies({name: origin for name, origin in made.source.items() if origin is not None}))
     assert (found["precision"].value, found["precision"].n) == (1, 18)
     assert (found["recall"].value, found["recall"].n) == (1, 18)
-    assert set(found["recall_by_kind"]) == set(demo.KINDS)
+    assert set(found["recall_by_kind"]) == set(altered.KINDS)
     assert all((estimate.value, estimate.n) == (1, 3) for estimate in found["recall_by_kind"].values())
     assert (found["false_alarms"].value, found["false_alarms"].n) == (0, 18)
     assert found["misattributed"].value == 0
 
 
-def test_a_blind_audit_scores_zero(made: demo.Demo) -> None:
-    found = demo.score(made, copies({}))
+def test_a_blind_audit_scores_zero(made: altered.Altered) -> None:
+    found = altered.score(made, copies({}))
     assert np.isnan(found["precision"].value)
     assert found["recall"].value == 0
     assert found["precision"].n == 0
@@ -196,13 +197,13 @@ def test_a_blind_audit_scores_zero(made: demo.Demo) -> None:
 
 def test_score_by_hand() -> None:
     """Five generated images: two copies found (one by a member of its family), one matched wrongly, a false alarm."""
-    made = demo.Demo(
-        Path("demo"),
+    made = altered.Altered(
+        Path("set"),
         source={"0": "a1", "1": "b", "2": "c", "3": None, "4": None},
         kind={"0": "crop", "1": "flip", "2": "flip", "3": "", "4": ""},
         family={"a1": "a", "a2": "a", "b": "b", "c": "c"},
     )
-    found = demo.score(made, copies({"0": "a2", "1": "b", "2": "a1", "3": "c"}))
+    found = altered.score(made, copies({"0": "a2", "1": "b", "2": "a1", "3": "c"}))
     assert (found["precision"].value, found["precision"].n) == (2 / 4, 4)
     assert (found["recall"].value, found["recall"].n) == (2 / 3, 3)
     assert found["recall_by_kind"]["crop"].value == 1
@@ -211,6 +212,6 @@ def test_score_by_hand() -> None:
     assert (found["misattributed"].value, found["misattributed"].n) == (1 / 3, 3)
 
 
-def test_score_refuses_another_audit(made: demo.Demo) -> None:
-    with pytest.raises(InputError, match="not of this demo"):
-        demo.score(made, copies({"elsewhere.png": "a"}))
+def test_score_refuses_another_audit(made: altered.Altered) -> None:
+    with pytest.raises(InputError, match="not of this set"):
+        altered.score(made, copies({"elsewhere.png": "a"}))

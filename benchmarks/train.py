@@ -1,0 +1,114 @@
+"""What `train` and `generate` add to the bare network: time of a training step, of sampling, and memory.
+
+    python benchmarks/train.py             about five minutes on two quiet cores
+
+The rival is the same network called by hand: forward, backward and optimiser on tensors that are there already; for
+sampling, the calls of the network alone. Rounds alternate, so that both meet the same machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from copyscope import Corpus, images, parts, worlds
+from copyscope.diffusion.generate import SampleRecipe, generate
+from copyscope.diffusion.train import TrainRecipe, train
+from record import record
+
+ROUNDS, STEPS, BATCH, N = 5, 60, 32, 128
+N_SAMPLES, SAMPLE_STEPS = 64, 25
+
+
+def corpus(folder: Path) -> Corpus:
+    """N random pictures of 64 pixels with captions of their own."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    rows: list[dict[str, object]] = []
+    for index in range(N):
+        image, caption = worlds.picture(rng)
+        name = f"{index:04d}.png"
+        (folder / name).write_bytes(images.encode(images.resize(image, (64, 64)), "png"))
+        rows.append({"file_name": name, "captions": [caption]})
+    worlds.write_metadata(folder, rows)
+    return Corpus.open(folder)
+
+
+def bare_step(captions: list[str]) -> float:
+    """Seconds of a step of the network alone, the median of STEPS."""
+    model = parts.load("models", "small_unet")
+    optimiser = torch.optim.AdamW(model.network.parameters(), 2e-3, betas=(0.9, 0.99), fused=True)
+    conditioning = model.condition(captions[:BATCH])
+    x0, noise = torch.randn(2, BATCH, *model.shape)
+    sigma = torch.rand(BATCH) + 1
+    took = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        denoised = model(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, conditioning)
+        loss = (model.loss_weight(sigma) * (denoised - x0).square().mean((1, 2, 3))).mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
+
+
+def our_step(training: Corpus, out: Path) -> float:
+    """Seconds of a step of `train`, data, captions, EMA and logging included: the median over what it logs."""
+    recipe = TrainRecipe(steps=STEPS, batch_size=BATCH, checkpoint_every=10**6)
+    history = train(training, out, recipe).history
+    return BATCH / statistics.median(history["images_per_second"].to_pylist()[1:])
+
+
+def bare_sampling(captions: list[str]) -> float:
+    """Seconds of the calls of the network that sampling needs."""
+    model = parts.load("models", "small_unet")
+    conditioning = model.condition(captions[:N_SAMPLES])
+    x, sigma = torch.randn(N_SAMPLES, *model.shape), torch.ones(N_SAMPLES)
+    with torch.inference_mode():
+        model(x, sigma, conditioning)
+        start = time.perf_counter()
+        for _ in range(SAMPLE_STEPS):
+            model(x, sigma, conditioning)
+        return time.perf_counter() - start
+
+
+def our_sampling(captions: list[str], out: Path) -> float:
+    """Seconds of `generate`: text, noise, sampler, decoding and PNG files included, loading of weights not."""
+    model = parts.load("models", "small_unet")
+    generate(model, out / "warm", SampleRecipe(n_images=2, steps=1), captions=captions[:2])
+    recipe = SampleRecipe(n_images=N_SAMPLES, steps=SAMPLE_STEPS, batch_size=N_SAMPLES)
+    start = time.perf_counter()
+    generate(model, out / "timed", recipe, captions=captions[:N_SAMPLES])
+    return time.perf_counter() - start
+
+
+def ratios(ours: list[float], theirs: list[float]) -> dict[str, object]:
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {"seconds": ours, "seconds_bare": theirs, "ratio": statistics.median(each), "ratios": each}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        training = corpus(folder / "train")
+        captions = [row[0] for row in training.captions]
+        steps, samples = ([], []), ([], [])  # type: ignore[var-annotated]
+        for index in range(ROUNDS):
+            steps[1].append(bare_step(captions))
+            steps[0].append(our_step(training, folder / f"run-{index}"))
+            samples[1].append(bare_sampling(captions))
+            samples[0].append(our_sampling(captions, folder / f"images-{index}"))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record("train", {"training_step": ratios(*steps), "sampling": ratios(*samples), "peak_megabytes": round(peak),
+                     "threads": torch.get_num_threads(), "batch": BATCH, "samples": N_SAMPLES})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Commands that look at images: audit, lint, embed, match, duplicates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    EXIT_COPIES,
+    AsJson,
+    CorpusPath,
+    DryRun,
+    Generated,
+    HeldOut,
+    Out,
+    ProtocolName,
+    Seed,
+    Strict,
+    Train,
+    Workers,
+    check_out,
+    exit_with,
+)
+from .console import note, note_unreadable, progress_bar, show, show_json, show_table
+from .errors import InputError
+
+
+def audit(
+    generated: Generated,
+    train: Train,
+    held_out: HeldOut = None,
+    protocol: ProtocolName = "sscd-288",
+    fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
+    clip: Annotated[
+        str | None,
+        typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
+    ] = None,
+    fail_over: Annotated[
+        float | None,
+        typer.Option("--fail-over", metavar="RATE", help=f"Exit {EXIT_COPIES} if the replication rate is above RATE."),
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    dry_run: DryRun = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Say how much of GENERATED copies TRAIN, which images, why, and what to do.
+
+    Writes summary.json, Parquet tables and report.html with -o DIR.
+    """
+    from .copying.protocols import protocol as named
+
+    if fail_over is not None and not 0 <= fail_over <= 1:
+        raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
+    if dry_run:
+        from .corpus import Corpus
+
+        sets = {"generated": generated, "train": train} | ({"held_out": held_out} if held_out else {})
+        corpora = {name: Corpus.open(path) for name, path in sets.items()}
+        found = named(protocol)
+        found.load()
+        show_json(
+            {name: {"path": corpus.origin, "kind": corpus.kind, "n": len(corpus)} for name, corpus in corpora.items()}
+            | {"protocol": found.name, "descriptor": found.descriptor, "threshold": found.threshold}
+            | {"fdr": fdr, "seed": seed, "out": str(out) if out else None}
+        )
+        return
+    from .copying.audit import audit as run
+
+    check_out(out)
+    with progress_bar() as progress:
+        result = run(
+            generated, train, held_out, protocol, fdr=fdr, clip=clip, seed=seed, workers=workers, progress=progress
+        )
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+    else:
+        show(result)
+        if out:
+            print(f"Report: {out / 'report.html'}")
+        else:
+            note("For the report with pictures, add -o DIR.")
+    exit_with(result.summary, strict, fail_over)
+
+
+def lint(
+    train: Train,
+    protocol: ProtocolName = "sscd-288",
+    out: Out = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
+    from .copying.lint import lint as run
+
+    check_out(out)
+    with progress_bar() as progress:
+        result = run(train, protocol, seed=seed, workers=workers, progress=progress)
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+    else:
+        show(result)
+        if out:
+            print(f"Report: {out / 'report.html'}")
+    exit_with(result.summary, strict, None)
+
+
+def embed(
+    corpus: CorpusPath,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for vectors.npy, embeddings.parquet and embeddings.json."
+        ),
+    ],
+    protocol: ProtocolName = "sscd-288",
+    as_json: AsJson = False,
+    strict: Strict = False,
+    workers: Workers = None,
+) -> None:
+    """Describe every image of CORPUS; killed and started again, it goes on where it was."""
+    from .copying.embed import embed as run
+    from .copying.protocols import protocol as named
+    from .corpus import Corpus
+
+    check_out(out)
+    with progress_bar() as progress:
+        described = run(Corpus.open(corpus), named(protocol).load(), workers=workers, progress=progress)
+    described.save(out)
+    summary = json.loads((out / "embeddings.json").read_text())
+    if as_json:
+        show_json(summary)
+    else:
+        print(f"{summary['n']} embeddings of {summary['dim']} dimensions by {summary['descriptor']} in {out}")
+        note_unreadable(summary["n_missing"])
+    exit_with(summary, strict, None)
+
+
+def match(
+    queries: Annotated[str, typer.Argument(metavar="QUERIES", help="Images asked about.")],
+    references: Annotated[str, typer.Argument(metavar="REFERENCES", help="Images searched.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Matches a query.")] = 10,
+    protocol: ProtocolName = "sscd-288",
+    out: Out = None,
+    as_json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """The k most similar images of REFERENCES for every image of QUERIES; -o writes matches.parquet."""
+    from .copying.embed import embed as describe
+    from .copying.match import match as run
+    from .copying.protocols import protocol as named
+    from .copying.results import write_table
+    from .copying.verify import Verify
+    from .corpus import Corpus
+
+    check_out(out)
+    descriptor = named(protocol).load()
+    with progress_bar() as progress:
+        sets = [
+            describe(Corpus.open(path), descriptor, workers=workers, progress=progress)
+            for path in (queries, references)
+        ]
+        found = run(sets[0], sets[1], Verify(), k=k, workers=workers, progress=progress)
+    table = found.table(k)
+    if out:
+        write_table(out, "matches", table)
+    if as_json:
+        show_json(
+            {
+                "schema": "copyscope.matches/1",
+                "n_missing": [each.n_missing for each in sets],
+                "matches": table.to_pylist(),
+            }
+        )
+    else:
+        show_table(table.slice(0, 50), f"{table.num_rows} matches" + (", the first 50" if table.num_rows > 50 else ""))
+        note_unreadable(sum(each.n_missing for each in sets))
+
+
+def duplicates(
+    corpus: CorpusPath,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Similarity of near-duplicates; the protocol's by default.")
+    ] = None,
+    protocol: ProtocolName = "sscd-288",
+    out: Out = None,
+    as_json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
+    from .copying.duplicates import duplicates as run
+    from .copying.embed import embed as describe
+    from .copying.protocols import protocol as named
+    from .copying.results import write_table
+    from .corpus import Corpus
+
+    check_out(out)
+    rules = named(protocol)
+    with progress_bar() as progress:
+        described = describe(Corpus.open(corpus), rules.load(), workers=workers, progress=progress)
+        bar = rules.duplicates if threshold is None else threshold
+        groups = run(described, bar, workers=workers, progress=progress)
+    table, summary = groups.table(), groups.summary()
+    if out:
+        write_table(out, "groups", table)
+    if as_json:
+        show_json(
+            summary
+            | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()}
+        )
+        return
+    print(
+        f"{summary['n_groups']} near-duplicate groups hold {summary['n_images_in_groups']} of {len(described.rows)} "
+        f"images (similarity >= {bar:g}; {summary['chains']})."
+    )
+    print(
+        f"With the caption repeated too: {summary['full']}; with other captions: {summary['partial']}; "
+        f"without captions: {summary['uncaptioned']}; with the very same pixels: {summary['n_exact_groups']}."
+    )
+    show_table(table.slice(0, 50), "the largest groups")
+    note_unreadable(described.n_missing)

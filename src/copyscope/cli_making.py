@@ -1,0 +1,335 @@
+"""Commands that make data, models and images: curate, train, generate, experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from .cli_options import (
+    AsJson,
+    CorpusPath,
+    DryRun,
+    HeldOut,
+    ProtocolName,
+    Seed,
+    Settings,
+    Workers,
+    check_out,
+    need_torch,
+)
+from .console import note, note_unreadable, progress_bar, show_json, show_table
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .corpus import Corpus
+    from .experiment import Experiment
+    from .machine import Progress
+
+T = TypeVar("T")
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="TOML|PRESET", help="Where the values come from; else the defaults.")
+]
+TomlFile = Annotated[Path, typer.Argument(metavar="TOML", help="The experiment: data, recipes, grid and seeds.")]
+ArmsOut = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Its folder, else runs/NAME.")]
+
+experiment = typer.Typer(
+    help="A grid of recipes: train, generate and audit each; then one table and one report.", no_args_is_help=True
+)
+
+
+def curate(
+    corpus: CorpusPath,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
+    drop_duplicates: Annotated[
+        Literal["keep-one", "down-weight", "remove"] | None,
+        typer.Option("--drop-duplicates", help="What becomes of the images of a near-duplicate group."),
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Keep this many images, drawn at random.")] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option("--captions", help="Add captions: paraphrase, wordnet, or the folder of a captioning model."),
+    ] = None,
+    n_captions: Annotated[int, typer.Option("--n-captions", min=1, help="How many --captions adds to an image.")] = 4,
+    conditioning: Annotated[
+        str | None,
+        typer.Option(
+            "--conditioning", help="Captions become: unconditional, fixed, class, instance, random or original."
+        ),
+    ] = None,
+    class_column: Annotated[str, typer.Option("--class-column", help="Column of the classes.")] = "class",
+    duplication: Annotated[
+        str, typer.Option("--duplication", help="Plant duplicates, as weights: none, full or partial (captions vary).")
+    ] = "none",
+    rate: Annotated[float, typer.Option("--rate", help="Share of images that --duplication repeats.")] = 0.05,
+    factor: Annotated[float, typer.Option("--factor", help="How often these are drawn for once of the others.")] = 5.0,
+    layout: Annotated[str, typer.Option("--layout", help="imagefolder, parquet or webdataset.")] = "imagefolder",
+    protocol: ProtocolName = "sscd-288",
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Make a data set for any trainer out of CORPUS; the options apply in the order they are listed in.
+
+    Image files are copied as they are, with captions, weight and all other columns.
+    """
+    from .captions import conditioned
+    from .corpus import Corpus
+    from .curate import duplicate, subset
+    from .export import write
+
+    check_out(out)
+    made = Corpus.open(corpus)
+    with progress_bar() as progress:
+        if drop_duplicates:
+            made = _deduplicated(made, drop_duplicates, protocol, workers, progress)
+        if n:
+            made = subset(made, n, seed=seed)
+        if captions:
+            made = _captioned(made, captions, n_captions, seed, progress)
+        if conditioning:
+            made = conditioned(made, conditioning, seed=seed, class_column=class_column)
+        made = duplicate(made, duplication, rate=rate, factor=factor, seed=seed)
+        written = write(made, out, layout, progress=progress)
+    summary = {
+        "schema": "copyscope.curate/1",
+        "path": str(out),
+        "kind": written.kind,
+        "n": len(written),
+        "n_duplicated": sum(made.table["duplicated"].to_pylist()),
+        "n_missing": len(made) - len(written),
+    }
+    if as_json:
+        show_json(summary)
+        return
+    print(f"{summary['n']} images in {out}, of which {summary['n_duplicated']} are duplicated")
+    note_unreadable(len(made) - len(written))
+
+
+def _deduplicated(corpus: Corpus, how: str, protocol: str, workers: int | None, progress: Progress) -> Corpus:
+    from .copying.duplicates import duplicates
+    from .copying.embed import embed
+    from .copying.protocols import protocol as named
+    from .curate import down_weight, keep_one, remove
+
+    rules = named(protocol)
+    described = embed(corpus, rules.load(), workers=workers, progress=progress)
+    groups = duplicates(described, rules.duplicates, workers=workers, progress=progress)
+    if how == "remove":
+        return remove(groups.corpus, groups.rows[groups.sizes[groups.label] > 1])
+    return (keep_one if how == "keep-one" else down_weight)(groups.corpus, groups.rows, groups.label)
+
+
+def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) -> Corpus:
+    """With captions added by templates, by WordNet or by the model in a folder."""
+    import numpy as np
+
+    from .captions import paraphrases
+    from .curate import add_captions
+    from .images import decode
+
+    done = 0
+
+    def reworded(row: int, captions: list[str], rng: np.random.Generator) -> list[str]:
+        return paraphrases(captions[0], n, rng, wordnet=how == "wordnet") if captions else []
+
+    def seen(row: int, captions: list[str], rng: np.random.Generator) -> list[str]:
+        nonlocal done
+        done += 1
+        progress("caption", done, len(corpus))
+        return captioner.caption([decode(corpus.read(row))], n, seed=int(rng.integers(2**31)))[0]
+
+    if how in ("paraphrase", "wordnet"):
+        return add_captions(corpus, reworded, seed=seed)
+    if not Path(how).is_dir():
+        raise InputError(f"--captions {how} is no folder of a model.\nThere are also: paraphrase, wordnet")
+    need_torch("A captioning model")
+    from .diffusion.captioner import Captioner
+
+    captioner = Captioner(how)
+    return add_captions(corpus, seen, seed=seed)
+
+
+def train(
+    corpus: CorpusPath,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
+    recipe: Recipe = None,
+    settings: Settings = None,
+    watch: Annotated[
+        int | None, typer.Option("--watch", metavar="N", min=1, help="Audit N samples at each checkpoint.")
+    ] = None,
+    held_out: HeldOut = None,
+    protocol: ProtocolName = "sscd-288",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """Train a model on CORPUS; killed and started again, it goes on where it was, to the same weights.
+
+    Duplicates, captions, model and all else are in the recipe: a TOML file, the preset dcr-2023, or the defaults.
+    """
+    need_torch("Training")
+    from .corpus import Corpus
+    from .diffusion.train import PRESETS, TrainRecipe
+    from .diffusion.train import train as run
+    from .recipes import as_dict
+    from .watch import make_watch
+
+    resolved = _recipe(TrainRecipe, recipe, settings, "train", PRESETS)
+    if watch:
+        resolved = dataclasses.replace(resolved, sample_images=watch)
+    elif held_out:
+        raise InputError(
+            "--held-out calibrates the watch, and there is none.\nAdd --watch N, for N samples at each checkpoint"
+        )
+    if dry_run:
+        show_json(as_dict(resolved))
+        return
+    check_out(out)
+    images = Corpus.open(corpus)
+    with progress_bar() as progress:
+        look = make_watch(images, held_out, protocol, workers=workers) if watch else None
+        finished = run(images, out, resolved, watch=look, progress=progress)
+    if as_json:
+        show_json(finished.summary)
+        return
+    if watch:
+        curve = finished.history.select(["step", *(f"replication{end}" for end in ("", "_low", "_high", "_n"))])
+        show_table(curve.filter(curve["replication_n"].is_valid()), "replication while training")
+    print(f"{finished.summary['steps']} steps on {finished.summary['n']} images; the model is in {out / 'model'}")
+    note_unreadable(finished.summary["n_missing"])
+    note(f"For images of it: copyscope generate {out} -o DIR")
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the images.")],
+    recipe: Recipe = None,
+    settings: Settings = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="How many images.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt of all images.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; else training captions.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of prompts and noise.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make images with a trained model, a corpus that `audit` takes; stopped and started again, it goes on."""
+    need_torch("Generating")
+    from .diffusion.generate import SampleRecipe
+    from .diffusion.generate import generate as run
+    from .recipes import as_dict
+
+    if prompt is not None and prompts is not None:
+        raise InputError("--prompt and --prompts cannot both be.\nLeave one out")
+    resolved = _recipe(SampleRecipe, recipe, settings, "sample")
+    asked: dict[str, Any] = {"n_images": n, "seed": seed, "prompts": str(prompts) if prompts else None}
+    if prompt is not None:
+        asked["prompts"] = f"text:{prompt}"
+    resolved = dataclasses.replace(resolved, **{name: value for name, value in asked.items() if value is not None})
+    if dry_run:
+        show_json(as_dict(resolved))
+        return
+    check_out(out)
+    with progress_bar() as progress:
+        made = run(model, out, resolved, progress=progress)
+    if as_json:
+        show_json({"schema": "copyscope.generated/1", "path": str(out), "n": len(made), "recipe": as_dict(resolved)})
+        return
+    print(f"{len(made)} images in {out}")
+    note(f"To see what they copy: copyscope audit {out} TRAIN --held-out DIR")
+
+
+@experiment.command("run")
+def run_experiment(
+    toml: TomlFile, out: ArmsOut = None, settings: Settings = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Run every arm that is not finished; run again, it goes on. -o gets report.html, summary.json and tables."""
+    need_torch("An experiment")
+    from . import experiment as experiments
+    from .plan import plan
+
+    planned = plan(toml, out, settings or ())
+    if dry_run:
+        show_json({"out": str(planned.out), "arms": [{"arm": arm.slug} | arm.recipe for arm in planned.arms]})
+        return
+    check_out(planned.out)
+    with progress_bar() as progress:
+        result = experiments.run(toml, out, settings=settings or (), progress=progress)
+    _show_experiment(result, planned.out, as_json)
+
+
+@experiment.command("status")
+def experiment_status(toml: TomlFile, out: ArmsOut = None, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Say which arms are done, failed, under way and to do."""
+    import pyarrow as pa
+
+    need_torch("An experiment")
+    from .experiment import status
+
+    rows = status(toml, out, settings=settings or ())
+    if as_json:
+        show_json(rows)
+        return
+    show_table(pa.Table.from_pylist(rows), "arms")
+    print(f"{sum(row['state'] == 'done' for row in rows)} of {len(rows)} arms are done.")
+
+
+@experiment.command("report")
+def experiment_report(toml: TomlFile, out: ArmsOut = None, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Make tables and report of the arms that are finished so far."""
+    need_torch("An experiment")
+    from .experiment import collect
+    from .plan import plan
+
+    planned = plan(toml, out, settings or ())
+    check_out(planned.out)
+    result = collect(planned)
+    result.save(planned.out)
+    _show_experiment(result, planned.out, as_json)
+
+
+def _show_experiment(result: Experiment, out: Path, as_json: bool) -> None:
+    import pyarrow as pa
+
+    from .report.terminal import estimate
+
+    summary = result.summary
+    if as_json:
+        show_json(summary)
+        return
+    shown = {"copies": "replication_rate", "of duplicated": "replication_rate_duplicated"}
+    shown |= {"of others": "replication_rate_others", "own image": "own_rate"}
+    rows = [
+        {"arm": row["arm"]}
+        | {name: estimate(row["estimates"][key], percent=True) for name, key in shown.items()}
+        | ({"error": row["error"]} if summary["n_failed"] else {})
+        for row in summary["arms"]
+    ]
+    show_table(pa.Table.from_pylist(rows), summary["name"])
+    print(summary["sentence"])
+    print(f"Report: {out / 'report.html'}")
+
+
+def _recipe(
+    cls: type[T], source: str | None, settings: Sequence[str] | None, table: str, presets: Mapping[str, Any] = {}
+) -> T:
+    """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings."""
+    from .recipes import changed, from_dict, read_toml
+
+    values: Mapping[str, Any] = {}
+    if source and source in presets:
+        values = presets[source]
+    elif source:
+        if not Path(source).is_file():
+            raise InputError(
+                f"{source!r} is no TOML file and no preset.\nThe presets are: {', '.join(presets) or 'none'}"
+            )
+        values = read_toml(source)
+        values = values.get(table, values)
+    return changed(from_dict(cls, values), settings or ())

@@ -1,0 +1,66 @@
+"""Options that several commands share, exit codes, and what is checked before and after the work."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import note
+from .errors import MissingExtra
+
+EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_STOPPED = 1, 2, 3, 130
+
+Generated = Annotated[
+    str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
+]
+Train = Annotated[str, typer.Argument(metavar="TRAIN", help="Images it was trained on, in any of the same layouts.")]
+CorpusPath = Annotated[str, typer.Argument(metavar="CORPUS", help="Images: a folder, Parquet, WebDataset or URL.")]
+HeldOut = Annotated[
+    str | None, typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict.")
+]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", "-p", help="A protocol or descriptor spec; `copyscope parts` lists them.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the results into this folder.")]
+Strict = Annotated[bool, typer.Option("--strict", help=f"Exit {EXIT_UNREADABLE} if any image cannot be read.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random samples.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change one value of the recipe; may be repeated."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
+]
+
+
+def check_out(out: Path | None) -> None:
+    """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
+    if out:
+        from .copying.results import check_folder
+
+        check_folder(out)
+
+
+def need_torch(what: str) -> None:
+    """Raises MissingExtra where torch is not installed."""
+    if not importlib.util.find_spec("torch"):
+        raise MissingExtra(what, "torch", "diffusion")
+
+
+def exit_with(summary: dict[str, Any], strict: bool, fail_over: float | None) -> None:
+    """Exit as the options ask: above the rate of --fail-over, or with unreadable images under --strict."""
+    if fail_over is not None:
+        rate = summary["replication_rate"]["value"]
+        if rate is None or rate > fail_over:
+            shown = "unknown" if rate is None else f"{rate:.3f}"
+            note(f"The replication rate is {shown}, above the {fail_over:g} of --fail-over.")
+            raise typer.Exit(EXIT_COPIES)
+    unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
+    if strict and unreadable:
+        note(f"{unreadable} images could not be read, and --strict was given.")
+        raise typer.Exit(EXIT_UNREADABLE)

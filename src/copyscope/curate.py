@@ -1,0 +1,133 @@
+"""Corpus -> corpus: plant duplicates, add captions, drop or down-weight near-duplicates, take a subset.
+
+Nothing here decides by position: the same seed chooses the same images in any order of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .corpus import Corpus
+from .errors import ImageError, InputError
+from .rows import distinct
+
+DUPLICATIONS = ("none", "full", "partial")
+Rows = Sequence[int] | NDArray[np.intp]
+Labels = Sequence[int] | NDArray[np.int64]
+
+
+def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor: float = 5.0, seed: int = 0) -> Corpus:
+    """The corpus with duplicates planted, as sampling weight and never as files (Somepalli et al. 2023, section 4).
+
+    floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight. Two
+    columns say which: `duplicated`, and `duplication`, the style for these and "" for all others. Under "full" such an
+    image repeats with its first caption, under "partial" with one drawn afresh from its list each time; what draws
+    captions sees to that. "none" changes no weight. Of one seed, both styles take the same images, and a higher rate
+    takes those of a lower one and more. Raises InputError for a style, rate or factor that cannot be.
+    """
+    if style not in DUPLICATIONS:
+        raise InputError(f"No duplication style {style!r}.\nThere are: {', '.join(DUPLICATIONS)}")
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate must be a share from 0 to 1, not {rate}.\nThe paper uses 0.05")
+    if not 1 <= factor < math.inf:
+        raise InputError(f"factor must be 1 or more, not {factor}.\nThe paper uses 5")
+    readable = _readable(corpus)
+    # A share such as 0.29 of 100 is 28.999999999999996 in floating point.
+    n = 0 if style == "none" else math.floor(rate * len(readable) + 1e-9)
+    chosen = np.zeros(len(corpus), dtype=bool)
+    chosen[_rng(seed).permutation(readable)[:n]] = True
+    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
+    corpus = corpus.with_column("weight", np.where(chosen, weight * factor, weight).tolist())
+    corpus = corpus.with_column("duplicated", chosen.tolist())
+    return corpus.with_column("duplication", [style if row else "" for row in chosen])
+
+
+def add_captions(
+    corpus: Corpus, make: Callable[[int, list[str], np.random.Generator], Iterable[str]], *, seed: int
+) -> Corpus:
+    """The corpus with the captions that `make(row, captions, rng)` gives appended to each readable row's own.
+
+    Those a row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
+    Where `make` raises ImageError, the row gets that as its `error`.
+    """
+    captions = [list(some) for some in corpus.captions]
+    errors = corpus.table["error"].to_pylist()
+    for row in _readable(corpus):
+        own = captions[row]
+        try:
+            made = make(row, list(own), _rng(seed, corpus.ids[row]))
+            captions[row] = distinct([*own, *(text for text in made if text.strip())])
+        except ImageError as error:
+            errors[row] = str(error)
+    return corpus.with_column("captions", captions).with_column("error", errors)
+
+
+def remove(corpus: Corpus, rows: Rows) -> Corpus:
+    """The corpus without these rows."""
+    dropped = {int(row) for row in rows}
+    return corpus.take([row for row in range(len(corpus)) if row not in dropped])
+
+
+def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
+    """The corpus with one image of each near-duplicate group: the one with most pixels, else the first.
+
+    rows [m]: rows that were looked at. label [m]: the group of each. Rows not named, such as unreadable ones, stay.
+    """
+    width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
+    kept: dict[int, int] = {}
+    for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
+        best = kept.setdefault(group, row)
+        if (width[row] or 0) * (height[row] or 0) > (width[best] or 0) * (height[best] or 0):
+            kept[group] = row
+    return remove(corpus, sorted({int(row) for row in rows} - set(kept.values())))
+
+
+def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
+    """The corpus with each weight divided by the size of the image's near-duplicate group, named as in `keep_one`.
+
+    So a group is drawn as often as one image of its mean weight.
+    """
+    _, group, size = np.unique(np.asarray(label), return_inverse=True, return_counts=True)
+    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
+    weight[np.asarray(rows, dtype=np.intp)] /= size[group]
+    return corpus.with_column("weight", weight.tolist())
+
+
+def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpus:
+    """`n` readable images drawn by `seed`, in the order they had; with `by`, each value of that column keeps its share.
+
+    Shares are kept to about an image. Of one seed, a smaller subset is part of a larger one. Raises InputError if there
+    are fewer than `n` readable images, or no such column.
+    """
+    readable = _readable(corpus)
+    if not 0 < n <= len(readable):
+        raise InputError(f"{n} images cannot be drawn from the {len(readable)} readable ones.\nAsk for 1 to that many")
+    if by is not None and by not in corpus.table.column_names:
+        there = ", ".join(corpus.table.column_names)
+        raise InputError(f"{corpus.origin} has no column {by!r} to keep shares of.\nThere are: {there}")
+    values = corpus.table[by].to_pylist() if by else [""] * len(corpus)
+    strata: dict[str, list[int]] = {}
+    for row in readable:
+        strata.setdefault(repr(values[row]), []).append(row)
+    # Systematic sampling: the images of a stratum are spread evenly over 0..1, and the first n of all are taken.
+    places = []
+    for value, rows in sorted(strata.items()):
+        rng = _rng(seed, value)
+        places += [((turn + rng.random()) / len(rows), row) for turn, row in enumerate(rng.permutation(rows).tolist())]
+    return corpus.take(sorted(row for _, row in sorted(places)[:n]))
+
+
+def _readable(corpus: Corpus) -> list[int]:
+    """Rows without an error, in the order of their ids."""
+    errors = corpus.table["error"].to_pylist()
+    return sorted((row for row in range(len(corpus)) if errors[row] is None), key=corpus.ids.__getitem__)
+
+
+def _rng(seed: int, name: str = "") -> np.random.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng(np.random.SeedSequence([seed, int.from_bytes(digest)]))

@@ -1,0 +1,48 @@
+"""Make images, and later make fewer copies: train, generate, and the parts for a training loop of your own.
+
+Public names load on first use: importing this package does not load torch. `train` and `generate` are modules here, and
+functions in `copyscope`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Threads that wait for each other sleep instead of spinning. Beside another busy process a spinning pair of threads
+# trains tens of times slower. It is read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_HOMES = {
+    "CaptionPolicy": "data",
+    "CaptionedImages": "data",
+    "PRESETS": "train",
+    "Run": "train",
+    "SampleRecipe": "generate",
+    "TrainRecipe": "train",
+    "WeightedSampler": "data",
+    "collate": "data",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from .data import CaptionedImages as CaptionedImages
+    from .data import CaptionPolicy as CaptionPolicy
+    from .data import WeightedSampler as WeightedSampler
+    from .data import collate as collate
+    from .generate import SampleRecipe as SampleRecipe
+    from .train import PRESETS as PRESETS
+    from .train import Run as Run
+    from .train import TrainRecipe as TrainRecipe
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'copyscope.diffusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

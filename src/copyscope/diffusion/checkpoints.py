@@ -1,0 +1,189 @@
+"""Checkpoints of a training, a folder a step, and the other files of a run: written whole or not at all, no pickle.
+
+A checkpoint is `network.safetensors` (what is trained), `ema.safetensors` (its average, where there is one),
+`optimizer.safetensors`, and, last, `state.json`. Everything else of a step is drawn from (seed, step), so that this is
+all there is to resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from copyscope.errors import TrainingError
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turns a full disk, or another reason why `what` cannot be written, into a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "StorageFull" in str(error)
+        if not full and number not in (None, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO):
+            raise
+        why = "the disk is full" if full else (isinstance(error, OSError) and error.strerror) or str(error)
+        raise TrainingError(
+            f"{what} could not be written: {why}. Whole checkpoints are kept.\n"
+            f"{'Make room' if full else 'Set that right'}, and run the same command again"
+        ) from None
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """A Parquet file; under its name only when it is whole."""
+    with _whole_file(path) as part:
+        pq.write_table(table, part)
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """A JSON file; under its name only when it is whole."""
+    with _whole_file(path) as part:
+        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """A file of any kind; under its name only when it is whole."""
+    with _whole_file(path) as part:
+        part.write_bytes(data)
+
+
+def trained(network: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters of a network that are trained, by name; they share its memory."""
+    return {name: value.detach() for name, value in network.named_parameters() if value.requires_grad}
+
+
+def put(network: torch.nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Sets the trained parameters. Raises TrainingError where names or shapes are others."""
+    _fill(trained(network), values, "The weights")
+
+
+def write(
+    folder: Path,
+    step: int,
+    network: torch.nn.Module,
+    average: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: int,
+    seconds: float = 0.0,
+) -> Path:
+    """Writes the checkpoint of a step into `folder` and removes the oldest beyond `keep`.
+
+    average: the averaged weights by name, none if there is no average. seconds: what the training took so far. Raises
+    TrainingError where a weight is not finite, or it cannot be written; the checkpoints before it stay.
+    """
+    state = optimizer.state_dict()
+    moments = {f"{index}.{key}": value for index, values in state["state"].items() for key, value in values.items()}
+    files = {"network": trained(network), "ema": average, "optimizer": moments}
+    for values in files.values():
+        if not all(bool(value.isfinite().all()) for value in values.values()):
+            raise TrainingError(
+                f"The weights at step {step} are not finite; the checkpoints before it are kept.\n"
+                "Train into another folder with a lower learning_rate or in full precision"
+            )
+    path = folder / f"step-{step:08d}"
+    work = path.with_name(f".{path.name}.part")
+    _remove(work)
+    try:
+        with writing(f"The checkpoint of step {step}"):
+            work.mkdir(parents=True)
+            for name, values in files.items():
+                if values:
+                    plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+                    save_file(plain, work / f"{name}.safetensors")
+            write_json({"step": step, "seconds": seconds, "groups": state["param_groups"]}, work / "state.json")
+            _remove(path)
+            os.replace(work, path)
+    except BaseException:
+        _remove(work)
+        raise
+    whole = _whole(folder)
+    for old in sorted(whole)[:-keep]:
+        _remove(whole[old])
+    return path
+
+
+def latest(folder: Path) -> tuple[int, Path] | None:
+    """(step, folder) of the last whole checkpoint, None if there is none."""
+    return max(_whole(folder).items(), default=None)
+
+
+def read(
+    path: Path, network: torch.nn.Module, average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> float:
+    """Puts network, average and optimizer where they were at a checkpoint; the seconds the training had taken.
+
+    Raises TrainingError where the checkpoint is damaged or of another model.
+    """
+    try:
+        files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
+        files["ema"] = load_file(path / "ema.safetensors") if average else {}
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        groups, seconds = state["groups"], float(state["seconds"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"The checkpoint {path} is damaged: {str(error).splitlines()[0]}.\nRemove it to go on from the one before"
+        ) from None
+    put(network, files["network"])
+    _fill(average, files["ema"], "The averaged weights")
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in files["optimizer"].items():
+        index, _, key = name.partition(".")
+        own = parameters[int(index)]
+        if value.shape == own.shape:
+            # A fused optimizer takes moments to lie in memory as their parameter does, and does not check.
+            value = torch.empty_like(own, requires_grad=False).copy_(value)
+        states.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    return seconds
+
+
+def _fill(own: Mapping[str, Tensor], values: Mapping[str, Tensor], what: str) -> None:
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in values.items()}:
+        raise TrainingError(f"{what} in the checkpoint are of another model.\nTrain into another folder")
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
+
+
+def _whole(folder: Path) -> dict[int, Path]:
+    return {
+        int(name[1]): path
+        for path in folder.glob("step-*")
+        if (name := _NAME.fullmatch(path.name)) and (path / "state.json").is_file()
+    }
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint, `state.json` first, so that no reader takes the rest of it for whole."""
+    (path / "state.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

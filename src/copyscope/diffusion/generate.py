@@ -1,0 +1,291 @@
+"""Make images with a model: `generate(run, folder, recipe) -> Corpus`, which `audit` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from copyscope import images, parts, recipes
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+from copyscope.machine import Progress
+
+from . import checkpoints, sampling
+from .denoiser import Conditioning, Step, guided
+from .models import Image, Model
+
+if TYPE_CHECKING:
+    from .train import Run
+
+SCHEMA = "copyscope.generated/1"
+METADATA = "metadata.jsonl"
+PROMPTS = 1
+"""Stream of the recipe's seed that training captions are drawn from; those of the noise are its children."""
+BLOCK_NUMBERS, BLOCK_IMAGES = 2**17, 32
+"""Most numbers of latents, and most images, that a network is shown at a time."""
+
+Prompt = tuple[str, str | None]
+"""A prompt, and the id of the training image whose caption it is, None if it is of none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRecipe:
+    """How images are made.
+
+    n_images: how many. steps, sampler, schedule ("" = the model's own): as in `sampling`. guidance: scale of
+    classifier-free guidance, 1 = none. negative: what it moves away from, "" = what the model makes when told nothing.
+    prompts: "" = the training captions of a run, in an order drawn by the seed, each image's once before any comes
+    again; "text:..." = that one; else a file with one a line, taken in turn. batch_size: images under way at a time;
+    changes no pixel. seed: of the recipe; each image has a seed of its own, drawn from it.
+    """
+
+    n_images: int = 256
+    steps: int = 25
+    sampler: str = "euler"
+    schedule: str = ""
+    guidance: float = 1.0
+    negative: str = ""
+    prompts: str = ""
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_images", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.\nCorrect the recipe")
+        for name, known in (("sampler", (*sampling.SAMPLERS,)), ("schedule", ("", *sampling.SCHEDULES))):
+            if getattr(self, name) not in known:
+                there = ", ".join(filter(None, known))
+                raise InputError(f"{name} cannot be {getattr(self, name)!r}.\nThere are: {there}")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance must be a number from 0 on, not {self.guidance}.\n1 is none")
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, not {self.seed}.\nCorrect the recipe")
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    recipe: SampleRecipe,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Image]:
+    """Pictures [n], uint8 [h w 3] each, of a conditioning [n], each from the noise of its seed.
+
+    on_step is shown each step, once the model has answered. Raises InputError where the model gives no finite numbers.
+    """
+    sigmas = sampling.noise_levels(recipe.steps, *model.sigmas, recipe.schedule or model.schedule)
+    block = block_size(model.shape, recipe.n_images)
+    conditional = _in_blocks(model, conditioning, block)
+    unconditional = None
+    if recipe.guidance != 1:
+        null = model.condition([recipe.negative]).take([0] * len(conditioning))
+        unconditional = _in_blocks(model, null, block)
+
+    def denoise(x: Tensor, sigma: Tensor, i: int | None) -> Tensor:
+        with_prompt = denoised = conditional(x, sigma)
+        without = None if unconditional is None else unconditional(x, sigma)
+        if without is not None:
+            denoised = guided(with_prompt, without, recipe.guidance)
+        if on_step and i is not None:
+            on_step(Step(i, recipe.steps, sigma, x, with_prompt, without, denoised))
+        return denoised
+
+    x = sampling.noise(seeds, model.shape).to(model.device) * float(sigmas[0])
+    x = sampling.SAMPLERS[recipe.sampler](denoise, x, sigmas)
+    if not x.isfinite().all():
+        raise InputError(f"{model} gives numbers that are not finite.\nTrain it again, with a lower learning_rate")
+    return [picture for latent in x for picture in model.decode(latent[None].clone())]
+
+
+def generate(
+    model: Model | Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: SampleRecipe | None = None,
+    *,
+    captions: Sequence[str] | None = None,
+    ids: Sequence[str | None] | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id.
+
+    model: a run or its folder, a model, or a spec of the shelf. captions: prompts taken in turn, in place of those that
+    the recipe names; ids: the training image that each caption is of, None for none. The same call again makes what is
+    missing and no more; `metadata.jsonl` is written last. Raises InputError where `out` holds anything else, it cannot
+    be written, or there are no prompts.
+    """
+    recipe, out = recipe or SampleRecipe(), Path(out)
+    model, run = _opened(model)
+    prompts, made_with = _prompts(recipe, captions, ids, run), _said(model, run, recipe)
+    rows = [
+        {"file_name": f"{row:06d}.png", "prompt": prompt, "seed": seed, "recipe": made_with, "source_id": source}
+        for row, ((prompt, source), seed) in enumerate(zip(prompts, _seeds(recipe), strict=True))
+    ]
+    try:
+        _begin(out, _identity(model, run, recipe, prompts))
+        if not (out / METADATA).is_file():
+            _make(model, out, recipe, rows, progress)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            checkpoints.write_bytes(lines.encode(), out / METADATA)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(
+            f"Cannot write into {out}: {why}.\nMake room, then call again: what is there is kept"
+        ) from None
+    return Corpus.open(out)
+
+
+def block_size(shape: tuple[int, ...], n_images: int) -> int:
+    """How many images a network is shown at a time, ever: n_images at most, and fewer the larger they are.
+
+    The last bits of a convolution depend on how many images go through it together, and one image in two comes out with
+    some value a step off. So batches are cut into blocks of one size, the last one filled up, whatever `batch_size` is.
+    """
+    return max(1, min(BLOCK_IMAGES, BLOCK_NUMBERS // math.prod(shape), n_images))
+
+
+def _in_blocks(model: Model, told: Conditioning, size: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model, told what to make of n images, called on `size` of them at a time."""
+    told, n = told.to(model.device), len(told)
+    blocks = []
+    for start in range(0, n, size):
+        rows = torch.arange(start, start + size, device=model.device).clamp(max=n - 1)
+        blocks.append((rows, told.take(rows)))
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        # A block is copied out, never a view: sums in a matrix product may depend on where in memory it begins.
+        found = [model(x[rows], sigma[rows], part) for rows, part in blocks]
+        return torch.cat(found)[:n] if found else x
+
+    return denoise
+
+
+def _make(model: Model, out: Path, recipe: SampleRecipe, rows: list[dict[str, Any]], progress: Progress | None) -> None:
+    """Writes the images of `rows` that are not there yet."""
+    missing = [row for row in rows if not (out / row["file_name"]).is_file()]
+    done = len(rows) - len(missing)
+    block = block_size(model.shape, recipe.n_images)
+    # Whole blocks, since part of one takes as long.
+    size = math.ceil(recipe.batch_size / block) * block
+    for start in range(0, len(missing), size):
+        batch = missing[start : start + size]
+        told = model.condition([row["prompt"] for row in batch])
+        pictures = sample(model, told, [row["seed"] for row in batch], recipe)
+        for row, picture in zip(batch, pictures, strict=True):
+            checkpoints.write_bytes(images.encode(picture, "png"), out / row["file_name"])
+        done += len(batch)
+        if progress:
+            progress("generating", done, len(rows))
+
+
+def _opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | None]:
+    """The model, and the run it is of, if it is of one."""
+    from .train import Run
+
+    if isinstance(model, Model):
+        return model, None
+    if isinstance(model, Run):
+        return model.model, model
+    text = os.fspath(model)
+    if Path(text).is_dir():
+        run = Run.open(text)
+        return run.model, run
+    if os.sep in text.partition("(")[0]:
+        raise InputError(f"There is no folder {text}.\nName the folder of a run, or a model such as small_unet")
+    return parts.load("models", text), None
+
+
+def _prompts(
+    recipe: SampleRecipe, captions: Sequence[str] | None, ids: Sequence[str | None] | None, run: Run | None
+) -> list[Prompt]:
+    """What each image is of [n_images]."""
+    found: list[Prompt] = []
+    if captions is not None:
+        if ids is not None and len(ids) != len(captions):
+            raise InputError(f"There are {len(captions)} captions and {len(ids)} ids.\nGive one id a caption, or none")
+        found = list(zip(captions, ids or [None] * len(captions), strict=True))
+    elif recipe.prompts.startswith("text:"):
+        found = [(recipe.prompts.removeprefix("text:"), None)]
+    elif recipe.prompts:
+        found = [(line, None) for line in _lines(recipe.prompts)]
+    elif run is not None:
+        columns = run.table.select(["id", "captions", "weight", "error"]).to_pylist()
+        drawn = [row for row in columns if row["error"] is None and row["weight"] > 0]
+        rng = np.random.default_rng(np.random.SeedSequence([recipe.seed, PROMPTS]))
+        while len(found) < recipe.n_images:
+            found += [((drawn[row]["captions"] or [""])[0], drawn[row]["id"]) for row in rng.permutation(len(drawn))]
+    if not found:
+        raise InputError("There are no prompts.\nGive a prompt, a file with one a line, or the folder of a run")
+    return [found[row % len(found)] for row in range(recipe.n_images)]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}.\nName a file with a prompt a line"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text in UTF-8.\nName a file with a prompt a line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _seeds(recipe: SampleRecipe) -> list[int]:
+    """A seed of 63 bits for each image."""
+    children = np.random.SeedSequence(recipe.seed).spawn(recipe.n_images)
+    return [int(child.generate_state(1, np.uint64)[0] >> 1) for child in children]
+
+
+def _spec(model: Model, run: Run | None) -> str:
+    """A run's model as it was asked for, without the folder of its weights."""
+    return run.recipe.model if run else str(model)
+
+
+def _said(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
+    """What an image is made with, in a line."""
+    kept = ("steps", "sampler", "schedule", "guidance", "negative")
+    values = {name: getattr(recipe, name) for name in kept} | {"schedule": recipe.schedule or model.schedule}
+    return ", ".join([_spec(model, run)] + [f"{name}={value}" for name, value in values.items() if value != ""])
+
+
+def _identity(model: Model, run: Run | None, recipe: SampleRecipe, prompts: list[Prompt]) -> dict[str, Any]:
+    """All that decides the images, and so which folder a call may go on with."""
+    training = hashlib.sha256((run.folder / "summary.json").read_bytes()).hexdigest() if run else None
+    told = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    who = {"schema": SCHEMA, "model": _spec(model, run), "run_sha256": training, "prompts_sha256": told}
+    return who | {"recipe": recipes.as_dict(recipe)}
+
+
+def _begin(out: Path, identity: dict[str, Any]) -> None:
+    """Writes `recipe.json`, or checks the one that is there."""
+    path = out / "recipe.json"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} is not empty and holds no generated images.\nName another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(identity | recipes.provenance(), path)
+        return
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        before = {**saved, **saved["recipe"]}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} cannot be read.\nName another folder") from None
+    now = {**identity, **identity["recipe"]}
+    # Not the batch size, which changes no image, nor the file of prompts, but the prompts that were in it.
+    decides = now.keys() - {"recipe", "batch_size", "prompts"}
+    other = sorted(name.removesuffix("_sha256") for name in decides if before.get(name) != now[name])
+    if other:
+        raise InputError(f"{out} holds images that differ in {', '.join(other)}.\nName another folder")

@@ -1,0 +1,270 @@
+"""The steps of a training: batches, loss, optimizer, average; logs, samples and checkpoints on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from copyscope import images
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError, TrainingError
+from copyscope.machine import Progress
+from copyscope.stats import Estimate
+
+from . import checkpoints
+from .data import SAMPLES, CaptionPolicy, Pictures, Texts, WeightedSampler, draw, stream
+from .denoiser import Conditioning
+from .models import Trainable
+
+if TYPE_CHECKING:
+    from .train import TrainRecipe
+
+SCHEMA = "copyscope.run/1"
+LOG_EVERY = 10
+HISTORY = pa.schema(
+    {"step": pa.int64()}
+    | dict.fromkeys(("loss", "learning_rate", "images_per_second", "replication", "replication_low"), pa.float64())
+    | {"replication_high": pa.float64(), "replication_n": pa.int64()}
+)
+
+Watch = Callable[[Path, Sequence[str], int], Estimate]
+"""(folder of fresh samples, their prompts, step) -> replication rate."""
+
+
+def rate(recipe: TrainRecipe, step: int) -> float:
+    """Learning rate of a step (0-based): warm-up, then level, then the fall to 2 % over the last `decay` share."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    falling = recipe.decay * recipe.steps
+    left = (recipe.steps - step) / falling if falling else 1.0
+    if recipe.schedule == "constant" or left >= 1:
+        return recipe.learning_rate * warm
+    if recipe.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return recipe.learning_rate * warm * max(0.02, left)
+
+
+class Loss(torch.nn.Module):
+    """The loss of a batch as a module, so that accelerate can wrap it for many processes."""
+
+    def __init__(self, model: Trainable, min_snr: float) -> None:
+        super().__init__()
+        self.network, self._model, self._gamma = model.network, model, min_snr
+
+    def forward(self, x0: Tensor, noise: Tensor, sigma: Tensor, *told: Tensor) -> Tensor:
+        denoised = self._model(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, Conditioning(*told))
+        if self._gamma:
+            # Min-SNR-gamma (Hang et al. 2023) of the error of x0: min(SNR, gamma) whatever the network predicts, with
+            # SNR = 1 / sigma^2; divided by SNR it is their weight of epsilon's error, by SNR + 1 that of v's.
+            weight = sigma.square().reciprocal().clamp(max=self._gamma)
+        else:
+            weight = self._model.loss_weight(sigma)
+        return (weight * (denoised - x0).square().mean((1, 2, 3))).mean()
+
+
+class Loop:
+    """The steps of a training, from the last checkpoint to the end."""
+
+    def __init__(
+        self,
+        model: Trainable,
+        pictures: Pictures,
+        corpus: Corpus,
+        recipe: TrainRecipe,
+        out: Path,
+        accelerator: Any,
+        watch: Watch | None,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.pictures, self.corpus, self.recipe, self.out = model, pictures, corpus, recipe, out
+        self.accelerator, self.watch, self.progress = accelerator, watch, progress
+        self.readable = [row for row, error in enumerate(corpus.table["error"].to_pylist()) if error is None]
+        self.sampler = WeightedSampler.from_corpus(corpus, seed=recipe.seed)
+        self.policy = CaptionPolicy.from_corpus(corpus)
+        spoken = {caption for row in self.readable for caption in self.policy.all_of(row)}
+        spoken |= {""} if recipe.caption_dropout else set()
+        self.texts = Texts(model, spoken, cache=recipe.cache_text, progress=progress)
+        network = model.network
+        if recipe.gradient_checkpointing:
+            if not hasattr(network, "enable_gradient_checkpointing"):
+                raise InputError(f"{model} knows no gradient checkpointing.\nSet gradient_checkpointing to false")
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+        weights = [value for value in network.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            weights, recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True
+        )
+        self.average = {n: v.clone() for n, v in checkpoints.trained(network).items()} if recipe.ema else {}
+        self.rows: list[dict[str, Any]] = []
+        self.start, self.seconds = 0, 0.0
+        if found := checkpoints.latest(out / "checkpoints"):
+            self.start, path = found
+            self.seconds = checkpoints.read(path, network, self.average, self.optimizer)
+            self.rows = [row for row in pq.read_table(out / "history.parquet").to_pylist() if row["step"] <= self.start]
+        self.loss = accelerator.prepare(Loss(model, recipe.min_snr))
+        self.stepper = accelerator.prepare(self.optimizer)
+        self.weights = weights
+        self.own, self.averaged = list(checkpoints.trained(network).values()), list(self.average.values())
+
+    def run(self) -> None:
+        """Trains to the end and writes the model and `summary.json`."""
+        recipe, done = self.recipe, self.start
+        self.model.network.train()
+        began = since = time.monotonic()
+        losses: list[Tensor] = []
+        while done < recipe.steps and not self._copies_enough():
+            losses.append(self._step(done))
+            done += 1
+            saves = done == recipe.steps or done % recipe.checkpoint_every == 0
+            if saves or done % LOG_EVERY == 0:
+                self._log(done, losses, since)
+                losses, since = [], time.monotonic()
+            if self.progress:
+                self.progress(self._told_so_far(), done, recipe.steps)
+            paused = time.monotonic()
+            judged = saves and self.watch is not None
+            if judged or (recipe.sample_every and done % recipe.sample_every == 0):
+                self._look(done, judged)
+            if saves and self.accelerator.is_main_process:
+                checkpoints.write_table(pa.Table.from_pylist(self.rows, HISTORY), self.out / "history.parquet")
+                checkpoints.write(
+                    self.out / "checkpoints",
+                    done,
+                    self.model.network,
+                    self.average,
+                    self.optimizer,
+                    keep=recipe.keep_checkpoints,
+                    seconds=self.seconds + time.monotonic() - began,
+                )
+            since += time.monotonic() - paused
+        if self.accelerator.is_main_process:
+            self._finish(done, self.seconds + time.monotonic() - began)
+
+    def _step(self, step: int) -> Tensor:
+        """One step of the optimizer; the loss of this process's part of the batch, not waited for."""
+        recipe, accelerator = self.recipe, self.accelerator
+        drawn = draw(step, self.model, recipe, self.sampler, self.policy)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(recipe, step)
+        turns = recipe.gradient_accumulation
+        own = recipe.batch_size // turns // accelerator.num_processes
+        total = torch.zeros((), device=accelerator.device)
+        for turn in range(turns):
+            first = (turn * accelerator.num_processes + accelerator.process_index) * own
+            part = slice(first, first + own)
+            told = self.texts(drawn.captions[part])
+            x0 = self.pictures.latents(drawn.rows[part], drawn.flips[part], drawn.places[part])
+            given = [x0, drawn.noise[part], drawn.sigma[part], told.text, told.mask, told.pooled]
+            waits = contextlib.nullcontext() if turn + 1 == turns else accelerator.no_sync(self.loss)
+            with waits:
+                loss = self.loss(*(each.to(accelerator.device) for each in given if each is not None)) / turns
+                accelerator.backward(loss)
+            total += loss.detach()
+        if recipe.max_grad_norm:
+            accelerator.clip_grad_norm_(self.weights, recipe.max_grad_norm)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.averaged:
+            torch._foreach_lerp_(self.averaged, self.own, 1 - min(recipe.ema, (1 + step) / (20 + step)))
+        return total
+
+    def _log(self, step: int, losses: list[Tensor], since: float) -> None:
+        """A row of the history: the mean loss of the last steps. Raises TrainingError where it is not finite."""
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} at step {step}; the checkpoints before it are kept.\n"
+                "Train into another folder with a lower learning_rate, more warmup_steps, or in full precision"
+            )
+        speed = self.recipe.batch_size * len(losses) / max(time.monotonic() - since, 1e-9)
+        values = {"loss": loss, "learning_rate": rate(self.recipe, step - 1), "images_per_second": speed}
+        self.rows.append({"step": step} | values)
+        self.accelerator.log(values, step=step)
+
+    def _told_so_far(self) -> str:
+        if not self.rows:
+            return "training"
+        row = self.rows[-1]
+        return f"training, loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s"
+
+    def _copies_enough(self) -> bool:
+        """Whether the watch was sure, the last time it looked, of more copies than are wanted."""
+        low = self.rows[-1].get("replication_low") if self.rows else None
+        return low is not None and 0 < self.recipe.stop_at_replication < low
+
+    def _look(self, step: int, judged: bool) -> None:
+        """Makes samples with the averaged weights, a grid of them, and shows them to the watch if they are `judged`."""
+        found = torch.zeros(4, dtype=torch.float64)
+        if self.accelerator.is_main_process:
+            folder = self.out / "samples" / f"step-{step:08d}"
+            with self._averaged():
+                made = self._samples(folder)
+            checkpoints.write_bytes(images.encode(_grid(made), "png"), folder.with_suffix(".png"))
+            if self.watch and judged:
+                seen = self.watch(folder, made.prompts, step)
+                found = torch.tensor([seen.value, seen.low, seen.high, seen.n], dtype=torch.float64)
+        if not judged:
+            self.accelerator.wait_for_everyone()
+            return
+        value, low, high, n = self.accelerator.reduce(found, "sum").tolist()
+        named = {"replication": value, "replication_low": low, "replication_high": high, "replication_n": int(n)}
+        self.rows[-1] |= named
+        self.accelerator.log(named, step=step)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the averaged weights in the network, as it is for making images."""
+        network, own = self.model.network, [value.clone() for value in self.own]
+        if self.average:
+            checkpoints.put(network, self.average)
+        network.eval()
+        try:
+            yield
+        finally:
+            for value, before in zip(self.own, own, strict=True):
+                value.copy_(before)
+            network.train()
+
+    def _samples(self, folder: Path) -> Corpus:
+        """Samples of training captions drawn by the seed, each once before any comes again."""
+        from .generate import SampleRecipe, generate
+
+        recipe = self.recipe
+        order = stream(recipe.seed, SAMPLES).permutation(self.readable)
+        rows = [int(order[turn % len(order)]) for turn in range(recipe.sample_images)]
+        asked = SampleRecipe(n_images=len(rows), steps=recipe.sample_steps, guidance=recipe.guidance, seed=recipe.seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        captions = [self.policy.captions[row][0] for row in rows]
+        return generate(self.model, folder, asked, captions=captions, ids=[self.corpus.ids[row] for row in rows])
+
+    def _finish(self, steps: int, seconds: float) -> None:
+        with self._averaged():
+            self.model.save(self.out / "model")
+        last = self.rows[-1]
+        summary = {
+            "schema": SCHEMA,
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "n": len(self.readable),
+            "n_missing": len(self.corpus) - len(self.readable),
+            "loss": last["loss"],
+            "replication": last.get("replication"),
+        }
+        checkpoints.write_json(summary, self.out / "summary.json")
+
+
+def _grid(made: Corpus) -> images.Image:
+    """The pictures side by side, in about as many rows as columns, the last row filled with white."""
+    pictures = [images.decode(made.read(row)) for row in range(len(made))]
+    across = math.ceil(math.sqrt(len(pictures)))
+    pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % across)
+    return np.concatenate([np.concatenate(pictures[at : at + across], 1) for at in range(0, len(pictures), across)])

@@ -1,0 +1,83 @@
+"""How a network's own time, input and output relate to D(x, sigma): of variance-preserving networks, and of flows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """Networks of DDPM (Ho et al. 2020): input x / sqrt(1 + sigma^2), times 0..T-1.
+
+    table: noise level of each time [T], increasing. predicts: "epsilon", "v_prediction" or "sample".
+    """
+
+    table: Tensor
+    predicts: str
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        return float(self.table[0]), float(self.table[-1])
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Time [n], interpolated in log sigma; a whole number, exactly, at the levels of the table."""
+        above = torch.searchsorted(self.table, sigma.contiguous()).clamp(1, len(self.table) - 1)
+        low, high = self.table[above - 1], self.table[above]
+        return above - 1 + (torch.log(sigma / low) / torch.log(high / low)).clamp(0, 1)
+
+    def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """What the network is given."""
+        return x / torch.sqrt(1 + sigma**2)
+
+    def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
+        """D, of what the network found."""
+        if self.predicts == "epsilon":
+            return x - sigma * found
+        if self.predicts == "sample":
+            return found
+        return x / (1 + sigma**2) - sigma / torch.sqrt(1 + sigma**2) * found
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Weight of (D - x0)^2 that makes it the squared error of what the network predicts."""
+        if self.predicts == "sample":
+            return torch.ones_like(sigma)
+        return sigma**-2 + (1 if self.predicts == "v_prediction" else 0)
+
+    def levels(self, uniform: Tensor) -> Tensor:
+        """Levels of whole times, all equally likely."""
+        times = (uniform * len(self.table)).long().clamp(max=len(self.table) - 1)
+        return self.table.to(uniform.device)[times]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """Rectified flows (Liu et al. 2023): input (1 - t) x0 + t noise, sigma = t / (1 - t), predicts noise - x0.
+
+    steps: times the network is told are 0..steps. shift: of the training times towards noise (Esser et al. 2024).
+    """
+
+    steps: int
+    shift: float
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        return 1 / (self.steps - 1), self.steps - 1.0
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma) * self.steps
+
+    def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma)
+
+    def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
+        return (x - sigma * found) / (1 + sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return ((1 + sigma) / sigma) ** 2
+
+    def levels(self, uniform: Tensor) -> Tensor:
+        """Logit-normal times, shifted: sigma is shift times a standard log-normal number."""
+        return (self.shift * torch.exp(torch.special.ndtri(uniform))).clamp(*self.sigmas)

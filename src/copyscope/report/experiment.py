@@ -1,0 +1,189 @@
+"""The page of an experiment: a table of arms, their rates drawn, paired differences, curves, and sheets of samples."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from . import Result, _page, plots, rows, wording
+from .svg import ROLES, inline
+
+#: Number of an arm -> (heading, how it is written); a column that no arm has is left out.
+COLUMNS = {
+    "replication_rate": ("replication rate", "percent"),
+    "replication_rate_duplicated": ("of duplicated", "percent"),
+    "replication_rate_others": ("of others", "percent"),
+    "copies_of_duplicated": ("copies of duplicated", "percent"),
+    "own_rate": ("own match", "percent"),
+    "own_copy_rate": ("own copy", "percent"),
+    "similarity_mean": ("mean similarity", "score"),
+    "similarity_p95": ("p95", "score"),
+    "above_threshold": ("above threshold", "percent"),
+    "held_out_p95": ("held-out p95", "score"),
+    "frechet_distance": ("Fréchet distance", "number"),
+    "precision": ("precision", "percent"),
+    "recall": ("recall", "percent"),
+    "diversity_generated": ("diversity", "score"),
+    "text_image_alignment": ("text alignment", "score"),
+}
+#: Series of the forest: number -> (what it is called, role, mark).
+FOREST = {
+    "replication_rate": ("all images", "generated", "o"),
+    "replication_rate_duplicated": ("prompted by a duplicated training image", "copy", "D"),
+    "replication_rate_others": ("prompted by any other", "baseline", "s"),
+}
+TERMS = {
+    "arm": "one combination of the grid's values, trained, sampled and audited on its own.",
+    "own match": "the training image nearest to a generated one is the image whose caption was the prompt, or in its "
+    "near-duplicate group. With a caption that all images share, a match is own by chance only.",
+    "own copy": "a copy, and its match is own.",
+    "of duplicated, of others": "replication rate of the images whose prompt came from a duplicated training image, "
+    "and of all others.",
+    "copies of duplicated": "of the copies, those of a duplicated training image, whatever the prompt. Without an "
+    "effect of duplication it is the share of duplicated images in the training set.",
+    "above threshold": "share of images whose similarity is above the protocol's fixed line, as in the literature. The "
+    "verdict's line falls where copies are many; this one is the same for all arms.",
+    "verdict": "what the audit of the arm says: a rate of 0 % with “cannot tell” is no proof of none.",
+    "difference": "an arm minus the arm it is compared with, over images of the same prompt row and the same noise.",
+}
+TERMS |= {name: wording.TERMS[name] for name in ("replication rate", "95 % interval", "p-value", "p75, p90, p95")}
+TERMS |= {name: wording.TERMS[name] for name in ("held-out → train", "Fréchet distance", "precision and recall")}
+SECTION_TERMS = {
+    "arms": [
+        "arm", "replication rate", "95 % interval", "of duplicated, of others", "copies of duplicated", "own match",
+        "own copy", "p75, p90, p95", "above threshold", "held-out → train", "Fréchet distance", "precision and recall",
+        "verdict",
+    ],
+    "contrasts": ["difference", "95 % interval", "p-value", "own match"],
+}  # fmt: skip
+# A report of many arms stays a file that a browser opens at once.
+SHEET_BUDGET = 12_000_000
+PATTERNS = ("-", (0, (4, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))
+
+
+def render(experiment: Result) -> str:
+    """The experiment as an HTML page: text that holds everything the page needs, the same each time."""
+    from markupsafe import Markup
+
+    arms = experiment.summary["arms"]
+    several = len({row["seed"] for row in arms}) > 1
+    named = [row | {"name": _name(row["label"], row["seed"], several)} for row in arms]
+    curves = experiment.tables["curves"].to_pylist()
+    names = {row["arm"]: row["name"] for row in named}
+    previews = rows.Previews(None)
+    return _page(
+        "experiment.html.j2",
+        experiment,
+        rows.collect({}, previews),
+        previews,
+        kind="experiment",
+        actions=[],
+        arms=named,
+        columns=[(name, *COLUMNS[name]) for name in COLUMNS if any(_known(row, name) for row in arms)],
+        contrasts=_contrasts(experiment.summary["contrasts"]),
+        forest=Markup(_forest(named)),
+        curves=Markup(_curves(curves, names)),
+        sheets=_sheets(experiment.tables["sheets"].to_pylist(), names),
+        terms=TERMS,
+        section_terms=SECTION_TERMS,
+    )
+
+
+def _name(label: str, seed: int | None, several: bool) -> str:
+    return f"{label} · seed {seed}" if several else label
+
+
+def _known(row: Mapping[str, Any], name: str) -> bool:
+    return wording.is_number((row["estimates"].get(name) or {}).get("value"))
+
+
+def _contrasts(found: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """One row a comparison with an estimate a measure, by grid key."""
+    by_key: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    for row in found:
+        place = (row["from"], row["to"], row["at"], row["seed"])
+        one = by_key.setdefault(row["key"], {}).setdefault(
+            place, dict(zip(("first", "to", "at", "seed"), place, strict=True))
+        )
+        one[row["measure"]] = {"value": row["difference"]} | {
+            name: row[name] for name in ("low", "high", "n", "p_value")
+        }
+    return {key: list(each.values()) for key, each in by_key.items()}
+
+
+def _forest(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Rates of every arm with their intervals, one line an arm."""
+    shown = [row for row in arms if _known(row, "replication_rate")]
+    if not shown:
+        return ""
+    with plots._style():
+        figure, axes = plots._figure(6.0, 1.3 + 0.46 * len(shown))
+        for index, (name, (label, role, mark)) in enumerate(FOREST.items()):
+            known = [(place, row["estimates"][name]) for place, row in enumerate(shown) if _known(row, name)]
+            if not known:
+                continue
+            heights = [place + 0.22 * (index - 1) for place, _ in known]
+            low, high = ([100 * one[end] for _, one in known] for end in ("low", "high"))
+            axes.hlines(heights, low, high, color=ROLES[role], linewidth=1.8)
+            axes.plot(
+                [100 * one["value"] for _, one in known], heights, mark, color=ROLES[role], markersize=6, label=label
+            )
+        axes.set_xlim(-2, 102)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_yticks(range(len(shown)), [plots._printable(row["name"]) for row in shown])
+        axes.tick_params(axis="y", length=0, labelcolor=ROLES["ink"])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("share of generated images that are copies")
+        plots._legend(figure)
+        said = "; ".join(
+            f"{row['name']} {wording.percent(row['estimates']['replication_rate']['value'])}" for row in shown
+        )
+        return inline(figure, "rates", "Replication rate of each arm", said + ".")
+
+
+def _curves(points: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Replication rate of the samples over the steps of training, one line an arm."""
+    known = [point for point in points if wording.is_number(point["value"])]
+    if not known:
+        return ""
+    roles = ("generated", "baseline", "heldout", "copy", "ink")
+    with plots._style():
+        arms = list(dict.fromkeys(point["arm"] for point in known))
+        figure, axes = plots._figure(6.0, 4.0 + 0.12 * len(arms))
+        for index, arm in enumerate(arms):
+            own = [point for point in known if point["arm"] == arm]
+            role, pattern = roles[index % len(roles)], PATTERNS[index // len(roles) % len(PATTERNS)]
+            steps = [point["step"] for point in own]
+            if len(arms) <= len(roles):
+                low, high = ([100 * point[end] for point in own] for end in ("low", "high"))
+                axes.fill_between(steps, low, high, color=ROLES[role], alpha=0.14, linewidth=0)
+            axes.plot(steps, [100 * point["value"] for point in own], color=ROLES[role], linestyle=pattern, marker="o",
+                      markersize=3.5, linewidth=1.6, label=plots._printable(names[arm]))  # fmt: skip
+        axes.set_ylim(-2, 102)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        axes.set_xlabel("training step")
+        axes.set_ylabel("copies among the samples")
+        plots._legend(figure)
+        last = {point["arm"]: point for point in known}
+        said = "; ".join(
+            f"{names[arm]}: {wording.percent(last[arm]['value'])} at step {last[arm]['step']}" for arm in arms
+        )
+        return inline(figure, "curves", "Replication rate over training", said + ".")
+
+
+def _sheets(pictures: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(name, samples) of each arm; images as `data:` URIs, None where there is none or the page would grow too big."""
+    budget = SHEET_BUDGET
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in pictures:
+        shown = dict(row)
+        for side in ("made", "real"):
+            content = row[side] if row[side] and len(row[side]) * 4 // 3 <= budget else None
+            budget -= len(content) * 4 // 3 if content else 0
+            shown[side] = f"data:image/webp;base64,{base64.b64encode(content).decode()}" if content else None
+        found.setdefault(row["arm"], []).append(shown)
+    return [(names[arm], samples) for arm, samples in found.items()]

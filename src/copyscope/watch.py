@@ -1,0 +1,70 @@
+"""Copying while a model trains: samples of each checkpoint against the training set, with the calibrated verdict.
+
+`diffusion.train` makes the samples and knows nothing of copies; `copying` judges images and knows nothing of models.
+Here a callable is made of the one for the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .copying import calibrate
+from .copying.duplicates import duplicates
+from .copying.embed import Embeddings, embed
+from .copying.match import match
+from .copying.protocols import protocol as named_protocol
+from .copying.replication import Calibration, verdict
+from .copying.verify import Verify
+from .corpus import Corpus
+from .errors import InputError
+from .stats import Estimate
+
+Watch = Callable[[Path, Sequence[str], int], Estimate]
+"""(folder of samples, their prompts, training step) -> replication rate."""
+
+
+def make_watch(
+    train_corpus: Corpus | str | Path,
+    held_out: Corpus | str | Path | None = None,
+    protocol: str = "sscd-288",
+    **options: Any,
+) -> Watch:
+    """A watch that says which share of the samples are copies: the verdict of `audit` and nothing else of it.
+
+    The training set is described, grouped and calibrated on once, at the first call. held_out: calibrates, as in
+    `audit`; without it the training set stands in. options: `cache` and `workers` of `embed`, `progress`.
+    """
+    rules, verify = named_protocol(protocol), Verify()
+    descriptor = rules.load()
+
+    @functools.cache
+    def known() -> tuple[Embeddings, Calibration]:
+        train = embed(train_corpus, descriptor, **options)
+        if not len(train.rows):
+            raise InputError(
+                f"None of the {len(train.corpus)} training images in {train.corpus.origin} can be read.\n"
+                "Name the folder of images that the model is trained on"
+            )
+        groups = duplicates(train, rules.duplicates, **options)
+        if held_out is None:
+            calibration, _ = calibrate.baseline(train, groups, verify, **options)
+        else:
+            unseen = embed(held_out, descriptor, **options)
+            calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, **options)
+        return train, calibration
+
+    def watch(folder: Path, captions: Sequence[str], step: int) -> Estimate:
+        train, calibration = known()
+        samples = embed(folder, descriptor, **options)
+        matches = match(samples, train, verify, **options)
+        scores: NDArray[np.float32] = matches.of_best(matches.combined)
+        judged = verdict(scores, calibration, identical=matches.identical, n_missing=samples.n_missing)
+        return judged.rate
+
+    return watch

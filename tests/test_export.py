@@ -1,0 +1,243 @@
+"""Export: what is written is read back equal, by Copyscope and by the loaders that trainers use."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from copyscope import export
+from copyscope.corpus import Corpus
+from copyscope.curate import duplicate
+from copyscope.errors import InputError
+from copyscope.images import decode
+from tests.pictures import fill, picture, write
+
+LAYOUTS = sorted(export.LAYOUTS)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Five images in two folders: none, one or two captions, weights, and a column of each type."""
+    folder = fill(tmp_path / "data", "cat/a.png", "cat/b.png", "dog/c.d.png", "dog/é e.png")
+    write(folder, {"dog/f.jpg": picture(9, "JPEG")})
+    corpus = Corpus.open(folder).with_column("captions", [["a cat", "één kat"], [], ["line\nbreak"], ["f"], ['"q"']])
+    corpus = corpus.with_column("n", [1, 2, None, 4, 5]).with_column("score", [0.5, None, 1.0, 1e-9, 2.5])
+    corpus = corpus.with_column("ok", [True, False, None, True, True]).with_column("weight", [1, 2.5, 0, 1, 1])
+    return duplicate(corpus, "partial", rate=0.4)
+
+
+def facts(corpus, id_column="id"):
+    """All that is known of each image, by id, and its bytes."""
+    names = [name for name in corpus.table.column_names if name not in ("image", "id", "sha256", "width", "height")]
+    rows = corpus.table.select([name for name in names if name != "original_id"]).to_pylist()
+    data = dict(corpus.stream())
+    ids = corpus.table[id_column].to_pylist()
+    return {
+        id: (row | {"captions": row["captions"] or []}, data[n])
+        for n, (id, row) in enumerate(zip(ids, rows, strict=True))
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_written_is_read_back(corpus, tmp_path, layout):
+    found = export.write(corpus, tmp_path / "out", layout)
+    assert found.kind == layout
+    # A key of a tar has no suffix, so there the ids change.
+    assert facts(found, "original_id" if layout == "webdataset" else "id") == facts(corpus)
+    assert ("original_id" in found.table.column_names) == (layout == "webdataset")
+    assert not list(tmp_path.glob(".out*"))
+    assert not (tmp_path / "out" / "skipped.jsonl").exists()
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("second", LAYOUTS)
+def test_from_any_layout_to_any(corpus, tmp_path, first, second):
+    before = export.write(corpus, tmp_path / "first", first)
+    after = export.write(before, tmp_path / "second", second)
+    named = "original_id" if "original_id" in after.table.column_names else "id"
+    assert facts(after, named) == facts(corpus)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chosen_rows_are_written_in_any_order(corpus, tmp_path, layout):
+    whole = export.write(corpus, tmp_path / "whole", layout)
+    found = export.write(whole.take([4, 0, 2]), tmp_path / "out", layout)
+    assert facts(found) == facts(whole.take([4, 0, 2]))
+
+
+HOSTILE = [
+    *("../../x.png", "/etc/y.png", ".hidden.png", "a:b?.png", "A" * 300, "no suffix", "no suffix.png", "..", "a//b"),
+    *("x.tar.gz", "back\\slash", "data.parquet:0", "twice", "twice#2", "new\nline", "k/..png", "metadata.jsonl"),
+    "skipped.jsonl",
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_id_finds_a_place_inside_the_folder_and_is_kept(tmp_path, layout):
+    corpus = Corpus.open(fill(tmp_path / "data", *(f"{number:02d}.png" for number in range(len(HOSTILE)))))
+    corpus = corpus.with_column("id", HOSTILE)
+    found = export.write(corpus, tmp_path / "out", layout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+    if layout == "parquet":
+        assert found.ids == HOSTILE
+        return
+    old = [old or id for old, id in zip(found.table["original_id"].to_pylist(), found.ids, strict=True)]
+    assert sorted(old) == sorted(HOSTILE)
+    assert {id: found.read(row) for row, id in enumerate(old)} == {
+        id: corpus.read(row) for row, id in enumerate(HOSTILE)
+    }
+
+
+def test_an_original_id_of_the_data_stays(corpus, tmp_path):
+    corpus = corpus.with_column("original_id", list("abcde"))
+    found = export.write(corpus, tmp_path / "out", "webdataset")
+    assert sorted(found.table["original_id"].to_pylist()) == list("abcde")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_unreadable_images_are_left_out_and_listed(tmp_path, layout):
+    folder = fill(tmp_path / "data", "a.png", "b.png", "gone.png", "known.png")
+    write(folder, {"cut.png": picture(1)[:40], "web.jpg": b"<!DOCTYPE html>"})
+    corpus = Corpus.open(folder)
+    corpus = corpus.with_column("error", ["too large" if id == "known.png" else None for id in corpus.ids])
+    (folder / "gone.png").unlink()
+    found = export.write(corpus, tmp_path / "out", layout)
+    assert len(found) == 2
+    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    errors = {record["id"]: record["error"] for record in listed}
+    assert errors.keys() == {"cut.png", "gone.png", "known.png", "web.jpg"}
+    assert (errors["known.png"], errors["gone.png"]) == ("too large", "no such file")
+    assert errors["cut.png"].startswith("truncated")
+    assert errors["web.jpg"].startswith("not an image")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_left_where_no_image_can_be_read(tmp_path, layout):
+    corpus = Corpus.open(write(tmp_path / "data", {"a.png": b"", "b.png": b""}))
+    with pytest.raises(InputError, match=r"None of 2 images in .*data can be read: empty file"):
+        export.write(corpus, tmp_path / "out", layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_taken(corpus, tmp_path):
+    for out in (write(tmp_path / "full", {"mine.txt": "x"}), tmp_path / "data" / "cat" / "a.png"):
+        with pytest.raises(InputError, match="has something in it"):
+            export.write(corpus, out)
+    (tmp_path / "empty").mkdir()
+    assert len(export.write(corpus, tmp_path / "empty")) == 5
+    with pytest.raises(InputError, match=r"'tfrecord'.\nThere are: imagefolder, parquet, webdataset"):
+        export.write(corpus, tmp_path / "out", "tfrecord")
+
+
+def test_a_full_disk_leaves_nothing(corpus, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"Cannot write into .*out: no space left on device.\nMake room"):
+        export.write(corpus, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern"), [("parquet", r"train-0000\d-of-00003.parquet"), ("webdataset", r"0000\d.tar")]
+)
+def test_shards_are_bounded(tmp_path, layout, pattern):
+    corpus = Corpus.open(fill(tmp_path / "data", *(f"{number:02d}.png" for number in range(12))))
+    size = len(picture(0))
+    found = export.write(corpus, tmp_path / "out", layout, shard_bytes=5 * size + 1)
+    shards = sorted((tmp_path / "out").iterdir())
+    assert len(shards) == 3
+    assert all(re.fullmatch(pattern, path.name) for path in shards)
+    assert [len(Corpus.open(path)) for path in shards] == [5, 5, 2]
+    assert {data for _, data in found.stream()} == {data for _, data in corpus.stream()}
+    export.write(corpus, tmp_path / "tiny", layout, shard_bytes=1)
+    assert len(list((tmp_path / "tiny").iterdir())) == 12
+
+
+def test_row_groups_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ROW_GROUP_BYTES", 2 * len(picture(0)))
+    corpus = Corpus.open(fill(tmp_path / "data", *(f"{number}.png" for number in range(5))))
+    export.write(corpus, tmp_path / "out", "parquet")
+    assert pq.ParquetFile(next((tmp_path / "out").iterdir())).num_row_groups == 3
+
+
+def test_progress_reaches_the_end(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "BATCH", 2)
+    told = []
+    export.write(corpus, tmp_path / "out", progress=lambda *step: told.append(step))
+    assert told == [("write", 2, 5), ("write", 4, 5), ("write", 5, 5)]
+
+
+def test_json_is_standard_and_captions_come_from_captions_only(tmp_path):
+    corpus = Corpus.open(fill(tmp_path / "data", "a.png")).with_column("captions", [["a caption"]])
+    corpus = corpus.with_column("score", [math.nan]).with_column("Text", ["an alt text"])
+    found = export.write(corpus, tmp_path / "out")
+    assert "NaN" not in (tmp_path / "out" / "metadata.jsonl").read_text()
+    assert found.captions == [["a caption"]]
+    assert found.table["listed_Text"].to_pylist() == ["an alt text"]
+
+
+def test_suffixes_tell_what_an_image_is(tmp_path):
+    named = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+    files = {suffix: picture(3, name) for name, suffix in named.items()} | {"avif": picture(3, "AVIF")}
+    files["other.avif"] = files["avif"].replace(b"ftypavif", b"ftypmif1")
+    big = BytesIO()
+    Image.new("RGB", (5, 4)).save(big, "TIFF", big_tiff=True)
+    files["big.tif"] = big.getvalue()
+    # Names without a suffix: each file is called as it should be called at the end.
+    folder = write(tmp_path / "data", {name.replace(".", "-"): data for name, data in files.items()})
+    found = export.write(Corpus.open(folder), tmp_path / "out")
+    assert sorted(found.ids) == sorted(f"{name.replace('.', '-')}.{name.rpartition('.')[2]}" for name in files)
+
+
+def test_tars_follow_the_webdataset_convention(corpus, tmp_path):
+    """Grouped as the library webdataset does: members in a row with the same path up to the first dot of the name."""
+    export.write(corpus, tmp_path / "out", "webdataset")
+    samples: list[tuple[str, dict[str, bytes]]] = []
+    with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
+        for member in tar:
+            key, suffix = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name).groups()
+            if not samples or samples[-1][0] != key:
+                samples.append((key, {}))
+            samples[-1][1][suffix] = tar.extractfile(member).read()
+    assert [key for key, _ in samples] == ["cat/a", "cat/b", "dog/c_d", "dog/f", "dog/é e"]
+    assert [set(sample) - {"txt", "json"} for _, sample in samples] == [{"png"}, {"png"}, {"png"}, {"jpg"}, {"png"}]
+    assert [sample["txt"].decode() for _, sample in samples] == ["a cat", "", "line\nbreak", "f", '"q"']
+    assert json.loads(samples[0][1]["json"])["captions"] == ["a cat", "één kat"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hugging_face_datasets_shows_images_and_captions(corpus, tmp_path, monkeypatch, layout):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    out = tmp_path / "out"
+    errors = ["empty file" if id == "dog/f.jpg" else None for id in corpus.ids]
+    written = export.write(corpus.with_column("error", errors), out, layout)
+    assert (out / "skipped.jsonl").exists()
+    where = {"data_files": str(out / "*.tar")} if layout == "webdataset" else {"data_dir": str(out)}
+    found = datasets.load_dataset(layout, split="train", cache_dir=str(tmp_path / "cache"), **where)
+    image, text = ("png", "txt") if layout == "webdataset" else ("image", "text")
+    assert isinstance(found.features[image], datasets.Image)
+    expected = {caption: picture(number) for number, caption in enumerate(["a cat", "", "line\nbreak", '"q"'])}
+    rows = {row[text]: row for row in found}
+    assert rows.keys() == expected.keys()
+    for caption, data in expected.items():
+        assert np.array_equal(np.array(rows[caption][image].convert("RGB")), decode(data))
+    known = {row["captions"][0] if row["captions"] else "": row for row in written.table.to_pylist()}
+    for caption, row in rows.items():
+        told = row["json"] if layout == "webdataset" else row
+        for name in ("captions", "weight", "duplicated", "duplication", "n", "score", "ok"):
+            assert told[name] == known[caption][name], name

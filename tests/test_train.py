@@ -1,0 +1,633 @@
+"""Training: what a step computes, what a run leaves, and that a stop at any moment changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import torch
+from safetensors.torch import load_file, save_file
+
+from copyscope import Corpus, images, parts, worlds
+from copyscope.diffusion import checkpoints, data, loop
+from copyscope.diffusion import train as training
+from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.models import Trainable
+from copyscope.diffusion.train import PRESETS, Run, TrainRecipe, train
+from copyscope.errors import InputError, MissingExtra, TrainingError
+from copyscope.stats import Estimate
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny(Trainable):
+    """A convolutional denoiser of 8 x 8 pixels with a few thousand parameters, told by the hash of a caption."""
+
+    seed: int = 0
+    weights: str = ""
+
+    @property
+    def shape(self):
+        return 3, 8, 8
+
+    @property
+    def image_size(self):
+        return 8
+
+    def __call__(self, x, sigma, conditioning):
+        return self.network(x, sigma, conditioning.text).float()
+
+    def condition(self, captions):
+        digests = [np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], np.uint8) for text in captions]
+        text = torch.from_numpy(np.array(digests).reshape(-1, 1, 8)).float() / 128 - 1
+        return Conditioning(text, torch.ones(len(captions), 1, dtype=torch.bool))
+
+    def encode(self, pictures):
+        return torch.stack([data.to_tensor(picture) for picture in pictures])
+
+    def decode(self, latents):
+        pixels = ((latents.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [np.ascontiguousarray(each.permute(1, 2, 0).numpy()) for each in pixels]
+
+    def noise_levels(self, uniform):
+        return torch.exp(torch.special.ndtri(uniform)).clamp(0.02, 80)
+
+    def loss_weight(self, sigma):
+        return sigma.clamp(min=0.1) ** -2
+
+    @functools.cached_property
+    def network(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = Net()
+        if self.weights:
+            network.load_state_dict(load_file(Path(self.weights) / "net.safetensors"))
+        return network.to(memory_format=torch.channels_last)
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / "net.safetensors")
+
+    def with_weights(self, folder):
+        return dataclasses.replace(self, weights=str(folder))
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 24, 3, padding=1), torch.nn.Conv2d(24, 3, 3, padding=1)
+        self.told = torch.nn.Linear(9, 24)
+
+    def forward(self, x, sigma, text):
+        told = self.told(torch.cat([text[:, 0], sigma.log()[:, None]], 1))
+        scaled = (x / (1 + sigma).view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        return self.last(torch.nn.functional.silu(self.first(scaled) + told[..., None, None]))
+
+
+SPEC = "tests.test_train:Tiny"
+N = 12
+
+
+def recipe(**options):
+    return TrainRecipe(**{"model": SPEC, "steps": 12, "batch_size": 8, "checkpoint_every": 5, "tracker": "none",
+                          "warmup_steps": 2} | options)  # fmt: skip
+
+
+def write_corpus(folder):
+    """N pictures of several sizes and shapes, each with two captions."""
+    folder.mkdir()
+    rows = []
+    for index in range(N):
+        rng = np.random.default_rng(index)
+        height, width = (8, 8) if index % 3 else (12, 20)
+        picture = np.repeat(np.repeat(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8), 4, 0), 4, 1)
+        (folder / f"{index:02d}.png").write_bytes(images.encode(picture, "png"))
+        rows.append({"file_name": f"{index:02d}.png", "captions": [f"picture {index}", f"the other {index}"]})
+    worlds.write_metadata(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "train")
+
+
+def result(run):
+    """Bytes of all that training ended in: the last checkpoint and the model."""
+    step, path = checkpoints.latest(Path(run) / "checkpoints")
+    files = {name: (path / f"{name}.safetensors").read_bytes() for name in ("network", "ema", "optimizer")}
+    return files | {"step": step, "model": (Path(run) / "model" / "net.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The result of an undisturbed training with everything random in it."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(folder, out, EVENTFUL)
+    return result(out)
+
+
+EVENTFUL = recipe(duplication="partial", duplication_rate=0.5, caption_dropout=0.2, flip=True, random_crop=True)
+
+
+# What a run is
+
+
+def test_it_learns_and_leaves_a_run_that_opens(folder, tmp_path):
+    reports = []
+    run = train(folder, tmp_path / "run", recipe(steps=150, tracker="none", duplication="full"),
+                progress=lambda *report: reports.append(report))  # fmt: skip
+    losses = run.history["loss"].to_pylist()
+    assert losses[-1] < losses[0] / 2
+    assert run.summary["steps"] == 150
+    assert (run.summary["n"], run.summary["n_missing"]) == (N, 0)
+    assert run.summary["loss"] == losses[-1]
+    again = Run.open(tmp_path / "run")
+    assert again.recipe == run.recipe
+    assert again.summary == run.summary
+    ema = load_file(checkpoints.latest(tmp_path / "run" / "checkpoints")[1] / "ema.safetensors")
+    own = again.model.network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in ema.items())
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert saved["recipe"]["duplication"] == "full"
+    assert {"torch", "copyscope"} <= set(saved["versions"])
+    assert ("reading images", N, N) in reports
+    label, done, total = reports[-1]
+    assert label.startswith("training, loss ")
+    assert label.endswith("images/s")
+    assert (done, total) == (150, 150)
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_the_table_of_the_training_set_says_what_was_drawn(folder, tmp_path):
+    table = train(folder, tmp_path / "run", recipe(steps=1, duplication="full", duplication_rate=0.25)).table
+    assert table["id"].to_pylist() == Corpus.open(folder).ids
+    assert sum(table["duplicated"].to_pylist()) == 3
+    assert sorted(set(table["weight"].to_pylist())) == [1, 5]
+    assert "image" not in table.column_names
+
+
+def test_a_finished_run_is_returned_at_once_and_another_is_refused(folder, tmp_path, monkeypatch):
+    first = train(folder, tmp_path / "run", recipe())
+    monkeypatch.setattr(training, "Loop", None)
+    assert train(str(folder), str(tmp_path / "run"), recipe()).summary == first.summary
+    with pytest.raises(InputError, match="differs in steps, seed"):
+        train(folder, tmp_path / "run", recipe(steps=13, seed=1))
+    others = Corpus.open(folder)
+    others = others.with_column("weight", [2.0] + [1.0] * (N - 1))
+    with pytest.raises(InputError, match="differs in its images"):
+        train(others, tmp_path / "run", recipe())
+
+
+def test_a_folder_of_other_things_is_left_alone(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        train(folder, tmp_path, recipe())
+    with pytest.raises(InputError, match="not empty"):
+        train(folder, tmp_path / "notes.txt", recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(InputError, match="no finished training"):
+        Run.open(tmp_path)
+
+
+def test_only_what_can_be_trained_is(folder, tmp_path):
+    with pytest.raises(InputError, match="knows no gradient checkpointing"):
+        train(folder, tmp_path / "a", recipe(gradient_checkpointing=True))
+    with pytest.raises(InputError, match="fp16"):
+        train(folder, tmp_path / "b", recipe(mixed_precision="fp16"))
+
+
+# What a step computes
+
+
+def by_hand(folder, options, steps):
+    """Losses and trained weights of the first steps, by the formulas and nothing of the loop."""
+    model, told = parts.load("models", SPEC), recipe(**options)
+    corpus = Corpus.open(folder)
+    policy, sampler = data.CaptionPolicy.from_corpus(corpus), data.WeightedSampler.from_corpus(corpus, seed=told.seed)
+    weights = list(model.network.parameters())
+    optimizer = torch.optim.AdamW(weights, betas=told.betas, eps=told.epsilon, weight_decay=told.weight_decay)
+    average, losses = [value.detach().clone() for value in weights], []
+    for step in range(steps):
+        drawn = data.draw(step, model, told, sampler, policy)
+        pictures = [images.decode(corpus.read(int(row))) for row in drawn.rows]
+        x0 = model.encode([images.centre_crop(images.resize_short(each, 8), 8) for each in pictures])
+        sigma = drawn.sigma.view(-1, 1, 1, 1)
+        denoised = model(x0 + sigma * drawn.noise, drawn.sigma, model.condition(drawn.captions))
+        weight = (1 / drawn.sigma**2).clamp(max=told.min_snr) if told.min_snr else model.loss_weight(drawn.sigma)
+        loss = (weight.view(-1, 1, 1, 1) * (denoised - x0) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, told.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = loop.rate(told, step)
+        optimizer.step()
+        keep = min(told.ema, (1 + step) / (20 + step))
+        average = [keep * old + (1 - keep) * new.detach() for old, new in zip(average, weights, strict=True)]
+        losses.append(loss.item())
+    names = [name for name, _ in model.network.named_parameters()]
+    return losses, dict(zip(names, weights, strict=True)), dict(zip(names, average, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"min_snr": 2.0, "gradient_accumulation": 4, "max_grad_norm": 0.1}])
+def test_steps_are_those_of_the_formulas(folder, tmp_path, options):
+    run = train(folder, tmp_path / "run", recipe(steps=5, **options))
+    losses, weights, average = by_hand(folder, {"steps": 5} | options, 5)
+    assert run.summary["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    path = checkpoints.latest(tmp_path / "run" / "checkpoints")[1]
+    for name, expected in (("network", weights), ("ema", average)):
+        found = load_file(path / f"{name}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value.detach(), rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("predicts", "own"), [("epsilon", lambda snr: snr), ("v", lambda snr: snr + 1)])
+def test_min_snr_is_that_of_its_paper_for_epsilon_and_v(predicts, own):
+    """Hang et al. 2023: min(SNR, gamma) / SNR times the error of epsilon, / (SNR + 1) that of v."""
+    sigma = torch.tensor([0.05, 0.3, 1.0, 4.0])
+    snr, gamma = sigma**-2, 5.0
+    model = Tiny()
+    x0, noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = model.condition(["a"] * 4)
+    error = (model(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, told) - x0).square().mean((1, 2, 3))
+    # An error e of x0 is one of e / sigma of epsilon, and of e * sqrt(1 + 1 / sigma^2) of v.
+    expected = (snr.clamp(max=gamma) / own(snr) * own(snr) * error).mean()
+    found = loop.Loss(model, gamma)(x0, noise, sigma, told.text, told.mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    told = recipe(steps=100, warmup_steps=10, learning_rate=1.0, decay=0.5)
+    constant, cosine = (dataclasses.replace(told, schedule=name) for name in ("constant", "cosine"))
+    assert [loop.rate(told, step) for step in (0, 4, 9, 49)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [loop.rate(told, step) for step in (50, 75, 90, 99)] == pytest.approx([1, 0.5, 0.2, 0.02])
+    assert [loop.rate(cosine, step) for step in (50, 75, 90)] == pytest.approx(
+        [1, 0.5, (1 - math.cos(0.2 * math.pi)) / 2]
+    )
+    assert {loop.rate(constant, step) for step in (10, 99)} == {1.0}
+    assert loop.rate(recipe(warmup_steps=0, decay=0.0), 0) == recipe().learning_rate
+
+
+@pytest.mark.parametrize("options", [{"cache_latents": False}, {"cache_text": False}, {"kept": 0}])
+def test_what_is_kept_in_memory_changes_no_bit(folder, tmp_path, monkeypatch, options):
+    told = recipe(flip=True)
+    train(folder, tmp_path / "one", told)
+    if "kept" in options:
+        monkeypatch.setattr(data, "KEPT_BYTES", 0)
+    else:
+        told = dataclasses.replace(told, **options)
+    train(folder, tmp_path / "two", told)
+    assert result(tmp_path / "one") == result(tmp_path / "two")
+
+
+def test_looking_at_samples_changes_no_bit(folder, tmp_path):
+    train(folder, tmp_path / "one", recipe())
+    train(folder, tmp_path / "two", recipe(sample_every=3, sample_images=5, sample_steps=2))
+    assert result(tmp_path / "one") == result(tmp_path / "two")
+    grid = images.decode(tmp_path / "two" / "samples" / "step-00000012.png")
+    assert grid.shape == (16, 24, 3)
+    assert (grid[8:, 16:] == 255).all()
+    assert len(list((tmp_path / "two" / "samples").glob("*.png"))) == 4
+
+
+def test_samples_are_of_the_average_in_evaluation_mode(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def generate(model, out, asked, **options):
+        seen.append((model.network.training, model.network.first.weight.detach().clone()))
+        return plain(model, out, asked, **options)
+
+    from copyscope.diffusion import generate as module
+
+    plain = module.generate
+    monkeypatch.setattr(module, "generate", generate)
+    for ema in (0.9, 0.0):
+        train(folder, tmp_path / str(ema), recipe(steps=5, ema=ema, sample_every=5, sample_steps=1))
+        path = checkpoints.latest(tmp_path / str(ema) / "checkpoints")[1]
+        saved = load_file(path / ("ema.safetensors" if ema else "network.safetensors"))
+        mode, weight = seen.pop()
+        assert not mode
+        assert torch.equal(weight, saved["first.weight"])
+    assert not (path / "ema.safetensors").exists()
+
+
+def test_half_precision_trains_full_weights(folder, tmp_path):
+    full = train(folder, tmp_path / "full", recipe(steps=30))
+    half = train(folder, tmp_path / "half", recipe(steps=30, mixed_precision="bf16"))
+    assert half.summary["loss"] != full.summary["loss"]
+    assert half.summary["loss"] == pytest.approx(full.summary["loss"], rel=0.1)
+    assert {value.dtype for value in half.model.network.state_dict().values()} == {torch.float32}
+    third = train(folder, tmp_path / "third", recipe(steps=30))
+    assert third.summary["loss"] == full.summary["loss"]
+
+
+# Stopping
+
+
+class Stop(BaseException):
+    """A kill, as far as Python can tell."""
+
+
+def stopped_at(step):
+    def progress(label, done, total):
+        if label.startswith("training") and done == step:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("steps", [(1,), (5,), (6, 8, 11), (12,)])
+def test_a_stop_between_steps_changes_no_bit(folder, tmp_path, whole, steps):
+    for step in steps:
+        with pytest.raises(Stop):
+            train(folder, tmp_path / "run", EVENTFUL, progress=stopped_at(step))
+    run = train(folder, tmp_path / "run", EVENTFUL)
+    assert result(tmp_path / "run") == whole
+    assert run.history["step"].to_pylist() == [5, 10, 12]
+
+
+@pytest.mark.parametrize("place", range(1, 10))
+def test_a_stop_in_the_middle_of_writing_changes_no_bit(folder, tmp_path, whole, monkeypatch, place):
+    """Stops at the n-th file that is renamed or removed."""
+    with monkeypatch.context() as patch:
+        left = [place]
+
+        def counted(plain):
+            def call(*arguments, **options):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Stop
+                return plain(*arguments, **options)
+
+            return call
+
+        patch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
+        patch.setattr(checkpoints.os, "replace", counted(os.replace))
+        with pytest.raises(Stop):
+            train(folder, tmp_path / "run", EVENTFUL)
+    train(folder, tmp_path / "run", EVENTFUL)
+    assert result(tmp_path / "run") == whole
+
+
+LONG = dataclasses.replace(EVENTFUL, steps=500, checkpoint_every=4)
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bits(folder, tmp_path):
+    code = "import sys; from tests import test_train as t; t.train(sys.argv[1], sys.argv[2], t.LONG)"
+    reached = 0
+    for _ in range(2):
+        started = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path / "run")], cwd=ROOT)
+        found = None
+        while found is None or found[0] < reached + 60:
+            assert started.poll() is None, "it ended by itself"
+            time.sleep(random.uniform(0, 0.05))
+            found = checkpoints.latest(tmp_path / "run" / "checkpoints")
+        os.kill(started.pid, signal.SIGKILL)
+        started.wait()
+        reached = checkpoints.latest(tmp_path / "run" / "checkpoints")[0]
+    assert 120 <= reached < LONG.steps
+    train(folder, tmp_path / "run", LONG)
+    train(folder, tmp_path / "undisturbed", LONG)
+    assert result(tmp_path / "run") == result(tmp_path / "undisturbed")
+
+
+TOGETHER = recipe(steps=6, gradient_accumulation=2, flip=True, sample_every=6, sample_steps=1)
+
+
+def test_two_processes_train_what_one_does(folder, tmp_path):
+    code = tmp_path / "together.py"
+    code.write_text("import sys\nfrom tests import test_train as t\nt.together(*sys.argv[1:])\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, code, folder, tmp_path], env=environment, cwd=ROOT, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    one = train(folder, tmp_path / "one", TOGETHER, watch=watcher([]))
+    two = Run.open(tmp_path / "two")
+    assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)
+    assert two.summary["replication"] == one.summary["replication"] == 0.25
+    for name, value in one.model.network.state_dict().items():
+        torch.testing.assert_close(two.model.network.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "two" / "samples" / "step-00000006.png").is_file()
+
+
+def together(folder, out):
+    """What each process of the test above runs."""
+    assert os.environ["WORLD_SIZE"] == "2"
+    # Nine images a step cannot be halved; and one training can follow another.
+    with pytest.raises(InputError, match="cannot be shared by 2 processes"):
+        train(folder, Path(out) / "odd", recipe(batch_size=9))
+    train(folder, Path(out) / "before", recipe(steps=1))
+    train(folder, Path(out) / "two", TOGETHER, watch=watcher([]))
+
+
+# Going wrong
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_checkpoint(folder, tmp_path, monkeypatch):
+    calls = []
+
+    def poisoned(self, sigma):
+        calls.append(1)
+        return sigma * (math.nan if len(calls) > 7 else 1)
+
+    monkeypatch.setattr(Tiny, "loss_weight", poisoned)
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 10; .*\n.*learning_rate"):
+        train(folder, tmp_path / "run", recipe())
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints")[0] == 5
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("wrong", ["save_file", "write_text", "write_table"])
+def test_a_full_disk_stops_it_and_the_same_command_goes_on(folder, tmp_path, whole, monkeypatch, wrong):
+    plain, calls = pq_write if wrong == "write_table" else getattr(checkpoints, wrong, Path.write_text), []
+
+    def full(first, *rest, **options):
+        path = first if wrong == "write_text" else rest[0]
+        calls.append(1)
+        # In the middle of the second checkpoint: the disk takes a part of the file, then no more.
+        if (tmp_path / "run" / "checkpoints" / "step-00000005").exists():
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(first, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        where = {"save_file": checkpoints, "write_text": Path, "write_table": checkpoints.pq}[wrong]
+        patch.setattr(where, wrong, full)
+        with pytest.raises(TrainingError, match=r"the disk is full\. Whole checkpoints are kept\.\nMake room"):
+            train(folder, tmp_path / "run", EVENTFUL)
+    assert calls
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints")[0] == 5
+    assert not list((tmp_path / "run").rglob("*.part"))
+    train(folder, tmp_path / "run", EVENTFUL)
+    assert result(tmp_path / "run") == whole
+
+
+pq_write = checkpoints.pq.write_table
+
+
+def test_unreadable_images_are_counted_and_never_drawn(folder, tmp_path):
+    corpus = write_corpus(tmp_path / "train")
+    (corpus / "03.png").write_bytes(b"no image")
+    (corpus / "04.png").write_bytes((corpus / "05.png").read_bytes()[:60])
+    run = train(corpus, tmp_path / "run", recipe(steps=2, duplication="full", duplication_rate=0.5))
+    assert (run.summary["n"], run.summary["n_missing"]) == (N - 2, 2)
+    errors = run.table["error"].to_pylist()
+    assert [row for row, error in enumerate(errors) if error] == [3, 4]
+    assert "not an image" in errors[3]
+    duplicated = run.table["duplicated"].to_pylist()
+    assert sum(duplicated) == 5
+    assert not duplicated[3]
+    assert not duplicated[4]
+
+
+def test_a_corpus_without_a_readable_image_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="None of the 1 images"):
+        train(tmp_path / "train", tmp_path / "run", recipe())
+
+
+def test_an_image_that_vanishes_is_told(folder, tmp_path):
+    corpus = write_corpus(tmp_path / "train")
+
+    def progress(label, done, total):
+        if label.startswith("training") and done == 1:
+            for path in corpus.glob("*.png"):
+                path.unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "KEPT_BYTES", 0)
+        with pytest.raises(TrainingError, match="could be read at the start and cannot now: no such file"):
+            train(corpus, tmp_path / "run", recipe(), progress=progress)
+
+
+def test_latents_of_another_shape_than_the_model_says_are_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tiny, "encode", lambda self, pictures: torch.zeros(len(pictures), 3, 4, 4))
+    with pytest.raises(TrainingError, match=r"latents of shape \(3, 4, 4\)"):
+        train(folder, tmp_path / "run", recipe())
+
+
+# Watching
+
+
+def watcher(seen, rates=(0.25,)):
+    def watch(folder, captions, step):
+        made = Corpus.open(folder)
+        assert made.prompts == list(captions)
+        seen.append((step, made.table["source_id"].to_pylist(), list(captions)))
+        value = rates[min(len(seen), len(rates)) - 1]
+        return Estimate(value, value - 0.1, value + 0.1, len(captions))
+
+    return watch
+
+
+def test_the_watch_sees_training_captions_at_each_checkpoint(folder, tmp_path):
+    seen = []
+    run = train(folder, tmp_path / "run", recipe(sample_images=N + 2, sample_steps=1), watch=watcher(seen))
+    assert [step for step, *_ in seen] == [5, 10, 12]
+    _, sources, captions = seen[0]
+    assert sorted(sources[:N]) == Corpus.open(folder).ids
+    assert sources[N:] == sources[:2]
+    assert captions == [f"picture {int(source[:2])}" for source in sources]
+    rows = {row["step"]: row for row in run.history.to_pylist()}
+    assert [rows[step]["replication"] for step in (5, 10, 12)] == [0.25] * 3
+    assert (rows[5]["replication_low"], rows[5]["replication_high"], rows[5]["replication_n"]) == (0.15, 0.35, N + 2)
+    assert run.summary["replication"] == 0.25
+    other = []
+    train(folder, tmp_path / "other", recipe(steps=1, sample_images=3, sample_steps=1, seed=1), watch=watcher(other))
+    assert other[0][1] != sources[:3]
+
+
+def test_it_stops_where_copying_sets_in_and_stays_stopped(folder, tmp_path):
+    told = recipe(steps=40, sample_images=4, sample_steps=1, stop_at_replication=0.3)
+    seen = []
+    run = train(folder, tmp_path / "run", told, watch=watcher(seen, (0.0, 0.35, 0.45, 0.9)))
+    assert run.summary["steps"] == 15
+    assert len(seen) == 3
+    before = result(tmp_path / "run")
+    # Killed after its last checkpoint, it must not train on.
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(folder, tmp_path / "run", told, watch=watcher(seen)).summary["steps"] == 15
+    assert result(tmp_path / "run") == before
+
+
+def test_trackers_get_loss_rate_speed_and_replication(folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = recipe(tracker="tensorboard", sample_images=2, sample_steps=1)
+    run = train(folder, tmp_path / "run", told, watch=watcher([]))
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "copyscope")).Reload()
+    for name in ("loss", "learning_rate", "images_per_second", "replication", "replication_low"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged == pytest.approx({row["step"]: row[name] for row in run.history.to_pylist()})
+
+
+def test_a_tracker_that_is_not_installed_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(MissingExtra, match="'wandb'"):
+        train(folder, tmp_path / "run", recipe(tracker="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"betas": (0.9, 1.5)}, "betas"),
+        ({"ema": 1.0}, "ema"),
+        ({"caption_dropout": 1.5}, "caption_dropout must be at least 0 and at most 1, not 1.5"),
+        ({"duplication": "some"}, "duplication must be one of none, full, partial, not 'some'"),
+        ({"conditioning": "poem"}, "conditioning must be one of"),
+        ({"schedule": "steps"}, "schedule must be one of constant, linear, cosine"),
+        ({"tracker": "paper"}, "tracker must be one of"),
+        ({"duplication_factor": 0.5}, "duplication_factor"),
+        ({"batch_size": 8, "gradient_accumulation": 3}, "multiple of gradient_accumulation"),
+    ],
+)
+def test_a_recipe_names_the_field_that_cannot_be(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainRecipe(**options)
+
+
+def test_the_preset_of_the_paper_is_a_recipe():
+    told = TrainRecipe(**PRESETS["dcr-2023"])
+    assert (told.learning_rate, told.batch_size, told.steps, told.warmup_steps) == (5e-6, 16, 100_000, 5000)
+    assert (told.ema, told.betas, told.schedule, told.flip, told.random_crop) == (
+        0,
+        (0.9, 0.999),
+        "constant",
+        True,
+        False,
+    )
+
+
+def test_importing_the_package_loads_no_torch():
+    code = (
+        "import sys, copyscope.diffusion as d; assert 'torch' not in sys.modules; "
+        "assert d.TrainRecipe(steps=3).steps == 3; assert set(d.__all__) <= set(dir(d)); "
+        "[getattr(d, name) for name in d.__all__]; assert not hasattr(d, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
