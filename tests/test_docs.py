@@ -318,3 +318,9 @@ def test_the_check_of_names_sees_them():
     wrong = f"in {path}, from {host} or http://mirror.local:80/x; see https://github.com/a and ~/home/x"
     assert len(named_wrongly("docs/x.md", wrong)) == 3
     assert len(named_wrongly("tests/x.py", wrong)) == 2
+
+
+def test_the_patch_of_a_script_of_diffusers_is_the_one_that_is_tested():
+    from tests.test_training_data import PATCH
+
+    assert PATCH.strip() in (ROOT / "docs/training.md").read_text()

@@ -152,6 +152,10 @@ def test_what_cannot_be(tmp_path, folder):
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="None of 1 images"):
         Empirical(str(tmp_path)).condition([""])
+    (tmp_path / "y.png").write_bytes(images.encode(np.zeros((4, 4, 3), np.uint8), "png"))
+    worlds.write_metadata(tmp_path, [{"file_name": name, "weight": 0.0} for name in ("x.png", "y.png")])
+    with pytest.raises(InputError, match="None of 2 images"):
+        Empirical(str(tmp_path)).condition([""])
     for spec in ("size=0", "bandwidth=1.5", "bandwidth=-0.1", "specificity=-1.0"):
         with pytest.raises(PartError, match="does not fit"):
             parts.load("models", f"empirical({folder!r}, {spec})")

@@ -113,7 +113,8 @@ class QuickAudit:
 
     @property
     def summary(self):
-        return {"verdict": {"answer": "copies"}, "n_generated": N, "n_missing": 0, "n_train": 60}
+        told = {"protocol": {"name": "sscd-288", "descriptor": "sscd"}, "calibration": {"sentence": "On nothing."}}
+        return {"verdict": {"answer": "copies"}, "n_generated": N, "n_missing": 0, "n_train": 60} | told
 
     @property
     def tables(self):
@@ -129,6 +130,7 @@ class QuickAudit:
 
     def save(self, folder):
         folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps(self.summary))
 
 
 @pytest.fixture
@@ -216,6 +218,7 @@ def test_several_seeds_are_compared_each_and_on_average(toml, tower, tmp_path):
     assert [(row["seed"], row["n"]) for row in rows] == [(0, N), (1, N), (None, 2)]
     assert "fixed · none · seed 1" in render(found)
     assert found.summary["sentence"] == "33.3 % of the images are copies in every arm."
+    assert found.summary["calibration"] == "On nothing."
 
 
 def test_curves_and_sheets_are_of_every_arm(done):

@@ -141,6 +141,7 @@ def test_noise_is_of_each_seed_alone_and_leaves_torch_alone():
     assert torch.equal(both[1], sampling.noise([2**63 - 1], (3, 4, 4))[0])
     assert not torch.equal(both[0], both[1])
     many = sampling.noise(range(200), (8, 8))
+    assert len(many.flatten(1).unique(dim=0)) == 200
     assert float(many.mean()) == pytest.approx(0, abs=0.04)
     assert float(many.std()) == pytest.approx(1, abs=0.04)
     assert sampling.noise([], (3, 4, 4)).shape == (0, 3, 4, 4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_torch_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert TINY.seeded(1) == dataclasses.replace(TINY, seed=1)
 
 
 def test_what_is_saved_loads_and_diffusers_loads_its_unet(tmp_path: Path) -> None:

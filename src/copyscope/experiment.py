@@ -155,6 +155,7 @@ def collect(planned: Plan) -> Experiment:
         raise InputError(first or f"No arm in {planned.out} is finished.\nRun the experiment first")
     compared = list(_contrasts(planned, done))
     sheets = [_of(arm, pq.read_table(arm.folder / "sheet.parquet")) for arm in done]
+    audits = [_read(arm.folder / "audit" / "summary.json") for arm in done]
     summary = {
         "schema": SCHEMA,
         "copyscope": copyscope.__version__,
@@ -166,7 +167,8 @@ def collect(planned: Plan) -> Experiment:
         "n_arms": len(rows),
         "n_done": len(done),
         "n_failed": len(failed),
-        "protocol": {"name": planned.arms[0].audit.protocol},
+        "protocol": audits[0]["protocol"],
+        "calibration": " ".join(sorted({found["calibration"]["sentence"] for found in audits})),
         "measures": outcomes.MEASURES,
         "arms": rows,
         "contrasts": compared,

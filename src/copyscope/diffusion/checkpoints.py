@@ -27,6 +27,8 @@ from torch import Tensor
 from copyscope.errors import TrainingError
 
 _NAME = re.compile(r"step-(\d{8,})")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_IN_TEXT = re.compile(rf"(?:os error|code:) (?:{errno.ENOSPC}|{errno.EDQUOT})\b")  # as safetensors says it
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def writing(what: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "StorageFull" in str(error)
+        full = number in _FULL or (number is None and _FULL_IN_TEXT.search(str(error)) is not None)
         if not full and number not in (None, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO):
             raise
         why = "the disk is full" if full else (isinstance(error, OSError) and error.strerror) or str(error)

@@ -37,7 +37,8 @@ class TrainRecipe:
     ema: weight of the past in the averaged weights, which are the result (0 = none). min_snr: gamma of Hang et al. 2023
     (0 = off). caption_dropout: share of draws told nothing, which guidance needs. sample_every, sample_images,
     sample_steps, guidance: sample grids, and what a watch is shown at each checkpoint. stop_at_replication: end once
-    the watch is sure of a rate above it (0 = never). tracker: of accelerate.
+    the watch is sure of a rate above it (0 = never). tracker: of accelerate. seed: of all that is
+    drawn, first weights included.
     """
 
     model: str = "small_unet"
@@ -184,7 +185,7 @@ def train(
 def _train(
     corpus: Corpus, out: Path, recipe: TrainRecipe, accelerator: Any, watch: Watch | None, progress: Progress | None
 ) -> None:
-    model: Trainable = parts.load("models", recipe.model)
+    model: Trainable = parts.load("models", recipe.model).seeded(recipe.seed)
     pictures = Pictures(corpus, model, recipe, progress)
     # After all images were read: only those that can be are planted as duplicates or need a caption.
     spoken = wording.conditioned(

@@ -90,6 +90,10 @@ class Trainable(Model, abc.ABC):
         1 / sigma^2 is the loss of epsilon-prediction, 1 + 1 / sigma^2 that of v-prediction.
         """
 
+    def seeded(self, seed: int) -> Trainable:
+        """The model whose first weights are drawn by `seed`, as `train` wants it; itself, if it draws none."""
+        return self
+
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the model as it is now into a folder that others can load (diffusers layout, safetensors)."""

@@ -21,7 +21,7 @@ from . import Image, Model
 
 @dataclasses.dataclass(frozen=True)
 class Empirical(Model):
-    """What a model that learns its training set to the last bit would answer (Karras et al. 2022, appendix B.3).
+    """The perfect copier: answers as a model that learnt the corpus to the last bit (Karras et al. 2022, B.3).
 
     corpus: path of the images. size: side in pixels they are brought to. bandwidth, 0 to 1: at 0 every sample is a
     training image, drawn by weight; larger ones move it on to other pictures, as far as 1, where samples are those of
@@ -89,7 +89,9 @@ class Empirical(Model):
             except ImageError:
                 continue
         if not pictures:
-            raise InputError(f"None of {len(found)} images in {self.corpus} can be read.\nName a folder of images")
+            raise InputError(
+                f"None of {len(found)} images in {self.corpus} can be read and has a weight.\nName a folder of images"
+            )
         rows = sorted(pictures)
         pixels = torch.from_numpy(np.stack([pictures[row] for row in rows])).permute(0, 3, 1, 2).double() / 127.5 - 1
         captions = [found.captions[row] for row in rows]

@@ -34,8 +34,8 @@ class SmallUNet(Trainable):
     """U-Net of diffusers on cosine coefficients of 8 x 8 blocks, told by a frozen MiniLM; predicts x0.
 
     size: pixels a side, a multiple of 16. components: coefficients kept of the 192 of a block (64: RMSE 0.018 of the
-    range). channels: of its levels. text: folder of another text encoder. seed: of the first weights. weights: folder
-    that `save` wrote.
+    range). channels: of its levels. text: folder of another text encoder. seed: of the first weights, which `train`
+    sets. weights: folder that `save` wrote.
 
     The text acts by cross-attention to the token states and, by the mean of these, on every layer and every place: a
     linear path from caption to picture, without which copying takes ten times the steps.
@@ -107,6 +107,9 @@ class SmallUNet(Trainable):
         if self.weights:
             network.load(Path(self.weights))
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def seeded(self, seed: int) -> SmallUNet:
+        return dataclasses.replace(self, seed=seed)
 
     def save(self, folder: Path) -> None:
         """Writes `unet/` (a diffusers UNet2DConditionModel), `text_map.safetensors` and `small_unet.json`."""

@@ -27,8 +27,8 @@ class StableDiffusion(Trainable):
     path: its folder. lora_rank: 0 trains the whole network, more a LoRA of that rank on the attention projections, with
     lora_alpha (0 = the rank). resolution: pixels a side (0 = the network's own). on: device ("auto" = a GPU if there is
     one). precision: of the weights; a LoRA itself and the VAE are float32 always, and whole fine-tuning should be.
-    embedded_guidance: what a guidance-distilled network (Flux dev) is told. seed: of a new LoRA. weights: folder that
-    `save` wrote.
+    embedded_guidance: what a guidance-distilled network (Flux dev) is told. seed: of a new LoRA, which `train`
+    sets. weights: folder that `save` wrote.
     """
 
     path: str
@@ -126,6 +126,9 @@ class StableDiffusion(Trainable):
     @property
     def network(self) -> nn.Module:
         return getattr(self._pipeline, self._name)  # type: ignore[no-any-return]
+
+    def seeded(self, seed: int) -> StableDiffusion:
+        return dataclasses.replace(self, seed=seed)
 
     def save(self, folder: Path) -> None:
         """A LoRA: `pytorch_lora_weights.safetensors`, for `load_lora_weights`. Else the whole pipeline."""
