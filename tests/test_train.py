@@ -84,6 +84,9 @@ class Tiny(Trainable):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / "net.safetensors")
 
+    def seeded(self, seed):
+        return dataclasses.replace(self, seed=seed)
+
     def with_weights(self, folder):
         return dataclasses.replace(self, weights=str(folder))
 
@@ -173,6 +176,14 @@ def test_it_learns_and_leaves_a_run_that_opens(folder, tmp_path):
     assert label.endswith("images/s")
     assert (done, total) == (150, 150)
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_first_weights_follow_the_seed_of_the_recipe(folder, tmp_path):
+    # At this rate a step changes no weight by more than a millionth: what is saved is what it began with.
+    run = train(folder, tmp_path / "run", recipe(steps=1, learning_rate=1e-6, seed=3, ema=0.0))
+    for name, value in Tiny(seed=3).network.state_dict().items():
+        torch.testing.assert_close(run.model.network.state_dict()[name], value, atol=1e-5, rtol=0)
+        assert not torch.allclose(value, Tiny().network.state_dict()[name], atol=1e-3)
 
 
 def test_the_table_of_the_training_set_says_what_was_drawn(folder, tmp_path):
