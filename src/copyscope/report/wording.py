@@ -171,7 +171,7 @@ def percent(value: Any) -> str:
         return ABSENT
     share = 100 * value
     digits = 0 if share in (0, 100) else 2 if abs(share) < 1 or abs(share) > 99 else 1
-    return f"{share:.{digits}f} %"
+    return f"{share:.{digits}f} %".replace("-", "−")
 
 
 def p_value(value: Any) -> str:
