@@ -38,7 +38,7 @@ class SmallUNet(Trainable):
     sets. weights: folder that `save` wrote.
 
     The text acts by cross-attention to the token states and, by the mean of these, on every layer and every place: a
-    linear path from caption to picture, without which copying takes ten times the steps.
+    short path from caption to picture, without which copying takes far more steps.
     """
 
     size: int = 64
