@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # As in copyscope.diffusion, before any test imports torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from copyscope import worlds
 
