@@ -10,8 +10,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# How long threads that wait for each other spin before they sleep. GNU OpenMP's default is long, and beside another busy
-# process trains tens of times slower; this costs nothing on a quiet machine. It is read when torch is first imported.
+# How long threads that wait for each other spin before they sleep. GNU OpenMP's default is long, and beside another
+# busy process trains many times slower; this costs nothing on a quiet machine. It is read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
