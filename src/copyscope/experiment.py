@@ -156,6 +156,7 @@ def collect(planned: Plan) -> Experiment:
     compared = list(_contrasts(planned, done))
     sheets = [_of(arm, pq.read_table(arm.folder / "sheet.parquet")) for arm in done]
     audits = [_read(arm.folder / "audit" / "summary.json") for arm in done]
+    curves = pa.concat_tables([_of(arm, _curve(arm)) for arm in done])
     summary = {
         "schema": SCHEMA,
         "copyscope": copyscope.__version__,
@@ -172,12 +173,13 @@ def collect(planned: Plan) -> Experiment:
         "measures": outcomes.MEASURES,
         "arms": rows,
         "contrasts": compared,
+        "curves": curves.drop_columns("label").to_pylist(),
         "recipe": recipes.as_dict(planned.recipe) | {"provenance": recipes.provenance()},
     }
     tables = {
         "arms": outcomes.arms_table(rows),
         "contrasts": pa.Table.from_pylist(compared, outcomes.CONTRASTS),
-        "curves": pa.concat_tables([_of(arm, _curve(arm)) for arm in done]),
+        "curves": curves,
         "sheets": pa.concat_tables(sheets),
     }
     return Experiment(summary, tables)
