@@ -44,7 +44,7 @@ def corpus(folder: Path) -> Corpus:
 def bare_step(captions: list[str]) -> float:
     """Seconds of a step of the network alone, the median of STEPS."""
     model = parts.load("models", "small_unet")
-    optimiser = torch.optim.AdamW(model.network.parameters(), 2e-3, betas=(0.9, 0.99), fused=True)
+    optimiser = torch.optim.AdamW(model.network.train().parameters(), 2e-3, betas=(0.9, 0.99), fused=True)
     conditioning = model.condition(captions[:BATCH])
     x0, noise = torch.randn(2, BATCH, *model.shape)
     sigma = torch.rand(BATCH) + 1

@@ -121,16 +121,16 @@ def test_a_network_is_shown_one_number_of_images_at_a_time_whatever_is_asked(net
             return super().__call__(x, sigma, conditioning)
 
     counted = Counted(**{name: getattr(network, name) for name in ("size", "components", "channels", "tokens")})
-    recipe = SampleRecipe(n_images=40, steps=1)
-    for n in (1, 33):
+    recipe = SampleRecipe(n_images=80, steps=1)
+    for n in (1, 65):
         assert len(sample(counted, counted.condition(["x"] * n), range(n), recipe)) == n
-    assert set(shown) == {(32, 32, 32)}
+    assert set(shown) == {(64, 64, 64)}
 
 
 def test_blocks_are_smaller_where_latents_are_larger():
-    assert block_size((64, 8, 8), 256) == 32
-    assert block_size((4, 64, 64), 256) == 8
-    assert block_size((4, 128, 128), 256) == 2
+    assert block_size((64, 8, 8), 256) == 64
+    assert block_size((4, 64, 64), 256) == 16
+    assert block_size((4, 128, 128), 256) == 4
     assert block_size((16, 256, 256), 256) == 1
     assert block_size((64, 8, 8), 3) == 3
 
@@ -313,14 +313,14 @@ def test_numbers_that_are_not_finite_are_no_image(copier, tmp_path):
 
 def test_progress_counts_all_images_with_those_that_were_there(copier, tmp_path):
     told = []
-    recipe = SampleRecipe(n_images=70, steps=1, batch_size=32)
+    recipe = SampleRecipe(n_images=140, steps=1, batch_size=32)
     generate(copier, tmp_path / "out", recipe, captions=["a"], progress=lambda *each: told.append(each))
-    assert told == [("generating", 32, 70), ("generating", 64, 70), ("generating", 70, 70)]
+    assert told == [("generating", 64, 140), ("generating", 128, 140), ("generating", 140, 140)]
     (tmp_path / "out" / "metadata.jsonl").unlink()
     (tmp_path / "out" / "000007.png").unlink()
     told.clear()
     generate(copier, tmp_path / "out", recipe, captions=["a"], progress=lambda *each: told.append(each))
-    assert told == [("generating", 70, 70)]
+    assert told == [("generating", 140, 140)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ SCHEMA = "copyscope.generated/1"
 METADATA = "metadata.jsonl"
 PROMPTS = 1
 """Stream of the recipe's seed that training captions are drawn from; those of the noise are its children."""
-BLOCK_NUMBERS, BLOCK_IMAGES = 2**17, 32
+BLOCK_NUMBERS, BLOCK_IMAGES = 2**18, 64
 """Most numbers of latents, and most images, that a network is shown at a time."""
 
 Prompt = tuple[str, str | None]

@@ -106,7 +106,7 @@ class SmallUNet(Trainable):
             network = _Network(self._unet(), self._encoder.dim, self.shape)
         if self.weights:
             network.load(Path(self.weights))
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def seeded(self, seed: int) -> SmallUNet:
         return dataclasses.replace(self, seed=seed)
