@@ -185,6 +185,9 @@ model = "{MODEL}"
 steps = 2
 batch_size = 4
 tracker = "none"
+sample_every = 2
+sample_images = 2
+sample_steps = 1
 [sample]
 n_images = 4
 steps = 1
