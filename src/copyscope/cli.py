@@ -132,6 +132,7 @@ def demo(
     from . import assets
     from .copying.audit import audit as run
     from .demo import SOURCE, make, score
+    from .report.terminal import estimate
 
     check_out(out)
     need_torch("The demo")
@@ -153,9 +154,13 @@ def demo(
         show_json({"summary": result.summary, "truth": plain, "report": str(folder / "report.html")})
         return
     show(result)
-    print(f"Copies among images from training captions:      {truth['known']}")
-    print(f"Of these, copies of the very image of the caption: {truth['own']}")
-    print(f"Copies among images from captions never seen:    {truth['unknown']}")
+    shown = {
+        "copies among images from training captions": "known",
+        "of these, of the very image of the caption": "own",
+        "copies among images from captions never seen": "unknown",
+    }
+    for text, name in shown.items():
+        print(f"{text:<46}{estimate(truth[name].as_dict(), percent=True)}")
     print(f"Report: {folder / 'report.html'}")
 
 

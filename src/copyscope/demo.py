@@ -56,7 +56,7 @@ def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress 
     prompts = prompts[:N_PROMPTS] + [(captions[0], None) for captions in held_out.captions[:N_PROMPTS]]
     sampling = SampleRecipe(n_images=len(prompts), seed=seed)
     generated = generate(
-        run.model,
+        run,
         folder / "generated",
         sampling,
         captions=[caption for caption, _ in prompts],
