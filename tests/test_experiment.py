@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from copyscope import arms as one_arm
 from copyscope import experiment, images, plan, stats, worlds
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, PartError
@@ -88,19 +89,34 @@ def copied_by_rule(conditioning, index, duplicated):
     return conditioning == "instance" and (index % 3 == 0 or duplicated)
 
 
-def fake_generate(model, out, recipe, *, captions=None, ids=None, progress=None):
+def fake_generate(model, out, recipe, *, captions=None, ids=None, nearest=None, progress=None):
+    """By `copied_by_rule`; mitigations take every second copy away. Of held-out captions each fourth image is a copy,
+    whatever is done. In a recheck other words bring back the copies of every second prompt, and a noised embedding
+    once that of another image."""
+    if (out / "metadata.jsonl").is_file():
+        return Corpus.open(out)
     trained = pq.read_table(model / "train.parquet").to_pylist()
     made = json.loads((model / "made.json").read_text())
     training, conditioning = Corpus.open(made["from"]), made["told"]
+    duplicated = {row["id"]: row["duplicated"] for row in trained}
     folder = worlds._Folder(out)
     for index in range(recipe.n_images):
-        source = trained[(index + recipe.seed) % len(trained)]
-        rng = np.random.default_rng([recipe.seed, index])
-        if copied_by_rule(conditioning, index, source["duplicated"]):
-            image = worlds.light_copy(images.decode(training.read(training.ids.index(source["id"]))), rng)
+        source = ids[index] if ids else None if captions else trained[(index + recipe.seed) % len(trained)]["id"]
+        copied = source
+        if out.parent.name == "recheck":
+            kept = {"seed": False, "paraphrase": index % 4 == 0, "noise": index == 3}[out.name]
+            copied = trained[0]["id"] if out.name == "noise" else source
+        elif captions:
+            kept, copied = index % 4 == 0, trained[index]["id"]
         else:
-            image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        folder.add(image, prompt=conditioning, seed=index, source_id=source["id"])
+            kept = copied_by_rule(conditioning, index, duplicated[source])
+            kept &= index % 2 == 0 or not recipe.mitigations
+        if kept:
+            row = training.ids.index(copied)
+            image = worlds.light_copy(images.decode(training.read(row)), np.random.default_rng(row))
+        else:
+            image = np.random.default_rng([recipe.seed, index]).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        folder.add(image, prompt=captions[index] if captions else conditioning, seed=index, source_id=source)
     folder.close()
     return Corpus.open(out)
 
@@ -113,7 +129,10 @@ class QuickAudit:
 
     @property
     def summary(self):
-        told = {"protocol": {"name": "sscd-288", "descriptor": "sscd"}, "calibration": {"sentence": "On nothing."}}
+        told = {
+            "protocol": {"name": "sscd-288", "descriptor": "sscd"},
+            "calibration": {"sentence": "On nothing.", "cut": None},
+        }
         return {"verdict": {"answer": "copies"}, "n_generated": N, "n_missing": 0, "n_train": 60} | told
 
     @property
@@ -133,6 +152,11 @@ class QuickAudit:
         (folder / "summary.json").write_text(json.dumps(self.summary))
 
 
+def quick_text(captions):
+    """Vectors [n 8] of captions that no model made."""
+    return np.array([np.random.default_rng(list(caption.encode())).normal(size=8) for caption in captions])
+
+
 @pytest.fixture
 def tower(monkeypatch):
     """The two functions of the diffusion tower, replaced, and a quick audit; the list says what was called."""
@@ -149,6 +173,7 @@ def tower(monkeypatch):
     monkeypatch.setattr("copyscope.diffusion.train.train", counted("train", fake_train))
     monkeypatch.setattr("copyscope.diffusion.generate.generate", counted("generate", fake_generate))
     monkeypatch.setattr("copyscope.copying.audit.audit", lambda generated, *rest, **options: QuickAudit(generated))
+    monkeypatch.setattr("copyscope.arms.text_vectors", quick_text)
     return calls
 
 
@@ -160,6 +185,7 @@ def done(world, tmp_path_factory):
         patch.setattr("copyscope.report.render", lambda audit: "an arm's own page takes a second to draw")
         patch.setattr("copyscope.diffusion.train.train", fake_train)
         patch.setattr("copyscope.diffusion.generate.generate", fake_generate)
+        patch.setattr("copyscope.arms.text_vectors", quick_text)
         found = experiment.run(write_toml(world, folder, 20), folder / "out", settings=["seeds=[1]"])
     return found, folder / "out"
 
@@ -227,7 +253,7 @@ def test_curves_and_sheets_are_of_every_arm(done):
     assert [row["step"] for row in curves if row["arm"] == "fixed-none-seed1"] == [20, 40]
     assert {row["value"] for row in curves} == {1.0}
     sheets = found.tables["sheets"].to_pylist()
-    assert len(sheets) == 4 * experiment.SHEET
+    assert len(sheets) == 4 * one_arm.SHEET
     first = [row for row in sheets if row["arm"] == "instance-none-seed1"]
     assert [row["id"] for row in first] == [f"{index:04d}.png" for index in range(12)]
     assert [row["copied"] for row in first] == [index % 3 == 0 for index in range(12)]
@@ -335,7 +361,7 @@ def test_an_engine_runs_the_arms_in_any_order(toml, tower, tmp_path):
 
     found = experiment.run(toml, tmp_path / "out", engine=backwards)
     plain = experiment.run(toml, tmp_path / "other")
-    left = ["train_seconds", "seconds"]
+    left = ["train_seconds", "seconds", *(f"seconds_per_image{end}" for end in ("", "_low", "_high"))]
     assert found.table.drop_columns(left).equals(plain.table.drop_columns(left))
 
 
@@ -439,7 +465,7 @@ def test_the_report_opens_in_a_browser(done, visit, size, scheme):
     assert page.locator("#arms tbody tr").count() == 4
     assert page.locator("#arms svg.plot, #curves svg.plot").count() == 2
     assert page.locator("#samples table").count() == 4
-    assert page.locator("#samples img").count() == 4 * 2 * experiment.SHEET
+    assert page.locator("#samples img").count() == 4 * 2 * one_arm.SHEET
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
 

@@ -136,7 +136,16 @@ def test_seeds_are_averaged_with_students_interval():
 
 
 def test_columns_of_mixed_values_are_text():
-    row = {"arm": "x", "label": "x", "seed": 0, "answer": None, "error": None, "seconds": 1.0, "train_seconds": None}
+    row = {
+        "arm": "x",
+        "label": "x",
+        "name": None,
+        "seed": 0,
+        "answer": None,
+        "error": None,
+        "seconds": 1.0,
+        "train_seconds": None,
+    }
     row |= dict.fromkeys(("n_train", "n_generated", "n_missing", "steps"))
     row |= {"estimates": {"rate": {"value": None, "low": 0.0, "high": 1.0, "n": 0}}}
     table = outcomes.arms_table(
@@ -145,3 +154,34 @@ def test_columns_of_mixed_values_are_text():
     assert table["train.a"].to_pylist() == ["[1]", '"y"']
     assert table["b"].to_pylist() == [1, 2]
     assert table.column_names[-4:] == ["rate", "rate_low", "rate_high", "rate_n"]
+
+
+def test_a_value_that_an_arm_does_not_set_is_null():
+    row = dict.fromkeys(("arm", "label", "name", "seed", "answer", "error", "seconds", "train_seconds", "n_train"))
+    row |= dict.fromkeys(("n_generated", "n_missing", "steps")) | {"estimates": {}}
+    table = outcomes.arms_table(
+        [row | {"values": {}}, row | {"values": {"a.x": 1, "a.y": ["z"]}}, row | {"values": {"a.x": 2, "a.w": True}}]
+    )
+    assert table["a.x"].to_pylist() == [None, 1, 2]
+    assert table["a.y"].to_pylist() == [None, '["z"]', None]
+    assert table["a.w"].to_pylist() == [None, None, True]
+
+
+def test_seconds_an_image_are_of_all_samplings_with_students_interval():
+    nothing = outcomes.seconds_per_image([])
+    assert (nothing.n, math.isnan(nothing.value)) == (0, True)
+    once = outcomes.seconds_per_image([(6.0, 12)])
+    assert (once.value, once.n, math.isnan(once.low), math.isnan(once.high)) == (0.5, 12, True, True)
+    twice = outcomes.seconds_per_image([(10.0, 10), (3.3, 3)])
+    assert (twice.value, twice.n) == (pytest.approx(13.3 / 13), 13)
+    # 12.706 = Student's 97.5 % quantile with one degree of freedom.
+    assert twice.high - 1.05 == pytest.approx(12.706 * 0.05, rel=1e-4)
+    assert twice.low == pytest.approx(1.05 - 12.706 * 0.05, rel=1e-3)
+    assert outcomes.seconds_per_image([(1.0, 1), (9.0, 1)]).low == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1e3), st.integers(1, 500)), min_size=2, max_size=6))
+def test_two_samplings_or_more_hold_their_value(timings):
+    found = outcomes.seconds_per_image(timings[:2])
+    assert 0 <= found.low <= found.value * (1 + 1e-9)
+    assert found.value <= found.high * (1 + 1e-9)

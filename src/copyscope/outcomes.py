@@ -176,13 +176,30 @@ def over_seeds(differences: list[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - reach, mean + reach, n)
 
 
+def seconds_per_image(timings: Sequence[tuple[float, int]], level: float = 0.95) -> Estimate:
+    """Of samplings, (seconds, images) each: seconds an image over all of them, n images.
+
+    Student's interval of their seconds an image, cut at 0: no interval of one sampling, and a wide one of two.
+    """
+    n = sum(images for _, images in timings)
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    apart = over_seeds([seconds / images for seconds, images in timings if images], level)
+    # Not max(0.0, NaN), which is 0.
+    low = max(apart.low, 0.0)
+    return Estimate(sum(seconds for seconds, _ in timings) / n, low, apart.high, n)
+
+
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows as columns: values under their grid keys, `NAME`, `NAME_low`, `NAME_high`, `NAME_n` of each number."""
+    """The rows as columns: values under their dotted keys, null where an arm does not set one, and `NAME`, `NAME_low`,
+    `NAME_high`, `NAME_n` of each number."""
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("arm", "label")}
-    for key in rows[0]["values"]:
-        values = [row["values"][key] for row in rows]
-        same = len({type(value) for value in values}) == 1 and isinstance(values[0], (str, int, float))
-        columns[key] = values if same else [json.dumps(value) for value in values]
+    columns["name"] = pa.array([row["name"] for row in rows], pa.string())
+    for key in dict.fromkeys(key for row in rows for key in row["values"]):
+        values = [row["values"].get(key) for row in rows]
+        known = [value for value in values if value is not None]
+        same = len({type(value) for value in known}) == 1 and isinstance(known[0], (str, int, float))
+        columns[key] = values if same else [None if value is None else json.dumps(value) for value in values]
     kinds = {"seed": pa.int64(), "answer": pa.string(), "error": pa.string(), "train_seconds": pa.float64()}
     kinds |= {"seconds": pa.float64()} | dict.fromkeys(("n_train", "n_generated", "n_missing", "steps"), pa.int64())
     columns |= {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}

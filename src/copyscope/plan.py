@@ -1,23 +1,28 @@
 """A TOML file -> the arms of an experiment, every value checked before anything runs.
 
 `[data]` holds the values of `prepare.DataRecipe`, `[train]`, `[sample]` and `[audit]` those of their recipes, `[grid]`
-lists under keys such as "train.duplication"; `seeds` are of training and sampling. Each combination of values and each
-seed is an arm with a folder of its own.
+lists under keys such as "train.duplication"; `seeds` are of training and sampling. `arms` lists tables of such keys
+with one value each, and of `name` and `seeds`: arms that differ in more than a grid can say, mitigations above all. The
+first of them is what the others are compared with. Each arm listed, each combination of the grid's values and each seed
+is an arm with a folder of its own; arms of one training share its run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import recipes
-from .errors import InputError
+from .errors import CopyscopeError, InputError
 from .prepare import DataRecipe
 
 if TYPE_CHECKING:
@@ -26,19 +31,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Tables that the grid may vary.
+#: Tables that the grid and the arms may vary.
 VARIED = ("data", "train", "sample")
 LONGEST_NAME = 100
+NOISE = "gaussian_noise(scale=0.1)"
+"""What a recheck puts on the prompt's embedding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditRecipe:
-    """How the images of an arm are judged: as in `copyscope.copying.audit.audit`; clip is a local folder, or ""."""
+    """How the images of an arm are judged.
+
+    protocol, fdr, seed: as in `copyscope.copying.audit.audit`. clip: a local folder, or "". general: how many images an
+    arm makes of captions of held-out images as well. recheck: for how many prompts, at most, whose image the first of
+    the listed arms copied and an arm did not, it is tried to bring the copy back. attempts: images of each kind of try.
+    """
 
     protocol: str = "sscd-288"
     fdr: float = 0.05
     clip: str = ""
+    general: int = 0
+    recheck: int = 0
+    attempts: int = 2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("general", 0), ("recheck", 0), ("attempts", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.\nCorrect the recipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +73,10 @@ class ExperimentRecipe:
     sample: dict[str, Any] = dataclasses.field(default_factory=dict)
     audit: dict[str, Any] = dataclasses.field(default_factory=dict)
     grid: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arms: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise InputError(f"seeds must be different numbers of 0 or more, not {list(self.seeds)}.\nUse seeds = [0]")
+        _check_seeds("seeds", self.seeds)
         for key, values in _flat(self.grid).items():
             if key.partition(".")[0] not in VARIED or "." not in key:
                 raise InputError(f"The grid cannot vary {key!r}.\nIts keys begin with {', '.join(VARIED)} and a dot")
@@ -65,17 +85,36 @@ class ExperimentRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One cell of the grid under one seed: `values` of the grid's keys, and all recipes resolved."""
+class Listed:
+    """One table of `arms`: what people call it, its values by dotted key, its seeds."""
 
+    name: str
     values: dict[str, Any]
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One listed arm at one cell of the grid under one seed, with all recipes resolved.
+
+    name: of the listed arm, "" where none are listed. listed, cell: its values by dotted key, of the list and of the
+    grid. folder: its own. run: of its training, which arms that differ in sampling only share. images: of its data.
+    first: folder of the arm it is compared with, which is that of the first listed arm with the same cell and seed,
+    None for that arm itself.
+    """
+
+    name: str
+    listed: dict[str, Any]
+    cell: dict[str, Any]
     seed: int
     data: DataRecipe
     train: TrainRecipe
     sample: SampleRecipe
     audit: AuditRecipe
     folder: Path
+    run: Path
     images: Path
+    first: Path | None = None
 
     @property
     def slug(self) -> str:
@@ -83,17 +122,23 @@ class Arm:
         return self.folder.name
 
     @property
+    def values(self) -> dict[str, Any]:
+        """All its values by dotted key."""
+        return self.listed | self.cell
+
+    @property
     def label(self) -> str:
-        """Its values for people, without the seed."""
+        """Its name and the grid's values for people, without the seed."""
         return self.without("") or "the only arm"
 
     def said(self, key: str) -> str:
-        """Its value of a grid key for people."""
-        return _said(key, self.values[key])
+        """Its value of a grid key for people; of the key "arm", its name."""
+        return self.name if key == "arm" else _said(key, self.cell[key])
 
     def without(self, key: str) -> str:
-        """Its values for people but that of one key."""
-        return " · ".join(self.said(each) for each in self.values if each != key)
+        """Its name and the grid's values for people, but that of one key."""
+        name = [self.name] if self.name and key != "arm" else []
+        return " · ".join([*name, *(self.said(each) for each in self.cell if each != key)])
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -115,44 +160,133 @@ def plan(toml: str | os.PathLike[str], out: str | Path | None = None, settings: 
     """What the file asks for, every value checked and nothing run. out: `runs/NAME` unless given.
 
     settings: such as `train.steps=500`, `seeds=[0,1]` or `grid.train.steps=[500, 1000]`. Raises InputError, which names
-    the table and the field, and PartError for an unknown protocol or model.
+    the arm where it is of one, the table and the field, and PartError for an unknown protocol, model or mitigation.
     """
-    from . import parts
     from .copying.protocols import protocol
-    from .diffusion.generate import SampleRecipe
-    from .diffusion.train import TrainRecipe
 
     recipe = recipes.from_dict(ExperimentRecipe, recipes.override(recipes.read_toml(toml), settings))
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     grid = _flat(recipe.grid)
     audit = _table("audit", AuditRecipe, recipe.audit)
     protocol(audit.protocol)
-    arms = []
-    for combination, seed in itertools.product(itertools.product(*grid.values()), recipe.seeds):
-        values = dict(zip(grid, combination, strict=True))
-        seeded = {"train.seed": seed, "sample.seed": seed}
-        tables = {name: dict(getattr(recipe, name)) for name in VARIED}
-        for key, value in (seeded | values).items():
-            table, _, field = key.partition(".")
-            tables[table][field] = value
-        data = {key: value for key, value in values.items() if key.startswith("data.")}
-        arms.append(
-            Arm(
-                values,
-                seed,
-                _table("data", DataRecipe, tables["data"]),
-                _table("train", TrainRecipe, tables["train"]),
-                _table("sample", SampleRecipe, tables["sample"]),
-                audit,
-                folder / "arms" / _slug([*(_said(key, value) for key, value in values.items()), f"seed{seed}"]),
-                folder / "data" / _slug([_said(key, value) for key, value in data.items()])
-                if data
-                else folder / "data",
-            )
-        )
-    for spec in {arm.train.model for arm in arms}:
-        parts.load("models", spec)
+    listed = _listed(recipe, grid)
+    if audit.recheck and not recipe.arms:
+        raise InputError("[audit] recheck compares with the first of `arms`, and none are listed.\nList them, or set 0")
+    cells = [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*grid.values())]
+    arms: list[Arm] = []
+    for one in listed:
+        with _naming(one.name):
+            arms += [_arm(recipe, audit, folder, one, cell, seed) for cell in cells for seed in one.seeds]
+    if recipe.arms:
+        arms = list(_compared(arms))
+    _check_parts(arms)
+    slugs = [arm.slug for arm in arms]
+    if twice := next((slug for slug in slugs if slugs.count(slug) > 1), ""):
+        raise InputError(f"Two arms would have the folder {twice}.\nGive the listed arms other names")
     return Plan(recipe, folder, tuple(arms), grid)
+
+
+def _listed(recipe: ExperimentRecipe, grid: Mapping[str, Any]) -> list[Listed]:
+    """The tables of `arms`; without any the one arm that is the file as it stands. Raises InputError."""
+    if not recipe.arms:
+        return [Listed("", {}, recipe.seeds)]
+    found: list[Listed] = []
+    for place, table in enumerate(recipe.arms, 1):
+        values = _flat({key: value for key, value in table.items() if key not in ("name", "seeds")})
+        name = table.get("name", " · ".join(_said(key, value) for key, value in values.items()) or "as given")
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"The name of arm {place} must be text, not {name!r}.\nWrite it as name = 'plain'")
+        with _naming(name):
+            for key in values:
+                if key.partition(".")[0] not in VARIED or "." not in key:
+                    raise InputError(f"an arm cannot set {key!r}.\nIts keys begin with {', '.join(VARIED)} and a dot")
+                if key in grid:
+                    raise InputError(f"{key} is in the grid as well.\nSet it in one of the two")
+            seeds = table.get("seeds", list(recipe.seeds))
+            if not isinstance(seeds, list) or any(type(seed) is not int for seed in seeds):
+                raise InputError(f"seeds must be a list of whole numbers, not {seeds!r}.\nUse seeds = [0]")
+            _check_seeds("seeds", seeds)
+            if name in (one.name for one in found):
+                raise InputError("two arms have this name.\nGive each its own: name = '...'")
+        found.append(Listed(name, values, tuple(seeds)))
+    return found
+
+
+def _arm(
+    recipe: ExperimentRecipe, audit: AuditRecipe, folder: Path, one: Listed, cell: dict[str, Any], seed: int
+) -> Arm:
+    from .diffusion.generate import SampleRecipe
+    from .diffusion.train import TrainRecipe
+
+    values = one.values | cell
+    tables = {name: dict(getattr(recipe, name)) for name in VARIED}
+    for key, value in ({"train.seed": seed, "sample.seed": seed} | values).items():
+        table, _, field = key.partition(".")
+        tables[table][field] = value
+    data, train = _table("data", DataRecipe, tables["data"]), _table("train", TrainRecipe, tables["train"])
+    if audit.general and not data.held_out:
+        raise InputError(
+            "[audit] general needs held-out images, for their captions.\nSet data.held_out, or general = 0"
+        )
+    if audit.general > data.n_held_out > 0:
+        many = f"{audit.general} held-out captions, of {data.n_held_out} images"
+        raise InputError(f"[audit] general asks for {many}.\nAsk for fewer, or raise data.n_held_out")
+    varied = {key: value for key, value in values.items() if key.startswith("data.")}
+    said = [one.name] if one.name else []
+    return Arm(
+        one.name,
+        one.values,
+        cell,
+        seed,
+        data,
+        train,
+        _table("sample", SampleRecipe, tables["sample"]),
+        audit,
+        folder / "arms" / _slug([*said, *(_said(key, value) for key, value in cell.items()), f"seed{seed}"]),
+        folder / "runs" / _run_slug(train, data),
+        folder / "data" / _slug([_said(key, value) for key, value in varied.items()]) if varied else folder / "data",
+    )
+
+
+def _compared(arms: Sequence[Arm]) -> Iterator[Arm]:
+    """The arms, each with the folder of the first listed one at the same cell and seed."""
+    for arm in arms:
+        same = [each for each in arms if each.cell == arm.cell and each.seed == arm.seed]
+        first = next((each.folder for each in same if each.name == arms[0].name), None)
+        yield arm if arm.name == arms[0].name else dataclasses.replace(arm, first=first)
+
+
+def _check_parts(arms: Sequence[Arm]) -> None:
+    """Raises PartError or InputError for an unknown model or mitigation, or one that would not act where it is."""
+    from . import parts
+    from .diffusion import applied
+    from .diffusion.mitigations import NEAREST, PROMPTS, SAMPLING, TRAINING
+
+    # Once each: some mitigations want the model's tokenizer, which is read from disk.
+    load = functools.cache(functools.partial(parts.load, "models"))
+    for arm in arms:
+        with _naming(arm.name):
+            model, sampling = load(arm.train.model), arm.sample.mitigations
+            if arm.audit.recheck and arm.first:
+                sampling = (NOISE, *sampling)
+            for specs, stage in ((arm.train.mitigations, TRAINING), (sampling, SAMPLING)):
+                applied.load(specs, stage, model, guidance=arm.sample.guidance, has=(PROMPTS, NEAREST))
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the name of a listed arm before the errors of a block."""
+    try:
+        yield
+    except CopyscopeError as error:
+        if name:
+            error.args = (f"Arm {name!r}: {error}",)
+        raise
+
+
+def _check_seeds(name: str, seeds: Sequence[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError(f"{name} must be different numbers of 0 or more, not {list(seeds)}.\nUse seeds = [0]")
 
 
 def _table(name: str, cls: type[T], values: Mapping[str, Any]) -> T:
@@ -162,21 +296,33 @@ def _table(name: str, cls: type[T], values: Mapping[str, Any]) -> T:
         raise InputError(f"[{name}] {error}") from None
 
 
-def _flat(grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The grid under dotted keys, whether it was written `"train.steps" = [1]` or `train.steps = [1]`."""
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under dotted keys, whether they were written `"train.steps" = 1` or `train.steps = 1`."""
     found: dict[str, Any] = {}
-    for key, value in grid.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{field}": inner for field, inner in _flat(value).items()}
+    for key, value in tables.items():
+        if isinstance(value, Mapping) and "." not in key:
+            found |= {f"{key}.{field}": inner for field, inner in value.items()}
         else:
             found[key] = value
     return found
 
 
 def _said(key: str, value: Any) -> str:
-    """A value for people: text as it is, all else with the name of its field."""
-    field = key.rpartition(".")[2]
+    """A value for people: text as it is, specs with the stage they act in, all else with the name of its field."""
+    table, _, field = key.rpartition(".")
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return f"{table} {' + '.join(value)}" if field == "mitigations" else f"{field}={' + '.join(value)}"
     return value if isinstance(value, str) and value else f"{field}={str(value).lower() if value != '' else '-'}"
+
+
+def _run_slug(train: TrainRecipe, data: DataRecipe) -> str:
+    """Name of the folder of a training: alike for all arms with these recipes, and for no others."""
+    said = [train.model.partition("(")[0], train.conditioning, train.duplication, f"steps{train.steps}"]
+    said += [spec.partition("(")[0] for spec in train.mitigations]
+    decides = json.dumps([recipes.as_dict(train), recipes.as_dict(data)], sort_keys=True, default=str)
+    digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
+    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join([*said, f"seed{train.seed}"]))[:LONGEST_NAME]
+    return f"{plain}-{digest}"
 
 
 def _slug(pieces: Iterable[str]) -> str:

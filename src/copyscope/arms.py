@@ -1,0 +1,328 @@
+"""One arm of an experiment: its training, the images it makes, their audits -> its estimates.
+
+An arm is asked for images in two scenarios: of training captions, where copying shows, and, if the recipe says so, of
+the captions of held-out images, where a mitigation shows what it costs those who ask for something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import images, outcomes, recipes, stats
+from .corpus import Corpus
+from .errors import CopyscopeError, ImageError, InputError, MissingExtra
+from .machine import Progress
+from .plan import Arm
+from .prepare import prepare
+from .stats import Floats
+
+if TYPE_CHECKING:
+    from .copying.agreement import Head
+    from .copying.audit import Audit
+    from .copying.embed import Embeddings
+    from .diffusion.generate import SampleRecipe
+    from .diffusion.train import Run
+
+#: What an audit says beside the outcomes of its images: name -> where in its summary.
+AUDITED = {
+    "above_threshold": ("similarity", "estimates", "above_threshold"),
+    "held_out_p95": ("similarity", "held_out", "estimates", "p95"),
+    "baseline_p95": ("similarity", "baseline", "estimates", "p95"),
+    "frechet_distance": ("quality", "frechet_distance"),
+    "precision": ("quality", "precision"),
+    "recall": ("quality", "recall"),
+    "diversity_generated": ("quality", "diversity_generated"),
+    "text_image_alignment": ("quality", "text_image_alignment"),
+}
+#: The same of the images of held-out captions.
+GENERAL = {
+    "general_replication_rate": ("replication_rate",),
+    "general_similarity_mean": ("similarity", "estimates", "mean"),
+    "general_similarity_p95": ("similarity", "estimates", "p95"),
+    "general_above_threshold": ("similarity", "estimates", "above_threshold"),
+    "general_diversity_generated": ("quality", "diversity_generated"),
+}
+#: Measures of an arm beside those of `outcomes` -> what they are, for reports.
+MEASURES = {
+    "general_replication_rate": "share of the images of held-out captions that are copies",
+    "general_similarity_mean": "mean similarity of such an image to its nearest training image",
+    "general_similarity_p95": "95th percentile of that similarity",
+    "general_above_threshold": "share of such images whose similarity is above the protocol's threshold",
+    "general_diversity_generated": "diversity of such images",
+    "general_frechet_distance": "Fréchet distance of such images to all held-out images",
+    "general_precision": "precision of such images against all held-out images",
+    "general_recall": "recall of such images against all held-out images",
+    "agreement": "text-image agreement of images and training captions, by a head fitted on held-out images",
+    "general_agreement": "the same, of images and held-out captions",
+    "seconds_per_image": "seconds that sampling an image took, loading the model included",
+}
+NOTHING: dict[str, Any] = dict.fromkeys(outcomes.ENDS, None) | {"n": 0}
+#: Images of an arm that a report shows: the first ones, as they come, so that nobody has chosen them.
+SHEET, SHEET_SIDE = 12, 96
+SHEETS = pa.schema([*(outcomes.SCHEMA.field(name) for name in ("id", "prompt", "match", "similarity", "copied", "own")),
+                    pa.field("made", pa.binary()), pa.field("real", pa.binary())])  # fmt: skip
+
+
+def run_arm(arm: Arm, progress: Progress | None = None) -> None:
+    """Train, generate, audit; what is finished is kept. What goes wrong is written to `failed.json` in its folder."""
+    if (arm.folder / "arm.json").is_file():
+        return
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    (arm.folder / "failed.json").unlink(missing_ok=True)
+    write(arm.folder / "recipe.json", arm.recipe | {"run": arm.run.name, "provenance": recipes.provenance()})
+    try:
+        found = _run_arm(arm, told(arm, progress))
+    except CopyscopeError as error:
+        write(arm.folder / "failed.json", {"error": str(error)})
+    else:
+        write(arm.folder / "arm.json", found)
+
+
+def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
+    """First captions of the first held-out images that have one, as many as the arm is to be asked of. InputError."""
+    rows = _captioned(held_out) if held_out else []
+    if len(rows) < arm.audit.general:
+        wanted = f"{arm.audit.general} held-out captions, and {arm.images / 'held-out'} has {len(rows)}"
+        raise InputError(f"[audit] general asks for {wanted}.\nAsk for fewer, or hold out more images with captions")
+    return [held_out.captions[row][0] for row in rows[: arm.audit.general]] if held_out else []
+
+
+def audited(arm: Arm, generated: Corpus, progress: Progress | None) -> Audit:
+    """The arm's audit of some images of it."""
+    from .copying.audit import audit
+
+    training, held_out = prepare(arm.data, arm.images)
+    return audit(
+        generated, training, held_out, arm.audit.protocol,
+        fdr=arm.audit.fdr, clip=arm.audit.clip or None, seed=arm.audit.seed, progress=progress,
+    )  # fmt: skip
+
+
+def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
+    """What came of the images of an audit, one row each: see `outcomes.outcomes`."""
+    # A column without a value is none: images of one prompt of one's own have no source.
+    known = [name for name in ("id", "seed", "source_id") if name in generated.table.column_names]
+    return outcomes.outcomes(
+        judged.tables["generated"],
+        {row["id"]: row for row in generated.table.select(known).to_pylist()},
+        _pairs(pq.read_table(arm.run / "train.parquet", columns=["id", "duplicated"])),
+        _pairs(judged.tables["groups"].select(["id", "group"])),
+    )
+
+
+def text_vectors(captions: Sequence[str]) -> Floats:
+    """Mean state [n e] of the tokens of each caption, by the packaged text encoder. Raises MissingExtra."""
+    distinct = list(dict.fromkeys(captions))
+    states = _encoder().encode(distinct)
+    text, mask = (np.asarray(each, dtype=np.float64) for each in (states.text, states.mask))
+    # What the mask leaves out is 0.
+    means = text.sum(axis=1) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    place = {caption: row for row, caption in enumerate(distinct)}
+    found: Floats = means[[place[caption] for caption in captions]]
+    return found
+
+
+def told(arm: Arm, progress: Progress | None) -> Progress | None:
+    """Progress that names the arm."""
+    return functools.partial(_told, progress, arm.slug) if progress else None
+
+
+def write(path: Path, values: Mapping[str, Any]) -> None:
+    """Values as JSON in a file, whole or not at all."""
+    from .copying.embed import write_file
+
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:
+    """What `arm.json` holds; `outcomes.parquet` and `sheet.parquet` are written on the way."""
+    from .copying.results import write_table
+
+    began = time.monotonic()
+    training, held_out = prepare(arm.data, arm.images)
+    prompts, timings = general_prompts(arm, held_out), list[tuple[float, int]]()
+    trained = _trained(arm, training, held_out, progress)
+    generated = _made(arm, arm.folder / "generated", arm.sample, timings, progress)
+    judged = audited(arm, generated, progress)
+    judged.save(arm.folder / "audit")
+    table = outcomes_of(arm, judged, generated)
+    write_table(arm.folder, "outcomes", table)
+    write_table(arm.folder, "sheet", _sheet(table, generated, training))
+    estimates = {name: estimate.as_dict() for name, estimate in outcomes.rates(table).items()}
+    estimates |= {name: _found(judged, path) for name, path in AUDITED.items()}
+    real = _embedded(arm, held_out, progress) if held_out else None
+    head = _head(arm, real) if real else None
+    estimates["agreement"] = _agreement(head, _embedded(arm, generated, progress)) if head else NOTHING
+    if prompts and real:
+        estimates |= _general(arm, prompts, real, head, timings, progress)
+    estimates["seconds_per_image"] = outcomes.seconds_per_image(timings).as_dict()
+    return {
+        "answer": judged.summary["verdict"]["answer"],
+        "n_generated": judged.summary["n_generated"],
+        "n_missing": judged.summary["n_missing"],
+        "n_train": judged.summary["n_train"],
+        "steps": trained.summary["steps"],
+        "train_seconds": trained.summary["seconds"],
+        "seconds": round(time.monotonic() - began, 1),
+        "estimates": estimates,
+    }
+
+
+def _trained(arm: Arm, training: Corpus, held_out: Corpus | None, progress: Progress | None) -> Run:
+    """The arm's run, trained here unless it is there already."""
+    from .diffusion.train import train
+    from .watch import make_watch
+
+    watched = arm.train.sample_every or arm.train.stop_at_replication
+    watch = make_watch(training, held_out, arm.audit.protocol) if watched else None
+    with _locked(arm.run.parent / f".{arm.run.name}.lock"):
+        return train(training, arm.run, arm.train, watch=watch, progress=progress)
+
+
+def _general(
+    arm: Arm, prompts: Sequence[str], real: Embeddings, head: Head | None, timings: list[tuple[float, int]],
+    progress: Progress | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Estimates of the images that the arm makes of held-out captions; `real`: all held-out images."""
+    from .copying.quality import quality
+
+    recipe = dataclasses.replace(arm.sample, n_images=len(prompts))
+    generated = _made(arm, arm.folder / "general", recipe, timings, progress, captions=prompts)
+    judged = audited(arm, generated, progress)
+    judged.save(arm.folder / "general-audit")
+    described = _embedded(arm, generated, progress)
+    cost = quality(described.vectors, real.vectors, described.descriptor, seed=arm.audit.seed)
+    found = {name: _found(judged, path) for name, path in GENERAL.items()}
+    for name in ("frechet_distance", "precision", "recall"):
+        found[f"general_{name}"] = getattr(cost, name).as_dict()
+    return found | {"general_agreement": _agreement(head, described) if head else NOTHING}
+
+
+def _made(
+    arm: Arm, folder: Path, recipe: SampleRecipe, timings: list[tuple[float, int]], progress: Progress | None,
+    captions: Sequence[str] | None = None,
+) -> Corpus:  # fmt: skip
+    """Images of the arm's run; seconds and number are added to `timings` where any were made here."""
+    from .diffusion.generate import generate
+    from .finding import nearest
+
+    find = nearest(arm.images / "train")
+    before, began = sum(1 for _ in folder.glob("*.png")), time.monotonic()
+    generated = generate(arm.run, folder, recipe, captions=captions, nearest=find, progress=progress)
+    if before < recipe.n_images:
+        timings.append((time.monotonic() - began, recipe.n_images - before))
+    return generated
+
+
+def _head(arm: Arm, real: Embeddings) -> Head | None:
+    """The head from captions to images, fitted on captioned held-out images that nothing was made of; None of few."""
+    from .copying.agreement import LEAST, fit
+
+    place = {int(row): position for position, row in enumerate(real.rows)}
+    rows = [row for row in _captioned(real.corpus)[arm.audit.general :] if row in place]
+    if len(rows) < LEAST:
+        return None
+    try:
+        text = text_vectors([real.corpus.captions[row][0] for row in rows])
+    except MissingExtra:
+        return None
+    return fit(text, real.vectors[[place[row] for row in rows]])
+
+
+def _agreement(head: Head, described: Embeddings) -> dict[str, Any]:
+    """Text-image agreement of the readable images and their prompts."""
+    from .copying.agreement import agreement
+
+    prompts = described.corpus.prompts
+    if not len(described.rows):
+        return NOTHING
+    cosines = agreement(head, text_vectors([prompts[row] for row in described.rows]), described.vectors)
+    return stats.bootstrap(lambda values: float(values.mean()), cosines).as_dict()
+
+
+def _embedded(arm: Arm, corpus: Corpus, progress: Progress | None) -> Embeddings:
+    from .copying.embed import embed
+
+    return embed(corpus, arm.audit.protocol, progress=progress)
+
+
+def _captioned(corpus: Corpus) -> list[int]:
+    """Rows that have a caption to ask for."""
+    return [row for row, captions in enumerate(corpus.captions) if captions and captions[0].strip()]
+
+
+@functools.cache
+def _encoder() -> Any:
+    from .diffusion.text import TextEncoder
+
+    return TextEncoder()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else, in this process or another, is within while we are; the system lets go of it if we are killed.
+
+    So arms that share a run are trained once, whatever order and place an engine runs them in. Windows has no such
+    lock: run one arm at a time there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _found(judged: Audit, path: Sequence[str]) -> dict[str, Any]:
+    """An estimate of the audit's summary; one without value where the audit has none."""
+    value: Any = judged.summary
+    for key in path:
+        value = (value or {}).get(key)
+    return value or NOTHING
+
+
+def _sheet(table: pa.Table, generated: Corpus, training: Corpus) -> pa.Table:
+    """The first images of an arm beside their matches, as WebP; null where one cannot be read."""
+    rows = table.slice(0, SHEET).to_pylist()
+    places = [{name: row for row, name in enumerate(corpus.ids)} for corpus in (generated, training)]
+    for row in rows:
+        for name, key, corpus, place in zip(
+            ("made", "real"), ("id", "match"), (generated, training), places, strict=True
+        ):
+            row[name] = _thumbnail(corpus, place[row[key]]) if row[key] in place else None
+    return pa.Table.from_pylist(rows, SHEETS)
+
+
+def _thumbnail(corpus: Corpus, row: int) -> bytes | None:
+    try:
+        return images.encode(images.thumbnail(images.decode(corpus.read(row)), SHEET_SIDE), "webp", 88)
+    except ImageError:
+        return None
+
+
+def _pairs(table: pa.Table) -> dict[Any, Any]:
+    return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _told(progress: Progress, slug: str, label: str, done: int, total: int) -> None:
+    progress(f"{slug}: {label}", done, total)
