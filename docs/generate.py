@@ -1,4 +1,4 @@
-"""The pages that are made from the code: `python docs/generate.py` writes cli.md, parts.md and recipes.md anew.
+"""The pages that are made from the code: `python docs/generate.py` writes each of PAGES anew.
 
 tests/test_docs.py fails when one of them is not what this would write.
 """
@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from copyscope import cli, parts
 from copyscope.copying.protocols import PROTOCOLS
+from copyscope.diffusion.applied import PRESETS
 from copyscope.diffusion.generate import SampleRecipe
+from copyscope.diffusion.mitigations import SAMPLING, TRAINING
 from copyscope.diffusion.train import TrainRecipe
 from copyscope.plan import AuditRecipe, ExperimentRecipe
 from copyscope.prepare import DataRecipe
@@ -60,13 +62,110 @@ PARTS = """\
 
 A part is named by a spec: `name` or `name(key=value, ...)`, values written as in Python. The spec stands for the part
 on the command line, in the results and in the report; `copyscope parts` lists what is there. A part of your own is
-`package.module:Class(key=value)` ([how to write one](architecture.md#a-part-of-your-own)).
+`package.module:Class(key=value)` ([how to write one](adding-a-part.md)).
 
 ## Protocols
 
 A protocol is a descriptor with its preprocessing, a threshold and the similarity of near-duplicates, under a name, so
 that numbers can be compared. Where a protocol is asked for, a descriptor's spec does too: its threshold is then 0.5,
 and near-duplicates begin at 0.9 for `phash`, `pdq` and `clip`, at 0.75 for the others.
+"""
+
+MITIGATIONS = """\
+# Mitigations
+
+A mitigation is a part that makes a model copy less: while it trains, while it makes images, or both. It is named by a
+spec, `name` or `name(key=value, ...)`, like [all parts](parts.md). Turned down to nothing, each changes nothing at all,
+to the bit; each says below how.
+
+What it costs stands beside what it does: in model calls here, in time in
+[benchmarks/mitigations.py](../benchmarks/mitigations.py). What it costs in quality an audit tells.
+
+## Use
+
+In training, once for each, in the order they shall act:
+
+```console
+$ copyscope train train/ -o run/ --mitigation multiple_captions --mitigation 'gaussian_noise(scale=0.2)'
+```
+
+In sampling, of any model:
+
+```console
+$ copyscope generate run/ -o generated/ --mitigation 'gaussian_noise(scale=0.2)'
+```
+
+In a [recipe](recipes.md), and so in an experiment, they are the list `mitigations` of `[train]` and of `[sample]`:
+
+```toml
+[train]
+mitigations = ["multiple_captions"]
+
+[sample]
+guidance = 4.0
+mitigations = ["gaussian_noise(scale=0.2)", "delayed_guidance(start=0.4)"]
+
+[grid]
+"train.mitigations" = [[], ["dcr-2023:MC"], ["dcr-2023:GN"]]
+```
+
+In a pipeline of diffusers that you have, those of sampling act for as long as a `with` lasts:
+
+```python
+import copyscope
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("stable-diffusion")
+with copyscope.mitigate(pipe, ["gaussian_noise(scale=0.2)", "delayed_guidance(start=0.4)"], seed=0):
+    picture = pipe("a red fox", num_inference_steps=4).images[0]
+```
+
+In a training loop of your own, one that rewrites captions is a plain function of the captions of an image and a seed,
+another for each draw; in `datasets.map` the row's index will do:
+
+```python
+from copyscope import parts
+
+repeat = parts.load("mitigations", "word_repetition(n=2, probability=0.5)")
+rows = [{"captions": ["a red fox", "a fox in snow"]}, {"captions": ["two blue houses by the sea"]}]
+told = [repeat(row["captions"], seed) for seed, row in enumerate(rows)]
+assert told == [repeat(row["captions"], seed) for seed, row in enumerate(rows)]
+```
+
+One that the stage has no use for, or that needs what is not there, is refused before the work begins. What they may
+need is guidance above 1, a model that can be told nothing (`null`), cross-attention, the prompt as text, or to be told
+the nearest training image: `copyscope generate --nearest TRAIN`, in Python `nearest=copyscope.nearest("train/")`.
+
+## Doors
+
+A mitigation acts through one door, its base class. In a step of training, and at the start of sampling, the doors come
+in this order, whatever the order of the list; mitigations of one door act in the order of the list.
+
+| door | is given | acts in |
+|---|---|---|
+| `OnCaption` | the captions of an image -> the caption of this draw | training, sampling |
+| `OnConditioning` | what the model is told -> what it is told instead | training, sampling |
+| `OnLatents` | latents and conditioning of a batch -> others | training |
+| `OnLoss` | the losses of a batch -> their weights | training |
+| `OnNoise` | the noise sampling starts from -> other noise | sampling |
+| `OnDenoiser` | a guided denoiser -> one around it, the first of the list the innermost | sampling |
+
+Random numbers come from streams of their own: in training by (seed, step, place in the list), in
+sampling by (seed of the image, place in the list). So batch size changes no image, a stopped run goes on to the same
+bits, and images with and without a mitigation are pairs: same prompts, same noise. An image's `prompt` stays what was
+asked; where a mitigation made it another, the column `told` has that. Draws that `caption_dropout` tells nothing stay
+without text.
+"""
+
+NOT_PARTS = """\
+## What is not a part
+
+- **Near-duplicates removed or down-weighted, captions added**: rows of the training set, so `copyscope curate`
+  (`--drop-duplicates`, `--captions`) or `copyscope.curate` changes them, before any training.
+- **Min-SNR weights**: `min_snr` of the recipe of training.
+- **To stop in time**: `stop_at_replication` of the recipe, with `--watch`: training ends once it surely copies.
+- **Captions that name a class alone**: `conditioning = "class"`.
+- **Fewer steps, more images**: `steps`, and your data.
 """
 
 RECIPES = """\
@@ -87,6 +186,8 @@ middle 224 x 224 pixels of the image after its shorter side was resized to 224."
     "models": """\
 What makes images, from noise and a caption: a denoiser with its text encoder and its decoder. `train` takes those that
 can be trained, `generate` all of them ([training](training.md)).""",
+    "mitigations": """\
+What makes a model copy less, in training or in sampling: [a page of their own](mitigations.md).""",
 }
 
 
@@ -122,18 +223,70 @@ def parts_page() -> str:
     blocks = [MADE, PARTS, "\n".join([*head, *rows, ""])]
     for shelf in parts.SHELVES:
         blocks.append(f"## {shelf.capitalize()}\n\n{ABOUT[shelf]}\n")
-        blocks += [_part(name, parts.part_class(shelf, name)) for name in parts.names(shelf)]
+        if shelf != "mitigations":
+            blocks += [_part(name, parts.part_class(shelf, name)) for name in parts.names(shelf)]
     return "\n".join(blocks)
 
 
 def _part(name: str, part: type) -> str:
+    unit = getattr(part, "unit", "")
+    return f"### {_called(name, part)}\n\n{_said(part)}\n" + (f"\nUnit: {unit}.\n" if unit else "")
+
+
+def _called(name: str, part: type) -> str:
     fields = dataclasses.fields(part)
-    called = ", ".join(
+    arguments = ", ".join(
         f"{field.name}=..." if field.default is dataclasses.MISSING else f"{field.name}={field.default!r}"
         for field in fields
     )
-    unit = getattr(part, "unit", "")
-    return f"### `{name}({called})`\n\n{_said(part)}\n" + (f"\nUnit: {unit}.\n" if unit else "")
+    return f"`{name}({arguments})`"
+
+
+def mitigations_page() -> str:
+    """docs/mitigations.md: how they are used, a table of them all, and each with its docstring."""
+    found = {name: parts.part_class("mitigations", name) for name in parts.names("mitigations")}
+    table = [
+        "## All of them\n",
+        f"{CALLS_ARE}\n",
+        "| name | source | door | acts in | needs | calls, sampling | calls, training |",
+        "|---|---|---|---|---|---|---|",
+        *(_mitigation(name, part) for name, part in found.items()),
+        "",
+    ]
+    presets = ["## Presets\n", f"{PRESETS_ARE}\n", "| preset | in training | in sampling |", "|---|---|---|"]
+    for name, stages in PRESETS.items():
+        for letters in dict.fromkeys([*stages[TRAINING], *stages[SAMPLING]]):
+            there = (stages[stage].get(letters) for stage in (TRAINING, SAMPLING))
+            cells = (f"`{spec}`" if spec else "" for spec in there)
+            presets.append(f"| `{name}:{letters}` | {' | '.join(cells)} |")
+    blocks = [MADE, MITIGATIONS, *("\n".join(each) for each in (table, [*presets, ""]))]
+    return "\n".join([*blocks, NOT_PARTS, "## Each\n", *(_part(name, part) for name, part in found.items())])
+
+
+STEPS = 25
+CALLS_ARE = f"""\
+Calls are model calls, forward passes of one image, at the defaults: in sampling at most so many beyond the sampler's
+own, which at {STEPS} steps are {STEPS}, or {2 * STEPS} with guidance; in training beyond the one an image of a step."""
+PRESETS_ARE = """\
+Settings of others under a name, which stands where a spec may; one that acts in both stages may have another setting in
+each."""
+
+
+def _mitigation(name: str, part: Any) -> str:
+    """Its row of the table."""
+    heading = _called(name, part)
+    anchor = re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+    # As far as the year, `GN of Somepalli et al. 2023, section 6.`, or the number, `FPAN (arXiv 2505.21848).`
+    year = r"(?:(?!\.\s+[A-Za-z])[^;:])*?\b(?:19|20)\d\d\b(?!\.\d)"
+    source = re.search(rf"Source:\s+({year}|[^.,;:(]+(?:\(arXiv [\d.]+\))?)", inspect.getdoc(part) or "")
+    said = " ".join(source[1].split()) if source else ""
+    if ")" not in said:
+        said = said.rpartition("(")[2]
+    whole = all(each.default is not dataclasses.MISSING for each in dataclasses.fields(part))
+    calls = (part().calls(STEPS) if whole else "by its arguments") if SAMPLING in part.stages else ""
+    training = part.training_calls if TRAINING in part.stages else ""
+    cells = [f"[`{name}`](#{anchor})", said, f"`{parts.base(part, 'mitigations')}`", ", ".join(part.stages)]
+    return f"| {' | '.join([*cells, ', '.join(part.needs), str(calls), str(training)])} |"
 
 
 def recipes_page() -> str:
@@ -162,7 +315,12 @@ def _said(cls: type) -> str:
     return re.sub(r"((?:\w+,\s)*\w+)((?:,? [^:.]*)??:\s)", bold, inspect.getdoc(cls) or "")
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "parts.md": parts_page, "recipes.md": recipes_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "mitigations.md": mitigations_page,
+    "parts.md": parts_page,
+    "recipes.md": recipes_page,
+}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

@@ -31,6 +31,8 @@ def test_the_public_names():
         "generate",
         "lint",
         "match",
+        "mitigate",
+        "nearest",
         "train",
         "__version__",
     ]

@@ -69,6 +69,24 @@ def test_only_what_is_trained_is_written_and_set(tmp_path):
     assert torch.equal(other[2].weight, frozen)
 
 
+def test_what_mitigations_remember_is_written_and_read_in_place(tmp_path):
+    net, optimizer = trained(1)
+    memory = torch.tensor([1 / 3, 2.0], dtype=torch.float64)
+    path = checkpoints.write(tmp_path, 1, net, {}, optimizer, keep=1, memories={"1": memory})
+    held = torch.zeros(2, dtype=torch.float64)
+    checkpoints.read(path, net, {}, optimizer, {"1": held})
+    assert torch.equal(held, memory)
+    for wrong in ({"0": held}, {"1": torch.zeros(3, dtype=torch.float64)}):
+        with pytest.raises(TrainingError, match=r"memories of mitigations .* another model"):
+            checkpoints.read(path, net, {}, optimizer, wrong)
+    memory[0] = float("nan")
+    with pytest.raises(TrainingError, match="step 2 are not finite"):
+        checkpoints.write(tmp_path, 2, net, {}, optimizer, keep=1, memories={"1": memory})
+    (path / "mitigations.safetensors").unlink()
+    with pytest.raises(TrainingError, match="damaged"):
+        checkpoints.read(path, net, {}, optimizer, {"1": held})
+
+
 def test_the_last_few_are_kept(tmp_path):
     net, optimizer = trained(1)
     for step in (5, 10, 100_000_000, 20):

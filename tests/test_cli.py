@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import cli
+from copyscope import cli, parts
 from copyscope.copying.embed import Embeddings
 from copyscope.errors import InputError
 
@@ -120,7 +120,25 @@ def test_parts_lists_protocols_and_every_part():
     assert code == 0
     for name in ("sscd-288", "dcr-2023", "membench", "sscd_distilled", "entropy", "small_unet"):
         assert name in stdout
-    assert {"protocols", "descriptors", "measures", "models"} == set(json.loads(run("parts", "--json")[1]))
+    listed = json.loads(run("parts", "--json")[1])
+    assert set(listed) == {"protocols", *parts.SHELVES}
+    for shelf in parts.SHELVES:
+        assert [row["name"] for row in listed[shelf]] == parts.names(shelf)
+
+
+def test_parts_says_of_mitigations_where_they_act_and_by_which_door():
+    code, stdout, _ = run("parts", "mitigations")
+    assert code == 0
+    assert "\n      OnDenoiser, in sampling; needs guidance\n" in stdout
+    assert "\n      OnConditioning, in training and sampling\n" in stdout
+    rows = {row["name"]: row for row in json.loads(run("parts", "mitigations", "--json")[1])["mitigations"]}
+    assert rows.keys() == set(parts.names("mitigations"))
+    assert set(rows["gaussian_noise"]) == {"name", "spec", "about", "door", "stages", "needs"}
+    late = rows["delayed_guidance"]
+    assert (late["door"], late["stages"], late["needs"]) == ("OnDenoiser", ["sampling"], ["guidance"])
+    for row in rows.values():
+        assert row["about"].endswith("."), "the whole first paragraph"
+        assert "\n" not in row["about"]
 
 
 def test_fetch_without_a_name_lists_and_doctor_examines():

@@ -54,7 +54,7 @@ def prose(text):
 # Generated pages
 
 
-@pytest.mark.parametrize("name", ["cli.md", "parts.md", "recipes.md"])
+@pytest.mark.parametrize("name", ["cli.md", "mitigations.md", "parts.md", "recipes.md"])
 def test_generated_pages_are_up_to_date(name):
     assert name in GENERATE.PAGES
     stale = f"docs/{name} is stale: run python docs/generate.py"
@@ -76,9 +76,30 @@ def test_every_part_and_protocol_is_documented():
     text = (ROOT / "docs" / "parts.md").read_text()
     for protocol in PROTOCOLS:
         assert f"| `{protocol}` |" in text
-    for shelf in parts.SHELVES:
-        section = text.partition(f"\n## {shelf.capitalize()}\n")[2].partition("\n## ")[0]
-        assert set(re.findall(r"^### `(\w+)\(", section, re.MULTILINE)) == set(parts.names(shelf))
+    assert parts_in((ROOT / "docs" / "mitigations.md").read_text(), "Each") == parts.names("mitigations")
+    for shelf in parts.SHELVES.keys() - {"mitigations"}:
+        assert parts_in(text, shelf.capitalize()) == parts.names(shelf)
+
+
+def parts_in(text, heading):
+    """Names of the parts described below a heading of the second level."""
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^### `(\w+)\(", section, re.MULTILINE)
+
+
+def test_the_table_of_mitigations_has_a_row_a_part_and_its_presets_are_specs_that_load():
+    text = (ROOT / "docs" / "mitigations.md").read_text()
+    rows = re.findall(r"^\| \[`(\w+)`\]\(#([\w-]+)\) \| ([^|]*)\| `(On\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == parts.names("mitigations")
+    found = {name: (source.strip(), door, stages) for name, _, source, door, stages in rows}
+    assert found["gaussian_noise"] == ("GN of Somepalli et al. 2023", "OnConditioning", "training, sampling")
+    assert found["delayed_guidance"] == ("Jain et al. 2025", "OnDenoiser", "sampling")
+    assert all(source for source, *_ in found.values()), "each says where it is from"
+    presets = text.partition("\n## Presets\n")[2].partition("\n## ")[0]
+    specs = re.findall(r"`(\w+(?:\([^`]*\))?)`", presets)
+    assert len(specs) >= 9
+    for spec in specs:
+        parts.load("mitigations", spec)
 
 
 # Examples
@@ -86,7 +107,7 @@ def test_every_part_and_protocol_is_documented():
 
 def python_pages():
     found = [path for path in [README, *DOCS] if any(language == "python" for language, _ in blocks(path.read_text()))]
-    assert {"python.md", "architecture.md"} <= {path.name for path in found}
+    assert {"python.md", "adding-a-part.md", "mitigations.md"} <= {path.name for path in found}
     return found
 
 
@@ -95,6 +116,10 @@ def test_every_python_example_runs(path, world, tmp_path, monkeypatch):
     for folder in (world.train, world.generated, world.held_out):
         shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.chdir(tmp_path)
+    if "from_pretrained(" in path.read_text():
+        from tests.models import tiny_stable_diffusion
+
+        tiny_stable_diffusion(tmp_path / "stable-diffusion")
     # A module, so that a class which an example defines can be found under its name.
     module = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", module)
@@ -103,6 +128,34 @@ def test_every_python_example_runs(path, world, tmp_path, monkeypatch):
         if language == "python":
             above = text[: text.index(code)].count("\n")
             exec(compile("\n" * above + code, str(path), "exec"), module.__dict__)
+
+
+def test_the_mitigations_of_adding_a_part_keep_the_contract(tmp_path, monkeypatch):
+    from tests.contracts.test_mitigations import check_mitigation
+
+    text = (ROOT / "docs" / "adding-a-part.md").read_text()
+    files = [
+        code for language, code in blocks(text) if language == "python" and re.search(r"^class \w+\(On", code, re.M)
+    ]
+    named = re.search(r"`(\w+)/(\w+)\.py`", text)
+    folder = tmp_path / named[1]
+    folder.mkdir()
+    # The second example goes on from the first, and then makes images: that part runs with the page.
+    whole = files[0] + files[1].partition("\n\n\nraised =")[0]
+    (folder / f"{named[2]}.py").write_text(whole)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"{named[1]}.{named[2]}"
+    assert f"--mitigation '{module}:ShuffledWords(" in text
+    shelf_line = re.search(r'^"shuffled_words": \("shuffled_words(.+)", "shuffled_words(.+)"\),$', text, re.MULTILINE)
+    settings = {"ShuffledWords": shelf_line.groups(), "RisingGuidance": ("(power=1.0)", "(power=0)")}
+    try:
+        for name, (on, off) in settings.items():
+            part = parts.load("mitigations", f"{module}:{name}{on}")
+            check_mitigation(part, parts.load("mitigations", f"{module}:{name}{off}"))
+            assert str(part) == f"{module}:{name}" + (on if on != "(power=1.0)" else "")
+    finally:
+        for each in (module, named[1]):
+            sys.modules.pop(each, None)
 
 
 def commands_in(text):

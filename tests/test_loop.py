@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from copyscope import Corpus, images, parts
 from copyscope.diffusion import checkpoints, data, loop
+from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.train import train
 from tests.test_train import SPEC, N, Tiny, recipe, result, watcher, write_corpus
 
@@ -35,7 +36,7 @@ def by_hand(folder, options, steps):
     optimizer = torch.optim.AdamW(weights, betas=told.betas, eps=told.epsilon, weight_decay=told.weight_decay)
     average, losses = [value.detach().clone() for value in weights], []
     for step in range(steps):
-        drawn = data.draw(step, model, told, sampler, policy)
+        drawn = data.draw(step, model, told, sampler, policy, Mitigations())
         pictures = [images.decode(corpus.read(int(row))) for row in drawn.rows]
         x0 = model.encode([images.centre_crop(images.resize_short(each, 8), 8) for each in pictures])
         sigma = drawn.sigma.view(-1, 1, 1, 1)

@@ -75,6 +75,12 @@ def test_a_part_from_outside_is_loaded_by_its_dotted_name_and_prints_it():
     assert str(part) == f"{__name__}:Outside(k=3)"
 
 
+def test_the_base_of_a_part_is_the_class_of_the_shelf_that_it_is_made_of():
+    assert parts.base(Phash, "descriptors") == "Descriptor"
+    assert parts.base(Outside, "descriptors") == "Descriptor"
+    assert parts.base(parts.part_class("mitigations", "gaussian_noise"), "mitigations") == "OnConditioning"
+
+
 def test_names_lists_the_shelf_without_private_files():
     assert {"sscd", "sscd_distilled", "phash", "pdq", "clip"} <= set(parts.names("descriptors"))
     assert not any(name.startswith("_") for name in parts.names("descriptors"))

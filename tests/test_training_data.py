@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from copyscope import Corpus, curate, images
 from copyscope.diffusion import data
+from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, Texts, WeightedSampler, collate, draw
 from copyscope.errors import ImageError, InputError
 from tests.test_train import N, Tiny, recipe, write_corpus
@@ -149,12 +150,13 @@ def test_a_row_that_cannot_be_read_says_why(corpus):
 def test_a_step_is_drawn_by_seed_and_step_alone(corpus):
     told = recipe(caption_dropout=0.5, flip=True, batch_size=400)
     policy, sampler = CaptionPolicy.from_corpus(corpus), WeightedSampler.from_corpus(corpus, seed=told.seed)
-    one, two, other = (draw(step, Tiny(), told, sampler, policy) for step in (4, 4, 5))
+    one, two, other = (draw(step, Tiny(), told, sampler, policy, Mitigations()) for step in (4, 4, 5))
     for field in dataclasses.fields(one):
         a, b, c = (getattr(each, field.name) for each in (one, two, other))
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
-    assert np.mean([caption == "" for caption in one.captions]) == pytest.approx(0.5, abs=0.1)
+    assert one.dropped.mean() == pytest.approx(0.5, abs=0.1)
+    assert [caption == "" for caption in one.captions] == one.dropped.tolist()
     assert one.flips.mean() == pytest.approx(0.5, abs=0.1)
     assert one.noise.std() == pytest.approx(1, abs=0.02)
     assert one.sigma.log().median() == pytest.approx(0, abs=0.2)
@@ -196,10 +198,34 @@ def test_texts_are_encoded_once_where_they_fit(corpus, monkeypatch):
     told = texts(captions[3:6])
     assert len(calls) == 70
     assert torch.equal(told.text, Tiny().condition(captions[3:6]).text)
+    # One it was not told of, the first time it is asked for, or before.
+    for _ in range(2):
+        assert torch.equal(texts(["new", captions[3], "new"]).text, Tiny().condition(["new", captions[3], "new"]).text)
+    texts.keep(["newer", "new"])
+    assert torch.equal(texts(["newer"]).text, Tiny().condition(["newer"]).text)
+    assert calls[70:] == ["new", "newer"]
     texts = Texts(Counted(), captions, cache=False)
     before = len(calls)
     assert torch.equal(texts(captions[3:6]).text, told.text)
+    texts.keep(captions)
     assert len(calls) == before + 3
+
+
+def test_texts_are_kept_up_to_a_number_of_bytes(monkeypatch):
+    calls = []
+
+    class Counted(Tiny):
+        def condition(self, captions):
+            calls.append(list(captions))
+            return Tiny.condition(self, captions)
+
+    # A caption of Tiny takes 32 bytes.
+    monkeypatch.setattr(data, "KEPT_BYTES", 70)
+    texts = Texts(Counted(), ["a", "b", "c", "d"])
+    for _ in range(2):
+        assert torch.equal(texts(["d", "a", "d", "b"]).text, Tiny().condition(["d", "a", "d", "b"]).text)
+    texts.keep(["e"])
+    assert calls == [["a", "b", "c", "d"], ["d"], ["d"]]
 
 
 # The patch of another's training script

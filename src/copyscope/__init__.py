@@ -39,6 +39,8 @@ _HOMES = {
     "generate": "diffusion.generate",
     "lint": "copying.lint",
     "match": "copying.match",
+    "mitigate": "diffusion.mitigate",
+    "nearest": "finding",
     "train": "diffusion.train",
 }
 
@@ -59,11 +61,13 @@ if TYPE_CHECKING:
     from .corpus import Corpus as Corpus
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
+    from .diffusion.mitigate import mitigate as mitigate
     from .diffusion.train import Run as Run
     from .diffusion.train import TrainRecipe as TrainRecipe
     from .diffusion.train import train as train
     from .errors import CopyscopeError as CopyscopeError
     from .experiment import Experiment as Experiment
+    from .finding import nearest as nearest
     from .stats import Estimate as Estimate
 
 

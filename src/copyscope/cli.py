@@ -57,7 +57,7 @@ app.add_typer(cli_making.experiment, name="experiment")
 @app.command(name="parts")
 def parts_(
     shelf: Annotated[
-        str | None, typer.Argument(metavar="SHELF", help="descriptors, measures, models or protocols.")
+        str | None, typer.Argument(metavar="SHELF", help="descriptors, measures, models, mitigations or protocols.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,6 +73,9 @@ def parts_(
         for row in rows:
             called = row["spec"] if name != "protocols" else f"{row['name']} = {row['spec']}"
             print(f"  {called}\n      {row['about']}")
+            if "door" in row:
+                needs = f"; needs {', '.join(row['needs'])}" if row["needs"] else ""
+                print(f"      {row['door']}, in {' and '.join(row['stages'])}{needs}")
 
 
 @app.command()

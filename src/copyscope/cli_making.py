@@ -14,6 +14,7 @@ from .cli_options import (
     CorpusPath,
     DryRun,
     HeldOut,
+    MitigationSpecs,
     ProtocolName,
     Seed,
     Settings,
@@ -159,6 +160,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     recipe: Recipe = None,
     settings: Settings = None,
+    mitigation: MitigationSpecs = None,
     watch: Annotated[
         int | None, typer.Option("--watch", metavar="N", min=1, help="Audit N samples at each checkpoint.")
     ] = None,
@@ -179,7 +181,7 @@ def train(
     from .recipes import as_dict
     from .watch import make_watch
 
-    resolved = _recipe(TrainRecipe, recipe, settings, "train", PRESETS)
+    resolved = _mitigated(_recipe(TrainRecipe, recipe, settings, "train", PRESETS), mitigation)
     if watch:
         resolved = dataclasses.replace(resolved, sample_images=watch)
     elif held_out:
@@ -205,11 +207,21 @@ def train(
     note(f"For images of it: copyscope generate {out} -o DIR")
 
 
+def _mitigated(recipe: T, specs: Sequence[str] | None) -> T:
+    """The recipe with these mitigations after its own."""
+    own: tuple[str, ...] = recipe.mitigations  # type: ignore[attr-defined]
+    return dataclasses.replace(recipe, mitigations=own + tuple(specs or ()))  # type: ignore[type-var]
+
+
 def generate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the images.")],
     recipe: Recipe = None,
     settings: Settings = None,
+    mitigation: MitigationSpecs = None,
+    nearest: Annotated[
+        str | None, typer.Option("--nearest", metavar="TRAIN", help="Training images, for mitigations that look there.")
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="How many images.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The prompt of all images.")] = None,
     prompts: Annotated[
@@ -223,11 +235,12 @@ def generate(
     need_torch("Generating")
     from .diffusion.generate import SampleRecipe
     from .diffusion.generate import generate as run
+    from .finding import nearest as find_nearest
     from .recipes import as_dict
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts cannot both be.\nLeave one out")
-    resolved = _recipe(SampleRecipe, recipe, settings, "sample")
+    resolved = _mitigated(_recipe(SampleRecipe, recipe, settings, "sample"), mitigation)
     asked: dict[str, Any] = {"n_images": n, "seed": seed, "prompts": str(prompts) if prompts else None}
     if prompt is not None:
         asked["prompts"] = f"text:{prompt}"
@@ -237,7 +250,8 @@ def generate(
         return
     check_out(out)
     with progress_bar() as progress:
-        made = run(model, out, resolved, progress=progress)
+        find = find_nearest(nearest) if nearest else None
+        made = run(model, out, resolved, nearest=find, progress=progress)
     if as_json:
         show_json({"schema": "copyscope.generated/1", "path": str(out), "n": len(made), "recipe": as_dict(resolved)})
         return

@@ -33,6 +33,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change one value of the recipe; may be repeated."),
 ]
+MitigationSpecs = Annotated[
+    list[str] | None,
+    typer.Option("--mitigation", metavar="SPEC", help="Add a mitigation to the recipe's; may be repeated."),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]

@@ -23,6 +23,7 @@ SHELVES = {
     "descriptors": "copyscope.copying.descriptors",
     "measures": "copyscope.copying.measures",
     "models": "copyscope.diffusion.models",
+    "mitigations": "copyscope.diffusion.mitigations",
 }
 
 
@@ -87,6 +88,11 @@ def signature(cls: type, name: str) -> str:
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         taken.append(f"{parameter.name}: {parameter.annotation}{default}")
     return f"{name}({', '.join(taken)})"
+
+
+def base(cls: type, shelf: str) -> str:
+    """The class of the shelf's own that a part is made of, by name: of a mitigation, its door."""
+    return next(each.__name__ for each in cls.__mro__ if each.__module__ == _package(shelf))
 
 
 def _package(shelf: str) -> str:

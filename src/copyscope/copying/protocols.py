@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+from typing import Any
 
 from copyscope import parts
 from copyscope.errors import MissingExtra, PartError
@@ -85,12 +87,13 @@ def protocol(name: str) -> Protocol:
     return Protocol(descriptor, descriptor, 0.5, 0.9 if descriptor.startswith(("phash", "pdq", "clip")) else 0.75, "")
 
 
-def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, str]]]:
+def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """The protocols and the parts of every shelf, or of one: {shelf: [{name, spec, about}]}.
 
-    Raises PartError when there is no such shelf.
+    A mitigation has besides: `door`, the name of its base class; `stages`, where it acts; `needs`. Raises PartError
+    when there is no such shelf.
     """
-    found: dict[str, list[dict[str, str]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in [shelf] if shelf else ["protocols", *parts.SHELVES]:
         if name == "protocols":
             found[name] = [
@@ -102,9 +105,15 @@ def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _entry(shelf: str, name: str) -> dict[str, str]:
+def _entry(shelf: str, name: str) -> dict[str, Any]:
     try:
-        cls = parts.part_class(shelf, name)
+        cls: Any = parts.part_class(shelf, name)
     except MissingExtra as error:
         return {"name": name, "spec": name, "about": " ".join(str(error).splitlines())}
-    return {"name": name, "spec": parts.signature(cls, name), "about": (cls.__doc__ or "").strip().splitlines()[0]}
+    about = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    if about.endswith((",", ":")):  # A list follows.
+        about = f"{about[:-1]} ..."
+    entry: dict[str, Any] = {"name": name, "spec": parts.signature(cls, name), "about": about}
+    if hasattr(cls, "stages"):
+        entry |= {"door": parts.base(cls, shelf), "stages": list(cls.stages), "needs": list(cls.needs)}
+    return entry

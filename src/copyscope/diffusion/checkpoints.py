@@ -1,8 +1,8 @@
 """Checkpoints of a training, a folder a step, and the other files of a run: written whole or not at all, no pickle.
 
 A checkpoint is `network.safetensors` (what is trained), `ema.safetensors` (its average, where there is one),
-`optimizer.safetensors`, and, last, `state.json`. Everything else of a step is drawn from (seed, step), so that this is
-all there is to resume.
+`optimizer.safetensors`, `mitigations.safetensors` (what these remember, where they do) and, last, `state.json`.
+Everything else of a step is drawn from (seed, step), so that this is all there is to resume.
 """
 
 from __future__ import annotations
@@ -85,15 +85,17 @@ def write(
     *,
     keep: int,
     seconds: float = 0.0,
+    memories: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes the checkpoint of a step into `folder` and removes the oldest beyond `keep`.
 
-    average: the averaged weights by name, none if there is no average. seconds: what the training took so far. Raises
-    TrainingError where a weight is not finite, or it cannot be written; the checkpoints before it stay.
+    average: the averaged weights by name, none if there is no average. seconds: what the training took so far.
+    memories: what mitigations remember, by name. Raises TrainingError where a number is not finite, or it cannot be
+    written; the checkpoints before it stay.
     """
     state = optimizer.state_dict()
     moments = {f"{index}.{key}": value for index, values in state["state"].items() for key, value in values.items()}
-    files = {"network": trained(network), "ema": average, "optimizer": moments}
+    files = {"network": trained(network), "ema": average, "optimizer": moments, "mitigations": memories or {}}
     for values in files.values():
         if not all(bool(value.isfinite().all()) for value in values.values()):
             raise TrainingError(
@@ -128,15 +130,20 @@ def latest(folder: Path) -> tuple[int, Path] | None:
 
 
 def read(
-    path: Path, network: torch.nn.Module, average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    network: torch.nn.Module,
+    average: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    memories: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Puts network, average and optimizer where they were at a checkpoint; the seconds the training had taken.
+    """Puts network, average, optimizer and memories where they were at a checkpoint; the seconds it had taken.
 
     Raises TrainingError where the checkpoint is damaged or of another model.
     """
     try:
         files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
-        files["ema"] = load_file(path / "ema.safetensors") if average else {}
+        for name, wanted in (("ema", average), ("mitigations", memories)):
+            files[name] = load_file(path / f"{name}.safetensors") if wanted else {}
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         groups, seconds = state["groups"], float(state["seconds"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -145,6 +152,7 @@ def read(
         ) from None
     put(network, files["network"])
     _fill(average, files["ema"], "The averaged weights")
+    _fill(memories or {}, files["mitigations"], "The memories of mitigations")
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in files["optimizer"].items():

@@ -7,6 +7,7 @@ Everything is drawn by (seed, step) or (seed, epoch) and nothing else, so that a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,9 @@ from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.machine import Progress
 
+from .applied import Mitigations, training_rng
 from .denoiser import Conditioning
+from .mitigations import OnCaption
 from .models import Trainable
 
 if TYPE_CHECKING:
@@ -268,54 +271,139 @@ class Pictures:
 
 
 class Texts:
-    """Conditioning of captions, for `train`: that of all there can be is kept in memory where it fits."""
+    """Conditioning of captions, for `train`: kept in memory, up to KEPT_BYTES, from the first time it is asked for.
+
+    captions: encoded at once. cache: whether any are kept.
+    """
 
     def __init__(
         self, model: Trainable, captions: Iterable[str], *, cache: bool = True, progress: Progress | None = None
     ) -> None:
-        self._model, self._place = model, {caption: i for i, caption in enumerate(sorted(set(captions)))}
-        distinct = list(self._place)
-        first = model.condition(distinct[:1])
-        self._told: Conditioning | None = None
-        if not cache or len(distinct) * first.text.numel() * 4 > KEPT_BYTES:
-            return
-        told = [first.to("cpu")]
-        for start in range(1, len(distinct), 64):
-            told.append(model.condition(distinct[start : start + 64]).to("cpu"))
+        self._model, self._full = model, not cache
+        self._kept: dict[str, Conditioning] = {}
+        self._bytes = 0
+        self.keep(captions, progress)
+
+    def keep(self, captions: Iterable[str], progress: Progress | None = None) -> None:
+        """Encodes those that it does not keep yet, as long as there is room: many at once take less time than few."""
+        missing = sorted(set(captions) - self._kept.keys())
+        for start in range(0, len(missing), 64):
+            if self._full:
+                return
+            self._encoded(missing[start : start + 64])
             if progress:
-                progress("encoding captions", min(start + 64, len(distinct)), len(distinct))
-        self._told = Conditioning.join(told)
+                progress("encoding captions", min(start + 64, len(missing)), len(missing))
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
         """What the model is told by captions [n]."""
-        if self._told is None:
+        if not self._kept and self._full:
             return self._model.condition(captions)
-        return self._told.take([self._place[caption] for caption in captions])
+        fresh = self._encoded([caption for caption in dict.fromkeys(captions) if caption not in self._kept])
+        return Conditioning.join([fresh[each] if each in fresh else self._kept[each] for each in captions])
+
+    def _encoded(self, captions: Sequence[str]) -> dict[str, Conditioning]:
+        """The conditioning of each, kept where there is room."""
+        if not captions:
+            return {}
+        told = self._model.condition(captions).to("cpu")
+        found = {caption: told.take([row]) for row, caption in enumerate(captions)}
+        for caption, one in found.items():
+            size = one.text.nbytes
+            self._full = self._full or self._bytes + size > KEPT_BYTES
+            if not self._full:
+                self._kept[caption] = one
+                self._bytes += size
+        return found
+
+
+class Others:
+    """Images of another corpus with their captions, as a model is told of them: encoded when they are first drawn.
+
+    The middle square of an image is taken. Latents and texts are kept in memory, up to KEPT_BYTES each.
+    """
+
+    def __init__(self, corpus: Corpus, model: Trainable) -> None:
+        self._corpus, self._model, self._texts = corpus, model, Texts(model, [])
+        self._latent = functools.lru_cache(KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
+
+    def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Conditioning]:
+        """Latents [n c h w] and conditioning [n] of an image for each generator [n], all equally likely.
+
+        The next one instead of one that cannot be read; raises InputError where none can be.
+        """
+        rows, latents = zip(*map(self._drawn, rngs), strict=True)
+        return torch.stack(latents), self._texts([self._corpus.prompts[row] for row in rows])
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[int, Tensor]:
+        n = len(self._corpus)
+        first = int(rng.integers(n))
+        for row in itertools.chain(range(first, n), range(first)):
+            if (latent := self._latent(row)) is not None:
+                return row, latent
+        raise InputError(f"None of the {n} images of {self._corpus.origin} can be read.\nName other images")
+
+    def _encoded(self, row: int) -> Tensor | None:
+        """Its latent, None if it cannot be read. One at a time, so that it is the same to the last bit at any time."""
+        side = self._model.image_size
+        try:
+            picture = cut(images.resize_short(images.decode(self._corpus.read(row)), side), side)
+        except ImageError:
+            return None
+        with torch.no_grad():
+            return self._model.encode([picture])[0].float().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draw:
-    """All that is random in a step of n images: noise [n c h w], sigma [n], flips [n], places of crops [n 2]."""
+    """All that is random in a step of n images: noise [n c h w], sigma [n], flips [n], places of crops [n 2].
+
+    dropped [n]: told nothing.
+    """
 
     rows: NDArray[np.int64]
     captions: list[str]
+    dropped: NDArray[np.bool_]
     flips: NDArray[np.bool_]
     places: NDArray[np.float64]
     noise: Tensor
     sigma: Tensor
 
 
-def draw(step: int, model: Trainable, recipe: TrainRecipe, sampler: WeightedSampler, policy: CaptionPolicy) -> Draw:
+def draw(
+    step: int,
+    model: Trainable,
+    recipe: TrainRecipe,
+    sampler: WeightedSampler,
+    policy: CaptionPolicy,
+    mitigations: Mitigations,
+) -> Draw:
     """The whole batch of a step, of which each process and accumulation takes its part; by (seed, step) alone."""
     n, seed = recipe.batch_size, recipe.seed
-    rows = sampler.draw(step, n)
-    rng = stream(seed, CAPTIONS, step)
-    captions = [policy(row, rng) for row in rows.tolist()]
-    dropped = rng.random(n) < recipe.caption_dropout
-    captions = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+    rows, captions, dropped = said(step, recipe, sampler, policy, mitigations)
     rng = stream(seed, CROPS, step)
     flips, places = rng.random(n) < 0.5 * recipe.flip, rng.random((n, 2))
     generator = torch.Generator().manual_seed(int(stream(seed, NOISE, step).integers(2**63)))
     noise = torch.randn(n, *model.shape, generator=generator)
     uniform = torch.rand(n, generator=generator).clamp(1e-6, 1 - 1e-6)
-    return Draw(rows, captions, flips, places, noise, model.noise_levels(uniform.to(model.device)).cpu())
+    return Draw(rows, captions, dropped, flips, places, noise, model.noise_levels(uniform.to(model.device)).cpu())
+
+
+def said(
+    step: int, recipe: TrainRecipe, sampler: WeightedSampler, policy: CaptionPolicy, mitigations: Mitigations
+) -> tuple[NDArray[np.int64], list[str], NDArray[np.bool_]]:
+    """Of a step's Draw: its rows, captions, and which are dropped, [n] each."""
+    n, seed = recipe.batch_size, recipe.seed
+    rows = sampler.draw(step, n)
+    rng = stream(seed, CAPTIONS, step)
+    captions = [policy(row, rng) for row in rows.tolist()]
+    if mitigations.door(OnCaption):
+        rng_of = functools.cache(lambda number: training_rng(seed, step, number))
+        spoken = zip(captions, rows.tolist(), strict=True)
+        captions = [mitigations.caption(_first(caption, policy.captions[row]), rng_of) for caption, row in spoken]
+    dropped = rng.random(n) < recipe.caption_dropout
+    return rows, ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)], dropped
+
+
+def _first(caption: str, captions: Sequence[str]) -> list[str]:
+    """The captions with this one of them first."""
+    return [caption, *(other for other in captions if other != caption)]

@@ -8,11 +8,16 @@ model's file alone. A guided denoiser is a denoiser around another.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .models import Model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,12 +25,14 @@ class Conditioning:
     """What a model is told of n images.
 
     text: states of the text's tokens, float32 [n t d]. mask: which tokens count, bool [n t]. pooled: one vector a text
-    [n p] where the model wants one beside the states (SDXL, SD3), else None.
+    [n p] where the model wants one beside the states (SDXL, SD3), else None. emphasis: what the attention logits of the
+    first token are multiplied by [n], None is 1; `Model.attending` sees to it.
     """
 
     text: Tensor
     mask: Tensor
     pooled: Tensor | None = None
+    emphasis: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.text.shape[0])
@@ -33,12 +40,11 @@ class Conditioning:
     def take(self, rows: Sequence[int] | Tensor) -> Conditioning:
         """The conditioning of these rows, in this order."""
         index = torch.as_tensor(rows, device=self.text.device)
-        return Conditioning(self.text[index], self.mask[index], None if self.pooled is None else self.pooled[index])
+        return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Conditioning:
         """The same on another device."""
-        pooled = None if self.pooled is None else self.pooled.to(device)
-        return Conditioning(self.text.to(device), self.mask.to(device), pooled)
+        return self._each(lambda tensor: tensor.to(device))
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
@@ -47,7 +53,18 @@ class Conditioning:
         text = [torch.nn.functional.pad(part.text, (0, 0, 0, longest - part.text.shape[1])) for part in parts]
         mask = [torch.nn.functional.pad(part.mask, (0, longest - part.mask.shape[1])) for part in parts]
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Conditioning(torch.cat(text), torch.cat(mask), torch.cat(pooled) if pooled else None)
+        emphasis = [part.text.new_ones(len(part)) if part.emphasis is None else part.emphasis for part in parts]
+        emphasised = any(part.emphasis is not None for part in parts)
+        return Conditioning(
+            torch.cat(text),
+            torch.cat(mask),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(emphasis) if emphasised else None,
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        pooled, emphasis = (None if each is None else change(each) for each in (self.pooled, self.emphasis))
+        return Conditioning(change(self.text), change(self.mask), pooled, emphasis)
 
 
 class Denoiser(Protocol):
@@ -62,14 +79,28 @@ class Denoiser(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
-    """One step of sampling, as whatever watches it sees it. i: 0-based, of n_steps. sigma: noise level [n] before it.
+class Ask:
+    """Where a sampler asks for an estimate of x0: latents x [n c h w] at noise levels sigma [n].
 
-    x: latents before it; conditional, unconditional, denoised: estimates of x0 given the prompt, given none (None where
-    that was not asked for), and the guided one that the sampler went on with; all [n c h w].
+    i: step, from 0, of n_steps, that begins here; None at a point that a step only tries. scale: of guidance [n].
     """
 
-    i: int
+    x: Tensor
+    sigma: Tensor
+    i: int | None
+    n_steps: int
+    scale: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """What an Ask was answered, as whatever watches the sampling sees it. i, n_steps, sigma [n], x: those of the Ask.
+
+    conditional, unconditional, denoised: estimates of x0 given the prompt, given none (None where that was not asked
+    for), and the guided one that the sampler goes on with; all [n c h w].
+    """
+
+    i: int | None
     n_steps: int
     sigma: Tensor
     x: Tensor
@@ -78,6 +109,68 @@ class Step:
     denoised: Tensor
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022) of two estimates [n c h w]; a scale of 1 is none."""
+Guided = Callable[[Ask], Step]
+"""A denoiser that has been told what to make, guidance included: what a sampler asks, and mitigations wrap."""
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""A Denoiser that n rows of any number can be given; gradients flow through it where they are enabled."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NearestImage:
+    """The training image most like a picture: similarity as its finder measures it, at most 1; its caption, "" if it
+    has none; itself, uint8 [h w 3]."""
+
+    similarity: float
+    caption: str
+    picture: NDArray[np.uint8]
+
+
+FindNearest = Callable[[Sequence[NDArray[np.uint8]]], Sequence[NearestImage]]
+"""Pictures [n], uint8 [h w 3] each -> the nearest training image of each [n]."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """n images that are asked of a model, for parts that need to know, or to ask the model more.
+
+    prompts: [n]; None where the caller gave embeddings. conditioning: of n images. null: what the model is told when
+    told nothing [n], None where it cannot be. scale: of guidance, 1 = none. sigma: the noise level sampling starts at.
+    noise: standard normal [n c h w]; sampling starts at sigma * noise. predict: asks the model; each row is a model
+    call. rngs: a generator an image [n], of the part's own stream. nearest: finds training images, None if nobody does.
+    """
+
+    model: Model
+    prompts: Sequence[str] | None
+    conditioning: Conditioning
+    null: Conditioning | None
+    scale: float
+    sigma: float
+    noise: Tensor
+    predict: Predict
+    rngs: Sequence[np.random.Generator]
+    nearest: FindNearest | None = None
+
+    def apart(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        """D given the prompt minus D given none [n c h w] at x, sigma: two model calls a row. The null is there."""
+        assert self.null is not None
+        told = self.conditioning if conditioning is None else conditioning
+        both = self.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), Conditioning.join([told, self.null]))
+        return both[: len(x)] - both[len(x) :]
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022) of two estimates [n c h w]; a scale of 1 is none. scale: one, or
+    one a row [n]."""
+    if isinstance(scale, Tensor):
+        scale = scale.view(-1, 1, 1, 1)
     return unconditional + scale * (conditional - unconditional)
+
+
+def text_conditional_norm(apart: Tensor, sigma: Tensor) -> Tensor:
+    """Norm [n] of the difference of two noise predictions (Wen et al. 2024), per sample, over all its elements.
+
+    apart: D given the prompt minus D given none [n c h w] at sigma [n]. epsilon = (x - D) / sigma, so the norm is that
+    of `apart` divided by sigma.
+    """
+    norm: Tensor = torch.linalg.vector_norm(apart.flatten(1), dim=1)
+    return norm / sigma

@@ -20,8 +20,9 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from . import checkpoints, sampling
-from .denoiser import Conditioning, Step, guided
+from . import applied, checkpoints, sampling
+from .denoiser import Ask, Conditioning, FindNearest, Guided, Predict, Request, Step, guided
+from .mitigations import NEAREST, PROMPTS, SAMPLING
 from .models import Image, Model
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "copyscope.generated/1"
 METADATA = "metadata.jsonl"
-PROMPTS = 1
+PROMPT_STREAM = 1
 """Stream of the recipe's seed that training captions are drawn from; those of the noise are its children."""
 BLOCK_NUMBERS, BLOCK_IMAGES = 2**18, 64
 """Most numbers of latents, and most images, that a network is shown at a time."""
@@ -45,7 +46,8 @@ class SampleRecipe:
     n_images: how many. steps, sampler, schedule ("" = the model's own): as in `sampling`. guidance: scale of
     classifier-free guidance, 1 = none. negative: what it moves away from, "" = what the model makes when told nothing.
     prompts: "" = the training captions of a run, in an order drawn by the seed, each image's once before any comes
-    again; "text:..." = that one; else a file with one a line, taken in turn. batch_size: images under way at a time;
+    again; "text:..." = that one; else a file with one a line, taken in turn. mitigations: specs of
+    the shelf, in the order they act. batch_size: images under way at a time;
     changes no pixel. seed: of the recipe; each image has a seed of its own, drawn from it.
     """
 
@@ -56,6 +58,7 @@ class SampleRecipe:
     guidance: float = 1.0
     negative: str = ""
     prompts: str = ""
+    mitigations: tuple[str, ...] = ()
     batch_size: int = 64
     seed: int = 0
 
@@ -80,31 +83,36 @@ def sample(
     seeds: Sequence[int],
     recipe: SampleRecipe,
     *,
+    prompts: Sequence[str] | None = None,
+    nearest: FindNearest | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Image]:
     """Pictures [n], uint8 [h w 3] each, of a conditioning [n], each from the noise of its seed.
 
-    on_step is shown each step, once the model has answered. Raises InputError where the model gives no finite numbers.
+    prompts: the text of the conditioning [n]; nearest: finds training images; some mitigations want them. on_step is
+    shown each step, once the model has answered. Raises InputError where the model gives no finite numbers, or lacks
+    what a mitigation needs.
     """
+    parts = _loaded(model, recipe, prompts is not None, nearest)
     sigmas = sampling.noise_levels(recipe.steps, *model.sigmas, recipe.schedule or model.schedule)
-    block = block_size(model.shape, recipe.n_images)
-    conditional = _in_blocks(model, conditioning, block)
-    unconditional = None
-    if recipe.guidance != 1:
-        null = model.condition([recipe.negative]).take([0] * len(conditioning))
-        unconditional = _in_blocks(model, null, block)
+    predict = _in_blocks(model, block_size(model.shape, recipe.n_images))
+    null = None
+    if recipe.guidance != 1 or (parts.parts and model.has_null):
+        null = model.condition([recipe.negative]).take([0] * len(conditioning)).to(model.device)
+    noise = sampling.noise(seeds, model.shape).to(model.device)
+    told = conditioning.to(model.device)
+    request = Request(model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest)
+    request = parts.begun(request, seeds)
+    asked = parts.around(_plain(request), request, seeds)
+    scale = noise.new_full((len(noise),), recipe.guidance)
 
     def denoise(x: Tensor, sigma: Tensor, i: int | None) -> Tensor:
-        with_prompt = denoised = conditional(x, sigma)
-        without = None if unconditional is None else unconditional(x, sigma)
-        if without is not None:
-            denoised = guided(with_prompt, without, recipe.guidance)
+        step = asked(Ask(x, sigma, i, recipe.steps, scale))
         if on_step and i is not None:
-            on_step(Step(i, recipe.steps, sigma, x, with_prompt, without, denoised))
-        return denoised
+            on_step(step)
+        return step.denoised
 
-    x = sampling.noise(seeds, model.shape).to(model.device) * float(sigmas[0])
-    x = sampling.SAMPLERS[recipe.sampler](denoise, x, sigmas)
+    x = sampling.SAMPLERS[recipe.sampler](denoise, request.noise * request.sigma, sigmas)
     if not x.isfinite().all():
         raise InputError(f"{model} gives numbers that are not finite.\nTrain it again, with a lower learning_rate")
     return [picture for latent in x for picture in model.decode(latent[None].clone())]
@@ -117,26 +125,31 @@ def generate(
     *,
     captions: Sequence[str] | None = None,
     ids: Sequence[str | None] | None = None,
+    nearest: FindNearest | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id.
+    """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id,
+    and `told`, what the model was told instead of the prompt, where mitigations made it another.
 
     model: a run or its folder, a model, or a spec of the shelf. captions: prompts taken in turn, in place of those that
-    the recipe names; ids: the training image that each caption is of, None for none. The same call again makes what is
-    missing and no more; `metadata.jsonl` is written last. Raises InputError where `out` holds anything else, it cannot
+    the recipe names; ids: the training image that each caption is of, None for none. nearest: finds training images,
+    for mitigations that want it (`copyscope.nearest` makes one). The same call again makes what is missing and no more;
+    `metadata.jsonl` is written last. Raises InputError where `out` holds anything else, it cannot
     be written, or there are no prompts.
     """
     recipe, out = recipe or SampleRecipe(), Path(out)
     model, run = _opened(model)
     prompts, made_with = _prompts(recipe, captions, ids, run), _said(model, run, recipe)
+    parts = _loaded(model, recipe, True, nearest)
     rows = [
         {"file_name": f"{row:06d}.png", "prompt": prompt, "seed": seed, "recipe": made_with, "source_id": source}
+        | _told(parts, prompt, seed)
         for row, ((prompt, source), seed) in enumerate(zip(prompts, _seeds(recipe), strict=True))
     ]
     try:
         _begin(out, _identity(model, run, recipe, prompts))
         if not (out / METADATA).is_file():
-            _make(model, out, recipe, rows, progress)
+            _make(model, out, recipe, rows, nearest, progress)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             checkpoints.write_bytes(lines.encode(), out / METADATA)
     except OSError as error:
@@ -156,23 +169,44 @@ def block_size(shape: tuple[int, ...], n_images: int) -> int:
     return max(1, min(BLOCK_IMAGES, BLOCK_NUMBERS // math.prod(shape), n_images))
 
 
-def _in_blocks(model: Model, told: Conditioning, size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model, told what to make of n images, called on `size` of them at a time."""
-    told, n = told.to(model.device), len(told)
-    blocks = []
-    for start in range(0, n, size):
-        rows = torch.arange(start, start + size, device=model.device).clamp(max=n - 1)
-        blocks.append((rows, told.take(rows)))
+def _plain(request: Request) -> Guided:
+    """The model itself, told what to make, with classifier-free guidance unless its scale is 1."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        # A block is copied out, never a view: sums in a matrix product may depend on where in memory it begins.
-        found = [model(x[rows], sigma[rows], part) for rows, part in blocks]
+    def denoiser(ask: Ask) -> Step:
+        with_prompt = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
+        without = None
+        if request.scale != 1 and request.null is not None:
+            without = request.predict(ask.x, ask.sigma, request.null)
+            denoised = guided(with_prompt, without, ask.scale)
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, denoised)
+
+    return denoiser
+
+
+def _in_blocks(model: Model, size: int) -> Predict:
+    """The model, for any number of rows, called on `size` of them at a time."""
+
+    def predict(x: Tensor, sigma: Tensor, told: Conditioning) -> Tensor:
+        n, found = len(x), []
+        for start in range(0, n, size):
+            rows = torch.arange(start, start + size, device=x.device).clamp(max=n - 1)
+            # A block is copied out, never a view: sums in a matrix product may depend on where in memory it begins.
+            block = told.take(rows)
+            with model.attending(block.emphasis):
+                found.append(model(x[rows], sigma[rows], block))
         return torch.cat(found)[:n] if found else x
 
-    return denoise
+    return predict
 
 
-def _make(model: Model, out: Path, recipe: SampleRecipe, rows: list[dict[str, Any]], progress: Progress | None) -> None:
+def _make(
+    model: Model,
+    out: Path,
+    recipe: SampleRecipe,
+    rows: list[dict[str, Any]],
+    nearest: FindNearest | None,
+    progress: Progress | None,
+) -> None:
     """Writes the images of `rows` that are not there yet."""
     missing = [row for row in rows if not (out / row["file_name"]).is_file()]
     done = len(rows) - len(missing)
@@ -181,13 +215,25 @@ def _make(model: Model, out: Path, recipe: SampleRecipe, rows: list[dict[str, An
     size = math.ceil(recipe.batch_size / block) * block
     for start in range(0, len(missing), size):
         batch = missing[start : start + size]
-        told = model.condition([row["prompt"] for row in batch])
-        pictures = sample(model, told, [row["seed"] for row in batch], recipe)
+        prompts = [row.get("told", row["prompt"]) for row in batch]
+        told = model.condition(prompts)
+        pictures = sample(model, told, [row["seed"] for row in batch], recipe, prompts=prompts, nearest=nearest)
         for row, picture in zip(batch, pictures, strict=True):
             checkpoints.write_bytes(images.encode(picture, "png"), out / row["file_name"])
         done += len(batch)
         if progress:
             progress("generating", done, len(rows))
+
+
+def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.Mitigations:
+    has = [what for what, there in ((PROMPTS, prompted), (NEAREST, nearest is not None)) if there]
+    return applied.load(recipe.mitigations, SAMPLING, model, guidance=recipe.guidance, has=has)
+
+
+def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
+    """What the model is told in place of the prompt, where mitigations make it another."""
+    told = parts.caption([prompt], lambda number: applied.sampling_rngs([seed], number)[0])
+    return {} if told == prompt else {"told": told}
 
 
 def _opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | None]:
@@ -223,7 +269,7 @@ def _prompts(
     elif run is not None:
         columns = run.table.select(["id", "captions", "weight", "error"]).to_pylist()
         drawn = [row for row in columns if row["error"] is None and row["weight"] > 0]
-        rng = np.random.default_rng(np.random.SeedSequence([recipe.seed, PROMPTS]))
+        rng = np.random.default_rng(np.random.SeedSequence([recipe.seed, PROMPT_STREAM]))
         while len(found) < recipe.n_images:
             found += [((drawn[row]["captions"] or [""])[0], drawn[row]["id"]) for row in rng.permutation(len(drawn))]
     if not found:
@@ -258,7 +304,8 @@ def _said(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
     """What an image is made with, in a line."""
     kept = ("steps", "sampler", "schedule", "guidance", "negative")
     values = {name: getattr(recipe, name) for name in kept} | {"schedule": recipe.schedule or model.schedule}
-    return ", ".join([_spec(model, run)] + [f"{name}={value}" for name, value in values.items() if value != ""])
+    said = [f"{name}={value}" for name, value in values.items() if value != ""]
+    return ", ".join([_spec(model, run), *said, *recipe.mitigations])
 
 
 def _identity(model: Model, run: Run | None, recipe: SampleRecipe, prompts: list[Prompt]) -> dict[str, Any]:
@@ -280,7 +327,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
         return
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        before = {**saved, **saved["recipe"]}
+        before = {**saved, **recipes.as_dict(SampleRecipe()), **saved["recipe"]}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} cannot be read.\nName another folder") from None
     now = {**identity, **identity["recipe"]}

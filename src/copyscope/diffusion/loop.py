@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from copyscope import images
@@ -22,9 +23,11 @@ from copyscope.errors import InputError, TrainingError
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
-from . import checkpoints
-from .data import SAMPLES, CaptionPolicy, Pictures, Texts, WeightedSampler, draw, stream
+from . import applied, checkpoints
+from .applied import Mitigations, training_rng
+from .data import SAMPLES, CaptionPolicy, Pictures, Texts, WeightedSampler, draw, said, stream
 from .denoiser import Conditioning
+from .mitigations import TRAINING, Batch, OnCaption
 from .models import Trainable
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "copyscope.run/1"
 LOG_EVERY = 10
+AHEAD = 16
+"""Steps whose captions are encoded together where mitigations make new ones: a few at each step take far longer."""
 HISTORY = pa.schema(
     {"step": pa.int64()}
     | dict.fromkeys(("loss", "learning_rate", "images_per_second", "replication", "replication_low"), pa.float64())
@@ -57,19 +62,31 @@ def rate(recipe: TrainRecipe, step: int) -> float:
 class Loss(torch.nn.Module):
     """The loss of a batch as a module, so that accelerate can wrap it for many processes."""
 
-    def __init__(self, model: Trainable, min_snr: float) -> None:
+    def __init__(self, model: Trainable, min_snr: float, mitigations: Mitigations | None = None) -> None:
         super().__init__()
         self.network, self._model, self._gamma = model.network, model, min_snr
+        self._mitigations = mitigations or Mitigations()
+        self.memories = self._mitigations.remember()
+        self._null = model.condition([""]).to(model.device) if self.memories else None
 
     def forward(self, x0: Tensor, noise: Tensor, sigma: Tensor, *told: Tensor) -> Tensor:
-        denoised = self._model(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, Conditioning(*told))
+        x = x0 + sigma.view(-1, 1, 1, 1) * noise
+        denoised = self._model(x, sigma, Conditioning(*told))
         if self._gamma:
             # Min-SNR-gamma (Hang et al. 2023) of the error of x0: min(SNR, gamma) whatever the network predicts, with
             # SNR = 1 / sigma^2; divided by SNR it is their weight of epsilon's error, by SNR + 1 that of v's.
             weight = sigma.square().reciprocal().clamp(max=self._gamma)
         else:
             weight = self._model.loss_weight(sigma)
-        return (weight * (denoised - x0).square().mean((1, 2, 3))).mean()
+        losses: Tensor = weight * (denoised - x0).square().mean((1, 2, 3))
+        if self._null is not None:
+            losses = losses * self._weights(losses.detach(), x, sigma, denoised.detach(), self._null)
+        return losses.mean()
+
+    @torch.no_grad()
+    def _weights(self, losses: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor, null: Conditioning) -> Tensor:
+        batch = Batch(losses, x, sigma, denoised, null.take([0] * len(x)), self._model)
+        return self._mitigations.weights(batch, self.memories).to(losses)
 
 
 class Loop:
@@ -88,6 +105,7 @@ class Loop:
     ) -> None:
         self.model, self.pictures, self.corpus, self.recipe, self.out = model, pictures, corpus, recipe, out
         self.accelerator, self.watch, self.progress = accelerator, watch, progress
+        self.mitigations = applied.load(recipe.mitigations, TRAINING, model)
         self.readable = [row for row, error in enumerate(corpus.table["error"].to_pylist()) if error is None]
         self.sampler = WeightedSampler.from_corpus(corpus, seed=recipe.seed)
         self.policy = CaptionPolicy.from_corpus(corpus)
@@ -104,13 +122,15 @@ class Loop:
             weights, recipe.learning_rate, recipe.betas, recipe.epsilon, recipe.weight_decay, fused=True
         )
         self.average = {n: v.clone() for n, v in checkpoints.trained(network).items()} if recipe.ema else {}
+        loss = Loss(model, recipe.min_snr, self.mitigations)
+        self.memories = {str(place): each for place, each in enumerate(loss.memories) if each.numel()}
         self.rows: list[dict[str, Any]] = []
         self.start, self.seconds = 0, 0.0
         if found := checkpoints.latest(out / "checkpoints"):
             self.start, path = found
-            self.seconds = checkpoints.read(path, network, self.average, self.optimizer)
+            self.seconds = checkpoints.read(path, network, self.average, self.optimizer, self.memories)
             self.rows = [row for row in pq.read_table(out / "history.parquet").to_pylist() if row["step"] <= self.start]
-        self.loss = accelerator.prepare(Loss(model, recipe.min_snr))
+        self.loss = accelerator.prepare(loss)
         self.stepper = accelerator.prepare(self.optimizer)
         self.weights = weights
         self.own, self.averaged = list(checkpoints.trained(network).values()), list(self.average.values())
@@ -144,6 +164,7 @@ class Loop:
                     self.optimizer,
                     keep=recipe.keep_checkpoints,
                     seconds=self.seconds + time.monotonic() - began,
+                    memories=self.memories,
                 )
             since += time.monotonic() - paused
         if self.accelerator.is_main_process:
@@ -152,17 +173,18 @@ class Loop:
     def _step(self, step: int) -> Tensor:
         """One step of the optimizer; the loss of this process's part of the batch, not waited for."""
         recipe, accelerator = self.recipe, self.accelerator
-        drawn = draw(step, self.model, recipe, self.sampler, self.policy)
+        drawn = draw(step, self.model, recipe, self.sampler, self.policy, self.mitigations)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(recipe, step)
+        if (step - self.start) % AHEAD == 0 and self.mitigations.door(OnCaption):
+            self._encode_ahead(step)
         turns = recipe.gradient_accumulation
-        own = recipe.batch_size // turns // accelerator.num_processes
         total = torch.zeros((), device=accelerator.device)
-        for turn in range(turns):
-            first = (turn * accelerator.num_processes + accelerator.process_index) * own
-            part = slice(first, first + own)
+        for turn, part in enumerate(self._parts()):
             told = self.texts(drawn.captions[part])
             x0 = self.pictures.latents(drawn.rows[part], drawn.flips[part], drawn.places[part])
+            if self.mitigations.parts:
+                x0, told = self._mitigated(step, x0, told, drawn.dropped[part], part.start)
             given = [x0, drawn.noise[part], drawn.sigma[part], told.text, told.mask, told.pooled]
             waits = contextlib.nullcontext() if turn + 1 == turns else accelerator.no_sync(self.loss)
             with waits:
@@ -173,9 +195,44 @@ class Loop:
             accelerator.clip_grad_norm_(self.weights, recipe.max_grad_norm)
         self.stepper.step()
         self.stepper.zero_grad()
+        if accelerator.num_processes > 1:
+            for memory in self.memories.values():
+                memory.copy_(accelerator.reduce(memory.to(accelerator.device), "mean"))
         if self.averaged:
             torch._foreach_lerp_(self.averaged, self.own, 1 - min(recipe.ema, (1 + step) / (20 + step)))
         return total
+
+    def _parts(self) -> list[slice]:
+        """Which rows of a batch are this process's, one slice an accumulation."""
+        turns, processes = self.recipe.gradient_accumulation, self.accelerator.num_processes
+        own = self.recipe.batch_size // turns // processes
+        firsts = [(turn * processes + self.accelerator.process_index) * own for turn in range(turns)]
+        return [slice(first, first + own) for first in firsts]
+
+    def _encode_ahead(self, step: int) -> None:
+        """Encodes this process's captions of the steps from `step` on."""
+        captions: set[str] = set()
+        for ahead in range(step, min(step + AHEAD, self.recipe.steps)):
+            _, spoken, _ = said(ahead, self.recipe, self.sampler, self.policy, self.mitigations)
+            captions.update(*(spoken[part] for part in self._parts()))
+        self.texts.keep(captions)
+
+    def _mitigated(
+        self, step: int, x0: Tensor, told: Conditioning, dropped: NDArray[np.bool_], first: int
+    ) -> tuple[Tensor, Conditioning]:
+        """Latents and conditioning of rows from `first` on of a step's batch; those told nothing stay so."""
+        seed = self.recipe.seed
+
+        def rngs_of(number: int) -> list[np.random.Generator]:
+            return [training_rng(seed, step, number, first + row) for row in range(len(x0))]
+
+        nothing = told
+        told = self.mitigations.perturbed(told, rngs_of)
+        x0, told = self.mitigations.fused(x0, told, rngs_of, self.model)
+        if dropped.any():
+            both = Conditioning.join([told, nothing])
+            told = both.take([row + len(x0) * bool(drop) for row, drop in enumerate(dropped)])
+        return x0, told
 
     def _log(self, step: int, losses: list[Tensor], since: float) -> None:
         """A row of the history: the mean loss of the last steps. Raises TrainingError where it is not finite."""

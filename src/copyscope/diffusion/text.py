@@ -58,6 +58,11 @@ class TextEncoder:
         """Numbers a token."""
         return int(self._loaded[1].config.hidden_size)
 
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts captions into tokens, of transformers."""
+        return self._loaded[0]
+
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer

@@ -21,9 +21,10 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError, MissingExtra
 from copyscope.machine import Progress
 
-from . import checkpoints
+from . import applied, checkpoints
 from .data import Pictures
 from .loop import SCHEMA, Loop, Watch
+from .mitigations import TRAINING
 from .models import Trainable
 
 
@@ -37,8 +38,8 @@ class TrainRecipe:
     ema: weight of the past in the averaged weights, which are the result (0 = none). min_snr: gamma of Hang et al. 2023
     (0 = off). caption_dropout: share of draws told nothing, which guidance needs. sample_every, sample_images,
     sample_steps, guidance: sample grids, and what a watch is shown at each checkpoint. stop_at_replication: end once
-    the watch is sure of a rate above it (0 = never). tracker: of accelerate. seed: of all that is
-    drawn, first weights included.
+    the watch is sure of a rate above it (0 = never). mitigations: specs of the shelf, in the order they
+    act. tracker: of accelerate. seed: of all that is drawn, first weights included.
     """
 
     model: str = "small_unet"
@@ -74,6 +75,7 @@ class TrainRecipe:
     sample_steps: int = 25
     guidance: float = 1.0
     stop_at_replication: float = 0.0
+    mitigations: tuple[str, ...] = ()
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "tensorboard"
     seed: int = 0
 
@@ -169,6 +171,8 @@ def train(
     """
     recipe, out = recipe or TrainRecipe(), Path(out)
     corpus = train_set if isinstance(train_set, Corpus) else Corpus.open(train_set)
+    for spec in recipe.mitigations:
+        applied.named(spec, TRAINING)
     accelerator = _accelerator(recipe, out)
     try:
         with checkpoints.writing(f"The run {out}"):
@@ -222,8 +226,9 @@ def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) 
         saved = None
     except (OSError, ValueError):
         raise InputError(f"{path} cannot be read.\nName another folder") from None
-    if saved is not None and {name: saved.get(name) for name in values} != values:
-        before = saved.get("recipe", {})
+    # Runs from before there were mitigations have none.
+    before = {"mitigations": []} | (saved or {}).get("recipe", {})
+    if saved is not None and {name: saved.get(name) for name in values} | {"recipe": before} != values:
         other = [name for name, value in values["recipe"].items() if before.get(name) != value]
         raise InputError(
             f"{out} holds a training that differs in {', '.join(other) or 'its images'}.\n"

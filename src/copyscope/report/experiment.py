@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import Result, _page, plots, rows, wording
+from . import Result, _page, leaderboard, plots, rows, wording
 from .svg import ROLES, inline
 
 #: Number of an arm -> (heading, how it is written); a column that no arm has is left out.
@@ -56,6 +56,7 @@ SECTION_TERMS = {
         "verdict",
     ],
     "contrasts": ["difference", "95 % interval", "p-value", "own match"],
+    "leaderboard": list(leaderboard.TERMS),
 }  # fmt: skip
 # A report of many arms stays a file that a browser opens at once.
 SHEET_BUDGET = 12_000_000
@@ -72,6 +73,7 @@ def render(experiment: Result) -> str:
     curves = experiment.tables["curves"].to_pylist()
     names = {row["arm"]: row["name"] for row in named}
     previews = rows.Previews(None)
+    ranked = experiment.summary.get("leaderboard", [])
     return _page(
         "experiment.html.j2",
         experiment,
@@ -84,8 +86,12 @@ def render(experiment: Result) -> str:
         contrasts=_contrasts(experiment.summary["contrasts"]),
         forest=Markup(_forest(named)),
         curves=Markup(_curves(curves, names)),
+        ranked=ranked,
+        ranked_columns=leaderboard.columns(ranked),
+        frontier=Markup(leaderboard.frontier(ranked)),
+        numbered=leaderboard.numbered(ranked),
         sheets=_sheets(experiment.tables["sheets"].to_pylist(), names),
-        terms=TERMS,
+        terms=TERMS | leaderboard.TERMS,
         section_terms=SECTION_TERMS,
     )
 

@@ -8,8 +8,11 @@ Constructors only store; weights load on first use, and a model given no weights
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,39 @@ class Model(Part, abc.ABC):
     def schedule(self) -> str:
         """How sampling spaces its noise levels unless told otherwise, as in `sampling.noise_levels`."""
         return "karras"
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts its captions into tokens, of transformers; "" where it has none."""
+        return ""
+
+    @property
+    def has_null(self) -> bool:
+        """Whether it can be told nothing, which guidance needs."""
+        return True
+
+    @property
+    def cross_attentions(self) -> list[torch.nn.Module]:
+        """Its layers that attend from places to text tokens, each with a linear `to_k` of the tokens; none if []."""
+        return []
+
+    @contextlib.contextmanager
+    def attending(self, emphasis: Tensor | None) -> Iterator[None]:
+        """While it lasts, `cross_attentions` multiply the logits of the first token by these [n], for n rows asked of
+        it in this thread. A logit is linear in the key, so the token's key is multiplied, and its value is not."""
+        thread = threading.get_ident()
+
+        def stressed(layer: torch.nn.Module, given: Any, keys: Tensor) -> Tensor:
+            if emphasis is None or threading.get_ident() != thread:
+                return keys
+            first = keys[:, :1] * emphasis.to(keys.dtype)[:, None, None]
+            return torch.cat([first, keys[:, 1:]], 1)
+
+        with contextlib.ExitStack() as hooks:
+            for layer in self.cross_attentions if emphasis is not None else []:
+                to_k: Any = layer.to_k
+                hooks.callback(to_k.register_forward_hook(stressed).remove)
+            yield
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,8 @@ NETWORKS = {
     "FluxPipeline": "transformer",
 }
 """Supported pipeline class -> its part that denoises."""
+IMAGE_TO_IMAGE = "Img2Img"
+"""What the class of the pipeline that starts from an image has in its name besides."""
 INDEX = "model_index.json"
 LORA = "pytorch_lora_weights.safetensors"
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -37,6 +39,11 @@ def kind(folder: Path) -> str:
     if found not in NETWORKS:
         raise InputError(f"{folder} is a {found}, which cannot be trained here.\n{supported}")
     return str(found)
+
+
+def family(pipeline: Any) -> str:
+    """Class name of a pipeline, of its text-to-image one if it starts from an image: a key of NETWORKS, if any."""
+    return type(pipeline).__name__.replace(IMAGE_TO_IMAGE, "")
 
 
 def load(folder: Path, precision: torch.dtype) -> Any:
@@ -71,7 +78,7 @@ def encode_text(pipeline: Any, caption: str, device: torch.device) -> tuple[Tens
 
     As the pipeline itself does; "" is the null caption of its guidance, which for SDXL may be zeros.
     """
-    name = type(pipeline).__name__
+    name = family(pipeline)
     text: Tensor
     pooled: Tensor | None = None
     with quiet(), torch.no_grad():

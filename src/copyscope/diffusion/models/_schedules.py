@@ -28,9 +28,20 @@ class VariancePreserving:
         low, high = self.table[above - 1], self.table[above]
         return above - 1 + (torch.log(sigma / low) / torch.log(high / low)).clamp(0, 1)
 
+    def level(self, time: Tensor) -> Tensor:
+        """Noise level [n] of a time [n]: the inverse of `time`, and of the table, exactly, at a whole one."""
+        time = time.float().clamp(0, len(self.table) - 1)
+        low = time.long()
+        high = (low + 1).clamp(max=len(self.table) - 1)
+        return self.table[low] * (self.table[high] / self.table[low]) ** (time - low)
+
     def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
         """What the network is given."""
         return x / torch.sqrt(1 + sigma**2)
+
+    def unscaled(self, given: Tensor, sigma: Tensor) -> Tensor:
+        """x, of what the network is given."""
+        return given * torch.sqrt(1 + sigma**2)
 
     def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
         """D, of what the network found."""
@@ -39,6 +50,14 @@ class VariancePreserving:
         if self.predicts == "sample":
             return found
         return x / (1 + sigma**2) - sigma / torch.sqrt(1 + sigma**2) * found
+
+    def found(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        """What the network would have found to mean D: the inverse of `denoised`."""
+        if self.predicts == "epsilon":
+            return (x - denoised) / sigma
+        if self.predicts == "sample":
+            return denoised
+        return (x / (1 + sigma**2) - denoised) * (torch.sqrt(1 + sigma**2) / sigma)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight of (D - x0)^2 that makes it the squared error of what the network predicts."""
@@ -69,11 +88,22 @@ class Flow:
     def time(self, sigma: Tensor) -> Tensor:
         return sigma / (1 + sigma) * self.steps
 
+    def level(self, time: Tensor) -> Tensor:
+        """Noise level [n] of a time [n]; at the ends, where it is 0 or infinite, the lowest or highest of `sigmas`."""
+        share = time.float() / self.steps
+        return (share / (1 - share)).clamp(*self.sigmas)
+
     def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x / (1 + sigma)
 
+    def unscaled(self, given: Tensor, sigma: Tensor) -> Tensor:
+        return given * (1 + sigma)
+
     def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
         return (x - sigma * found) / (1 + sigma)
+
+    def found(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        return (x - (1 + sigma) * denoised) / sigma
 
     def weight(self, sigma: Tensor) -> Tensor:
         return ((1 + sigma) / sigma) ** 2

@@ -67,6 +67,14 @@ class SmallUNet(Trainable):
     def image_size(self) -> int:
         return self.size
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._encoder.tokenizer
+
+    @property
+    def cross_attentions(self) -> list[nn.Module]:
+        return [part for name, part in self.network.named_modules() if name.endswith(".attn2")]
+
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         time = sigma / (1 + sigma)
         mixed = (x / (1 + sigma).view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)

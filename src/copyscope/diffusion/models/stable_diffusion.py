@@ -47,6 +47,24 @@ class StableDiffusion(Trainable):
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
 
+    @classmethod
+    def around(
+        cls, pipeline: Any, device: torch.device | str, shape: tuple[int, int, int] | None = None
+    ) -> StableDiffusion:
+        """The model of a pipeline that is loaded, which stays as it is: for use, not for training.
+
+        device: where it computes. shape: of the latents of its images, None = as the network has them.
+        """
+        network = getattr(pipeline, _pipelines.NETWORKS[_pipelines.family(pipeline)])
+        kept_in = str(network.dtype).removeprefix("torch.")
+        # Weights that are stored in fewer bits are computed with in one of these.
+        precision = kept_in if kept_in in PRECISIONS else "bfloat16"
+        model = cls(pipeline.name_or_path or "", on=str(device), precision=precision)
+        vars(model)["_pipeline"] = pipeline
+        if shape:
+            vars(model)["shape"] = shape
+        return model
+
     @property
     def image_size(self) -> int:
         return self._shrink * self.shape[1]
@@ -77,13 +95,28 @@ class StableDiffusion(Trainable):
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._pipeline.tokenizer
+
+    @property
+    def has_null(self) -> bool:
+        """Not Flux, whose guidance is distilled into the network."""
+        return _pipelines.family(self._pipeline) != "FluxPipeline"
+
+    @property
+    def cross_attentions(self) -> list[nn.Module]:
+        """Those of a U-Net; transformers attend to text and picture together."""
+        return [part for name, part in self.network.named_modules() if name.endswith(".attn2")]
+
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         schedule, level = self._schedule, sigma.view(-1, 1, 1, 1)
         found = self._predict(schedule.scaled(x, level), schedule.time(sigma), conditioning)
         return schedule.denoised(x, level, found.float())
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """As the pipeline's own `encode_prompt`; it attends to padding too, hence the mask leaves nothing out.
+        """As the pipeline's own `encode_prompt`; it attends to padding too, hence the mask leaves nothing out. A U-Net
+        keeps to a mask that does; transformers do not.
 
         One caption at a time, so that its states depend on no other.
         """
@@ -103,7 +136,8 @@ class StableDiffusion(Trainable):
         latents = [torch.zeros(0, *self.shape, device=self.device)]
         for picture in pictures:
             pixels = torch.tensor(picture, device=self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
-            latents.append((self._pipeline.vae.encode(pixels).latent_dist.mode() - shift) * scale)
+            mode = self._pipeline.vae.encode(pixels.to(self._pipeline.vae.dtype)).latent_dist.mode()
+            latents.append((mode.float() - shift) * scale)
         return torch.cat(latents)
 
     @torch.no_grad()
@@ -111,7 +145,8 @@ class StableDiffusion(Trainable):
         shift, scale = self._units
         pictures = []
         for latent in latents.to(self.device):
-            pixels = self._pipeline.vae.decode(latent[None] / scale + shift).sample[0].permute(1, 2, 0)
+            unscaled = (latent[None] / scale + shift).to(self._pipeline.vae.dtype)
+            pixels = self._pipeline.vae.decode(unscaled).sample[0].float().permute(1, 2, 0)
             pictures.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         return pictures
 
@@ -168,7 +203,7 @@ class StableDiffusion(Trainable):
 
     @property
     def _name(self) -> str:
-        return _pipelines.NETWORKS[type(self._pipeline).__name__]
+        return _pipelines.NETWORKS[_pipelines.family(self._pipeline)]
 
     @property
     def _shrink(self) -> int:
@@ -213,7 +248,7 @@ class StableDiffusion(Trainable):
         n, _, height, width = x.shape
         x, text = x.to(self._kept_in), conditioning.text.to(self._kept_in)
         pooled = None if conditioning.pooled is None else conditioning.pooled.to(self._kept_in)
-        name = type(self._pipeline).__name__
+        name = _pipelines.family(self._pipeline)
         if name == "StableDiffusion3Pipeline":
             return self.network(x, text, pooled, time, return_dict=False)[0]  # type: ignore[no-any-return]
         if name == "FluxPipeline":
@@ -232,10 +267,13 @@ class StableDiffusion(Trainable):
                 return_dict=False,
             )[0]
             return nn.functional.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
+        # Where nothing is left out, the network is asked as its pipeline asks it.
+        mask = None if conditioning.mask.all() else conditioning.mask
         added = None
         if pooled is not None:
             size = float(self.image_size)
             # Told that each picture is whole: of this size, cut nowhere.
             whole = torch.tensor([size, size, 0, 0, size, size], device=x.device, dtype=x.dtype).expand(n, 6)
             added = {"text_embeds": pooled, "time_ids": whole}
-        return self.network(x, time, text, added_cond_kwargs=added, return_dict=False)[0]  # type: ignore[no-any-return]
+        told = {"encoder_attention_mask": mask, "added_cond_kwargs": added}
+        return self.network(x, time, text, **told, return_dict=False)[0]  # type: ignore[no-any-return]

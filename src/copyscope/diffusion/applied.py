@@ -1,0 +1,197 @@
+"""Mitigations in use: a recipe's specs, loaded, checked against the model, and sorted by door.
+
+Random numbers come from streams of their own, so that a mitigation turned down to nothing leaves a training and an
+image as they were without it: in training of (seed, step, number of the part, row of the batch), in sampling of (seed
+of the image, number of the part).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from copyscope import parts
+from copyscope.errors import InputError, PartError
+
+from .denoiser import Conditioning, Guided, Request
+from .mitigations import (
+    CROSS_ATTENTION,
+    GUIDANCE,
+    NEAREST,
+    NEEDS,
+    NULL,
+    PROMPTS,
+    SAMPLING,
+    TRAINING,
+    Batch,
+    Mitigation,
+    OnCaption,
+    OnConditioning,
+    OnDenoiser,
+    OnLatents,
+    OnLoss,
+    OnNoise,
+)
+from .models import Model, Trainable
+
+D = TypeVar("D", bound=Mitigation)
+
+TRAINING_STREAM, SAMPLING_STREAM = 5, 6
+"""Streams of mitigations of a seed, beside those of `data`."""
+
+PRESETS: dict[str, dict[str, dict[str, str]]] = {
+    # The paper's letters, with the defaults of its authors' code where it has some; 0.1 is its README's example of GN.
+    "dcr-2023": {
+        TRAINING: {
+            "MC": "multiple_captions",
+            "GN": "gaussian_noise(scale=0.1)",
+            "RC": "random_caption(probability=0.1, tokens=4)",
+            "RT": "random_tokens(n=2, probability=0.1)",
+            "CWR": "word_repetition(n=2, probability=0.1)",
+        },
+        SAMPLING: {
+            "GN": "gaussian_noise(scale=0.1, both=True)",
+            "RT": "random_tokens(n=4, probability=1.0)",
+            "CWR": "word_repetition(n=4, probability=1.0)",
+            "RNA": "random_numbers(n=4, probability=1.0)",
+        },
+    }
+}
+"""Named settings: `dcr-2023:RT` is the paper's RT as the stage it is used in has it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mitigations:
+    """The parts of a recipe in the order they act, each with its number."""
+
+    parts: tuple[Mitigation, ...] = ()
+
+    def door(self, door: type[D]) -> list[tuple[int, D]]:
+        """Those of one door, with their numbers."""
+        return [(number, part) for number, part in enumerate(self.parts) if isinstance(part, door)]
+
+    def caption(self, captions: Sequence[str], rng_of: Any) -> str:
+        """A caption of an image, the first of `captions` unless a part says otherwise. rng_of: number -> generator."""
+        first, *others = captions
+        for number, part in self.door(OnCaption):
+            first = part.rewrite([first, *others], rng_of(number))
+        return first
+
+    def perturbed(self, conditioning: Conditioning, rngs_of: Any) -> Conditioning:
+        """In training. rngs_of: number -> a generator a row."""
+        for number, part in self.door(OnConditioning):
+            conditioning = part.perturb(conditioning, rngs_of(number))
+        return conditioning
+
+    def fused(
+        self, latents: Tensor, conditioning: Conditioning, rngs_of: Any, model: Trainable
+    ) -> tuple[Tensor, Conditioning]:
+        """In training. rngs_of: number -> a generator a row."""
+        for number, part in self.door(OnLatents):
+            latents, conditioning = part.fuse(latents, conditioning, rngs_of(number), model)
+        return latents, conditioning
+
+    def remember(self) -> list[Tensor]:
+        """What each OnLoss part remembers at the start."""
+        return [part.remembers() for _, part in self.door(OnLoss)]
+
+    def weights(self, batch: Batch, memories: Sequence[Tensor]) -> Tensor:
+        """Weights [n] of the losses."""
+        found = torch.ones_like(batch.loss)
+        for (_, part), memory in zip(self.door(OnLoss), memories, strict=True):
+            found = found * part.weigh(batch, memory)
+        # Each of several makes up for those it alone leaves out.
+        return found * (len(found) / found.sum()) if len(memories) > 1 and found.any() else found
+
+    def begun(self, request: Request, seeds: Sequence[int]) -> Request:
+        """The request with the conditioning, null and noise that sampling is to start from."""
+        rngs_of = functools.partial(sampling_rngs, seeds)
+        for number, part in self.door(OnConditioning):
+            request = dataclasses.replace(request, rngs=rngs_of(number))
+            told = part.perturb(request.conditioning, request.rngs, request)
+            # Its own stream goes on, so that the two halves get different noise.
+            null = (
+                part.perturb(request.null, request.rngs, request)
+                if part.on_null and request.null is not None
+                else request.null
+            )
+            request = dataclasses.replace(request, conditioning=told, null=null)
+        for number, noise_part in self.door(OnNoise):
+            request = dataclasses.replace(request, rngs=rngs_of(number))
+            request = dataclasses.replace(request, noise=noise_part.draw(request.noise, request))
+        return request
+
+    def around(self, denoiser: Guided, request: Request, seeds: Sequence[int]) -> Guided:
+        """The guided denoiser within all parts, the first the innermost."""
+        for number, part in self.door(OnDenoiser):
+            denoiser = part.wrap(denoiser, dataclasses.replace(request, rngs=sampling_rngs(seeds, number)))
+        return denoiser
+
+    def calls(self, steps: int) -> int:
+        """Model calls an image beyond those of the sampler, at most."""
+        return sum(part.calls(steps) for part in self.parts)
+
+
+def load(
+    specs: Sequence[str], stage: str, model: Model, *, guidance: float = 1.0, has: Sequence[str] = (PROMPTS,)
+) -> Mitigations:
+    """The parts of the specs, for a stage of work with a model. has: which of PROMPTS and NEAREST there are.
+
+    Raises PartError for an unknown one, InputError for one that does not act there or needs what is lacking.
+    """
+    found = []
+    for spec in specs:
+        part = named(spec, stage)
+        if lacks := _lacks(part, model, guidance, has if stage == SAMPLING else None):
+            raise InputError(f"{spec} needs {lacks[0]}.\n{lacks[1]}")
+        if getattr(part, "tokenizer", None) == "":
+            part = dataclasses.replace(cast(Any, part), tokenizer=model.tokenizer)
+        found.append(part)
+    return Mitigations(tuple(found))
+
+
+def named(spec: str, stage: str) -> Mitigation:
+    """The part of a spec or a preset's letters. Raises PartError, InputError where it does not act in the stage."""
+    part: Mitigation = parts.load("mitigations", _preset(spec, stage))
+    if stage not in part.stages:
+        raise InputError(f"{spec} acts in {part.stages[0]} only.\nLeave it out of the recipe of {stage}")
+    return part
+
+
+def training_rng(seed: int, step: int, number: int, *row: int) -> np.random.Generator:
+    """The generator of a part in a step, or of a row of that step's batch."""
+    return np.random.default_rng(np.random.SeedSequence([seed, TRAINING_STREAM, step, number, *row]))
+
+
+def sampling_rngs(seeds: Sequence[int], number: int) -> list[np.random.Generator]:
+    """The generators [n] of a part, of images with these seeds."""
+    return [np.random.default_rng(np.random.SeedSequence([seed, SAMPLING_STREAM, number])) for seed in seeds]
+
+
+def _preset(spec: str, stage: str) -> str:
+    name, colon, letters = spec.partition(":")
+    if not colon or name not in PRESETS:
+        return spec
+    known = PRESETS[name][stage]
+    if letters not in known:
+        raise PartError(f"No {letters!r} of {name} in {stage}.\nThere are: {', '.join(known)}")
+    return known[letters]
+
+
+def _lacks(part: Mitigation, model: Model, guidance: float, has: Sequence[str] | None) -> tuple[str, str] | None:
+    """What it needs and there is not, as NEEDS says it. has: None in training, which is asked for a null alone."""
+    if NULL in part.needs and not model.has_null:
+        return NEEDS[NULL]
+    if has is None:
+        return None
+    if GUIDANCE in part.needs and guidance == 1:
+        return NEEDS[GUIDANCE]
+    if CROSS_ATTENTION in part.needs and not model.cross_attentions:
+        return NEEDS[CROSS_ATTENTION]
+    return next((NEEDS[what] for what in (PROMPTS, NEAREST) if what in part.needs and what not in has), None)

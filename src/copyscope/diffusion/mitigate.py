@@ -1,0 +1,322 @@
+"""Mitigations in a diffusers pipeline that one has, for as long as a `with` lasts.
+
+    with copyscope.mitigate(pipeline, ["delayed_guidance(start=0.35)"], seed=0):
+        pictures = pipeline("a red fish", guidance_scale=7.5).images
+
+What acts, and in which order, is what `generate.sample` does. The pipeline runs its own code: methods of this one
+object are wrapped meanwhile, and during a call its network's `forward`, as accelerate does it; no class is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from copyscope.errors import InputError
+
+from . import applied
+from .denoiser import Ask, Conditioning, FindNearest, Guided, Request, Step, guided
+from .mitigations import GUIDANCE, NEAREST, NEEDS, NULL, PROMPTS, SAMPLING, OnCaption, OnDenoiser, OnNoise
+from .models import _pipelines
+from .models.stable_diffusion import StableDiffusion
+from .network_calls import NetworkCall, same, told_by
+
+PROMPTS_OF = ("prompt", "prompt_2", "prompt_3")
+POSITIONS = ("sample", "timestep")
+"""Names of the arguments that pipelines give a U-Net by position; transformers are given all by name."""
+
+
+@contextlib.contextmanager
+def mitigate(
+    pipeline: Any, mitigations: Sequence[str], *, seed: int = 0, nearest: FindNearest | None = None
+) -> Iterator[Any]:
+    """While it lasts, a loaded diffusers pipeline makes its images with these mitigations; gives the pipeline.
+
+    pipeline: of a class in `models._pipelines.NETWORKS`, or the one of the same family that starts from an image.
+    mitigations: specs of the shelf, in the order they act. seed: of what they draw, for each image from (seed, number
+    of the call in this `with`, place of the image in the call); a call's own `generator` is not touched. nearest: finds
+    training images, for the mitigations that want it.
+
+    Steps are counted as the pipeline's loop does, but a scheduler of second order (Heun) has half as many: the calls
+    of the network in between are points that a step only tries. An image whose step nothing changed gets the network's
+    own answer, bit by bit; for others `guidance_rescale` does nothing. One `with` a pipeline at a time, and one thread.
+
+    Raises PartError for an unknown mitigation, and InputError for a pipeline of another class, one that has mitigations
+    already, or what a mitigation needs and is not there; in a call, before the network is asked.
+    """
+    if _pipelines.family(pipeline) not in _pipelines.NETWORKS:
+        supported = ", ".join(_pipelines.NETWORKS)
+        raise InputError(
+            f"Mitigations do not fit a {type(pipeline).__name__}.\n"
+            f"Take one of {supported}, or its {_pipelines.IMAGE_TO_IMAGE} kind"
+        )
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, not {seed}.\nTake another")
+    mitigated = _Mitigated(pipeline, tuple(mitigations), seed, nearest)
+    with mitigated.there():
+        yield pipeline
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """A call of the pipeline, about n images. prompts: as rewritten [n]. null: what the network is told when told
+    nothing, where the pipeline does not ask for that. negative: texts of Flux's own guidance. latents: the pipeline's
+    own. steps: begun so far. halves: as in NetworkCall. given: texts the network was first given, where mitigations
+    have it told something else, `told`. guided: what answers in place of the network. asked: its call under way."""
+
+    number: int
+    parts: applied.Mitigations | None = None
+    prompts: list[str] | None = None
+    null: Conditioning | None = None
+    negative: Tensor | None = None
+    latents: Tensor | None = None
+    steps: int = 0
+    halves: int = 0
+    given: Tensor | None = None
+    told: tuple[Conditioning, Conditioning | None] | None = None
+    guided: Guided | None = None
+    asked: NetworkCall | None = None
+
+
+class _Mitigated:
+    """A pipeline with mitigations."""
+
+    def __init__(self, pipeline: Any, specs: tuple[str, ...], seed: int, nearest: FindNearest | None) -> None:
+        self.pipeline, self.specs, self.seed, self.nearest = pipeline, specs, seed, nearest
+        self.from_image = _pipelines.IMAGE_TO_IMAGE in type(pipeline).__name__
+        self.calls = itertools.count()
+        self.call: _Call | None = None
+        self.busy = False
+        self.asking = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def there(self) -> Iterator[None]:
+        if isinstance(getattr(vars(self.pipeline).get("encode_prompt"), "__self__", None), _Mitigated):
+            raise InputError("The pipeline has mitigations already.\nName all of them in one list")
+        model = StableDiffusion.around(self.pipeline, self.pipeline.device)
+        # Whether a call has guidance and prompts is seen in the call.
+        parts = self._loaded(model, 2.0, True)
+        if not model.has_null and (lacking := [part for part in parts.parts if GUIDANCE in part.needs]):
+            what, instead = NEEDS[NULL]
+            raise InputError(f"{lacking[0]} needs {what}.\n{instead}")
+        if self.from_image and (noise := parts.door(OnNoise)):
+            kind = type(self.pipeline).__name__
+            raise InputError(f"{noise[0][1]} acts on noise, and a {kind} starts from an image.\nLeave it out")
+        with contextlib.ExitStack() as wrapped:
+            wrapped.callback(self._end)
+            self.check_inputs = _wrap(wrapped, self.pipeline, "check_inputs", self._begin)
+            self.encode_prompt = _wrap(wrapped, self.pipeline, "encode_prompt", self._encode)
+            self.prepare_latents = _wrap(wrapped, self.pipeline, "prepare_latents", self._prepare)
+            self.maybe_free = _wrap(wrapped, self.pipeline, "maybe_free_model_hooks", self._free)
+            yield
+
+    def _loaded(self, model: StableDiffusion, guidance: float, prompted: bool) -> applied.Mitigations:
+        has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.nearest is not None)) if there]
+        parts = applied.load(self.specs, SAMPLING, model, guidance=guidance, has=has)
+        if not prompted and (captions := parts.door(OnCaption)):
+            what, instead = NEEDS[PROMPTS]
+            raise InputError(f"{captions[0][1]} needs {what}.\n{instead}")
+        return parts
+
+    # What the pipeline calls in a call, in this order
+
+    def _begin(self, *args: Any, **kwargs: Any) -> Any:
+        self._end()
+        found = self.check_inputs(*args, **kwargs)
+        self.call = _Call(next(self.calls))
+        network = getattr(self.pipeline, _pipelines.NETWORKS[_pipelines.family(self.pipeline)])
+        self.forward = _wrap(self.asking, network, "forward", self._forward)
+        return found
+
+    def _encode(self, *args: Any, **kwargs: Any) -> Any:
+        call, pipeline = self.call, self.pipeline
+        if call is None or self.busy:
+            return self.encode_prompt(*args, **kwargs)
+        if call.parts is not None:  # Flux with `true_cfg_scale` encodes its negative prompt in a call of its own.
+            if denoisers := call.parts.door(OnDenoiser):
+                raise InputError(f"{denoisers[0][1]} does not fit true_cfg_scale.\nLeave the negative prompt out")
+            found = self.encode_prompt(*args, **kwargs)
+            call.negative = found[0]
+            return found
+        # By the names that the class has: a wrapper of someone else may have none.
+        _, *names = inspect.signature(type(pipeline).encode_prompt).parameters
+        given = dict(zip(names, args, strict=False)) | kwargs
+        model = StableDiffusion.around(pipeline, given.get("device") or pipeline.device)
+        has_guidance = getattr(pipeline, "do_classifier_free_guidance", False)
+        prompt = given.get("prompt")
+        call.parts = self._loaded(model, pipeline.guidance_scale if has_guidance else 1.0, prompt is not None)
+        given = given if prompt is None else self._told(call, call.parts, given)
+        needs_null = model.has_null and not has_guidance and any(NULL in part.needs for part in call.parts.parts)
+        if not needs_null:
+            return self.encode_prompt(**given)
+        found = self.encode_prompt(**given | {"do_classifier_free_guidance": True})
+        call.null = told_by(found[1], found[3] if len(found) > 2 else None)
+        return found  # A pipeline without guidance has no use for the second.
+
+    def _prepare(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.prepare_latents(*args, **kwargs)
+        if self.call is None or self.call.parts is None or self.from_image:
+            return found
+        latents, *others = found if isinstance(found, tuple) else (found,)
+        # A copy: other noise is put into it, and these may be the caller's own.
+        self.call.latents = latents.clone()
+        return (self.call.latents, *others) if others else self.call.latents
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.call
+        told = dict(zip(POSITIONS, args, strict=False)) | kwargs
+        if call is None or call.parts is None or self.busy or told["encoder_hidden_states"] is call.negative:
+            return self.forward(*args, **kwargs)
+        self.busy = True
+        try:
+            return self._answer(call, call.parts, told)
+        finally:
+            self.busy = False
+
+    def _free(self) -> None:
+        self._end()
+        self.maybe_free()
+
+    def _end(self) -> None:
+        self.call = None
+        self.asking.close()
+
+    # What is done there
+
+    def _told(self, call: _Call, parts: applied.Mitigations, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `encode_prompt`, with the captions of this draw."""
+        each, prompt = given.get("num_images_per_prompt", 1), given["prompt"]
+        n = 1 if isinstance(prompt, str) else len(prompt)
+        seeds = self._seeds(call, n * each)
+
+        def rewritten(texts: str | Sequence[str]) -> list[str]:
+            rows = [texts] * n if isinstance(texts, str) else list(texts)
+            rows = [text for text in rows for _ in range(each)]
+            rngs_of = [lambda number, seed=seed: applied.sampling_rngs([seed], number)[0] for seed in seeds]
+            return [parts.caption([text], rng_of) for text, rng_of in zip(rows, rngs_of, strict=True)]
+
+        # An empty one beside the first stands for the first.
+        names = [name for name in PROMPTS_OF if name == "prompt" or given.get(name)]
+        told: dict[str, Any] = {name: rewritten(given[name]) for name in names}
+        call.prompts = told["prompt"]
+        firsts = {name: rows[::each] for name, rows in told.items()}
+        if all([row for row in firsts[name] for _ in range(each)] == rows for name, rows in told.items()):
+            return given | {name: rows[0] if isinstance(given[name], str) else rows for name, rows in firsts.items()}
+        # The images of a prompt are told different things: each is a prompt of its own.
+        for name, value in given.items():
+            if isinstance(value, Tensor) and name.startswith("negative_"):
+                told[name] = value.repeat_interleave(each, 0)
+            elif value and name.startswith("negative_"):
+                rows = [value] * n if isinstance(value, str) else value
+                told[name] = [text for text in rows for _ in range(each)]
+        return given | told | {"num_images_per_prompt": 1}
+
+    def _seeds(self, call: _Call, n: int) -> list[int]:
+        """A seed of 63 bits for each image."""
+        keys = ([self.seed, call.number, row] for row in range(n))
+        return [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1) for key in keys]
+
+    def _answer(self, call: _Call, parts: applied.Mitigations, told: dict[str, Any]) -> Any:
+        """What the network answers the pipeline."""
+        scheduler, halves = self.pipeline.scheduler, 1 + getattr(self.pipeline, "do_classifier_free_guidance", False)
+        if "skip_layers" in told:
+            raise InputError("Mitigations do not fit skip_guidance_layers.\nLeave it out")
+        time = getattr(self.pipeline, "current_timestep", None)
+        if time is None:
+            told_as = scheduler.config.num_train_timesteps if self._flux else 1
+            time = torch.as_tensor(told["timestep"]).reshape(-1)[0] * told_as
+        known = call.asked.model if call.asked else None
+        asked = NetworkCall(self.pipeline, self.forward, told, halves, time, known)
+        call.asked = asked
+        if call.halves == 0:
+            self._start(call, parts, asked)
+        elif call.told is not None:
+            if call.given is None or not torch.equal(asked.text, call.given[-asked.n :]):
+                raise InputError("A callback changed the prompt that mitigations changed.\nDo without one of the two")
+            asked.retell(*call.told)
+        begins = getattr(scheduler, "state_in_first_order", True)
+        i = call.steps if begins else None
+        call.steps += begins
+        if call.guided is None:
+            return asked.run()
+        if asked.halves != call.halves:
+            raise InputError("A callback turned guidance off, which mitigations change.\nDo without one of the two")
+        scale = asked.x.new_full((asked.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
+        n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
+        return asked.answer(call.guided(Ask(asked.x, asked.sigma, i, n_steps, scale)).denoised)
+
+    @property
+    def _flux(self) -> bool:
+        return _pipelines.family(self.pipeline) == "FluxPipeline"
+
+    def _start(self, call: _Call, parts: applied.Mitigations, asked: NetworkCall) -> None:
+        """All that comes before the first step, as in `generate.sample`."""
+        call.halves, seeds = asked.halves, self._seeds(call, asked.n)
+        deviation = float(getattr(self.pipeline.scheduler, "init_noise_sigma", 1.0))
+        told, null = asked.conditioning()
+        sigma = float(asked.sigma[0])
+        noise = asked.x / sigma if call.latents is None else asked.unpacked(call.latents) / deviation
+        request = Request(
+            asked.model,
+            call.prompts,
+            told,
+            call.null if null is None else null,
+            self.pipeline.guidance_scale if asked.halves == 2 else 1.0,
+            sigma,
+            noise,
+            asked.predict,
+            (),
+            self.nearest,
+        )
+        begun = parts.begun(request, seeds)
+        if not same(begun.conditioning, told) or (null is not None and not same(begun.null, null)):
+            call.given, call.told = asked.text.clone(), (begun.conditioning, begun.null)
+            asked.retell(*call.told)
+        if call.latents is not None and not torch.equal(begun.noise, noise):
+            asked.restart(call.latents, begun.noise, deviation)
+        if parts.door(OnDenoiser):
+            call.guided = parts.around(self._plain(call, begun), begun, seeds)
+
+    @staticmethod
+    def _plain(call: _Call, request: Request) -> Guided:
+        """The network itself: its answer to the pipeline where that is what is asked, else another."""
+
+        def denoiser(ask: Ask) -> Step:
+            asked = call.asked
+            assert asked is not None
+            if torch.equal(ask.x, asked.x) and torch.equal(ask.sigma, asked.sigma):
+                return asked.step(ask)
+            conditional = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
+            unconditional = None
+            if asked.halves == 2 and request.null is not None:
+                unconditional = request.predict(ask.x, ask.sigma, request.null)
+                denoised = guided(conditional, unconditional, ask.scale)
+            return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised)
+
+        return denoiser
+
+
+def _wrap(until: contextlib.ExitStack, owner: Any, name: str, new: Callable[..., Any]) -> Callable[..., Any]:
+    """Sets a method of this one object; gives the one it had. Undone at the end of `until`, unless it was set anew."""
+    before: Callable[..., Any] = getattr(owner, name)
+    own = vars(owner).get(name)
+
+    def back() -> None:
+        if vars(owner).get(name) is not new:
+            return
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+    setattr(owner, name, new)
+    until.callback(back)
+    return before

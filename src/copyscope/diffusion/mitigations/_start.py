@@ -1,0 +1,56 @@
+"""What parts share that change where sampling starts: the prompt's pull there, and descent along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from copyscope.diffusion.denoiser import Request
+
+TINY = 1e-12
+
+
+def pull(noise: Tensor, request: Request) -> Tensor:
+    """Noise prediction given the prompt minus that given none [n c h w], where sampling starts from `noise` [n c h w].
+
+    Two model calls a row. epsilon = (x - D) / sigma, hence the sign.
+    """
+    sigma = noise.new_full((len(noise),), request.sigma)
+    return request.apart(noise * request.sigma, sigma) / -request.sigma
+
+
+def length(x: Tensor) -> Tensor:
+    """Euclidean norm [n] of each sample of x [n ...], over all its elements."""
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each sample of x [n c h w] brought to length 1; nought stays nought."""
+    return x / length(x).clamp(min=TINY).view(-1, 1, 1, 1)
+
+
+def descend(start: Tensor, loss_of: Callable[[Tensor], Tensor], steps: int, rate: float, target: float) -> Tensor:
+    """`start` [n ...] moved by Adam (Kingma & Ba 2015, its defaults), each sample until its loss is at most `target`.
+
+    loss_of: the loss [n] of what it is given, that of a sample by that sample alone; asked once a step, with gradients.
+    """
+    at, still = start.detach(), torch.ones(len(start), dtype=torch.bool, device=start.device)
+    mean, square = torch.zeros_like(at), torch.zeros_like(at)
+    for step in range(1, steps + 1):
+        leaf = at.clone().requires_grad_()
+        with torch.enable_grad():
+            loss = loss_of(leaf)
+            total = loss.sum()
+        still &= loss.detach() > target
+        if not still.any():
+            break
+        # Not `backward`, which would leave gradients on the model's weights.
+        (gradient,) = torch.autograd.grad(total, leaf)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        move = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        at = torch.where(still.view(-1, *[1] * (at.ndim - 1)), at - rate * move, at)
+    return at

@@ -1,0 +1,64 @@
+"""Each image with a little of another in it, and each text with half of the other's (Li et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+from copyscope.corpus import Corpus
+from copyscope.diffusion.data import Others
+from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.models import Trainable
+
+from . import Generators, OnLatents
+from .mix_up import mixed, partners
+
+
+@dataclasses.dataclass(frozen=True)
+class DualFusion(OnLatents):
+    """(1 - share) * latents + share * the other's, (1 - text_share) * text + text_share * the other's.
+
+    Source: Li et al. 2023 (arXiv 2309.07254): 0.1 of an image of TinyImageNet, and 0.5 of the text of its class. Both
+    shares are from 0 to 1 and useful to 0.5; both 0 is none. images: a folder, or what else a Corpus opens, of other
+    images with a caption each; the middle square of one is taken, and one that cannot be read is passed over. Without
+    it the other is another row of the batch (of a process's part of it), and a batch of one row stays as it is. Raises
+    InputError where none of `images` can be read.
+
+    Cost: no model call; each of `images` is encoded once, and again where memory does not hold all (data.KEPT_BYTES).
+    """
+
+    share: float = 0.1
+    text_share: float = 0.5
+    images: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.share <= 1 and 0 <= self.text_share <= 1):
+            raise ValueError("share and text_share must be from 0 to 1")
+
+    def fuse(
+        self, latents: Tensor, conditioning: Conditioning, rngs: Generators, model: Trainable
+    ) -> tuple[Tensor, Conditioning]:
+        n = len(latents)
+        if self.share == self.text_share == 0 or (n < 2 and not self.images):
+            return latents, conditioning
+        if self.images:
+            if str(model) not in self._others:
+                self._others[str(model)] = Others(Corpus.open(self.images), model)
+            others, told = self._others[str(model)].draw(rngs)
+        else:
+            rows = partners(rngs)
+            others, told = latents[rows], conditioning.take(rows)
+        if self.share:
+            latents = (1 - self.share) * latents + self.share * others.to(latents)
+        if self.text_share:
+            both = Conditioning.join([conditioning, told.to(conditioning.text.device)])
+            own, other = both.take(range(n)), both.take(range(n, 2 * n))
+            conditioning = mixed(own, other, torch.full((n,), 1 - self.text_share))
+        return latents, conditioning
+
+    @functools.cached_property
+    def _others(self) -> dict[str, Others]:
+        return {}

@@ -1,0 +1,45 @@
+"""Gaussian noise on the text's states (GN of Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from copyscope.diffusion.denoiser import Conditioning, Request
+
+from . import Generators, OnConditioning
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise(OnConditioning):
+    """states + scale * N(0, 1), each element, anew at every training step and once an image in sampling.
+
+    Source: GN of Somepalli et al. 2023, section 6. scale: deviation of the noise, in the units of the text's states
+    (whose own is 1 or near it); 0 is none, 0.1 the authors' example, useful to 0.5. both: in sampling, also noise on
+    what the model is told when told nothing, as the authors' code does; the paper's text has the prompt's alone.
+
+    Cost: no model call.
+    """
+
+    scale: float = 0.1
+    both: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < float("inf"):
+            raise ValueError("scale must be a number of 0 or more")
+
+    @property
+    def on_null(self) -> bool:
+        return self.both
+
+    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+        if self.scale == 0:
+            return conditioning
+        text = conditioning.text.clone()
+        counts, dim = conditioning.mask.cpu().numpy().sum(1), text.shape[2]
+        # Of the tokens that count alone, which is most of the cost; row by row, as a row is its generator's.
+        drawn = [rng.standard_normal((n, dim), dtype=np.float32) for rng, n in zip(rngs, counts, strict=True)]
+        text[conditioning.mask] += self.scale * torch.from_numpy(np.concatenate(drawn)).to(text)
+        return dataclasses.replace(conditioning, text=text)

@@ -1,0 +1,62 @@
+"""What the model is told of two images of a batch, mixed (in the code of Somepalli et al. 2023, not in their paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from copyscope.diffusion.denoiser import Conditioning, Request
+
+from . import TRAINING, Generators, OnConditioning
+
+
+@dataclasses.dataclass(frozen=True)
+class MixUp(OnConditioning):
+    """lam * own + (1 - lam) * partner's, lam ~ Beta(alpha, 1), of the text's states; the image stays what it was.
+
+    Source: `mixup_noise_lam` in the code of Somepalli et al. 2023, which they do not report on. There one lam is drawn
+    a batch, here one a row, and the partner, another row of the batch, by that row's generator too. probability: share
+    of rows that are mixed; 0 is none. alpha: the mean of lam is alpha / (alpha + 1); useful from 1 (any share) to 10
+    (own words nearly alone). A batch of one row stays as it is. With several processes or accumulations the partner is
+    of the same part of the batch, so that their number matters.
+
+    Cost: no model call.
+    """
+
+    probability: float = 1.0
+    alpha: float = 4.0
+    stages = (TRAINING,)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability must be from 0 to 1")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError("alpha must be a number above 0")
+
+    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+        if self.probability == 0 or len(conditioning) < 2:
+            return conditioning
+        lam = [rng.beta(self.alpha, 1) if rng.random() < self.probability else 1.0 for rng in rngs]
+        return mixed(conditioning, conditioning.take(partners(rngs)), torch.tensor(lam))
+
+
+def partners(rngs: Generators) -> list[int]:
+    """For each row [n] another row, each equally likely. Two rows at least."""
+    drawn = [int(rng.integers(len(rngs) - 1)) for rng in rngs]
+    return [other + (other >= row) for row, other in enumerate(drawn)]
+
+
+def mixed(own: Conditioning, other: Conditioning, share: Tensor) -> Conditioning:
+    """share * own + (1 - share) * other's, row by row [n], both of as many tokens; rows of share 1 are own alone.
+
+    A token counts where it does in either; in the one where it does not, its state is taken for 0.
+    """
+    share = share.to(own.text).view(-1, 1, 1)
+    mask = own.mask | (other.mask & (share < 1)[..., 0])
+    text = share * own.text * own.mask[..., None] + (1 - share) * other.text * other.mask[..., None]
+    text = torch.where((mask & (share < 1)[..., 0])[..., None], text, own.text)
+    if own.pooled is None or other.pooled is None:
+        return Conditioning(text, mask, own.pooled)
+    return Conditioning(text, mask, share[..., 0] * own.pooled + (1 - share[..., 0]) * other.pooled)

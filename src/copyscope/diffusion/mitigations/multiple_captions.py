@@ -1,0 +1,33 @@
+"""Multiple captions: another of the image's captions at every draw (MC of Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import TRAINING, OnCaption
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleCaptions(OnCaption):
+    """With `probability`, any of the image's captions, all alike, that of the draw among them; else that of the draw.
+
+    Source: MC of Somepalli et al. 2023, section 6: twenty captions an image by BLIP (`curate` adds captions), drawn
+    from at every step. probability: 0 (changes nothing) to 1; an image with one caption keeps it.
+
+    Cost: no model call.
+    """
+
+    probability: float = 1.0
+    stages = (TRAINING,)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability must be from 0 to 1")
+
+    def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        if rng.random() >= self.probability:
+            return captions[0]
+        return captions[int(rng.integers(len(captions)))]

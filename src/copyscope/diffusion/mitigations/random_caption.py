@@ -1,0 +1,43 @@
+"""Random captions in the place of the image's own (RC of Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from copyscope.diffusion.vocabulary import drawn, vocabulary
+
+from . import TRAINING, OnCaption
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCaption(OnCaption):
+    """With `probability`, the whole caption becomes `tokens` random words, each one token.
+
+    Source: RC of Somepalli et al. 2023, section 6, with the defaults of the authors' code. That draws from ids that
+    include pieces of words, and decodes all of them at once, so that they may become one word and other tokens; here
+    every word is one that the tokenizer keeps whole. probability: 0 (changes nothing) to 1. tokens: 1 or more.
+    tokenizer: of transformers, or its folder; "" = the model's.
+
+    Cost: no model call.
+    """
+
+    probability: float = 0.1
+    tokens: int = 4
+    # Tokenizers need not be hashable, parts are.
+    tokenizer: Any = dataclasses.field(default="", hash=False)
+    stages = (TRAINING,)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability must be from 0 to 1")
+        if not isinstance(self.tokens, int) or self.tokens < 1:
+            raise ValueError("tokens must be a whole number of 1 or more")
+
+    def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        if rng.random() >= self.probability:
+            return captions[0]
+        return " ".join(drawn(vocabulary(self.tokenizer), self.tokens, rng))

@@ -1,0 +1,51 @@
+"""Random tokens in the caption (RT of Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from copyscope.diffusion.vocabulary import drawn, inserted, vocabulary
+
+from . import OnCaption
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomTokens(OnCaption):
+    """With `probability`, `n` random words of one token each come into the caption, each at a gap between words or at
+    an end, all gaps alike.
+
+    Source: RT of Somepalli et al. 2023, section 6; the authors' code inserts 2 with probability 0.1 in training, and 2
+    or 4 always in sampling. It draws from ids that include pieces of words, which become other tokens in the caption;
+    here every word is one that the tokenizer keeps whole. n: 0 (changes nothing) or more. probability: 0 (changes
+    nothing) to 1. replace: they take the places of `n` of the caption's words (of all, where there are fewer) instead.
+    tokenizer: of transformers, or its folder; "" = the model's.
+
+    Cost: no model call.
+    """
+
+    n: int = 2
+    probability: float = 0.1
+    replace: bool = False
+    # Tokenizers need not be hashable, parts are.
+    tokenizer: Any = dataclasses.field(default="", hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 0:
+            raise ValueError("n must be a whole number of 0 or more")
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability must be from 0 to 1")
+
+    def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        if self.n == 0 or rng.random() >= self.probability:
+            return captions[0]
+        words = drawn(vocabulary(self.tokenizer), self.n, rng)
+        if not self.replace:
+            return inserted(captions[0], words, rng)
+        there = captions[0].split()
+        for place, word in zip(rng.permutation(len(there)), words, strict=False):
+            there[place] = word
+        return " ".join(there)

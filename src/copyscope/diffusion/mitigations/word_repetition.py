@@ -1,0 +1,40 @@
+"""Words of the caption again, at random places (CWR of Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from copyscope.diffusion.vocabulary import drawn, inserted
+
+from . import OnCaption
+
+
+@dataclasses.dataclass(frozen=True)
+class WordRepetition(OnCaption):
+    """With `probability`, `n` words come into the caption, each any of its own, all alike, at a gap between words or at
+    an end, all gaps alike.
+
+    Source: CWR of Somepalli et al. 2023, section 6; the authors' code inserts 2 with probability 0.1 in training, and
+    2 or 4 always in sampling. n: 0 (changes nothing) or more. probability: 0 (changes nothing) to 1. A caption without
+    words stays as it is.
+
+    Cost: no model call.
+    """
+
+    n: int = 2
+    probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 0:
+            raise ValueError("n must be a whole number of 0 or more")
+        if not 0 <= self.probability <= 1:
+            raise ValueError("probability must be from 0 to 1")
+
+    def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        own = captions[0].split()
+        if self.n == 0 or not own or rng.random() >= self.probability:
+            return captions[0]
+        return inserted(captions[0], drawn(own, self.n, rng), rng)

@@ -1,0 +1,213 @@
+"""A call that a diffusers pipeline makes of its network, read and answered as D(x, sigma, conditioning)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Ask, Conditioning, Step, guided
+from .models import _pipelines
+from .models._schedules import Flow, VariancePreserving
+from .models.stable_diffusion import StableDiffusion
+
+Forward = Callable[..., Any]
+
+
+@dataclasses.dataclass(eq=False)
+class NetworkCall:
+    """One call of the network, about n images at one time.
+
+    forward: the network's own. told: its arguments by name. halves: 2 where the rows are those of guidance, [no prompt;
+    prompt] of n each, else 1. time: as the scheduler has it, 0-dimensional, in the units of a Flow's `steps` or of a
+    table's index. known: the model of an earlier call. `told` serves for the questions of mitigations too.
+    """
+
+    pipeline: Any
+    forward: Forward
+    told: dict[str, Any]
+    halves: int
+    time: Tensor
+    known: StableDiffusion | None = None
+    _emphasis: Tensor | None = dataclasses.field(default=None, init=False)
+    _ran: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.unet = _pipelines.NETWORKS[_pipelines.family(self.pipeline)] == "unet"
+        self._given = "sample" if self.unet else "hidden_states"
+        self.n = len(self.told[self._given]) // self.halves
+        self.model = self.known or StableDiffusion.around(self.pipeline, self.told[self._given].device, self._shape())
+        self._schedule: VariancePreserving | Flow = self.model._schedule
+        given = self.unpacked(self.told[self._given][-self.n :])
+        self.sigma = self._schedule.level(self.time.to(given.device).reshape(1)).expand(self.n)
+        self.x = self._schedule.unscaled(given, self._level(self.sigma))
+
+    @property
+    def text(self) -> Tensor:
+        """States of the prompts' tokens [n t d], as the network is given them."""
+        return self.told["encoder_hidden_states"][-self.n :]  # type: ignore[no-any-return]
+
+    def conditioning(self) -> tuple[Conditioning, Conditioning | None]:
+        """What the network is told of n images, and when told nothing, if it is."""
+        both = told_by(self.told["encoder_hidden_states"], self._pooled())
+        rows = torch.arange(len(both))
+        return both.take(rows[-self.n :]), both.take(rows[: self.n]) if self.halves == 2 else None
+
+    def retell(self, conditioning: Conditioning, null: Conditioning | None) -> None:
+        """The network is told this instead."""
+        both = Conditioning.join([conditioning] if self.halves == 1 or null is None else [null, conditioning])
+        self.told, self._emphasis = self._with(self.told, both), both.emphasis
+
+    def restart(self, latents: Tensor, noise: Tensor, deviation: float) -> None:
+        """Sampling starts from this noise [n c h w]: the pipeline's latents become deviation * noise, in place, and the
+        network is given what follows from them."""
+        latents.copy_(self._packed(noise * deviation))
+        given = torch.cat([latents] * self.halves)
+        if hasattr(self.pipeline.scheduler, "scale_model_input"):
+            given = self.pipeline.scheduler.scale_model_input(given, self.told["timestep"])
+        self.told = self.told | {self._given: given}
+        self.x = self._schedule.unscaled(self.unpacked(given[-self.n :]), self._level(self.sigma))
+
+    def run(self) -> Any:
+        """The network's own answer."""
+        with self.model.attending(self._emphasis):
+            return self.forward(**self.told)
+
+    def step(self, ask: Ask) -> Step:
+        """The network's own answer to the pipeline, read as estimates of x0; guided, where it is guided."""
+        raw = self.run()[0]
+        estimates = self._schedule.denoised(
+            self.x.repeat(self.halves, 1, 1, 1), self._level(self.sigma[:1]), self.unpacked(raw)
+        )
+        conditional = denoised = estimates[-self.n :]
+        unconditional = None
+        if self.halves == 2:
+            unconditional = estimates[: self.n]
+            denoised = guided(conditional, unconditional, ask.scale)
+        self._ran = raw, denoised
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised)
+
+    def answer(self, denoised: Tensor) -> tuple[Tensor]:
+        """What to answer so that the pipeline goes on with this estimate of x0 [n c h w].
+
+        Both halves of guidance are the same then, and guidance of any scale leaves them alone. A row in which nothing
+        changed is the network's own answer, to the last bit.
+        """
+        found = self._packed(self._schedule.found(self.x, self._level(self.sigma), denoised))
+        found = found.to(self.told[self._given].dtype).repeat(self.halves, *[1] * (found.dim() - 1))
+        if self._ran is None:
+            return (found,)
+        raw, before = self._ran
+        same = (denoised == before).flatten(1).all(1).repeat(self.halves)
+        return (torch.where(same.view(-1, *[1] * (raw.dim() - 1)), raw, found.to(raw)),)
+
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """D of any number of rows, as many at a time as the pipeline itself asks for. Gradients flow where enabled.
+
+        What else there is beside latents, time and text (sizes, image embeddings), row r has of image r mod n.
+        """
+        found, size = [x[:0]], self.n * self.halves
+        for start in range(0, len(x), size):
+            rows = torch.arange(start, min(start + size, len(x)))
+            level, here = self._level(sigma[rows]), x[rows]
+            part = conditioning.take(rows)
+            told = self._with(self._of(rows % self.n), part)
+            time = self._schedule.time(sigma[rows])
+            if self._flux:
+                time = time / self._steps
+            given = self._packed(self._schedule.scaled(here, level)).to(self.told[self._given].dtype)
+            with self.model.attending(part.emphasis):
+                raw = self.forward(**told | {self._given: given, "timestep": time})[0]
+            found.append(self._schedule.denoised(here, level, self.unpacked(raw)))
+        return torch.cat(found)
+
+    def unpacked(self, given: Tensor) -> Tensor:
+        """Latents float32 [n c h w], which Flux has as [n hw/4 4c]."""
+        if not self._flux:
+            return given.float()
+        patches = given.float().transpose(1, 2)
+        return nn.functional.pixel_shuffle(patches.reshape(*patches.shape[:2], *self._patches()), 2)
+
+    def _packed(self, latents: Tensor) -> Tensor:
+        if not self._flux:
+            return latents
+        return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+    @property
+    def _flux(self) -> bool:
+        return _pipelines.family(self.pipeline) == "FluxPipeline"
+
+    @property
+    def _steps(self) -> int:
+        return int(self.pipeline.scheduler.config.num_train_timesteps)
+
+    def _patches(self) -> tuple[int, int]:
+        """Height and width in patches of Flux, two latents a side."""
+        last = self.told["img_ids"].reshape(-1, 3).amax(0)
+        return int(last[1]) + 1, int(last[2]) + 1
+
+    def _shape(self) -> tuple[int, int, int]:
+        given = self.told[self._given]
+        if not self._flux:
+            return given.shape[1], given.shape[2], given.shape[3]
+        height, width = self._patches()
+        return given.shape[2] // 4, 2 * height, 2 * width
+
+    @staticmethod
+    def _level(sigma: Tensor) -> Tensor:
+        return sigma.view(-1, 1, 1, 1)
+
+    def _pooled(self) -> Tensor | None:
+        found: Tensor | None = self.told.get("pooled_projections")
+        return (self.told.get("added_cond_kwargs") or {}).get("text_embeds") if self.unet else found
+
+    def _with(self, told: dict[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+        """The arguments, with another text."""
+        before: Tensor = self.told["encoder_hidden_states"]
+        told = told | {"encoder_hidden_states": conditioning.text.to(before.dtype)}
+        pooled = None if conditioning.pooled is None else conditioning.pooled.to(before.dtype)
+        if not self.unet:
+            told["pooled_projections"] = pooled
+        elif pooled is not None:
+            told["added_cond_kwargs"] = told["added_cond_kwargs"] | {"text_embeds": pooled}
+        # Where nothing is left out, the network is asked as its pipeline asks it.
+        if self.unet and not conditioning.mask.all():
+            told["encoder_attention_mask"] = conditioning.mask
+        if self._flux:
+            told["txt_ids"] = told["txt_ids"].new_zeros(conditioning.text.shape[1], 3)
+        return told
+
+    def _of(self, rows: Tensor) -> dict[str, Any]:
+        """The arguments, each row as this one of the prompts' half."""
+        told = dict(self.told)
+        if told.get("guidance") is not None:
+            told["guidance"] = self._taken(told["guidance"], rows)
+        if told.get("added_cond_kwargs"):
+            told["added_cond_kwargs"] = {
+                name: self._taken(value, rows) for name, value in told["added_cond_kwargs"].items()
+            }
+        return told
+
+    def _taken(self, value: Tensor | Sequence[Tensor], rows: Tensor) -> Any:
+        """Rows of a tensor, or of each of several (image embeddings)."""
+        if isinstance(value, Tensor):
+            return value[-self.n :][rows.to(value.device)]
+        return [self._taken(each, rows) for each in value]
+
+
+def told_by(text: Tensor, pooled: Tensor | None) -> Conditioning:
+    """Conditioning by states [n t d], of which all count, and pooled vectors [n p]."""
+    mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    return Conditioning(text.float(), mask, None if pooled is None else pooled.float())
+
+
+def same(one: Conditioning | None, other: Conditioning) -> bool:
+    """Whether a network is told the same by both, the other as `told_by` makes it."""
+    if one is None or one.emphasis is not None or one.text.shape != other.text.shape:
+        return False
+    if one.pooled is not None and other.pooled is not None and not torch.equal(one.pooled, other.pooled):
+        return False
+    return torch.equal(one.text, other.text) and torch.equal(one.mask, other.mask)

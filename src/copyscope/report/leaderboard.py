@@ -1,0 +1,106 @@
+"""The leaderboard of mitigations: copying against cost as one drawing, and the columns of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import plots, wording
+from .svg import ROLES, inline
+
+#: Number of a row's estimates -> (heading, how it is written); a column that no row has is left out.
+COLUMNS = {
+    "replication_rate": ("copies", "percent"),
+    "replication_rate_duplicated": ("of duplicated", "percent"),
+    "similarity_p95": ("p95", "score"),
+    "similarity_mean": ("mean similarity", "score"),
+    "agreement": ("agreement", "score"),
+    "diversity_generated": ("diversity", "score"),
+    "general_replication_rate": ("copies, held-out captions", "percent"),
+    "general_frechet_distance": ("distance, held-out captions", "number"),
+    "general_recall": ("recall, held-out captions", "percent"),
+    "general_agreement": ("agreement, held-out captions", "score"),
+    "general_diversity_generated": ("diversity, held-out captions", "score"),
+    "seconds_per_image": ("seconds an image", "number"),
+    "copies_regained": ("copies regained", "percent"),
+}
+STAGES = {
+    "plain": ("plain model", "ink", "*"),
+    "training": ("in training", "baseline", "o"),
+    "sampling": ("in sampling", "generated", "D"),
+    "both": ("both", "heldout", "s"),
+}
+TERMS = {
+    "fewer copies": "share of the plain model's copies that is gone, among images made from training captions.",
+    "dearer": "share by which the Fréchet distance is above the plain model's, for images made from held-out captions, "
+    "which a mitigation should leave alone.",
+    "distance, held-out captions": "Fréchet distance of the images made from held-out captions to the held-out images; "
+    "lower is better.",
+    "recall, held-out captions": "share of the held-out images within reach of those made from held-out captions.",
+    "agreement": "text-image agreement: how near an image's vector is to what a linear map, fitted on other held-out "
+    "images, makes of its prompt. It is no CLIP score.",
+    "copies regained": "of the prompts whose copies are gone, the share for which a small search over seeds, "
+    "paraphrases and noise on the prompt's embedding finds a copy again. More tries find more by themselves.",
+    "■": "on the frontier: no other row has both fewer copies and a smaller distance.",
+}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(number, heading, style) of the columns that some row has."""
+    there = [name for name in COLUMNS if any(_number(row, name) is not None for row in rows)]
+    return [(name, *COLUMNS[name]) for name in there]
+
+
+def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Copies against cost, a mark a row; those on the frontier are joined and named. "" without rows."""
+    if not rows:
+        return ""
+    with plots._style():
+        figure = draw(rows)
+        best = [row for row in rows if row["frontier"]]
+        said = "; ".join(
+            f"{row['label']}: copies {wording.percent(_number(row, 'replication_rate'))}, "
+            f"distance {wording.number(_number(row, 'general_frechet_distance'))}"
+            for row in best
+        )
+        return inline(figure, "frontier", "Copies against Fréchet distance", f"On the frontier: {said}.")
+
+
+def draw(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str] = ROLES) -> Any:
+    """The drawing as a matplotlib figure, in the colours of these roles."""
+    figure, axes = plots._figure(6.6, 4.8)
+    for stage, (label, role, mark) in STAGES.items():
+        own = [_place(row) for row in rows if row["stage"] == stage]
+        if own:
+            axes.plot(*zip(*own, strict=True), mark, color=colours[role], label=label, linestyle="none",
+                      markersize=13 if stage == "plain" else 6, alpha=0.9)  # fmt: skip
+    best = sorted((row for row in rows if row["frontier"]), key=_place)
+    axes.step(*zip(*map(_place, best), strict=True), where="post", color=colours["copy"], linewidth=1.2)
+    for number, row in enumerate(best, 1):
+        axes.annotate(str(number), _place(row), xytext=(5, 5), textcoords="offset points", fontsize=10)
+    plain = next((row for row in rows if row["stage"] == "plain"), None)
+    if plain:
+        axes.axhline(1.05 * _place(plain)[1], color=colours["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+        axes.text(1.0, 1.05 * _place(plain)[1], "5 % above plain", transform=axes.get_yaxis_transform(), ha="right",
+                  va="bottom", fontsize=9)  # fmt: skip
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axes.grid(linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("copies among images of training captions")
+    axes.set_ylabel("Fréchet distance, held-out captions")
+    plots._legend(figure)
+    return figure
+
+
+def numbered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Labels of the rows on the frontier, in the order of their numbers in the drawing."""
+    return [row["label"] for row in sorted((row for row in rows if row["frontier"]), key=_place)]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    return 100 * row["estimates"]["replication_rate"]["value"], row["estimates"]["general_frechet_distance"]["value"]
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value: float | None = (row["estimates"].get(name) or {}).get("value")
+    return value
