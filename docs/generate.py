@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from copyscope.diffusion.mitigations import SAMPLING, TRAINING
 from copyscope.diffusion.train import TrainRecipe
 from copyscope.plan import AuditRecipe, ExperimentRecipe
 from copyscope.prepare import DataRecipe
+from copyscope.report import leaderboard, plots
+from copyscope.report.svg import ROLES
 
 MADE = "<!-- Made by `python docs/generate.py`; do not edit. -->\n"
 
@@ -315,8 +318,66 @@ def _said(cls: type) -> str:
     return re.sub(r"((?:\w+,\s)*\w+)((?:,? [^:.]*)??:\s)", bold, inspect.getdoc(cls) or "")
 
 
+LEADERBOARD = """\
+# The leaderboard of mitigations
+
+Every mitigation on one small model: what it takes from the model's copying, and what it costs those who ask for
+something else. Made from [results/mitigations.json](../results/mitigations.json), which is what
+[experiments/mitigations.toml](../experiments/mitigations.toml) gave; how it was run is in its first lines.
+
+![Copies against Fréchet distance](leaderboard.svg)
+
+The numbered rows are on the frontier: no other row has both fewer copies and a smaller distance. Ranked by copies, rows
+whose Fréchet distance is more than 5 % above the plain model's last. Each number is of one training seed, with its 95 %
+interval in the JSON file, or, where `seeds` says more, the mean over so many.
+"""
+RESULTS = Path(__file__).parents[1] / "results" / "mitigations.json"
+
+
+def _ranked() -> list[dict[str, Any]]:
+    return list(json.loads(RESULTS.read_text(encoding="utf-8"))["leaderboard"])
+
+
+def leaderboard_page() -> str:
+    """docs/leaderboard.md: the rows of the leaderboard, ranked."""
+    rows = _ranked()
+    shown = leaderboard.columns(rows)
+    numbers = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
+    head = ["", "arm", "seeds", "fewer copies", "dearer", *(heading for _, heading, _ in shown)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        values = [_written(row["fewer_copies"], "percent"), _written(row["dearer"], "percent")]
+        values += [_written(row["estimates"][name], style) for name, _, style in shown]
+        first = [numbers.get(row["label"], ""), f"`{row['label']}`", str(len(row["seeds"]))]
+        lines.append(f"| {' | '.join([*first, *values])} |")
+    terms = [f"- **{name}**: {said}" for name, said in leaderboard.TERMS.items() if name != "■"]
+    return "\n".join([MADE, LEADERBOARD, *terms, "", *lines, ""])
+
+
+def _written(estimate: dict[str, Any], style: str) -> str:
+    value = estimate["value"]
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if style == "percent" else f"{value:.3f}"
+
+
+def leaderboard_drawing() -> str:
+    """docs/leaderboard.svg: the report's drawing as a file of its own, in the colours of its page, light and dark."""
+    css = (Path(plots.__file__).parent / "page.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", css.split("{")[place])) for place in (1, 2))
+    rules = [
+        "\n".join(f".fill-{role} {{ fill: {look[role]} }} .stroke-{role} {{ stroke: {look[role]} }}" for role in ROLES)
+        for look in (light, dark)
+    ]
+    style = f"<style>{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}</style>"
+    start, rest = leaderboard.frontier(_ranked()).split(">", 1)
+    return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
+    "leaderboard.md": leaderboard_page,
+    "leaderboard.svg": leaderboard_drawing,
     "mitigations.md": mitigations_page,
     "parts.md": parts_page,
     "recipes.md": recipes_page,

@@ -146,7 +146,9 @@ def test_the_same_call_again_makes_what_is_missing_and_no_more(copier, tmp_path,
     asked = []
     whole = module.sample
     monkeypatch.setattr(
-        module, "sample", lambda model, told, *rest: asked.append(len(told)) or whole(model, told, *rest)
+        module,
+        "sample",
+        lambda model, told, *rest, **more: asked.append(len(told)) or whole(model, told, *rest, **more),
     )
     again = generate(copier, out, dataclasses.replace(QUICK, batch_size=1), captions=captions)
     assert sum(asked) == 2

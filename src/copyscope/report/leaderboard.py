@@ -56,7 +56,7 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     with plots._style():
-        figure = draw(rows)
+        figure = _draw(rows)
         best = [row for row in rows if row["frontier"]]
         said = "; ".join(
             f"{row['label']}: copies {wording.percent(_number(row, 'replication_rate'))}, "
@@ -66,21 +66,20 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
         return inline(figure, "frontier", "Copies against Fréchet distance", f"On the frontier: {said}.")
 
 
-def draw(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str] = ROLES) -> Any:
-    """The drawing as a matplotlib figure, in the colours of these roles."""
+def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
     figure, axes = plots._figure(6.6, 4.8)
     for stage, (label, role, mark) in STAGES.items():
         own = [_place(row) for row in rows if row["stage"] == stage]
         if own:
-            axes.plot(*zip(*own, strict=True), mark, color=colours[role], label=label, linestyle="none",
+            axes.plot(*zip(*own, strict=True), mark, color=ROLES[role], label=label, linestyle="none",
                       markersize=13 if stage == "plain" else 6, alpha=0.9)  # fmt: skip
     best = sorted((row for row in rows if row["frontier"]), key=_place)
-    axes.step(*zip(*map(_place, best), strict=True), where="post", color=colours["copy"], linewidth=1.2)
+    axes.step(*zip(*map(_place, best), strict=True), where="post", color=ROLES["copy"], linewidth=1.2)
     for number, row in enumerate(best, 1):
         axes.annotate(str(number), _place(row), xytext=(5, 5), textcoords="offset points", fontsize=10)
     plain = next((row for row in rows if row["stage"] == "plain"), None)
     if plain:
-        axes.axhline(1.05 * _place(plain)[1], color=colours["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+        axes.axhline(1.05 * _place(plain)[1], color=ROLES["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
         axes.text(1.0, 1.05 * _place(plain)[1], "5 % above plain", transform=axes.get_yaxis_transform(), ha="right",
                   va="bottom", fontsize=9)  # fmt: skip
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
