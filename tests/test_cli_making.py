@@ -12,6 +12,7 @@ import pytest
 from copyscope import cli
 from copyscope.corpus import Corpus
 from copyscope.diffusion.train import Run
+from copyscope.errors import InputError
 from tests.test_cli import FAST, run
 from tests.test_docs import documented, key_paths
 
@@ -153,6 +154,26 @@ def test_prompts_are_given_as_text_or_in_a_file(trained, tmp_path):
     assert Corpus.open(tmp_path / "a").prompts == ["a cat", "a dog", "a cat"]
     assert run("generate", model, "-o", tmp_path / "b", "--prompt", "a  bird", *few)[0] == 0
     assert Corpus.open(tmp_path / "b").prompts == ["a  bird"] * 3
+
+
+def test_mitigations_come_after_those_of_the_recipe(tmp_path):
+    (tmp_path / "r.toml").write_text('mitigations = ["gaussian_noise"]\n')
+    given = ["--recipe", tmp_path / "r.toml", "--mitigation", "token_noise(scale=1.0)", "--mitigation", "dcr-2023:RT"]
+    named = ["gaussian_noise", "token_noise(scale=1.0)", "dcr-2023:RT"]
+    for command in ("train", "generate"):
+        assert output(command, "x", "-o", tmp_path / "y", "--dry-run", *given)["mitigations"] == named
+
+
+def test_a_trained_model_generates_with_a_mitigation_that_looks_at_the_training_set(trained, world, tmp_path):
+    *_, model = trained
+    looks = "antimemorization_guidance(threshold=-1.0, dissimilarity=5.0)"
+    common = ["generate", model, "-n", 3, "--set", "steps=2", "--set", "guidance=2.0"]
+    with pytest.raises(InputError, match="needs to be told the nearest training image"):
+        run(*common, "-o", tmp_path / "a", "--mitigation", looks)
+    output(*common, "-o", tmp_path / "b", "--mitigation", looks, "--nearest", world.train, "--json")
+    output(*common, "-o", tmp_path / "c", "--json")
+    made, plain = (Corpus.open(tmp_path / name) for name in "bc")
+    assert all(made.read(row) != plain.read(row) for row in range(3))
 
 
 def test_a_dry_run_prints_the_recipe_and_does_nothing(tmp_path):
