@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
 
 from copyscope.diffusion.denoiser import Conditioning, Request
 
 from . import Generators, OnConditioning
+from ._normal import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class GaussianNoise(OnConditioning):
         if self.scale == 0:
             return conditioning
         text = conditioning.text.clone()
-        counts, dim = conditioning.mask.cpu().numpy().sum(1), text.shape[2]
         # Of the tokens that count alone, which is most of the cost; row by row, as a row is its generator's.
-        drawn = [rng.standard_normal((n, dim), dtype=np.float32) for rng, n in zip(rngs, counts, strict=True)]
-        text[conditioning.mask] += self.scale * torch.from_numpy(np.concatenate(drawn)).to(text)
+        counts = conditioning.mask.sum(1).tolist()
+        drawn = [normal(rng, n, text.shape[2]) for rng, n in zip(rngs, counts, strict=True)]
+        text[conditioning.mask] += self.scale * torch.cat(drawn).to(text)
         return dataclasses.replace(conditioning, text=text)

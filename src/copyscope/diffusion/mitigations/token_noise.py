@@ -10,6 +10,7 @@ import torch
 from copyscope.diffusion.denoiser import Conditioning, Request
 
 from . import Generators, OnConditioning
+from ._normal import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,10 @@ class TokenNoise(OnConditioning):
         if self.scale == 0 or self.probability == 0:
             return conditioning
         text = conditioning.text
-        counts, dim = conditioning.mask.cpu().numpy(), text.shape[2]
+        counts = conditioning.mask.cpu().numpy()
         hit = np.stack([rng.random(text.shape[1]) < self.probability for rng in rngs]) & counts
         # For tokens that are hit alone, which is most of the cost; row by row, as a row is its generator's.
-        drawn = [rng.standard_normal((row.sum(), dim), dtype=np.float32) for rng, row in zip(rngs, hit, strict=True)]
+        drawn = [normal(rng, int(row.sum()), text.shape[2]) for rng, row in zip(rngs, hit, strict=True)]
         noised = text.clone()
-        noised[torch.from_numpy(hit).to(text.device)] += self.scale * torch.from_numpy(np.concatenate(drawn)).to(text)
+        noised[torch.from_numpy(hit).to(text.device)] += self.scale * torch.cat(drawn).to(text)
         return dataclasses.replace(conditioning, text=noised)
