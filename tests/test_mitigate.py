@@ -504,8 +504,13 @@ def test_noise_on_the_states_is_exactly_the_given(pipes, kind):
     for number, made_there in enumerate((first, calls)):
         assert len(made_there) == 5
         rngs = rngs_of(5, number, 2, 0)
-        noise = [[rng.standard_normal(plain.shape[1:], dtype=np.float32) for rng in rngs] for _ in range(1 + both)]
-        expected = plain + 0.3 * torch.from_numpy(np.concatenate(noise[::-1]))
+        seeds = [[int(rng.integers(2**63)) for rng in rngs] for _ in range(1 + both)]
+        noise = [
+            torch.randn(plain.shape[1:], generator=torch.Generator().manual_seed(seed))
+            for half in seeds[::-1]
+            for seed in half
+        ]
+        expected = plain + 0.3 * torch.stack(noise)
         assert all(torch.equal(each["encoder_hidden_states"], expected) for each in made_there)
 
 
