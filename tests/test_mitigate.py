@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import copyscope
+from copyscope import parts
 from copyscope.diffusion import applied, sampling
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.denoiser import Conditioning, NearestImage
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.mitigations import (
     CROSS_ATTENTION,
@@ -20,6 +21,7 @@ from copyscope.diffusion.mitigations import (
     NEAREST,
     NULL,
     PROMPTS,
+    SAMPLING,
     OnCaption,
     OnConditioning,
     OnDenoiser,
@@ -1003,3 +1005,47 @@ def test_the_pictures_of_a_model_around_a_pipeline_in_half_precision(folders):
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, small(folders["sd1"]).encode(pictures()), rtol=0.1, atol=0.1)
     assert around.decode(latents)[0].shape == (32, 32, 3)
+
+
+# The shelf
+
+
+def of_the_shelf():
+    """Each mitigation of sampling, at a strength at which it acts on an untrained network."""
+    strong = {
+        "antimemorization_guidance": "antimemorization_guidance(threshold=-1.0, dissimilarity=5.0)",
+        "attention_rescaling": "attention_rescaling(factor=8.0)",
+        "delayed_guidance": "delayed_guidance(start=0.8)",
+        "generalised_captions": "generalised_captions(words=1)",
+        "noise_adjustment": "noise_adjustment(gamma=50.0, rho=5.0)",
+        "prompt_optimisation": "prompt_optimisation(target=0.0)",
+        "prompt_reanchoring": "prompt_reanchoring(threshold=0.0, trigger=0.0)",
+        "random_tokens": "random_tokens(probability=1.0)",
+        "sharpness_aware_noise": "sharpness_aware_noise(target=0.0)",
+        "word_repetition": "word_repetition(probability=1.0)",
+    }
+    names = parts.names("mitigations")
+    return [strong.get(each, each) for each in names if SAMPLING in parts.part_class("mitigations", each).stages]
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("spec", of_the_shelf())
+def test_every_part_of_the_shelf_acts_on_every_family_or_says_why_not(pipes, kind, spec):
+    pipe, part = pipes[kind], parts.load("mitigations", spec)
+    lacking = {NULL, GUIDANCE} if kind == "flux" else set()
+    lacking |= {CROSS_ATTENTION} if kind in ("flux", "sd3") else set()
+
+    def find(pictures):
+        return [NearestImage(0.9, TEXTS[0], np.full((32, 32, 3), 90, np.uint8)) for _ in pictures]
+
+    if lacking & set(part.needs):
+        with pytest.raises(InputError, match="needs"), copyscope.mitigate(pipe, [spec], nearest=find):
+            made(pipe)
+        return
+    plain = made(pipe)
+    with copyscope.mitigate(pipe, [spec], seed=1, nearest=find):
+        found = made(pipe)
+    assert found.isfinite().all()
+    assert found.shape == plain.shape
+    assert not torch.equal(found, plain)
+    assert torch.equal(made(pipe), plain), "nothing is left behind"
