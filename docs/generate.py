@@ -334,13 +334,15 @@ interval in the JSON file, or, where `seeds` says more, the mean over so many.
 RESULTS = Path(__file__).parents[1] / "results" / "mitigations.json"
 
 
-def _ranked() -> list[dict[str, Any]]:
-    return list(json.loads(RESULTS.read_text(encoding="utf-8"))["leaderboard"])
+def _results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
 
 
 def leaderboard_page() -> str:
     """docs/leaderboard.md: the rows of the leaderboard, ranked."""
-    rows = _ranked()
+    results = _results()
+    rows = results["leaderboard"]
     shown = leaderboard.columns(rows)
     numbers = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
     head = ["", "arm", "seeds", "fewer copies", "dearer", *(heading for _, heading, _ in shown)]
@@ -351,7 +353,7 @@ def leaderboard_page() -> str:
         first = [numbers.get(row["label"], ""), f"`{row['label']}`", str(len(row["seeds"]))]
         lines.append(f"| {' | '.join([*first, *values])} |")
     terms = [f"- **{name}**: {said}" for name, said in leaderboard.TERMS.items() if name != "■"]
-    return "\n".join([MADE, LEADERBOARD, *terms, "", *lines, ""])
+    return "\n".join([MADE, LEADERBOARD, f"{results['sentence']}\n", *terms, "", *lines, ""])
 
 
 def _written(estimate: dict[str, Any], style: str) -> str:
@@ -370,7 +372,7 @@ def leaderboard_drawing() -> str:
         for look in (light, dark)
     ]
     style = f"<style>{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}</style>"
-    start, rest = leaderboard.frontier(_ranked()).split(">", 1)
+    start, rest = leaderboard.frontier(_results()["leaderboard"]).split(">", 1)
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 

@@ -54,7 +54,9 @@ def prose(text):
 # Generated pages
 
 
-@pytest.mark.parametrize("name", ["cli.md", "mitigations.md", "parts.md", "recipes.md"])
+@pytest.mark.parametrize(
+    "name", ["cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
+)
 def test_generated_pages_are_up_to_date(name):
     assert name in GENERATE.PAGES
     stale = f"docs/{name} is stale: run python docs/generate.py"
