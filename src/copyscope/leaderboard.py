@@ -85,7 +85,9 @@ def _fewer(row: Row, plain: Row) -> Estimate:
     copies, others = max(rate * n, 0.5), usual * m
     reach = 1.96 * math.sqrt(max(1 / copies - 1 / n + 1 / others - 1 / m, 0))
     ratio = copies / n / usual
-    return Estimate(1 - rate / usual, 1 - ratio * math.exp(reach), min(1.0, 1 - ratio * math.exp(-reach)), n)
+    # Where there is none at all, half a copy is for the lower end alone.
+    high = min(1.0, 1 - ratio * math.exp(-reach)) if rate else 1.0
+    return Estimate(1 - rate / usual, 1 - ratio * math.exp(reach), high, n)
 
 
 def _dearer(row: Row, plain: Row) -> Estimate:
