@@ -150,6 +150,16 @@ def of(*names):
     return [f"{HERE}:{name}" for name in names]
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfScale(OnDenoiser):
+    """Asks for half the scale, and changes no answer."""
+
+    needs = (GUIDANCE,)
+
+    def wrap(self, denoiser, request):
+        return lambda ask: denoiser(dataclasses.replace(ask, scale=ask.scale / 2))
+
+
 # Pipelines
 
 
@@ -1005,6 +1015,13 @@ def test_the_pictures_of_a_model_around_a_pipeline_in_half_precision(folders):
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents, small(folders["sd1"]).encode(pictures()), rtol=0.1, atol=0.1)
     assert around.decode(latents)[0].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", GUIDED)
+def test_a_part_that_only_asks_for_another_scale_is_heard(pipes, kind):
+    found = mitigated(pipes[kind], of("HalfScale"), guidance_scale=6.0)
+    assert torch.allclose(found, made(pipes[kind], guidance_scale=3.0), atol=1e-4)
+    assert not torch.allclose(found, made(pipes[kind], guidance_scale=6.0), atol=1e-2)
 
 
 # The shelf

@@ -82,12 +82,14 @@ class NetworkCall:
         estimates = self._schedule.denoised(
             self.x.repeat(self.halves, 1, 1, 1), self._level(self.sigma[:1]), self.unpacked(raw)
         )
-        conditional = denoised = estimates[-self.n :]
+        conditional = denoised = plain = estimates[-self.n :]
         unconditional = None
         if self.halves == 2:
             unconditional = estimates[: self.n]
             denoised = guided(conditional, unconditional, ask.scale)
-        self._ran = raw, denoised
+            # What the pipeline itself will make of it, whatever scale was asked for here.
+            plain = guided(conditional, unconditional, torch.full_like(ask.scale, self.pipeline.guidance_scale))
+        self._ran = raw, plain
         return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised)
 
     def answer(self, denoised: Tensor) -> tuple[Tensor]:
