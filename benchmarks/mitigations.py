@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from copyscope import Corpus, captions, images, parts, worlds
+from copyscope import Corpus, parts
 from copyscope.diffusion import SampleRecipe, TrainRecipe
 from copyscope.diffusion.data import Pictures
 from copyscope.diffusion.generate import sample
@@ -35,6 +35,7 @@ from copyscope.diffusion.mitigations import NEAREST, SAMPLING, TRAINING, OnCapti
 from copyscope.diffusion.models import Model
 from copyscope.diffusion.train import train
 from copyscope.finding import nearest
+from pictures import corpus
 from record import record
 
 N, BATCH, WARM = 128, 32, 3
@@ -48,20 +49,6 @@ SPECS = {
     "sharpness_aware_noise": "sharpness_aware_noise(target=0.0)",
 }
 BAR = 1.02
-
-
-def corpus(folder: Path) -> Corpus:
-    """N random pictures of 64 pixels with five captions each."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    rows: list[dict[str, object]] = []
-    for index in range(N):
-        image, caption = worlds.picture(rng)
-        name = f"{index:04d}.png"
-        (folder / name).write_bytes(images.encode(images.resize(image, (64, 64)), "png"))
-        rows.append({"file_name": name, "captions": [caption, *captions.paraphrases(caption, 4, rng)]})
-    worlds.write_metadata(folder, rows)
-    return Corpus.open(folder)
 
 
 def stepper(training: Corpus, out: Path, *specs: str, cache: bool = True) -> Callable[[int], float]:
@@ -194,7 +181,7 @@ def main() -> None:
     stages = {name: parts.part_class("mitigations", name).stages for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        training = corpus(folder / "train")
+        training = corpus(folder / "train", N, 4)
         acting = [name for name in names if TRAINING in stages[name]]
         trained = trainings(acting, training, folder / "none", options.rounds, options.steps)
         # Trained a little, so that prompts, and parts that look at what they do, make a difference.

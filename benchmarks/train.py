@@ -15,30 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from copyscope import Corpus, images, parts, worlds
+from copyscope import Corpus, parts
 from copyscope.diffusion.generate import SampleRecipe, generate, sample
 from copyscope.diffusion.train import TrainRecipe, train
+from pictures import corpus
 from record import record
 
 ROUNDS, STEPS, BATCH, N = 5, 60, 32, 128
 N_SAMPLES, SAMPLE_STEPS = 64, 25
-
-
-def corpus(folder: Path) -> Corpus:
-    """N random pictures of 64 pixels with captions of their own."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    rows: list[dict[str, object]] = []
-    for index in range(N):
-        image, caption = worlds.picture(rng)
-        name = f"{index:04d}.png"
-        (folder / name).write_bytes(images.encode(images.resize(image, (64, 64)), "png"))
-        rows.append({"file_name": name, "captions": [caption]})
-    worlds.write_metadata(folder, rows)
-    return Corpus.open(folder)
 
 
 def bare_step(captions: list[str]) -> float:
@@ -104,7 +90,7 @@ def ratios(ours: list[float], theirs: list[float]) -> dict[str, object]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        training = corpus(folder / "train")
+        training = corpus(folder / "train", N)
         captions = [row[0] for row in training.captions]
         ours: dict[str, list[float]] = {"training_step": [], "sampling": [], "generating": []}
         bare: dict[str, list[float]] = {name: [] for name in ours}

@@ -1,4 +1,4 @@
-"""The pages that are made from the code: `python docs/generate.py` writes each of PAGES anew.
+"""The pages that are made from the code and the results: `python docs/generate.py` writes each of PAGES anew.
 
 tests/test_docs.py fails when one of them is not what this would write.
 """
@@ -327,14 +327,9 @@ something else. Made from [results/mitigations.json](../results/mitigations.json
 
 ![Copies against Fréchet distance](leaderboard.svg)
 
-The numbered rows are on the frontier: no other row has both fewer copies and a smaller distance. Ranked by copies, rows
-whose Fréchet distance is more than 5 % above the plain model's last. Each number is of one training seed, with its 95 %
-interval in the JSON file, or, where `seeds` says more, the mean over so many.
-
-**Under way.** Not all arms are finished, and two things are to be set right first. A copy is one by the arm's own list
-at a false discovery rate of 5 %, whose line is the stricter the fewer copies there are: it flatters arms that copy
-little. And the plain model knows so little of captions it has not seen that the distance can hardly get worse: 128 real
-held-out images are at half of it from the others, images blurred beyond recognition at about as much as the model's.
+The numbered rows are on the frontier: no other row has both fewer copies and less excess. Ranked by copies, rows whose
+excess is more than 5 % last. Each number is of one training seed, with its 95 % interval in the JSON file, or, where
+`seeds` says more, the mean over so many.
 """
 RESULTS = Path(__file__).parents[1] / "results" / "mitigations.json"
 
@@ -350,15 +345,40 @@ def leaderboard_page() -> str:
     rows = results["leaderboard"]
     shown = leaderboard.columns(rows)
     numbers = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
-    head = ["", "arm", "seeds", "fewer copies", "dearer", *(heading for _, heading, _ in shown)]
+    head = ["", "arm", "seeds", "fewer copies", "dearer", "excess", *(heading for _, heading, _ in shown)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        values = [_written(row["fewer_copies"], "percent"), _written(row["dearer"], "percent")]
+        values = [_written(row[name], "percent") for name in ("fewer_copies", "dearer", "excess")]
         values += [_written(row["estimates"][name], style) for name, _, style in shown]
         first = [numbers.get(row["label"], ""), f"`{row['label']}`", str(len(row["seeds"]))]
         lines.append(f"| {' | '.join([*first, *values])} |")
     terms = [f"- **{name}**: {said}" for name, said in leaderboard.TERMS.items() if name != "■"]
-    return "\n".join([MADE, LEADERBOARD, f"{results['sentence']}\n", *terms, "", *lines, ""])
+    return "\n".join([MADE, LEADERBOARD, f"{results['sentence']} {leaderboard.scales(rows)}\n", *terms, "", *lines, ""])
+
+
+BEST = 16
+README = Path(__file__).parents[1] / "README.md"
+MARKS = "<!-- leaderboard: made by `python docs/generate.py` -->", "<!-- end of the leaderboard -->"
+
+
+def readme_page() -> str:
+    """README.md with the best rows of the leaderboard between MARKS."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    shown = {"fewer copies": "fewer_copies", "excess": "excess", "copies regained": "copies_regained"}
+    lines = [f"| arm | {' | '.join(shown)} | seeds |", "|---" * (len(shown) + 2) + "|"]
+    for row in _results()["leaderboard"][:BEST]:
+        numbers = (_with_ends(row["estimates"].get(name) or row[name]) for name in shown.values())
+        lines.append(f"| `{row['label']}` | {' | '.join(numbers)} | {len(row['seeds'])} |")
+    return f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+
+
+def _with_ends(estimate: dict[str, Any]) -> str:
+    """A share as `50.1 [40.2, 60.3] %`; the ends left out where nobody knows them."""
+    if estimate["value"] is None:
+        return "–"
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    ends = "" if low is None or low == high else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{ends} %"
 
 
 def _written(estimate: dict[str, Any], style: str) -> str:
@@ -382,6 +402,7 @@ def leaderboard_drawing() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "../README.md": readme_page,
     "cli.md": cli_page,
     "leaderboard.md": leaderboard_page,
     "leaderboard.svg": leaderboard_drawing,

@@ -152,6 +152,7 @@ def test_held_out_captions_are_asked_for_in_order_and_audited(done):
     for row in found.summary["arms"]:
         estimates = row["estimates"]
         assert estimates["general_replication_rate"] == stats.proportion(2, 8).as_dict()
+        assert estimates["general_replication_rate_fixed"] == stats.proportion(2, 8).as_dict()
         assert estimates["general_similarity_mean"]["n"] == estimates["general_similarity_p95"]["n"] == 8
         audit = json.loads((out / "arms" / row["arm"] / "general-audit" / "summary.json").read_text())
         similarity = audit["similarity"]["estimates"]
@@ -212,13 +213,25 @@ def test_agreement_is_of_a_head_that_saw_other_images(toml, fakes, tmp_path, mon
     settings = ["arms=[]", "audit.recheck=0", "audit.general=56"]
     row = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     captions = [some[0] for some in Corpus.open(tmp_path / "out" / "data" / "held-out").captions]
-    assert [len(some) for some in seen] == [64, N, 56]
-    assert (seen[0], seen[2]) == (captions[56:], captions[:56])
+    assert [len(some) for some in seen] == [64, N, 56, 56, 56]
+    assert (seen[0], seen[2], seen[3]) == (captions[56:], captions[:56], captions[28:56] + captions[:28])
+    assert seen[4] == seen[2]
     assert (row["agreement"]["n"], row["general_agreement"]["n"]) == (N, 56)
     assert row["agreement"]["low"] <= row["agreement"]["value"] <= row["agreement"]["high"]
     few = experiment.run(toml, tmp_path / "few", settings=[*settings, "audit.general=57"])
     assert few.summary["arms"][0]["estimates"]["agreement"] == arms.NOTHING
     assert few.summary["arms"][0]["estimates"]["general_agreement"] == arms.NOTHING
+
+
+def test_what_is_real_is_measured_once_beside_the_data(done):
+    found, out, _ = done
+    kept = json.loads((out / "data" / "reference.json").read_text())
+    rows = [row["estimates"] for row in found.summary["arms"]]
+    assert all({name: row[name] for name in kept} == kept for row in rows)
+    train, real = (embed.embed(out / "data" / name, "sscd-distilled").vectors for name in ("train", "held-out"))
+    by_hand = quality.quality(train[:8], real, "sscd-distilled")
+    assert kept["real_frechet_distance"]["value"] == pytest.approx(by_hand.frechet_distance.value)
+    assert kept["real_agreement"]["n"] == kept["shuffled_agreement"]["n"] == 8
 
 
 def test_agreement_tells_images_of_their_captions_from_others(done, monkeypatch):

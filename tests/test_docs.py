@@ -55,7 +55,7 @@ def prose(text):
 
 
 @pytest.mark.parametrize(
-    "name", ["cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
+    "name", ["../README.md", "cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
 )
 def test_generated_pages_are_up_to_date(name):
     assert name in GENERATE.PAGES

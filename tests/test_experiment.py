@@ -131,7 +131,7 @@ class QuickAudit:
     def summary(self):
         told = {
             "protocol": {"name": "sscd-288", "descriptor": "sscd"},
-            "calibration": {"sentence": "On nothing.", "cut": None},
+            "calibration": {"sentence": "On nothing.", "n": 100},
         }
         return {"verdict": {"answer": "copies"}, "n_generated": N, "n_missing": 0, "n_train": 60} | told
 
@@ -139,7 +139,8 @@ class QuickAudit:
     def tables(self):
         made = self.generated.table.select(["id", "prompt", "source_id"]).rename_columns(["id", "prompt", "match"])
         copied = np.arange(len(made)) % 3 == 0
-        for name, column in (("copied", copied), ("similarity", copied * 0.9), ("combined", copied * 0.9)):
+        scores = {"similarity": copied * 0.9, "combined": copied * 0.9, "p_value": np.where(copied, 1, 101) / 101}
+        for name, column in ({"copied": copied} | scores).items():
             made = made.append_column(name, pa.array(column))
         made = made.append_column("error", pa.nulls(len(made), pa.string()))
         return {
@@ -440,7 +441,7 @@ def test_seeds_reach_training_and_sampling(toml):
 def test_a_grid_over_the_data_prepares_each_and_pairs_nothing(toml, tower, tmp_path):
     settings = ["grid={}", "grid.data.n_train=[20, 40]"]
     planned = plan.plan(toml, tmp_path / "out", settings)
-    assert [arm.images.name for arm in planned.arms] == ["n_train=20", "n_train=40"]
+    assert [arm.images.name for arm in planned.arms] == ["data-n_train=20", "data-n_train=40"]
     found = experiment.run(toml, tmp_path / "out", settings=settings)
     assert [len(Corpus.open(arm.images / "train")) for arm in planned.arms] == [20, 40]
     assert [row["data.n_train"] for row in found.table.to_pylist()] == [20, 40]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 import copyscope
-from copyscope import Corpus, finding, images
+from copyscope import Corpus, finding, images, worlds
 from copyscope.errors import InputError
 
 
@@ -41,6 +43,46 @@ def test_the_training_set_is_described_once_and_not_before_it_is_asked_for(world
     picture = images.decode(Corpus.open(world.train).read(3))
     assert find([picture])[0].similarity == find([picture])[0].similarity
     assert len(calls) == 1
+
+
+def test_the_fingerprint_is_of_what_is_found_and_how(world, tmp_path):
+    def of(caption=None, picture=None, last=None, protocol="phash"):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(world.train, folder)
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        rows[3]["captions"] = [caption] if caption else rows[3]["captions"]
+        if picture:
+            (folder / rows[3]["file_name"]).write_bytes((folder / rows[picture]["file_name"]).read_bytes())
+        for row in rows[last:] if last else []:
+            (folder / row["file_name"]).unlink()
+        worlds.write_metadata(folder, rows[:last])
+        return finding.nearest(folder, protocol).fingerprint
+
+    found = [of(), of(caption="something else"), of(picture=8), of(last=-1), of(protocol="sscd_distilled")]
+    assert of() == found[0], "whatever the folder is called"
+    assert len({*found}) == 5
+    assert all(isinstance(each, str) for each in found)
+
+
+def test_pictures_are_kept_up_to_so_many_bytes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = [images.resize(worlds.picture(rng)[0], (64, 64)) for _ in range(3)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.png").write_bytes(images.encode(picture, "png"))
+    find, decoded, plain = finding.nearest(tmp_path, "phash"), [], images.decode
+    assert find.fingerprint  # Described, without a picture kept.
+    monkeypatch.setattr(finding.images, "decode", lambda data: decoded.append(1) or plain(data))
+
+    def asked(row):
+        decoded.clear()
+        assert np.array_equal(find([pictures[row]])[0].picture, pictures[row])
+        return len(decoded)
+
+    monkeypatch.setattr(finding, "KEPT_BYTES", 2 * pictures[0].nbytes)
+    # What was looked at least recently makes way.
+    assert [asked(row) for row in (0, 1, 0, 2, 0, 1)] == [1, 1, 0, 1, 0, 1]
+    monkeypatch.setattr(finding, "KEPT_BYTES", 0)
+    assert [asked(row) for row in (2, 2)] == [1, 1]
 
 
 def test_nothing_to_find_is_said(tmp_path):

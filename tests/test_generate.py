@@ -12,7 +12,7 @@ import torch
 from copyscope import images, recipes, worlds
 from copyscope.corpus import Corpus
 from copyscope.diffusion import generate as module
-from copyscope.diffusion.denoiser import guided
+from copyscope.diffusion.denoiser import NearestImage, guided
 from copyscope.diffusion.generate import SampleRecipe, block_size, generate, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.models.small_unet import SmallUNet
@@ -193,6 +193,38 @@ def test_a_folder_of_another_model_or_of_anything_else_is_refused(copier, tmp_pa
         generate(copier, tmp_path / "mine" / "letter.txt", QUICK, captions=["a"])
 
 
+def finder(fingerprint=None):
+    """Finds a black picture, everywhere."""
+
+    def find(pictures):
+        return [NearestImage(0.9, "caption 0", np.zeros((SIDE, SIDE, 3), np.uint8)) for _ in pictures]
+
+    if fingerprint:
+        find.fingerprint = fingerprint
+    return find
+
+
+def test_a_folder_of_images_that_depend_on_another_training_set_is_refused(copier, tmp_path):
+    recipe = dataclasses.replace(QUICK, guidance=2.0, mitigations=("antimemorization_guidance",))
+
+    def saved(out, name, recipe=recipe):
+        generate(copier, tmp_path / out, recipe, captions=["a"], nearest=finder(name))
+        return json.loads((tmp_path / out / "recipe.json").read_text())
+
+    assert [saved("out", "one")["nearest"], saved("own", None)["nearest"]] == ["one", None]
+    assert [saved("out", "one")["nearest"], saved("own", None)["nearest"]] == ["one", None]
+    for out, name in (("out", "two"), ("out", None), ("own", "one")):
+        with pytest.raises(InputError, match=r"differ in nearest\."):
+            saved(out, name)
+    # Nobody looks for it; and a folder from before it was kept goes on.
+    plain = dataclasses.replace(QUICK, guidance=2.0, mitigations=("delayed_guidance",))
+    assert "nearest" not in saved("plain", "one", plain)
+    saved("plain", "two", plain)
+    before = {name: value for name, value in saved("out", "one").items() if name != "nearest"}
+    (tmp_path / "out" / "recipe.json").write_text(json.dumps(before))
+    assert saved("out", "two") == before
+
+
 def test_a_full_disk_is_told_and_what_is_there_is_kept(copier, tmp_path, monkeypatch):
     whole = module.checkpoints.write_bytes
 
@@ -295,11 +327,13 @@ def test_guidance_moves_from_what_the_negative_prompt_gives_to_what_the_prompt_g
             torch.testing.assert_close(step.conditional, network(step.x, step.sigma, told), atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(step.unconditional, network(step.x, step.sigma, null), atol=1e-4, rtol=1e-4)
         assert torch.equal(step.denoised, guided(step.conditional, step.unconditional, 3.0))
+        assert step.scale.tolist() == [3.0, 3.0]
     assert not torch.allclose(steps[0].conditional, steps[0].unconditional, atol=1e-3)
     plain = []
     sample(network, told, [1, 2], dataclasses.replace(recipe, guidance=1.0, sampler="heun"), on_step=plain.append)
     assert [step.i for step in plain] == [0, 1], "the second call of a step of Heun's is none of its own"
     assert all(step.unconditional is None and step.denoised is step.conditional for step in plain)
+    assert all(step.scale.tolist() == [1.0, 1.0] for step in plain)
     assert torch.equal(plain[0].x, steps[0].x)
 
 
@@ -309,7 +343,7 @@ def test_numbers_that_are_not_finite_are_no_image(copier, tmp_path):
         def __call__(self, x, sigma, conditioning):
             return x * torch.nan
 
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match=r"Failing gives numbers that are not finite"):
         generate(Failing(copier.corpus, SIDE), tmp_path / "out", QUICK, captions=["a"])
 
 

@@ -14,9 +14,14 @@ def estimate(value, half=0.1, n=256):
     return {"value": value, "low": value - half, "high": value + half, "n": n}
 
 
-def arm(label, rate, distance, seed=0, values=()):
-    estimates = {"replication_rate": estimate(rate), "general_frechet_distance": estimate(distance)}
-    return {"label": label, "seed": seed, "values": dict(values), "estimates": estimates}
+def arm(label, rate, distance, seed=0, values=(), floor=None, first="plain"):
+    estimates = {"replication_rate_fixed": estimate(rate), "general_frechet_distance": estimate(distance)}
+    estimates["real_frechet_distance"] = estimate(floor, 0) if floor is not None else {"value": None}
+    name = f"{label}-seed{seed}"
+    return {
+        "arm": name, "label": label, "seed": seed, "values": dict(values), "estimates": estimates,
+        "first": None if label == first else f"{first}-seed{seed}",
+    }  # fmt: skip
 
 
 ARMS = [
@@ -68,8 +73,8 @@ def test_seeds_become_one_row_and_each_is_compared_with_its_own_plain_model():
     arms = [arm("plain", 0.8, 1.0, 0), arm("plain", 0.6, 1.1, 1), arm("good", 0.4, 1.0, 0), arm("good", 0.15, 1.1, 1)]
     rows = {row["label"]: row for row in leaderboard(arms)}
     assert rows["good"]["seeds"] == [0, 1]
-    assert rows["good"]["estimates"]["replication_rate"]["value"] == pytest.approx(0.275)
-    assert rows["good"]["estimates"]["replication_rate"]["n"] == 2
+    assert rows["good"]["estimates"]["replication_rate_fixed"]["value"] == pytest.approx(0.275)
+    assert rows["good"]["estimates"]["replication_rate_fixed"]["n"] == 2
     assert rows["good"]["fewer_copies"]["value"] == pytest.approx((0.5 + 0.75) / 2)
     assert rows["plain"]["fewer_copies"] == {"value": 0, "low": 0, "high": 0, "n": 2}
 
@@ -77,7 +82,7 @@ def test_seeds_become_one_row_and_each_is_compared_with_its_own_plain_model():
 def test_what_is_not_finished_is_left_out():
     missing = {"value": None, "low": None, "high": None, "n": 0}
     unfinished = arm("later", 0.1, 1.0)
-    unfinished["estimates"]["replication_rate"] = missing
+    unfinished["estimates"]["replication_rate_fixed"] = missing
     rows = leaderboard([*ARMS, unfinished])
     assert "later" not in {row["label"] for row in rows}
     assert leaderboard([unfinished, *ARMS[1:]]) == []
@@ -89,6 +94,57 @@ def test_a_plain_model_without_copies_gives_no_ratio():
     assert rows[1]["fewer_copies"]["value"] is None
 
 
+def test_what_real_images_score_is_taken_off_both_distances():
+    rows = {
+        row["label"]: row for row in leaderboard([arm("plain", 0.8, 1.2, floor=0.7), arm("x", 0.4, 1.25, floor=0.7)])
+    }
+    assert rows["x"]["dearer"]["value"] == pytest.approx(0.05 / 1.2)
+    assert rows["x"]["excess"]["value"] == pytest.approx(0.1)
+    # By hand: half-widths of 0.1 in both, (1/0.5) and (0.55/0.5)/0.5 times them.
+    reach = math.hypot(0.1 / 0.5, 1.1 * 0.1 / 0.5)
+    assert rows["x"]["excess"]["high"] - rows["x"]["excess"]["value"] == pytest.approx(reach)
+    assert rows["plain"]["excess"] == {"value": 0, "low": 0, "high": 0, "n": 256}
+    better = leaderboard([arm("plain", 0.8, 0.6, floor=0.7), arm("x", 0.4, 0.5, floor=0.7)])
+    assert next(row for row in better if row["label"] == "x")["excess"]["value"] is None
+
+
+def test_the_dear_ones_are_those_of_excess():
+    rows = leaderboard(
+        [arm("plain", 0.8, 1.2, floor=0.7), arm("x", 0.0, 1.25, floor=0.7), arm("y", 0.4, 1.2, floor=0.7)]
+    )
+    assert [row["label"] for row in rows] == ["y", "plain", "x"]
+
+
+def test_seeds_are_ranked_by_their_own_plain_models():
+    """Of the seed where plain copies less, 0.3 is a smaller part of it than 0.2 is of the other's."""
+    arms = [arm("plain", 0.9, 1.0, 0), arm("plain", 0.3, 1.0, 1), arm("a", 0.6, 1.0, 0), arm("b", 0.25, 1.0, 1)]
+    assert [row["label"] for row in leaderboard(arms)] == ["a", "b", "plain"]
+
+
+def test_a_seed_whose_plain_model_copies_nothing_is_left_out():
+    arms = [arm("plain", 0.8, 1.0, 0), arm("plain", 0.0, 1.0, 1), arm("a", 0.4, 1.0, 0), arm("a", 0.1, 1.0, 1)]
+    row = next(row for row in leaderboard(arms) if row["label"] == "a")
+    assert row["fewer_copies"]["value"] == pytest.approx(0.5)
+    assert row["seeds"] == [0, 1]
+
+
+def test_no_end_is_above_all_copies_gone():
+    arms = [arm("plain", 0.8, 1.0, seed) for seed in (0, 1)] + [arm("a", 0.0, 1.0, 0), arm("a", 0.1, 1.0, 1)]
+    row = next(row for row in leaderboard(arms) if row["label"] == "a")
+    assert row["fewer_copies"]["high"] == 1
+    assert row["fewer_copies"]["low"] < 0.5
+
+
+def test_each_grid_value_has_a_plain_model_and_a_frontier_of_its_own():
+    small = [arm("plain · n=1", 0.2, 1.0), arm("a · n=1", 0.1, 1.1, first="plain · n=1")]
+    large = [arm("plain · n=2", 0.8, 2.0), arm("a · n=2", 0.6, 1.9, first="plain · n=2")]
+    small[0]["first"] = large[0]["first"] = None
+    rows = {row["label"]: row for row in leaderboard([*small, *large])}
+    assert rows["a · n=1"]["fewer_copies"]["value"] == pytest.approx(0.5)
+    assert rows["a · n=2"]["fewer_copies"]["value"] == pytest.approx(0.25)
+    assert {label for label, row in rows.items() if row["frontier"]} == {"plain · n=1", "a · n=1", "a · n=2"}
+
+
 @pytest.mark.parametrize(("values", "stage"), [
     ({}, "plain"),
     ({"train.mitigations": [], "sample.mitigations": None}, "plain"),
@@ -96,6 +152,10 @@ def test_a_plain_model_without_copies_gives_no_ratio():
     ({"data.n_train": 8}, "training"),
     ({"sample.mitigations": ["gaussian_noise"], "train.steps": None}, "sampling"),
     ({"sample.guidance": 1.0, "train.steps": 9}, "both"),
+    ({"sample.guidance": 1.5}, "plain"),
+    ({"sample.guidance": None, "train.steps": 9}, "both"),
 ])  # fmt: skip
-def test_a_row_says_where_it_acts(values, stage):
-    assert leaderboard([arm("one", 0.5, 1.0, values=values)])[0]["stage"] == stage
+def test_a_row_says_where_it_differs_from_the_plain_model(values, stage):
+    usual = {"sample.guidance": 1.5}
+    rows = leaderboard([arm("plain", 0.5, 1.0, values=usual), arm("one", 0.4, 1.0, values=usual | values)])
+    assert {row["label"]: row["stage"] for row in rows} == {"plain": "plain", "one": stage}

@@ -160,6 +160,14 @@ class HalfScale(OnDenoiser):
         return lambda ask: denoiser(dataclasses.replace(ask, scale=ask.scale / 2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere(OnDenoiser):
+    """Asks a little beside where it is asked."""
+
+    def wrap(self, denoiser, request):
+        return lambda ask: denoiser(dataclasses.replace(ask, x=ask.x + 0.01))
+
+
 # Pipelines
 
 
@@ -409,7 +417,8 @@ def test_what_parts_are_told_of_a_call(pipes):
     ask, step, request = SEEN[0]
     assert request.prompts == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
     assert request.model.shape == (4, 16, 24)
-    assert (request.scale, ask.scale.tolist()) == (3.0, [3.0] * 4)
+    assert (request.scale, ask.scale.tolist(), step.scale.tolist()) == (3.0, [3.0] * 4, [3.0] * 4)
+    assert request.block == 8
     assert request.nearest is nearest
     assert request.sigma == pytest.approx(float(ask.sigma[0]))
     assert torch.equal(request.noise, torch.randn(4, 4, 16, 24, generator=torch.Generator().manual_seed(0)))
@@ -429,7 +438,7 @@ def test_a_null_is_there_without_guidance_where_a_part_needs_it(pipes, kind):
     assert SEEN[-1][2].null is None
     assert torch.equal(plain, mitigated(pipe, of(f"Watched(wants={(NULL,)})"), guidance_scale=1.0))
     _, step, request = SEEN[-1]
-    assert (request.scale, step.unconditional) == (1.0, None)
+    assert (request.scale, step.unconditional, step.scale.tolist()) == (1.0, None, [1.0, 1.0])
     model = small(pipe.name_or_path)
     torch.testing.assert_close(request.null.text, model.condition(["", ""]).text)
 
@@ -878,6 +887,22 @@ def test_what_a_call_lacks_is_refused_in_the_call(pipes, unasked):
     for spec in of("Numbered", f"Watched(wants={(PROMPTS,)})"):
         with pytest.raises(InputError, match=r"needs prompts as text, and was given embeddings"):
             mitigated(pipe, [spec], None, **embeddings)
+    # The spec as it was given, without the tokenizer that the part was.
+    with pytest.raises(InputError, match=r"^random_tokens\(n=3\) needs prompts as text"):
+        mitigated(pipe, ["random_tokens(n=3)"], None, **embeddings)
+
+
+def test_fused_projections_are_refused_before_the_network_is_asked(folders):
+    pipe = loaded(folders["sd1"])
+    with spied(pipe.unet, "forward") as calls:
+        with copyscope.mitigate(pipe, ["attention_rescaling"]):
+            pipe.fuse_qkv_projections(vae=False)
+            with pytest.raises(InputError, match=r"attention_rescaling needs .* fused"):
+                made(pipe)
+        with pytest.raises(InputError, match="they are fused"), copyscope.mitigate(pipe, ["attention_rescaling"]):
+            raise AssertionError
+    assert not calls
+    made(pipe)
 
 
 def test_embeddings_do_for_the_rest(pipes):
@@ -1022,6 +1047,15 @@ def test_a_part_that_only_asks_for_another_scale_is_heard(pipes, kind):
     found = mitigated(pipes[kind], of("HalfScale"), guidance_scale=6.0)
     assert torch.allclose(found, made(pipes[kind], guidance_scale=3.0), atol=1e-4)
     assert not torch.allclose(found, made(pipes[kind], guidance_scale=6.0), atol=1e-2)
+    SEEN.clear()
+    mitigated(pipes[kind], of("HalfScale", "Watched"), guidance_scale=6.0)
+    assert [(ask.scale.tolist(), step.scale.tolist()) for ask, step, _ in SEEN] == [([6.0] * 2, [3.0] * 2)] * 5
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_an_answer_at_another_place_tells_its_scale_too(pipes, scale):
+    mitigated(pipes["sd1"], of("Elsewhere", "Watched"), guidance_scale=scale)
+    assert [step.scale.tolist() for _, step, _ in SEEN] == [[scale] * 2] * 5
 
 
 # The shelf

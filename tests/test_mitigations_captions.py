@@ -503,6 +503,22 @@ def test_parts_of_one_stage_are_refused_in_the_other(spec, stage):
         applied.load([spec], stage, types.SimpleNamespace(tokenizer=AB))
 
 
+@pytest.mark.parametrize("stage", PRESETS)
+@pytest.mark.parametrize("spec", ["dcr-2023:XX", "dcr-2023:", "dcr-2024:RT", "foo:GN"])
+def test_presets_there_are_not_are_told_with_those_there_are(spec, stage):
+    with pytest.raises(PartError) as caught:
+        applied.load([spec], stage, types.SimpleNamespace(tokenizer=AB))
+    first, second = str(caught.value).split("\n")
+    assert spec.partition(":")[0] in first
+    assert second.endswith(", ".join(f"dcr-2023:{letters}" for letters in applied.PRESETS["dcr-2023"][stage]))
+
+
+def test_a_wrong_spec_of_ones_own_class_is_told_without_presets():
+    with pytest.raises(PartError) as caught:
+        applied.load(["foo:Part(n=1)"], TRAINING, types.SimpleNamespace(tokenizer=AB))
+    assert "dcr-2023" not in str(caught.value)
+
+
 # In loops of one's own
 
 # Python 3.12 and later warn of whoever forks a process that has threads, as torch's has.

@@ -13,10 +13,10 @@ import torch
 
 from copyscope import parts, worlds
 from copyscope.captions import paraphrases
-from copyscope.diffusion import applied, sampling
+from copyscope.diffusion import applied, generate, sampling
 from copyscope.diffusion.denoiser import Ask, Conditioning, NearestImage, Request, Step, guided, text_conditional_norm
 from copyscope.diffusion.generate import SampleRecipe, sample
-from copyscope.diffusion.mitigations import NEAREST, PROMPTS
+from copyscope.diffusion.mitigations import NEAREST, PROMPTS, prompt_optimisation, sharpness_aware_noise
 from copyscope.diffusion.mitigations._start import pull
 from copyscope.diffusion.mitigations.antimemorization_guidance import AntimemorizationGuidance
 from copyscope.diffusion.mitigations.attention_rescaling import AttentionRescaling
@@ -162,7 +162,7 @@ def plain(request):
     def denoiser(ask):
         prompt = request.predict(ask.x, ask.sigma, request.conditioning)
         none = request.predict(ask.x, ask.sigma, request.null)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, prompt, none, guided(prompt, none, ask.scale))
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, prompt, none, guided(prompt, none, ask.scale), ask.scale)
 
     return denoiser
 
@@ -329,6 +329,42 @@ def test_parts_that_act_at_each_step_ask_as_often_as_they_say(part, asked):
     assert extra == 3 * asked <= 3 * part.calls(5)
     if asked:
         assert asked == part.calls(5)
+
+
+@pytest.mark.parametrize(("part", "asked"), [
+    (DelayedGuidance(), 0),
+    (AntimemorizationGuidance(despecification=0.5), 9),
+    (AntimemorizationGuidance(despecification=0.5, start=0.55), 3),  # From the fourth step on: 2 + 1.
+    (PromptReanchoring(paraphrases=2, threshold=0.0, trigger=0.0, full=0.1), 2 + 1 + 9),
+    (PromptOptimisation(steps=3, target=0.0), 3 + 1),
+], ids=str)  # fmt: skip
+def test_calls_are_counted_by_what_the_sampler_asks(part, asked, monkeypatch):
+    """Heun's asks nine times in five steps."""
+    rows, plain = [], Toy.__call__
+    monkeypatch.setattr(Toy, "__call__", lambda self, x, *given: rows.append(len(x)) or plain(self, x, *given))
+    recipe = SampleRecipe(n_images=1, steps=5, sampler="heun", guidance=SCALE, mitigations=(str(part),))
+    sample(Toy(), Toy().condition(["snow"]), [3], recipe, prompts=["snow"], nearest=similar)
+    assert sum(rows) - 2 * 9 == asked <= part.calls(9)
+
+
+@pytest.mark.parametrize(("part", "module"), [
+    (PromptOptimisation(steps=3, target=0.0), prompt_optimisation),
+    (PromptOptimisation(steps=50, rate=0.2, target=0.4), prompt_optimisation),
+    (SharpnessAwareNoise(steps=3, target=0.0), sharpness_aware_noise),
+], ids=str)  # fmt: skip
+def test_gradients_are_taken_of_no_more_images_than_the_model_is_shown(part, module, monkeypatch):
+    captions, found, taken = [*CAPTIONS, "a dog", "snow"], [], []
+    monkeypatch.setattr(
+        module, "descend", lambda start, *rest, of=module.descend: taken.append(len(start)) or of(start, *rest)
+    )
+    for size in (64, 2):
+        monkeypatch.setattr(generate, "BLOCK_IMAGES", size)
+        # Each image has a null of its own.
+        specs = ("gaussian_noise(scale=0.3, both=True)", str(part))
+        recipe = SampleRecipe(n_images=5, steps=2, guidance=SCALE, mitigations=specs)
+        found.append(sample(Toy(), Toy().condition(captions), range(5), recipe, prompts=captions))
+    assert taken == [5, 2, 2, 1]
+    assert all(map(np.array_equal, *found))
 
 
 def test_once_all_have_stopped_nothing_more_is_asked():
@@ -578,7 +614,7 @@ def by_hand(request, part, conditional, sigma):
     """The guided estimate of `part` around a denoiser that answers `conditional`, and 0 without a prompt."""
     none, x = torch.zeros_like(conditional), request.noise * sigma
     ask = Ask(x, torch.full((len(x),), sigma), 0, 5, torch.full((len(x),), SCALE))
-    inner = Step(0, 5, ask.sigma, x, conditional, none, guided(conditional, none, ask.scale))
+    inner = Step(0, 5, ask.sigma, x, conditional, none, guided(conditional, none, ask.scale), ask.scale)
     given = [inner.conditional.clone(), inner.denoised.clone()]
     found = part.wrap(lambda _: inner, request)(ask).denoised
     assert torch.equal(inner.conditional, given[0])
@@ -747,7 +783,8 @@ def watched(part, norms):
     def denoiser(ask):
         conditional = column(norms[ask.i]) * torch.ones(n, 1, 1, 1)
         none = torch.zeros_like(conditional)
-        return Step(ask.i, n_steps, ask.sigma, ask.x, conditional, none, guided(conditional, none, ask.scale))
+        made = guided(conditional, none, ask.scale)
+        return Step(ask.i, n_steps, ask.sigma, ask.x, conditional, none, made, ask.scale)
 
     wrapped = part.wrap(denoiser, request)
     for i in range(n_steps):
@@ -768,6 +805,28 @@ def test_guidance_sets_in_at_its_share_of_the_steps():
 def test_until_then_it_is_none_or_that_of_the_prompt_or_the_opposite():
     for early in (0.0, 1.0, -SCALE):
         assert watched(DelayedGuidance(0.5, early), [[2.0]] * 4)[:, 0].tolist() == [early] * 2 + [SCALE] * 2
+
+
+@pytest.mark.parametrize("early", [-SCALE, 0.5, 2.0])
+@pytest.mark.parametrize("part", [
+    AntimemorizationGuidance(despecification=0.5),
+    PromptReanchoring(paraphrases=1, trigger=0.0, full=0.01),
+], ids=["antimemorization", "reanchoring"])  # fmt: skip
+def test_parts_around_delayed_guidance_guide_by_the_scale_that_acts(part, early):
+    def steps(*mitigations, scales=(SCALE,) * 6):
+        request = ask_of()
+        denoiser = applied.Mitigations(mitigations).around(plain(request), request, range(3))
+        given = zip(asks(request, 6), scales, strict=True)
+        return [denoiser(dataclasses.replace(ask, scale=torch.full((3,), scale))) for ask, scale in given]
+
+    delayed, acting = DelayedGuidance(0.5, early), [early] * 3 + [SCALE] * 3
+    # One that does nothing stands for it, since what a part draws is of its place in the list.
+    around, alone = steps(delayed, part), steps(DelayedGuidance(0.0), part, scales=acting)
+    within, parted = steps(part, delayed), [*steps(scales=acting)[:3], *steps(part)[3:]]
+    for found, by_hand in ((around, alone), (within, parted)):
+        assert [step.scale.tolist() for step in found] == [[scale] * 3 for scale in acting]
+        assert all(torch.equal(one.denoised, other.denoised) for one, other in zip(found, by_hand, strict=True))
+    assert not torch.equal(around[5].denoised, steps(delayed)[5].denoised)
 
 
 def test_dynamic_guidance_sets_in_past_each_images_own_first_minimum():
@@ -806,6 +865,17 @@ def test_what_is_lacking_is_said_before_the_start(spec, model, options, said, la
         applied.load([spec], "sampling", lacking[model], **given)
     with pytest.raises(InputError, match="acts in sampling only"):
         applied.load([spec], "training", lacking["empirical"])
+
+
+def test_fused_projections_are_refused(tmp_path):
+    model = StableDiffusion(str(tiny_stable_diffusion(tmp_path / "sd1")), on="cpu")
+    options = {"stage": "sampling", "model": model, "guidance": 2.0}
+    model.network.fuse_qkv_projections()
+    with pytest.raises(InputError, match=r"attention_rescaling needs .* fused\.\nCall unfuse_qkv_projections"):
+        applied.load(["attention_rescaling"], **options)
+    applied.load(["delayed_guidance", "prompt_optimisation"], **options)
+    model.network.unfuse_qkv_projections()
+    applied.load(["attention_rescaling"], **options)
 
 
 @pytest.mark.parametrize("part", [part for part in ACTING if not isinstance(part, AttentionRescaling)], ids=str)

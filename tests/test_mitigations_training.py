@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -19,14 +20,19 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from copyscope import Corpus, images, parts
+from copyscope import Corpus, images, parts, worlds
 from copyscope.diffusion import checkpoints, data, loop
+from copyscope.diffusion import train as training
 from copyscope.diffusion.applied import Mitigations, training_rng
 from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.encoded import Texts
 from copyscope.diffusion.mitigations import Batch
+from copyscope.diffusion.mitigations.dual_fusion import DualFusion
+from copyscope.diffusion.mitigations.mix_up import MixUp
 from copyscope.diffusion.train import Run, train
 from copyscope.errors import InputError, PartError
-from tests.test_train import EVENTFUL, LONG, ROOT, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
+from tests.processes import ROOT, in_two_processes
+from tests.test_train import EVENTFUL, LONG, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
 
 
 def part(spec):
@@ -519,15 +525,7 @@ APART = recipe(steps=1, mitigations=("anti_gradient(bins=4)",))
 
 
 def test_two_processes_train_what_one_does_and_average_what_they_remember(folder, tmp_path):
-    code = tmp_path / "together.py"
-    code.write_text("import sys\nfrom tests import test_mitigations_training as t\nt.together(*sys.argv[1:])\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, code, folder, tmp_path], env=environment, cwd=ROOT, capture_output=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    in_two_processes("test_mitigations_training", folder, tmp_path)
     one, two = train(folder, tmp_path / "one", TOGETHER), Run.open(tmp_path / "two")
     assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)
     for name, value in one.model.network.state_dict().items():
@@ -565,6 +563,100 @@ def test_how_new_captions_are_encoded_changes_no_bit(folder, tmp_path, monkeypat
     assert result(tmp_path / "one") == result(tmp_path / "two")
     # Once for the captions of the corpus, once for those of the steps that are to come.
     assert len(calls) == 2 if not options else len(calls) > 8
+
+
+@pytest.mark.parametrize(
+    ("specs", "kept", "room"),
+    [(("random_tokens(n=2, probability=1.0)",), 2**16, 2**13),
+     (("multiple_captions(probability=0.7)", "random_tokens(n=2, probability=0.5)"), 2**13, 2**10)],
+)  # fmt: skip
+def test_captions_made_anew_are_not_kept_for_ever_and_the_training_sets_are(
+    folder, tmp_path, monkeypatch, specs, kept, room
+):
+    sizes, calls = [], []
+    plain = Tiny.condition
+
+    class Watched(Texts):
+        def __call__(self, captions):
+            told = super().__call__(captions)
+            sizes.append(sum(one.text.nbytes for store in (self._own, self._made) for one in store.found.values()))
+            return told
+
+    monkeypatch.setattr(data, "KEPT_BYTES", kept)
+    monkeypatch.setattr(loop, "Texts", Watched)
+    monkeypatch.setattr(Tiny, "condition", lambda self, captions: [calls.extend(captions), plain(self, captions)][1])
+    train(folder, tmp_path / "run", recipe(steps=150, checkpoint_every=150, mitigations=specs))
+    own = {caption for captions in Corpus.open(folder).captions for caption in captions}
+    counts = collections.Counter(calls)
+    assert len(sizes) == 150
+    assert len(counts) > 500
+    # A caption of Tiny takes 32 bytes.
+    assert max(sizes) <= room + 32 * len(own)
+    assert {counts[caption] for caption in own} <= {0, 1}
+    assert len(own & counts.keys()) == (2 * N if len(specs) > 1 else N)
+    # Where there is room for the steps ahead, what is made is encoded once too.
+    assert len(specs) > 1 or set(counts.values()) == {1}
+
+
+# Rows that training leaves out
+
+
+@pytest.fixture(scope="module")
+def with_left_out(tmp_path_factory):
+    """Images of which the first six have no weight and the last cannot be read."""
+    left_out = write_corpus(tmp_path_factory.mktemp("left-out") / "train")
+    rows = [json.loads(line) for line in (left_out / "metadata.jsonl").read_text().splitlines()]
+    worlds.write_metadata(left_out, [row | {"weight": float(place >= 6)} for place, row in enumerate(rows)])
+    (left_out / f"{N - 1:02d}.png").write_bytes(b"no picture")
+    return left_out
+
+
+def test_partners_in_a_batch_are_rows_that_training_draws(with_left_out, tmp_path, monkeypatch):
+    texts, latents = [], []
+    mix, fuse = MixUp.perturb, DualFusion.fuse
+    monkeypatch.setattr(MixUp, "perturb", lambda self, told, *given: [
+        texts.append(told.text), mix(self, told, *given)][1])  # fmt: skip
+    monkeypatch.setattr(DualFusion, "fuse", lambda self, x0, *given: [latents.append(x0), fuse(self, x0, *given)][1])
+    train(with_left_out, tmp_path / "run", recipe(mitigations=("mix_up", "dual_fusion")))
+    model, corpus, drawn = Tiny(), Corpus.open(with_left_out), range(6, N - 1)
+    allowed = model.condition([f"picture {row}" for row in drawn]).text.flatten(1)
+    assert torch.cat(texts).flatten(1).unique(dim=0).tolist() == allowed.unique(dim=0).tolist()
+    allowed = model.encode([square(corpus, row) for row in drawn]).flatten(1)
+    assert torch.cat(latents).flatten(1).unique(dim=0).tolist() == allowed.unique(dim=0).tolist()
+
+
+def test_dual_fusion_leaves_out_images_without_weight(with_left_out):
+    told = Tiny().condition(["a caption"] * 100)
+    fusion = part(f"dual_fusion(text_share=1.0, images={str(with_left_out)!r})")
+    _, found = fusion.fuse(torch.randn(100, *Tiny().shape), told, rngs(100), Tiny())
+    drawn = Tiny().condition([f"picture {row}" for row in range(6, N - 1)]).text
+    torch.testing.assert_close(found.text.unique(dim=0), drawn.unique(dim=0))
+
+
+def test_dual_fusion_without_images_is_told_before_anything_is_read(folder, with_left_out, tmp_path, monkeypatch):
+    empty, weightless = tmp_path / "empty", write_corpus(tmp_path / "weightless")
+    empty.mkdir()
+    rows = [{"file_name": path.name, "weight": 0.0} for path in weightless.glob("*.png")]
+    worlds.write_metadata(weightless, rows)
+    monkeypatch.setattr(training, "_accelerator", None)
+    wrong = {tmp_path / "none": "no such file or folder.\nCheck the path",
+             empty: "the folder is empty.\nName a folder that holds images",
+             weightless: "some above 0.\nSee the column `weight`"}  # fmt: skip
+    for images_, why in wrong.items():
+        spec = f"dual_fusion(images={str(images_)!r})"
+        with pytest.raises(InputError) as caught:
+            train(folder, tmp_path / "run", recipe(mitigations=(spec,)))
+        assert str(caught.value).startswith(f"{spec}: ")
+        assert str(caught.value).endswith(why)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_caption_that_an_image_has_twice_counts_twice(fresh):
+    policy, sampler = data.CaptionPolicy([["a", "a", "b"]], np.array([fresh])), data.WeightedSampler([1.0])
+    options, n = recipe(batch_size=3000), 3000
+    _, captions, _ = data.said(0, options, sampler, policy, Mitigations((part("multiple_captions"),)))
+    assert within(captions.count("b"), n, 1 / 3)
 
 
 # The recipe

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,15 +15,16 @@ from scipy.stats import binomtest
 from copyscope import outcomes, stats
 
 ROWS = [
-    # id, source, match, copied, similarity
-    ("0", "a", "a", True, 0.9),
-    ("1", "b", "b2", True, 0.8),
-    ("2", "c", "a", True, 0.7),
-    ("3", "d", "d", False, 0.4),
-    ("4", "e", "a", False, 0.3),
-    ("5", None, "e", False, 0.2),
-    ("6", "a", None, None, None),
+    # id, source, match, copied, similarity, calibration images that score as high
+    ("0", "a", "a", True, 0.9, 0),
+    ("1", "b", "b2", True, 0.8, 2),
+    ("2", "c", "a", True, 0.7, 3),
+    ("3", "d", "d", False, 0.4, 20),
+    ("4", "e", "a", False, 0.3, 40),
+    ("5", None, "e", False, 0.2, 200),
+    ("6", "a", None, None, None, None),
 ]
+N_CALIBRATION = 200
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def table():
     return make(ROWS)
 
 
-def make(rows):
+def make(rows, n_calibration=N_CALIBRATION):
     audited = pa.table(
         {
             "id": [row[0] for row in rows],
@@ -40,12 +42,13 @@ def make(rows):
             "copied": pa.array([row[3] for row in rows], pa.bool_()),
             "similarity": pa.array([row[4] for row in rows], pa.float64()),
             "combined": pa.array([row[4] for row in rows], pa.float64()),
+            "p_value": [None if row[5] is None else (1 + row[5]) / (1 + N_CALIBRATION) for row in rows],
             "error": [None if row[2] else "torn" for row in rows],
         }
     )
     made = {row[0]: {"id": row[0], "seed": int(row[0]), "source_id": row[1]} for row in rows}
     duplicated = {name: name in "ae" for name in ("a", "b", "b2", "c", "d", "e")}
-    return outcomes.outcomes(audited, made, duplicated, {"b": 7, "b2": 7})
+    return outcomes.outcomes(audited, made, duplicated, {"b": 7, "b2": 7}, n_calibration)
 
 
 def test_an_image_knows_whether_its_match_is_its_own(table):
@@ -53,6 +56,7 @@ def test_an_image_knows_whether_its_match_is_its_own(table):
     assert [row["own"] for row in rows.values()] == [True, True, False, True, False, None, None]
     assert [row["duplicated"] for row in rows.values()] == [True, False, False, False, True, None, True]
     assert rows["6"]["copied"] is None
+    assert [row["beyond"] for row in rows.values()] == [True, True, False, False, False, False, None]
     assert table.schema == outcomes.SCHEMA
 
 
@@ -62,6 +66,8 @@ def test_rates_are_of_the_readable_and_the_unreadable_widen_them(table):
     assert found["replication_rate"] == stats.proportion(3, 6, missing=1)
     assert found["replication_rate_duplicated"] == stats.proportion(1, 2, missing=1)
     assert found["replication_rate_others"] == stats.proportion(2, 3)
+    assert found["replication_rate_fixed"] == stats.proportion(2, 6, missing=1)
+    assert found["replication_rate_fixed_duplicated"] == stats.proportion(1, 2, missing=1)
     assert found["copies_of_duplicated"] == stats.proportion(2, 3)
     assert found["own_rate"] == stats.proportion(3, 5, missing=1)
     assert found["own_copy_rate"] == stats.proportion(2, 5, missing=1)
@@ -69,18 +75,46 @@ def test_rates_are_of_the_readable_and_the_unreadable_widen_them(table):
     assert found["similarity_p95"].n == 6
 
 
+@pytest.mark.parametrize(("as_high", "of", "beyond"), [
+    (0, 1, True), (1, 1, False), (0, 99, True), (1, 99, False), (1, 100, True), (5, 525, True), (6, 525, False),
+])  # fmt: skip
+def test_the_fixed_line_is_reached_by_one_in_a_hundred_real_images(as_high, of, beyond):
+    assert outcomes.beyond((1 + as_high) / (1 + of), of) is beyond
+
+
+def test_without_calibration_there_is_no_fixed_line(table):
+    assert outcomes.beyond(1.0, 0) is None
+    found = outcomes.rates(make(ROWS, 0))
+    assert found["replication_rate_fixed"].n == 0
+    assert math.isnan(found["replication_rate_fixed"].value)
+    assert found["replication_rate"] == outcomes.rates(table)["replication_rate"]
+
+
+def test_outcomes_of_an_earlier_version_are_read(table, tmp_path):
+    pq.write_table(table.drop_columns("beyond"), tmp_path / "outcomes.parquet")
+    found = outcomes.read(tmp_path)
+    assert found.schema == outcomes.SCHEMA
+    assert found["beyond"].null_count == len(table)
+    assert [row["measure"] for row in outcomes.contrasts(found, found)] == [
+        name for name in outcomes.COMPARED if name != "replication_rate_fixed"
+    ]
+
+
 def test_contrasts_pair_by_id_seed_and_source_whatever_the_order(table):
-    other = make([("4", "e", "e", True, 0.9), ("0", "a", "a", True, 0.95), ("3", "d", "a", True, 0.9), *ROWS[5:]])
+    other = make(
+        [("4", "e", "e", True, 0.9, 0), ("0", "a", "a", True, 0.95, 9), ("3", "d", "a", True, 0.9, 0), *ROWS[5:]]
+    )
     found = {row["measure"]: row for row in outcomes.contrasts(table, other)}
     assert list(found) == list(outcomes.COMPARED)
     assert (found["replication_rate"]["n"], found["replication_rate"]["difference"]) == (4, pytest.approx(2 / 4))
     assert (found["replication_rate_duplicated"]["n"], found["own_rate"]["n"]) == (2, 3)
     assert found["own_rate"]["difference"] == pytest.approx(0)
     assert found["similarity_mean"]["difference"] == pytest.approx((0.05 + 0.6 + 0.5 + 0) / 4)
+    assert found["replication_rate_fixed"]["difference"] == pytest.approx((2 - 1) / 4)
     assert found["similarity_mean"]["p_value"] is None
 
 
-@pytest.mark.parametrize("rows", [[("3", "c", "c", True, 0.9), *ROWS[:3]], [("9", "d", "c", True, 0.9)], []])
+@pytest.mark.parametrize("rows", [[("3", "c", "c", True, 0.9, 0), *ROWS[:3]], [("9", "d", "c", True, 0.9, 0)], []])
 def test_arms_of_other_prompts_are_not_compared(table, rows):
     assert list(outcomes.contrasts(table, make(rows))) == []
 

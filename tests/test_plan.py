@@ -77,7 +77,8 @@ def test_arms_of_one_training_share_its_run_and_no_others_do(tmp_path):
     assert given == same != flipped
     other = planned(tmp_path, '[[arms]]\n[[arms]]\n"data.n_train" = 20\n', ["seeds=[0]"]).arms
     assert other[0].run != other[1].run
-    assert [arm.images.name for arm in other] == ["data", "n_train=20"]
+    # Beside each other: prepared images are alone in their folder.
+    assert [arm.images for arm in other] == [tmp_path / "out" / name for name in ("data", "data-n_train=20")]
 
 
 def test_a_table_has_a_name_in_any_case(tmp_path):

@@ -42,11 +42,11 @@ def arm(found, name):
 
 
 def table(*rows):
-    """Outcomes from rows (source, copied, own)."""
+    """Outcomes from rows (source, beyond, own)."""
     full = [
         dict.fromkeys(outcomes.SCHEMA.names)
-        | {"source_id": source, "copied": copied, "own": own, "prompt": f"caption of {source}"}
-        for source, copied, own in rows
+        | {"source_id": source, "beyond": beyond, "own": own, "prompt": f"caption of {source}"}
+        for source, beyond, own in rows
     ]
     return pa.Table.from_pylist(full, outcomes.SCHEMA)
 
@@ -124,10 +124,10 @@ def test_what_is_regained_is_counted_by_kind(done):
     assert [row["id"] for row in rows if row["regained"]] == ["paraphrase/0000.png", "paraphrase/0004.png"]
     saved = json.loads((out / "arms" / "noised-seed0" / "recheck.json").read_text())
     assert (saved["n_prompts"], saved["n_tries"]) == (4, 24)
-    assert saved["cut"] is not None
+    assert saved["first"] == "plain-seed0"
 
 
-def test_the_line_is_that_of_the_first_arm(done):
+def test_the_line_is_not_that_of_the_tries(done):
     """Two copies among 24 tries are too few for the false discovery rate of the tries alone."""
     _, out, toml, _ = done
     noised = plan(toml, out, ["audit.general=0"]).arms[1]
@@ -193,6 +193,26 @@ def test_what_was_stopped_or_failed_is_rechecked_next_time(world, tmp_path, monk
     assert arm(found, "noised")["recheck_error"] is None
     assert arm(found, "noised")["estimates"]["copies_regained"]["n"] == 4
     assert experiment.run(toml, out, settings=values).table.equals(found.table)
+
+
+def test_what_is_compared_with_another_arm_is_rechecked(world, tmp_path, monkeypatch):
+    toml, out = write_toml(world, tmp_path), tmp_path / "out"
+    made, values = replace(monkeypatch), ["audit.general=0"]
+    experiment.run(toml, out, settings=values)
+    listed = toml.read_text().replace(PLAIN, "") + PLAIN.replace("plain", "later")
+    toml.write_text(listed.replace("[[arms]]", SAME + "[[arms]]", 1))
+    stale = experiment.collect(plan(toml, out, values))
+    assert arm(stale, "noised")["first"] == "same-seed0"
+    assert arm(stale, "noised")["estimates"]["copies_regained"] == NOTHING
+    made.clear()
+    found = experiment.run(toml, out, settings=values)
+    assert {"recheck/seed", "recheck/paraphrase", "recheck/noise"} <= set(made)
+    assert json.loads((out / "arms" / "noised-seed0" / "recheck.json").read_text())["first"] == "same-seed0"
+    assert arm(found, "noised")["estimates"]["copies_regained"]["n"] == 4
+
+
+PLAIN = '[[arms]]\nname = "plain"\n'
+SAME = '[[arms]]\nname = "same"\n"sample.guidance" = 1.0\n'
 
 
 def test_an_engine_rechecks_after_all_arms_are_done(world, tmp_path, monkeypatch):

@@ -31,8 +31,7 @@ from copyscope.diffusion.models import Trainable
 from copyscope.diffusion.train import PRESETS, Run, TrainRecipe, train
 from copyscope.errors import InputError, MissingExtra, TrainingError
 from copyscope.stats import Estimate
-
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, in_two_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,15 +321,7 @@ TOGETHER = recipe(steps=6, gradient_accumulation=2, flip=True, sample_every=6, s
 
 
 def test_two_processes_train_what_one_does(folder, tmp_path):
-    code = tmp_path / "together.py"
-    code.write_text("import sys\nfrom tests import test_train as t\nt.together(*sys.argv[1:])\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, code, folder, tmp_path], env=environment, cwd=ROOT, capture_output=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    in_two_processes("test_train", folder, tmp_path)
     one = train(folder, tmp_path / "one", TOGETHER, watch=watcher([]))
     two = Run.open(tmp_path / "two")
     assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from copyscope import Corpus, curate, images
 from copyscope.diffusion import data
 from copyscope.diffusion.applied import Mitigations
-from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, Texts, WeightedSampler, collate, draw
-from copyscope.errors import ImageError, InputError
+from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
+from copyscope.diffusion.encoded import Texts
+from copyscope.errors import ImageError, InputError, TrainingError
 from tests.test_train import N, Tiny, recipe, write_corpus
 
 
@@ -224,8 +225,51 @@ def test_texts_are_kept_up_to_a_number_of_bytes(monkeypatch):
     texts = Texts(Counted(), ["a", "b", "c", "d"])
     for _ in range(2):
         assert torch.equal(texts(["d", "a", "d", "b"]).text, Tiny().condition(["d", "a", "d", "b"]).text)
-    texts.keep(["e"])
     assert calls == [["a", "b", "c", "d"], ["d"], ["d"]]
+
+
+def test_texts_that_are_not_the_training_sets_make_way_for_others(monkeypatch):
+    calls = []
+
+    class Counted(Tiny):
+        def condition(self, captions):
+            calls.append(list(captions))
+            return Tiny.condition(self, captions)
+
+    # Room for ten captions, and two more of those that are made.
+    monkeypatch.setattr(data, "KEPT_BYTES", 10 * 32 * 2)
+    texts = Texts(Counted(), ["a"], ["b"])
+    for captions in (["b"], ["one"], ["two"], ["one"], ["three"], ["a", "b", "one"], ["three", "four", "one"], ["two"]):
+        assert torch.equal(texts(captions).text, Tiny().condition(captions).text)
+    # "two" made way for "three", as "one" was used since; and "three" for "four", which was asked for with it.
+    assert calls == [["a"], ["b"], ["one"], ["two"], ["three"], ["four"], ["two"]]
+    calls.clear()
+    # Those that are to come stay until others are to come, and no more are encoded than there is room for.
+    texts.keep(["five", "six", "a", "b"])
+    for caption in ("seven", "five", "six", "seven"):
+        texts([caption])
+    texts.keep(["five", "eight"])
+    texts(["eight", "five"])
+    assert calls == [["five", "six"], ["seven"], ["seven"], ["eight"]]
+    calls.clear()
+    made = [f"made {index:03d}" for index in range(200)]
+    texts.keep(made)
+    assert calls == [made[:64]]
+
+
+def test_a_model_is_told_of_by_its_spec(corpus):
+    @dataclasses.dataclass(frozen=True)
+    class Around(Tiny):
+        inner: object = dataclasses.field(default_factory=lambda: torch.nn.Linear(1, 1))
+
+        def encode(self, pictures):
+            return torch.zeros(len(pictures), 1, 1, 1)
+
+    told = recipe()
+    with pytest.raises(TrainingError, match=f"^{told.model} makes latents of shape") as caught:
+        Pictures(corpus, Around(), told, None)
+    assert "Linear" in str(Around())
+    assert "Linear" not in str(caught.value)
 
 
 # The patch of another's training script

@@ -57,6 +57,7 @@ GENERAL = {
 #: Measures of an arm beside those of `outcomes` -> what they are, for reports.
 MEASURES = {
     "general_replication_rate": "share of the images of held-out captions that are copies",
+    "general_replication_rate_fixed": "the same by the one line for all arms",
     "general_similarity_mean": "mean similarity of such an image to its nearest training image",
     "general_similarity_p95": "95th percentile of that similarity",
     "general_above_threshold": "share of such images whose similarity is above the protocol's threshold",
@@ -66,6 +67,9 @@ MEASURES = {
     "general_recall": "recall of such images against all held-out images",
     "agreement": "text-image agreement of images and training captions, by a head fitted on held-out images",
     "general_agreement": "the same, of images and held-out captions",
+    "real_frechet_distance": "Fréchet distance of as many training images to all held-out images: what is real scores",
+    "real_agreement": "text-image agreement of the held-out images of these captions with them",
+    "shuffled_agreement": "the same with the captions of one another: what knows nothing of the caption scores",
     "seconds_per_image": "seconds that sampling an image took, loading the model included",
 }
 NOTHING: dict[str, Any] = dict.fromkeys(outcomes.ENDS, None) | {"n": 0}
@@ -119,6 +123,7 @@ def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
         {row["id"]: row for row in generated.table.select(known).to_pylist()},
         _pairs(pq.read_table(arm.run / "train.parquet", columns=["id", "duplicated"])),
         _pairs(judged.tables["groups"].select(["id", "group"])),
+        judged.summary["calibration"]["n"],
     )
 
 
@@ -211,10 +216,37 @@ def _general(
     judged.save(arm.folder / "general-audit")
     described = _embedded(arm, generated, progress)
     cost = quality(described.vectors, real.vectors, described.descriptor, seed=arm.audit.seed)
-    found = {name: _found(judged, path) for name, path in GENERAL.items()}
+    found = {name: _found(judged, path) for name, path in GENERAL.items()} | reference(arm, real, head, progress)
+    fixed = outcomes.rates(outcomes_of(arm, judged, generated))["replication_rate_fixed"]
+    found["general_replication_rate_fixed"] = fixed.as_dict()
     for name in ("frechet_distance", "precision", "recall"):
         found[f"general_{name}"] = getattr(cost, name).as_dict()
     return found | {"general_agreement": _agreement(head, described) if head else NOTHING}
+
+
+def reference(arm: Arm, real: Embeddings, head: Head | None, progress: Progress | None) -> dict[str, Any]:
+    """What real images score in place of those made of held-out captions; `real`: all held-out images.
+
+    The same for all arms of these data, and so kept beside them.
+    """
+    from .copying.quality import quality
+
+    path = arm.images / "reference.json"
+    if path.is_file():
+        return read(path)
+    training = _embedded(arm, Corpus.open(arm.images / "train"), progress)
+    some = training.vectors[: arm.audit.general]
+    distance = quality(some, real.vectors, real.descriptor, seed=arm.audit.seed).frechet_distance
+    found = {"real_frechet_distance": distance.as_dict(), "real_agreement": NOTHING, "shuffled_agreement": NOTHING}
+    if head:
+        place = {int(row): position for position, row in enumerate(real.rows)}
+        rows = [row for row in _captioned(real.corpus)[: arm.audit.general] if row in place]
+        vectors = real.vectors[[place[row] for row in rows]]
+        told = [real.corpus.captions[row][0] for row in rows]
+        found["real_agreement"] = _cosines(head, told, vectors)
+        found["shuffled_agreement"] = _cosines(head, told[len(told) // 2 :] + told[: len(told) // 2], vectors)
+    write(path, found)
+    return found
 
 
 def _made(
@@ -250,12 +282,17 @@ def _head(arm: Arm, real: Embeddings) -> Head | None:
 
 def _agreement(head: Head, described: Embeddings) -> dict[str, Any]:
     """Text-image agreement of the readable images and their prompts."""
+    prompts = described.corpus.prompts
+    return _cosines(head, [prompts[row] for row in described.rows], described.vectors)
+
+
+def _cosines(head: Head, captions: Sequence[str], vectors: Floats) -> dict[str, Any]:
+    """Mean agreement of captions [n] and image vectors [n d]."""
     from .copying.agreement import agreement
 
-    prompts = described.corpus.prompts
-    if not len(described.rows):
+    if not captions:
         return NOTHING
-    cosines = agreement(head, text_vectors([prompts[row] for row in described.rows]), described.vectors)
+    cosines = agreement(head, text_vectors(captions), vectors)
     return stats.bootstrap(lambda values: float(values.mean()), cosines).as_dict()
 
 

@@ -170,15 +170,14 @@ def _each(
 def _row(arm: Arm) -> dict[str, Any]:
     """An arm as a row of the summary; numbers are null where it is not finished, or has none."""
     row: dict[str, Any] = {"arm": arm.slug, "label": arm.label, "name": arm.name or None, "run": arm.run.name}
-    row |= {"values": arm.values, "seed": arm.seed, "error": _error(arm, "failed.json")}
-    row |= {"recheck_error": _error(arm, "recheck-failed.json")}
+    row |= {"first": arm.first.name if arm.first else None, "values": arm.values, "seed": arm.seed}
+    row |= {"error": _error(arm, "failed.json"), "recheck_error": _error(arm, "recheck-failed.json")}
     row |= dict.fromkeys(("answer", "n_generated", "n_missing", "n_train", "steps", "train_seconds", "seconds"))
     estimates = dict.fromkeys((*outcomes.MEASURES, *arms.AUDITED, *arms.MEASURES, *recheck.MEASURES), arms.NOTHING)
     if (arm.folder / "arm.json").is_file():
         row |= read(arm.folder / "arm.json")
         estimates |= row["estimates"]
-        if (arm.folder / "recheck.json").is_file():
-            estimates |= read(arm.folder / "recheck.json")["estimates"]
+        estimates |= (recheck.finished(arm) or {"estimates": {}})["estimates"]
     return row | {"estimates": estimates}
 
 
@@ -190,7 +189,7 @@ def _error(arm: Arm, name: str) -> str | None:
 
 def _contrasts(planned: Plan, done: Sequence[Arm]) -> Iterator[dict[str, Any]]:
     """The paired differences of two arms at a time; then, of each, the mean over the seeds."""
-    tables = {arm.folder: pq.read_table(arm.folder / "outcomes.parquet") for arm in done}
+    tables = {arm.folder: outcomes.read(arm.folder) for arm in done}
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for key, first, arm in _compared(planned, done):
         names = {"key": key, "from": first.said(key), "to": arm.said(key), "at": arm.without(key)}

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import images
-from .copying.embed import embed
+from .copying.embed import Embeddings, embed
 from .copying.protocols import protocol as named_protocol
 from .copying.search import search
 from .corpus import Corpus
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .copying.descriptors import Descriptor
     from .diffusion.denoiser import NearestImage
 
-KEPT_PICTURES = 4096
-
-Finder = Callable[[Sequence[NDArray[np.uint8]]], "list[NearestImage]"]
-"""Pictures [n], uint8 [h w 3] each -> the nearest training image of each [n]."""
+KEPT_BYTES = 256 * 2**20
 
 
 def nearest(train: Corpus | str | Path, protocol: str = "sscd_distilled", **options: Any) -> Finder:
@@ -35,11 +36,39 @@ def nearest(train: Corpus | str | Path, protocol: str = "sscd_distilled", **opti
     The training set is described once, at the first call. options: `cache` and `workers` of `embed`, `progress`. Raises
     InputError, at the first call, where none of its images can be read.
     """
-    descriptor = named_protocol(protocol).load()
+    return Finder(train, named_protocol(protocol).load(), options)
 
-    @functools.cache
-    def known() -> tuple[Any, list[str]]:
-        described = embed(train, descriptor, **options)
+
+class Finder:
+    """Pictures [n], uint8 [h w 3] each -> the nearest training image of each [n]."""
+
+    def __init__(self, train: Corpus | str | Path, descriptor: Descriptor, options: dict[str, Any]) -> None:
+        self._train, self._descriptor, self._options = train, descriptor, options
+        self._pictures: dict[int, NDArray[np.uint8]] = {}
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NearestImage]:
+        from .diffusion.denoiser import NearestImage
+
+        if not pictures:
+            return []
+        described, captions = self._known
+        found = search(self._descriptor.describe(list(pictures)), described.vectors, 1)
+        rows = described.rows[found.index[:, 0]].tolist()
+        scores = found.score[:, 0].tolist()
+        return [NearestImage(score, captions[row], self._picture(row)) for row, score in zip(rows, scores, strict=True)]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that decides what is found: descriptor, images and captions. Describes the images."""
+        described, captions = self._known
+        digests = described.corpus.table["sha256"].to_pylist()
+        known = [(digests[row], captions[row]) for row in described.rows.tolist()]
+        return hashlib.sha256(json.dumps([described.descriptor, described.fingerprint, known]).encode()).hexdigest()
+
+    @functools.cached_property
+    def _known(self) -> tuple[Embeddings, list[str]]:
+        described = embed(self._train, self._descriptor, **self._options)
         if not len(described.rows):
             raise InputError(
                 f"None of the {len(described.corpus)} training images in {described.corpus.origin} can be read.\n"
@@ -47,19 +76,14 @@ def nearest(train: Corpus | str | Path, protocol: str = "sscd_distilled", **opti
             )
         return described, [(captions or [""])[0] for captions in described.corpus.captions]
 
-    @functools.lru_cache(KEPT_PICTURES)
-    def picture(row: int) -> NDArray[np.uint8]:
-        return images.decode(known()[0].corpus.read(row))
-
-    def find(pictures: Sequence[NDArray[np.uint8]]) -> list[NearestImage]:
-        from .diffusion.denoiser import NearestImage
-
-        if not pictures:
-            return []
-        described, captions = known()
-        found = search(descriptor.describe(list(pictures)), described.vectors, 1)
-        rows = described.rows[found.index[:, 0]].tolist()
-        scores = found.score[:, 0].tolist()
-        return [NearestImage(score, captions[row], picture(row)) for row, score in zip(rows, scores, strict=True)]
-
-    return find
+    def _picture(self, row: int) -> NDArray[np.uint8]:
+        """The image of a row; of those looked at last, KEPT_BYTES are kept."""
+        with self._lock:
+            picture = self._pictures.pop(row, None)
+            if picture is None:
+                picture = images.decode(self._known[0].corpus.read(row))
+                self._bytes += picture.nbytes
+            self._pictures[row] = picture
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= self._pictures.pop(next(iter(self._pictures))).nbytes
+            return picture

@@ -12,8 +12,9 @@ from typing import Any
 from .outcomes import over_seeds
 from .stats import Estimate
 
-COPIES, COST = "replication_rate", "general_frechet_distance"
-"""What is compared: copies among images of training captions, distance of images of held-out captions."""
+COPIES, COST, FLOOR = "replication_rate_fixed", "general_frechet_distance", "real_frechet_distance"
+"""What is compared: copies among images of training captions, by one line for all arms; distance of images of held-out
+captions, and what is left of it for images that are real."""
 DEAREST = 0.05
 """Rows whose distance is more than this share above the plain model's come after all others."""
 
@@ -21,45 +22,66 @@ Row = Mapping[str, Any]
 
 
 def leaderboard(arms: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of the finished arms, best first; [] where the first arm is not finished or none has a distance.
+    """Rows of the finished arms, best first; [] where none has copies, a distance, and a plain model that has both.
 
-    The first arm is the plain model. A row: `label`; `stage`, "plain" or where it differs from that: "training",
-    "sampling", "both"; `seeds`; `estimates`, over several seeds the mean with Student's
-    interval; `fewer_copies`, share of the plain model's copies that is gone; `dearer`, share by which the distance is
-    above the plain model's; `frontier`, whether no other row has both fewer copies and a smaller distance.
+    An arm's plain model is the one it is compared with, `first`. A row: `label`; `stage`, "plain" or where it differs
+    from that: "training", "sampling", "both"; `seeds`, those whose plain model is finished; `estimates`, over several
+    seeds the mean with Student's interval; `fewer_copies`, share of the plain model's copies that is gone; `dearer`,
+    share by which the distance is above the plain model's; `excess`, the same of distances less that of real images;
+    `frontier`, whether no row with the same plain model has both fewer copies and less excess, or one and as much of
+    the other.
 
-    Ranked by replication rate, those dearer than DEAREST last. fewer_copies of one seed: Katz et al. 1978 (log ratio
-    of two shares, half a copy where there is none), which leaves the pairing of the images unused; of several: Student
-    over the seeds' ratios. dearer of one seed: the two relative errors added as squares.
+    Ranked by fewer_copies, rows with more excess than DEAREST last. Ratios are to the plain model of the same seed, so
+    rows of different seeds can be ranked. fewer_copies of one seed: Katz et al. 1978 (log ratio of two shares, half a
+    copy where there is none), which leaves the pairing of the images unused; of several: Student over the seeds'
+    ratios, those left out whose plain model does not copy. dearer and excess of one seed: the two relative errors added
+    as squares, what is real taken as known.
     """
-    labels = list(dict.fromkeys(row["label"] for row in arms))
-    finished = [row for row in arms if _value(row, COPIES) is not None and _value(row, COST) is not None]
-    grouped = {label: [row for row in finished if row["label"] == label] for label in labels}
-    plain = {row["seed"]: row for row in grouped.get(labels[0], [])} if labels else {}
-    found = [_row(label, rows, plain) for label, rows in grouped.items() if any(row["seed"] in plain for row in rows)]
-    for row in found:
-        row["frontier"] = not any(_beats(other, row) for other in found)
-    return sorted(found, key=lambda row: ((row["dearer"]["value"] or 0) > DEAREST, *_place(row)))
+    finished = {row["arm"]: row for row in arms if _value(row, COPIES) is not None and _value(row, COST) is not None}
+    grouped: dict[str, list[tuple[Row, Row]]] = {}
+    for row in finished.values():
+        first = finished.get(row["first"] or row["arm"])
+        if first is not None:
+            grouped.setdefault(row["label"], []).append((row, first))
+    found = {label: _row(label, pairs) for label, pairs in grouped.items()}
+    for label, row in found.items():
+        plain = grouped[label][0][1]["label"]
+        rivals = [other for name, other in found.items() if grouped[name][0][1]["label"] == plain]
+        row["frontier"] = not any(_beats(other, row) for other in rivals)
+    return sorted(found.values(), key=lambda row: (place(row)[1] > 1 + DEAREST, *place(row)))
 
 
-def _row(label: str, rows: Sequence[Row], plain: Mapping[int, Row]) -> dict[str, Any]:
-    names = list(rows[0]["estimates"])
-    paired = [(row, plain[row["seed"]]) for row in rows if row["seed"] in plain]
+def place(row: Row) -> tuple[float, float]:
+    """(copies, excess) of a row of the leaderboard as shares of the plain model's; infinite where there is none."""
+    copies, cost = row["fewer_copies"]["value"], row["excess"]["value"]
+    return (math.inf if copies is None else 1 - copies, math.inf if cost is None else 1 + cost)
+
+
+def _row(label: str, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
+    rows = [row for row, _ in pairs]
     return {
         "label": label,
-        "stage": _stage(rows[0]),
+        "stage": _stage(*pairs[0]),
         "seeds": [row["seed"] for row in rows],
-        "estimates": {name: _mean([row["estimates"][name] for row in rows]) for name in names},
-        "fewer_copies": _over([_fewer(row, first) for row, first in paired]).as_dict(),
-        "dearer": _over([_dearer(row, first) for row, first in paired]).as_dict(),
+        "estimates": {name: _mean([row["estimates"][name] for row in rows]) for name in rows[0]["estimates"]},
+        "fewer_copies": _over([_fewer(row, plain) for row, plain in pairs], highest=1.0).as_dict(),
+        "dearer": _over([_dearer(row, plain, 0.0) for row, plain in pairs]).as_dict(),
+        "excess": _over([_dearer(row, plain, _value(row, FLOOR) or 0.0) for row, plain in pairs]).as_dict(),
     }
 
 
-def _stage(row: Row) -> str:
-    """By the tables of the values that the arm names."""
-    named = {key.partition(".")[0] for key, value in row["values"].items() if value not in (None, [], "")}
-    acts = named & {"train", "data"}, named & {"sample"}
+def _stage(row: Row, plain: Row) -> str:
+    """By the tables of the values that differ from the plain model's."""
+    keys = {key for key in {**row["values"], **plain["values"]} if _set(row, key) != _set(plain, key)}
+    tables = {key.partition(".")[0] for key in keys}
+    acts = tables & {"train", "data"}, tables & {"sample"}
     return "both" if all(acts) else "training" if acts[0] else "sampling" if acts[1] else "plain"
+
+
+def _set(row: Row, key: str) -> Any:
+    """A value of an arm, None where it is as good as not set."""
+    value = row["values"].get(key)
+    return None if value in ([], "") else value
 
 
 def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -70,8 +92,13 @@ def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return over_seeds([each["value"] for each in known]).as_dict()
 
 
-def _over(estimates: Sequence[Estimate]) -> Estimate:
-    return estimates[0] if len(estimates) == 1 else over_seeds([each.value for each in estimates])
+def _over(estimates: Sequence[Estimate], highest: float = math.inf) -> Estimate:
+    """Of several seeds, those known, the mean; no end above `highest`."""
+    known = [each for each in estimates if not math.isnan(each.value)]
+    if len(known) < 2:
+        return known[0] if known else estimates[0]
+    mean = over_seeds([each.value for each in known])
+    return Estimate(mean.value, mean.low, min(mean.high, highest), mean.n)
 
 
 def _fewer(row: Row, plain: Row) -> Estimate:
@@ -90,24 +117,22 @@ def _fewer(row: Row, plain: Row) -> Estimate:
     return Estimate(1 - rate / usual, 1 - ratio * math.exp(reach), high, n)
 
 
-def _dearer(row: Row, plain: Row) -> Estimate:
-    """Distance / plain distance - 1."""
+def _dearer(row: Row, plain: Row, floor: float) -> Estimate:
+    """(distance - floor) / (plain distance - floor) - 1."""
     own, usual = row["estimates"][COST], plain["estimates"][COST]
-    ratio = own["value"] / usual["value"]
+    above, base = own["value"] - floor, usual["value"] - floor
     if row is plain:
         return Estimate(0.0, 0.0, 0.0, own["n"])
-    errors = [(each["high"] - each["low"]) / 2 / each["value"] for each in (own, usual) if each["high"] is not None]
-    reach = ratio * math.hypot(*errors) if len(errors) == 2 else math.nan
-    return Estimate(ratio - 1, ratio - 1 - reach, ratio - 1 + reach, own["n"])
+    if base <= 0:
+        return Estimate(math.nan, math.nan, math.nan, own["n"])
+    widths = [math.nan if each["high"] is None else (each["high"] - each["low"]) / 2 for each in (own, usual)]
+    reach = math.hypot(widths[0] / base, above / base * widths[1] / base)
+    return Estimate(above / base - 1, above / base - 1 - reach, above / base - 1 + reach, own["n"])
 
 
 def _beats(other: Row, row: Row) -> bool:
-    ours, theirs = _place(row), _place(other)
+    ours, theirs = place(row), place(other)
     return theirs != ours and theirs[0] <= ours[0] and theirs[1] <= ours[1]
-
-
-def _place(row: Row) -> tuple[float, float]:
-    return row["estimates"][COPIES]["value"], row["estimates"][COST]["value"]
 
 
 def _value(row: Row, name: str) -> float | None:

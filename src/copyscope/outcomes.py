@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from . import stats
@@ -25,6 +27,9 @@ MEASURES = {
     "replication_rate": "share of images that are copies",
     "replication_rate_duplicated": "the same, of images prompted by a duplicated training image",
     "replication_rate_others": "the same, of images prompted by any other",
+    "replication_rate_fixed": "share of images whose score at most 1 % of the calibration images reach: one line for "
+    "all arms, while that of the replication rate is the higher the fewer copies an arm makes",
+    "replication_rate_fixed_duplicated": "the same, of images prompted by a duplicated training image",
     "copies_of_duplicated": "of the copies, those of a duplicated training image",
     "own_rate": "share of images whose match is the image that prompted them, or in its near-duplicate group",
     "own_copy_rate": "share of images that are copies of the image that prompted them, or of its group",
@@ -32,17 +37,23 @@ MEASURES = {
     "similarity_p95": "95th percentile of that similarity",
 }
 ENDS = ("value", "low", "high", "n")
-COMPARED = ("replication_rate", "replication_rate_duplicated", "own_rate", "similarity_mean")
+COMPARED = (
+    "replication_rate", "replication_rate_duplicated", "replication_rate_fixed", "own_rate", "similarity_mean",
+)  # fmt: skip
+LINE = 0.01
+"""An image is beyond the fixed line when at most this share of the calibration images score as high."""
 
 
 def outcomes(
-    audited: pa.Table, made: Mapping[str, Mapping[str, Any]], duplicated: Mapping[str, bool], groups: Mapping[str, Any]
-) -> pa.Table:
-    """One row a generated image: id, seed, source_id, prompt, match, similarity, combined, copied, own, duplicated,
-    match_duplicated; null where it could not be read, or nothing is known.
+    audited: pa.Table, made: Mapping[str, Mapping[str, Any]], duplicated: Mapping[str, bool], groups: Mapping[str, Any],
+    n_calibration: int,
+) -> pa.Table:  # fmt: skip
+    """One row a generated image: id, seed, source_id, prompt, match, similarity, combined, copied, beyond, own,
+    duplicated, match_duplicated; null where it could not be read, or nothing is known.
 
     audited: the table `generated` of an audit. made: id -> `seed` and `source_id`, the training image whose caption was
     the prompt. duplicated: training id -> whether it was drawn more often. groups: training id -> near-duplicate group.
+    n_calibration: images that the audit was calibrated on.
     """
     rows: list[dict[str, Any]] = []
     for row in audited.to_pylist():
@@ -58,6 +69,7 @@ def outcomes(
                 "seed": facts.get("seed"),
                 "source_id": source,
                 "copied": bool(row["copied"]) if read else None,
+                "beyond": beyond(row["p_value"], n_calibration) if read else None,
                 "own": own,
                 "duplicated": None if source is None else duplicated.get(source),
                 "match_duplicated": None if match is None else duplicated.get(match),
@@ -76,6 +88,7 @@ SCHEMA = pa.schema(
         "similarity": pa.float64(),
         "combined": pa.float64(),
         "copied": pa.bool_(),
+        "beyond": pa.bool_(),
         "own": pa.bool_(),
         "duplicated": pa.bool_(),
         "match_duplicated": pa.bool_(),
@@ -83,15 +96,37 @@ SCHEMA = pa.schema(
 )
 
 
+def beyond(p_value: float | None, n_calibration: int) -> bool | None:
+    """Whether a conformal p-value is beyond the fixed line; None where there is nothing to tell by."""
+    if p_value is None or not n_calibration:
+        return None
+    # p = (1 + as high) / (1 + all).
+    return round(p_value * (n_calibration + 1)) - 1 <= LINE * n_calibration
+
+
+def read(folder: Path) -> pa.Table:
+    """The outcomes that an arm wrote, those of an earlier version with nulls in the columns it did not have."""
+    table = pq.read_table(folder / "outcomes.parquet")
+    for name in SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(SCHEMA.names)
+
+
 def rates(table: pa.Table) -> dict[str, Estimate]:
     """MEASURES of the outcomes of one arm. Images that could not be read count against the model, as in an audit."""
     read, copied = _known(table, "copied"), _flags(table, "copied")
     sourced, own = _known(table, "source_id"), _flags(table, "own")
     twice, told = _flags(table, "duplicated"), _known(table, "duplicated")
+    over, scored = _flags(table, "beyond"), _known(table, "beyond")
+    # Of images that were read and not scored there is nothing to calibrate on, and so no share.
+    of = scored | ~read if scored.any() else np.zeros_like(read)
     found = {
         "replication_rate": _share(copied, read, np.ones_like(read)),
         "replication_rate_duplicated": _share(copied, read, twice),
         "replication_rate_others": _share(copied, read, told & ~twice),
+        "replication_rate_fixed": _share(over, scored, of),
+        "replication_rate_fixed_duplicated": _share(over, scored, of & twice),
         "copies_of_duplicated": _share(_flags(table, "match_duplicated"), copied, copied),
         "own_rate": _share(own, read, sourced),
         "own_copy_rate": _share(own & copied, read, sourced),
@@ -124,7 +159,7 @@ def contrasts(first: pa.Table, second: pa.Table) -> Iterator[dict[str, Any]]:
             change = _numbers(second, "similarity") - _numbers(first, "similarity")
             estimate, p_value = stats.bootstrap(_mean, change[np.isfinite(change)]), None
         else:
-            name = "own" if measure == "own_rate" else "copied"
+            name = {"own_rate": "own", "replication_rate_fixed": "beyond"}.get(measure, "copied")
             use = _known(first, name) & _known(second, name)
             use &= twice if measure == "replication_rate_duplicated" else True
             estimate, p_value = paired_difference(_flags(first, name)[use], _flags(second, name)[use])

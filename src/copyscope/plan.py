@@ -244,7 +244,7 @@ def _arm(
         audit,
         folder / "arms" / _slug([*said, *(_said(key, value) for key, value in cell.items()), f"seed{seed}"]),
         folder / "runs" / _run_slug(train, data),
-        folder / "data" / _slug([_said(key, value) for key, value in varied.items()]) if varied else folder / "data",
+        folder / _slug(["data", *(_said(key, value) for key, value in varied.items())]),
     )
 
 

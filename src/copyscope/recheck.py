@@ -10,15 +10,15 @@ between arms of as many tries, never with a replication rate.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from . import arms, captions
+from . import arms, captions, outcomes
 from .corpus import Corpus
 from .errors import CopyscopeError
 from .machine import Progress
@@ -42,9 +42,18 @@ Prompt = tuple[str, str]
 
 def due(arm: Arm) -> bool:
     """Whether the arm is to be rechecked and can be: it and the one it is compared with are finished."""
-    if not arm.audit.recheck or arm.first is None or (arm.folder / "recheck.json").is_file():
+    if not arm.audit.recheck or arm.first is None:
+        return False
+    if finished(arm) is not None:
         return False
     return all((folder / "arm.json").is_file() for folder in (arm.folder, arm.first))
+
+
+def finished(arm: Arm) -> dict[str, Any] | None:
+    """What `recheck.json` holds, None where there is none, or one by comparison with another arm."""
+    path = arm.folder / "recheck.json"
+    found = arms.read(path) if arm.first and path.is_file() else None
+    return found if found and arm.first and found["first"] == arm.first.name else None
 
 
 def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
@@ -66,15 +75,16 @@ def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
 def lost(first: pa.Table, second: pa.Table, most: int) -> list[Prompt]:
     """Prompts, `most` of them, whose image the first arm copied and the second did not, by their `outcomes`.
 
-    An image that is the prompt of several generated ones counts as copied once one of them copies it or its group. Of
-    unreadable ones nobody knows. In the order of the first arm: nobody has chosen them.
+    A copy is what is beyond the line that is one for all arms. An image that is the prompt of several generated ones
+    counts as copied once one of them copies it or its group. Of unreadable ones nobody knows. In the order of the first
+    arm: nobody has chosen them.
     """
     rows = second.to_pylist()
-    kept = {row["source_id"] for row in rows if row["copied"] and row["own"]}
-    seen = {row["source_id"] for row in rows if row["copied"] is not None}
+    kept = {row["source_id"] for row in rows if row["beyond"] and row["own"]}
+    seen = {row["source_id"] for row in rows if row["beyond"] is not None}
     found: dict[str, str] = {}
     for row in first.to_pylist():
-        if row["copied"] and row["own"] and row["source_id"] in seen - kept:
+        if row["beyond"] and row["own"] and row["source_id"] in seen - kept:
             found.setdefault(row["source_id"], row["prompt"])
     return list(found.items())[:most]
 
@@ -109,18 +119,21 @@ def _recheck(arm: Arm, progress: Progress | None) -> dict[str, Any]:
 
     assert arm.first is not None
     began = time.monotonic()
-    first, second = (pq.read_table(folder / "outcomes.parquet") for folder in (arm.first, arm.folder))
-    prompts = lost(first, second, arm.audit.recheck)
-    # The line that the first arm's copies were found by: a few tries on their own would need a far higher one.
-    cut = arms.read(arm.first / "audit" / "summary.json")["calibration"]["cut"]
-    rows = _judged(arm, prompts, cut, progress) if prompts else []
+    prompts = lost(outcomes.read(arm.first), outcomes.read(arm.folder), arm.audit.recheck)
+    asked = {"first": arm.first.name, "prompts": [list(prompt) for prompt in prompts]}
+    if not (begun := arm.folder / "recheck" / "asked.json").is_file() or arms.read(begun) != asked:
+        # Made of the prompts of another comparison.
+        shutil.rmtree(begun.parent, ignore_errors=True)
+        begun.parent.mkdir()
+        arms.write(begun, asked)
+    rows = _judged(arm, prompts, progress) if prompts else []
     write_table(arm.folder, "recheck", pa.Table.from_pylist(rows, SCHEMA))
     estimates = {"copies_regained": regained(rows)}
     estimates |= {f"copies_regained_by_{kind}": regained(rows, [kind]) for kind in KINDS}
     return {
+        "first": arm.first.name,
         "n_prompts": len(prompts),
         "n_tries": len(rows),
-        "cut": cut,
         "seconds": round(time.monotonic() - began, 1),
         "estimates": {name: estimate.as_dict() for name, estimate in estimates.items()},
     }
@@ -132,7 +145,7 @@ SCHEMA = pa.schema(
 )
 
 
-def _judged(arm: Arm, prompts: Sequence[Prompt], cut: float | None, progress: Progress | None) -> list[dict[str, Any]]:
+def _judged(arm: Arm, prompts: Sequence[Prompt], progress: Progress | None) -> list[dict[str, Any]]:
     """A row a try, with whether it is a copy of the prompt's image or its group."""
     made = {kind: _generated(arm, kind, asked, progress) for kind, asked in
             tries(prompts, arm.audit.attempts, arm.sample.seed).items() if asked}  # fmt: skip
@@ -145,12 +158,8 @@ def _judged(arm: Arm, prompts: Sequence[Prompt], cut: float | None, progress: Pr
     table = arms.outcomes_of(arm, arms.audited(arm, together, progress), together)
     rows = []
     for row in table.to_pylist():
-        copied = row["copied"]
-        if copied is False and cut is not None and row["combined"] is not None:
-            # The line is kept to six decimals.
-            copied = row["combined"] >= cut - 1e-6
-        kind = row["id"].partition("/")[0]
-        rows.append(row | {"kind": kind, "regained": None if copied is None else bool(copied and row["own"])})
+        regained = None if row["beyond"] is None else bool(row["beyond"] and row["own"])
+        rows.append(row | {"kind": row["id"].partition("/")[0], "regained": regained})
     return rows
 
 
@@ -160,7 +169,7 @@ COLUMNS = [
 
 
 def _generated(arm: Arm, kind: str, asked: Sequence[Prompt], progress: Progress | None) -> Corpus:
-    """Images of the arm's run under its own mitigations; try k of each kind begins from the same noise."""
+    """Images of the arm's run under its own mitigations; the k-th of each kind begins from the same noise."""
     from .diffusion.generate import generate
     from .finding import nearest
 

@@ -245,7 +245,7 @@ def plain(asked):
         with_prompt = asked.predict(ask.x, ask.sigma, asked.conditioning)
         without = asked.predict(ask.x, ask.sigma, asked.null)
         made = guided(with_prompt, without, ask.scale)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, made)
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, made, ask.scale)
 
     return denoiser
 

@@ -1,8 +1,10 @@
 """Mitigations in use: a recipe's specs, loaded, checked against the model, and sorted by door.
 
 Random numbers come from streams of their own, so that a mitigation turned down to nothing leaves a training and an
-image as they were without it: in training of (seed, step, number of the part, row of the batch), in sampling of (seed
-of the image, number of the part).
+image as they were without it. In training they are of (seed, step, number of the part): one stream for all captions of
+a step, in the order of its rows, and else one a row. Rows are counted over the whole batch, so that a caption or a
+perturbation is the same however many processes share it. In sampling they are of (seed of the image, number of the
+part).
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ D = TypeVar("D", bound=Mitigation)
 
 TRAINING_STREAM, SAMPLING_STREAM = 5, 6
 """Streams of mitigations of a seed, beside those of `data`."""
+
+FUSED = ("cross-attention whose projections are apart, and here they are fused", "Call unfuse_qkv_projections first")
 
 PRESETS: dict[str, dict[str, dict[str, str]]] = {
     # The paper's letters, with the defaults of its authors' code where it has some; 0.1 is its README's example of GN.
@@ -157,10 +161,14 @@ def load(
 
 
 def named(spec: str, stage: str) -> Mitigation:
-    """The part of a spec or a preset's letters. Raises PartError, InputError where it does not act in the stage."""
-    part: Mitigation = parts.load("mitigations", _preset(spec, stage))
+    """The part of a spec or a preset's letters.
+
+    Raises PartError, InputError where it does not act in the stage or what it names is not there.
+    """
+    part: Mitigation = _loaded(spec, stage)
     if stage not in part.stages:
         raise InputError(f"{spec} acts in {part.stages[0]} only.\nLeave it out of the recipe of {stage}")
+    part.check()
     return part
 
 
@@ -174,18 +182,21 @@ def sampling_rngs(seeds: Sequence[int], number: int) -> list[np.random.Generator
     return [np.random.default_rng(np.random.SeedSequence([seed, SAMPLING_STREAM, number])) for seed in seeds]
 
 
-def _preset(spec: str, stage: str) -> str:
+def _loaded(spec: str, stage: str) -> Any:
+    known = {f"{name}:{letters}": each for name, stages in PRESETS.items() for letters, each in stages[stage].items()}
+    presets = f"presets in {stage} are: {', '.join(known)}"
     name, colon, letters = spec.partition(":")
-    if not colon or name not in PRESETS:
-        return spec
-    known = PRESETS[name][stage]
-    if letters not in known:
-        raise PartError(f"No {letters!r} of {name} in {stage}.\nThere are: {', '.join(known)}")
-    return known[letters]
+    if name in PRESETS and spec not in known:
+        raise PartError(f"No {letters!r} of {name} in {stage}.\nThe {presets}")
+    try:
+        return parts.load("mitigations", known.get(spec, spec))
+    except PartError as error:
+        # A class of one's own without arguments is written like a preset: which was meant, we cannot know.
+        raise (PartError(f"{error}; {presets}") if colon and "(" not in spec else error) from None
 
 
 def _lacks(part: Mitigation, model: Model, guidance: float, has: Sequence[str] | None) -> tuple[str, str] | None:
-    """What it needs and there is not, as NEEDS says it. has: None in training, which is asked for a null alone."""
+    """What it needs and there is not, as NEEDS and FUSED say it. has: None in training, which needs a null alone."""
     if NULL in part.needs and not model.has_null:
         return NEEDS[NULL]
     if has is None:
@@ -194,4 +205,11 @@ def _lacks(part: Mitigation, model: Model, guidance: float, has: Sequence[str] |
         return NEEDS[GUIDANCE]
     if CROSS_ATTENTION in part.needs and not model.cross_attentions:
         return NEEDS[CROSS_ATTENTION]
+    if CROSS_ATTENTION in part.needs and any(map(_fused, model.cross_attentions)):
+        return FUSED
     return next((NEEDS[what] for what in (PROMPTS, NEAREST) if what in part.needs and what not in has), None)
+
+
+def _fused(layer: torch.nn.Module) -> bool:
+    """Whether its keys do not come of `to_k`, which stays there. (So does `fused_projections`, once unfused.)"""
+    return "Fused" in type(getattr(layer, "processor", None)).__name__

@@ -1,7 +1,7 @@
 """Which image with which caption, drawn how often: a sampler, a caption policy and a data set for any training loop.
 
 Everything is drawn by (seed, step) or (seed, epoch) and nothing else, so that a run can stop and go on anywhere. How
-`train` keeps pictures and texts in memory is here too.
+`train` keeps pictures in memory is here too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.machine import Progress
 
 from .applied import Mitigations, training_rng
-from .denoiser import Conditioning
 from .mitigations import OnCaption
 from .models import Trainable
 
@@ -76,7 +75,7 @@ class WeightedSampler(Sampler[int]):
 
     With replacement in every case, equal weights included, so that arms of an experiment differ in weight alone.
     weights: [n], at least 0, some above. n_draws: draws an epoch; n unless given. Each iteration is the next epoch, and
-    `set_epoch` says which comes next. Raises InputError.
+    `set_epoch` says which comes next. rows: those that can be drawn. Raises InputError.
     """
 
     def __init__(
@@ -86,8 +85,8 @@ class WeightedSampler(Sampler[int]):
         if given.ndim != 1 or not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
             raise InputError("Weights must be numbers of 0 or more, some above 0.\nSee the column `weight`")
         # Rows of weight 0 are left out: a uniform number at the very end of the range must not find one.
-        self._rows = np.flatnonzero(given)
-        self._ends = np.cumsum(given[self._rows]) / given.sum()
+        self.rows = np.flatnonzero(given)
+        self._ends = np.cumsum(given[self.rows]) / given.sum()
         self.n_draws, self.seed, self.epoch = n_draws or len(given), seed, 0
 
     @staticmethod
@@ -113,7 +112,7 @@ class WeightedSampler(Sampler[int]):
     def draw(self, step: int, n: int) -> NDArray[np.int64]:
         """The n rows of a step or an epoch [n]; the same each time it is asked."""
         found = np.searchsorted(self._ends, stream(self.seed, ROWS, step).random(n), side="right")
-        return self._rows[np.minimum(found, len(self._rows) - 1)]
+        return self.rows[np.minimum(found, len(self.rows) - 1)]
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -264,93 +263,10 @@ class Pictures:
             latents = torch.cat([self._model.encode(group).float().cpu() for group in groups])
         if latents.shape != (len(pictures), *self._model.shape):
             raise TrainingError(
-                f"{self._model} makes latents of shape {tuple(latents.shape[1:])} and says {self._model.shape}.\n"
-                "Correct the model"
+                f"{self._recipe.model} makes latents of shape {tuple(latents.shape[1:])} "
+                f"and says {self._model.shape}.\nCorrect the model"
             )
         return latents
-
-
-class Texts:
-    """Conditioning of captions, for `train`: kept in memory, up to KEPT_BYTES, from the first time it is asked for.
-
-    captions: encoded at once. cache: whether any are kept.
-    """
-
-    def __init__(
-        self, model: Trainable, captions: Iterable[str], *, cache: bool = True, progress: Progress | None = None
-    ) -> None:
-        self._model, self._full = model, not cache
-        self._kept: dict[str, Conditioning] = {}
-        self._bytes = 0
-        self.keep(captions, progress)
-
-    def keep(self, captions: Iterable[str], progress: Progress | None = None) -> None:
-        """Encodes those that it does not keep yet, as long as there is room: many at once take less time than few."""
-        missing = sorted(set(captions) - self._kept.keys())
-        for start in range(0, len(missing), 64):
-            if self._full:
-                return
-            self._encoded(missing[start : start + 64])
-            if progress:
-                progress("encoding captions", min(start + 64, len(missing)), len(missing))
-
-    def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """What the model is told by captions [n]."""
-        if not self._kept and self._full:
-            return self._model.condition(captions)
-        fresh = self._encoded([caption for caption in dict.fromkeys(captions) if caption not in self._kept])
-        return Conditioning.join([fresh[each] if each in fresh else self._kept[each] for each in captions])
-
-    def _encoded(self, captions: Sequence[str]) -> dict[str, Conditioning]:
-        """The conditioning of each, kept where there is room."""
-        if not captions:
-            return {}
-        told = self._model.condition(captions).to("cpu")
-        found = {caption: told.take([row]) for row, caption in enumerate(captions)}
-        for caption, one in found.items():
-            size = one.text.nbytes
-            self._full = self._full or self._bytes + size > KEPT_BYTES
-            if not self._full:
-                self._kept[caption] = one
-                self._bytes += size
-        return found
-
-
-class Others:
-    """Images of another corpus with their captions, as a model is told of them: encoded when they are first drawn.
-
-    The middle square of an image is taken. Latents and texts are kept in memory, up to KEPT_BYTES each.
-    """
-
-    def __init__(self, corpus: Corpus, model: Trainable) -> None:
-        self._corpus, self._model, self._texts = corpus, model, Texts(model, [])
-        self._latent = functools.lru_cache(KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
-
-    def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Conditioning]:
-        """Latents [n c h w] and conditioning [n] of an image for each generator [n], all equally likely.
-
-        The next one instead of one that cannot be read; raises InputError where none can be.
-        """
-        rows, latents = zip(*map(self._drawn, rngs), strict=True)
-        return torch.stack(latents), self._texts([self._corpus.prompts[row] for row in rows])
-
-    def _drawn(self, rng: np.random.Generator) -> tuple[int, Tensor]:
-        n = len(self._corpus)
-        first = int(rng.integers(n))
-        for row in itertools.chain(range(first, n), range(first)):
-            if (latent := self._latent(row)) is not None:
-                return row, latent
-        raise InputError(f"None of the {n} images of {self._corpus.origin} can be read.\nName other images")
-
-    def _encoded(self, row: int) -> Tensor | None:
-        """Its latent, None if it cannot be read. One at a time, so that it is the same to the last bit at any time."""
-        side = self._model.image_size
-        try:
-            picture = cut(images.resize_short(images.decode(self._corpus.read(row)), side), side)
-        except ImageError:
-            return None
-        with torch.no_grad():
-            return self._model.encode([picture])[0].float().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -405,5 +321,6 @@ def said(
 
 
 def _first(caption: str, captions: Sequence[str]) -> list[str]:
-    """The captions with this one of them first."""
-    return [caption, *(other for other in captions if other != caption)]
+    """The captions with this one of them first; one that is there twice stays so."""
+    place = captions.index(caption)
+    return [caption, *captions[:place], *captions[place + 1 :]]

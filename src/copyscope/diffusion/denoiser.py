@@ -97,7 +97,8 @@ class Step:
     """What an Ask was answered, as whatever watches the sampling sees it. i, n_steps, sigma [n], x: those of the Ask.
 
     conditional, unconditional, denoised: estimates of x0 given the prompt, given none (None where that was not asked
-    for), and the guided one that the sampler goes on with; all [n c h w].
+    for), and the guided one that the sampler goes on with; all [n c h w]. scale: of the guidance that `denoised` came
+    from [n], before whatever else changed it; 1 where there was none.
     """
 
     i: int | None
@@ -107,6 +108,7 @@ class Step:
     conditional: Tensor
     unconditional: Tensor | None
     denoised: Tensor
+    scale: Tensor
 
 
 Guided = Callable[[Ask], Step]
@@ -126,7 +128,10 @@ class NearestImage:
 
 
 FindNearest = Callable[[Sequence[NDArray[np.uint8]]], Sequence[NearestImage]]
-"""Pictures [n], uint8 [h w 3] each -> the nearest training image of each [n]."""
+"""Pictures [n], uint8 [h w 3] each -> the nearest training image of each [n].
+
+An attribute `fingerprint`, text, tells `generate` one training set from another.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +142,7 @@ class Request:
     told nothing [n], None where it cannot be. scale: of guidance, 1 = none. sigma: the noise level sampling starts at.
     noise: standard normal [n c h w]; sampling starts at sigma * noise. predict: asks the model; each row is a model
     call. rngs: a generator an image [n], of the part's own stream. nearest: finds training images, None if nobody does.
+    block: how many rows `predict` shows the model at a time, None = all.
     """
 
     model: Model
@@ -149,6 +155,7 @@ class Request:
     predict: Predict
     rngs: Sequence[np.random.Generator]
     nearest: FindNearest | None = None
+    block: int | None = None
 
     def apart(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         """D given the prompt minus D given none [n c h w] at x, sigma: two model calls a row. The null is there."""

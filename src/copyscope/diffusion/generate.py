@@ -95,13 +95,14 @@ def sample(
     """
     parts = _loaded(model, recipe, prompts is not None, nearest)
     sigmas = sampling.noise_levels(recipe.steps, *model.sigmas, recipe.schedule or model.schedule)
-    predict = _in_blocks(model, block_size(model.shape, recipe.n_images))
+    block = block_size(model.shape, recipe.n_images)
+    predict = _in_blocks(model, block)
     null = None
     if recipe.guidance != 1 or (parts.parts and model.has_null):
         null = model.condition([recipe.negative]).take([0] * len(conditioning)).to(model.device)
     noise = sampling.noise(seeds, model.shape).to(model.device)
     told = conditioning.to(model.device)
-    request = Request(model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest)
+    request = Request(model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest, block)
     request = parts.begun(request, seeds)
     asked = parts.around(_plain(request), request, seeds)
     scale = noise.new_full((len(noise),), recipe.guidance)
@@ -114,7 +115,8 @@ def sample(
 
     x = sampling.SAMPLERS[recipe.sampler](denoise, request.noise * request.sigma, sigmas)
     if not x.isfinite().all():
-        raise InputError(f"{model} gives numbers that are not finite.\nTrain it again, with a lower learning_rate")
+        name = str(model).partition("(")[0]
+        raise InputError(f"{name} gives numbers that are not finite.\nTrain it again, with a lower learning_rate")
     return [picture for latent in x for picture in model.decode(latent[None].clone())]
 
 
@@ -147,7 +149,7 @@ def generate(
         for row, ((prompt, source), seed) in enumerate(zip(prompts, _seeds(recipe), strict=True))
     ]
     try:
-        _begin(out, _identity(model, run, recipe, prompts))
+        _begin(out, _identity(model, run, recipe, prompts, parts, nearest))
         if not (out / METADATA).is_file():
             _make(model, out, recipe, rows, nearest, progress)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -174,11 +176,11 @@ def _plain(request: Request) -> Guided:
 
     def denoiser(ask: Ask) -> Step:
         with_prompt = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
-        without = None
+        without, scale = None, torch.ones_like(ask.scale)
         if request.scale != 1 and request.null is not None:
-            without = request.predict(ask.x, ask.sigma, request.null)
-            denoised = guided(with_prompt, without, ask.scale)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, denoised)
+            without, scale = request.predict(ask.x, ask.sigma, request.null), ask.scale
+            denoised = guided(with_prompt, without, scale)
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, denoised, scale)
 
     return denoiser
 
@@ -308,11 +310,20 @@ def _said(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
     return ", ".join([_spec(model, run), *said, *recipe.mitigations])
 
 
-def _identity(model: Model, run: Run | None, recipe: SampleRecipe, prompts: list[Prompt]) -> dict[str, Any]:
+def _identity(
+    model: Model,
+    run: Run | None,
+    recipe: SampleRecipe,
+    prompts: list[Prompt],
+    parts: applied.Mitigations,
+    nearest: FindNearest | None,
+) -> dict[str, Any]:
     """All that decides the images, and so which folder a call may go on with."""
     training = hashlib.sha256((run.folder / "summary.json").read_bytes()).hexdigest() if run else None
     told = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     who = {"schema": SCHEMA, "model": _spec(model, run), "run_sha256": training, "prompts_sha256": told}
+    if any(NEAREST in part.needs for part in parts.parts):
+        who["nearest"] = getattr(nearest, "fingerprint", None)
     return who | {"recipe": recipes.as_dict(recipe)}
 
 
@@ -327,7 +338,8 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
         return
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        before = {**saved, **recipes.as_dict(SampleRecipe()), **saved["recipe"]}
+        # Folders from before the finder was kept do not tell which it was.
+        before = {"nearest": identity.get("nearest"), **saved, **recipes.as_dict(SampleRecipe()), **saved["recipe"]}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} cannot be read.\nName another folder") from None
     now = {**identity, **identity["recipe"]}

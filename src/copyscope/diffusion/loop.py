@@ -25,8 +25,9 @@ from copyscope.stats import Estimate
 
 from . import applied, checkpoints
 from .applied import Mitigations, training_rng
-from .data import SAMPLES, CaptionPolicy, Pictures, Texts, WeightedSampler, draw, said, stream
+from .data import SAMPLES, CaptionPolicy, Pictures, WeightedSampler, draw, said, stream
 from .denoiser import Conditioning
+from .encoded import Texts
 from .mitigations import TRAINING, Batch, OnCaption
 from .models import Trainable
 
@@ -111,11 +112,14 @@ class Loop:
         self.policy = CaptionPolicy.from_corpus(corpus)
         spoken = {caption for row in self.readable for caption in self.policy.all_of(row)}
         spoken |= {""} if recipe.caption_dropout else set()
-        self.texts = Texts(model, spoken, cache=recipe.cache_text, progress=progress)
+        others = {caption for row in self.readable for caption in self.policy.captions[row]}
+        self.texts = Texts(model, spoken, others, cache=recipe.cache_text, progress=progress)
         network = model.network
         if recipe.gradient_checkpointing:
             if not hasattr(network, "enable_gradient_checkpointing"):
-                raise InputError(f"{model} knows no gradient checkpointing.\nSet gradient_checkpointing to false")
+                raise InputError(
+                    f"{recipe.model} knows no gradient checkpointing.\nSet gradient_checkpointing to false"
+                )
             network.enable_gradient_checkpointing()  # type: ignore[operator]
         weights = [value for value in network.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(

@@ -104,12 +104,15 @@ class _Mitigated:
         model = StableDiffusion.around(self.pipeline, self.pipeline.device)
         # Whether a call has guidance and prompts is seen in the call.
         parts = self._loaded(model, 2.0, True)
-        if not model.has_null and (lacking := [part for part in parts.parts if GUIDANCE in part.needs]):
+        lacking = [spec for spec, part in zip(self.specs, parts.parts, strict=True) if GUIDANCE in part.needs]
+        if lacking and not model.has_null:
             what, instead = NEEDS[NULL]
             raise InputError(f"{lacking[0]} needs {what}.\n{instead}")
         if self.from_image and (noise := parts.door(OnNoise)):
             kind = type(self.pipeline).__name__
-            raise InputError(f"{noise[0][1]} acts on noise, and a {kind} starts from an image.\nLeave it out")
+            raise InputError(
+                f"{self.specs[noise[0][0]]} acts on noise, and a {kind} starts from an image.\nLeave it out"
+            )
         with contextlib.ExitStack() as wrapped:
             wrapped.callback(self._end)
             self.check_inputs = _wrap(wrapped, self.pipeline, "check_inputs", self._begin)
@@ -123,7 +126,7 @@ class _Mitigated:
         parts = applied.load(self.specs, SAMPLING, model, guidance=guidance, has=has)
         if not prompted and (captions := parts.door(OnCaption)):
             what, instead = NEEDS[PROMPTS]
-            raise InputError(f"{captions[0][1]} needs {what}.\n{instead}")
+            raise InputError(f"{self.specs[captions[0][0]]} needs {what}.\n{instead}")
         return parts
 
     # What the pipeline calls in a call, in this order
@@ -142,7 +145,8 @@ class _Mitigated:
             return self.encode_prompt(*args, **kwargs)
         if call.parts is not None:  # Flux with `true_cfg_scale` encodes its negative prompt in a call of its own.
             if denoisers := call.parts.door(OnDenoiser):
-                raise InputError(f"{denoisers[0][1]} does not fit true_cfg_scale.\nLeave the negative prompt out")
+                spec = self.specs[denoisers[0][0]]
+                raise InputError(f"{spec} does not fit true_cfg_scale.\nLeave the negative prompt out")
             found = self.encode_prompt(*args, **kwargs)
             call.negative = found[0]
             return found
@@ -275,6 +279,7 @@ class _Mitigated:
             asked.predict,
             (),
             self.nearest,
+            asked.block,
         )
         begun = parts.begun(request, seeds)
         if not same(begun.conditioning, told) or (null is not None and not same(begun.null, null)):
@@ -295,11 +300,11 @@ class _Mitigated:
             if torch.equal(ask.x, asked.x) and torch.equal(ask.sigma, asked.sigma):
                 return asked.step(ask)
             conditional = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
-            unconditional = None
+            unconditional, scale = None, torch.ones_like(ask.scale)
             if asked.halves == 2 and request.null is not None:
-                unconditional = request.predict(ask.x, ask.sigma, request.null)
-                denoised = guided(conditional, unconditional, ask.scale)
-            return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised)
+                unconditional, scale = request.predict(ask.x, ask.sigma, request.null), ask.scale
+                denoised = guided(conditional, unconditional, scale)
+            return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
         return denoiser
 

@@ -46,6 +46,11 @@ class NetworkCall:
         self.x = self._schedule.unscaled(given, self._level(self.sigma))
 
     @property
+    def block(self) -> int:
+        """Rows that the network is given at a time, as by the pipeline itself."""
+        return self.n * self.halves
+
+    @property
     def text(self) -> Tensor:
         """States of the prompts' tokens [n t d], as the network is given them."""
         return self.told["encoder_hidden_states"][-self.n :]  # type: ignore[no-any-return]
@@ -83,14 +88,14 @@ class NetworkCall:
             self.x.repeat(self.halves, 1, 1, 1), self._level(self.sigma[:1]), self.unpacked(raw)
         )
         conditional = denoised = plain = estimates[-self.n :]
-        unconditional = None
+        unconditional, scale = None, torch.ones_like(ask.scale)
         if self.halves == 2:
-            unconditional = estimates[: self.n]
-            denoised = guided(conditional, unconditional, ask.scale)
+            unconditional, scale = estimates[: self.n], ask.scale
+            denoised = guided(conditional, unconditional, scale)
             # What the pipeline itself will make of it, whatever scale was asked for here.
             plain = guided(conditional, unconditional, torch.full_like(ask.scale, self.pipeline.guidance_scale))
         self._ran = raw, plain
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised)
+        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
     def answer(self, denoised: Tensor) -> tuple[Tensor]:
         """What to answer so that the pipeline goes on with this estimate of x0 [n c h w].
@@ -111,9 +116,9 @@ class NetworkCall:
 
         What else there is beside latents, time and text (sizes, image embeddings), row r has of image r mod n.
         """
-        found, size = [x[:0]], self.n * self.halves
-        for start in range(0, len(x), size):
-            rows = torch.arange(start, min(start + size, len(x)))
+        found = [x[:0]]
+        for start in range(0, len(x), self.block):
+            rows = torch.arange(start, min(start + self.block, len(x)))
             level, here = self._level(sigma[rows]), x[rows]
             part = conditioning.take(rows)
             told = self._with(self._of(rows % self.n), part)

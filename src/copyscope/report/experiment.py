@@ -14,6 +14,7 @@ COLUMNS = {
     "replication_rate": ("replication rate", "percent"),
     "replication_rate_duplicated": ("of duplicated", "percent"),
     "replication_rate_others": ("of others", "percent"),
+    "replication_rate_fixed": ("by one line", "percent"),
     "copies_of_duplicated": ("copies of duplicated", "percent"),
     "own_rate": ("own match", "percent"),
     "own_copy_rate": ("own copy", "percent"),
@@ -42,8 +43,9 @@ TERMS = {
     "and of all others.",
     "copies of duplicated": "of the copies, those of a duplicated training image, whatever the prompt. Without an "
     "effect of duplication it is the share of duplicated images in the training set.",
-    "above threshold": "share of images whose similarity is above the protocol's fixed line, as in the literature. The "
-    "verdict's line falls where copies are many; this one is the same for all arms.",
+    "by one line": "share of images whose score at most 1 % of the calibration images reach: about 1 % of a model that "
+    "copies nothing, and the same line in all arms. The verdict's line is the higher the fewer copies there are.",
+    "above threshold": "share of images whose similarity is above the protocol's fixed line, as in the literature.",
     "verdict": "what the audit of the arm says: a rate of 0 % with “cannot tell” is no proof of none.",
     "difference": "an arm minus the arm it is compared with, over images of the same prompt row and the same noise.",
 }
@@ -52,10 +54,10 @@ TERMS |= {name: wording.TERMS[name] for name in ("held-out → train", "Fréchet
 SECTION_TERMS = {
     "arms": [
         "arm", "replication rate", "95 % interval", "of duplicated, of others", "copies of duplicated", "own match",
-        "own copy", "p75, p90, p95", "above threshold", "held-out → train", "Fréchet distance", "precision and recall",
-        "verdict",
+        "own copy", "by one line", "p75, p90, p95", "above threshold", "held-out → train", "Fréchet distance",
+        "precision and recall", "verdict",
     ],
-    "contrasts": ["difference", "95 % interval", "p-value", "own match"],
+    "contrasts": ["difference", "95 % interval", "p-value", "by one line", "own match"],
     "leaderboard": list(leaderboard.TERMS),
 }  # fmt: skip
 # A report of many arms stays a file that a browser opens at once.
@@ -90,6 +92,7 @@ def render(experiment: Result) -> str:
         ranked_columns=leaderboard.columns(ranked),
         frontier=Markup(leaderboard.frontier(ranked)),
         numbered=leaderboard.numbered(ranked),
+        scales=leaderboard.scales(ranked),
         sheets=_sheets(experiment.tables["sheets"].to_pylist(), names),
         terms=TERMS | leaderboard.TERMS,
         section_terms=SECTION_TERMS,

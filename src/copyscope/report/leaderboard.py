@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from copyscope.leaderboard import DEAREST, place
+
 from . import plots, wording
 from .svg import ROLES, inline
 
 #: Number of a row's estimates -> (heading, how it is written); a column that no row has is left out.
 COLUMNS = {
-    "replication_rate": ("copies", "percent"),
-    "replication_rate_duplicated": ("of duplicated", "percent"),
+    "replication_rate_fixed": ("copies", "percent"),
+    "replication_rate_fixed_duplicated": ("of duplicated", "percent"),
+    "replication_rate": ("copies by its own line", "percent"),
     "similarity_p95": ("p95", "score"),
     "similarity_mean": ("mean similarity", "score"),
     "agreement": ("agreement", "score"),
     "diversity_generated": ("diversity", "score"),
-    "general_replication_rate": ("copies, held-out captions", "percent"),
+    "general_replication_rate_fixed": ("copies, held-out captions", "percent"),
     "general_frechet_distance": ("distance, held-out captions", "number"),
     "general_recall": ("recall, held-out captions", "percent"),
     "general_agreement": ("agreement, held-out captions", "score"),
@@ -31,9 +34,15 @@ STAGES = {
     "both": ("both", "heldout", "s"),
 }
 TERMS = {
-    "fewer copies": "share of the plain model's copies that is gone, among images made from training captions.",
+    "copies": "share of the images made from training captions whose score at most 1 % of real images reach: so 1 % "
+    "of a model that copies nothing.",
+    "copies by its own line": "the replication rate, at a false discovery rate of 5 % among the arm's own images. Its "
+    "line is the higher the fewer copies there are.",
+    "fewer copies": "share of the plain model's copies that is gone.",
     "dearer": "share by which the Fréchet distance is above the plain model's, for images made from held-out captions, "
     "which a mitigation should leave alone.",
+    "excess": "the same, once the distance of as many real images is taken off both: what few images cost by "
+    "themselves.",
     "distance, held-out captions": "Fréchet distance of the images made from held-out captions to the held-out images; "
     "lower is better.",
     "recall, held-out captions": "share of the held-out images within reach of those made from held-out captions.",
@@ -41,7 +50,7 @@ TERMS = {
     "images, makes of its prompt. It is no CLIP score.",
     "copies regained": "of the prompts whose copies are gone, the share for which a small search over seeds, "
     "paraphrases and noise on the prompt's embedding finds a copy again. More tries find more by themselves.",
-    "■": "on the frontier: no other row has both fewer copies and a smaller distance.",
+    "■": "on the frontier: no other row has both fewer copies and less excess.",
 }
 
 
@@ -59,11 +68,10 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
         figure = _draw(rows)
         best = [row for row in rows if row["frontier"]]
         said = "; ".join(
-            f"{row['label']}: copies {wording.percent(_number(row, 'replication_rate'))}, "
-            f"distance {wording.number(_number(row, 'general_frechet_distance'))}"
+            f"{row['label']}: copies {wording.percent(place(row)[0])}, distance {wording.percent(place(row)[1])}"
             for row in best
         )
-        return inline(figure, "frontier", "Copies against Fréchet distance", f"On the frontier: {said}.")
+        return inline(figure, "frontier", "Copies against Fréchet distance", f"On the frontier, of plain's: {said}.")
 
 
 def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -73,31 +81,47 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         if own:
             axes.plot(*zip(*own, strict=True), mark, color=ROLES[role], label=label, linestyle="none",
                       markersize=13 if stage == "plain" else 6, alpha=0.9)  # fmt: skip
-    best = sorted((row for row in rows if row["frontier"]), key=_place)
+    best = sorted((row for row in rows if row["frontier"]), key=place)
     axes.step(*zip(*map(_place, best), strict=True), where="post", color=ROLES["copy"], linewidth=1.2)
     for number, row in enumerate(best, 1):
         axes.annotate(str(number), _place(row), xytext=(5, 5), textcoords="offset points", fontsize=10)
-    plain = next((row for row in rows if row["stage"] == "plain"), None)
-    if plain:
-        axes.axhline(1.05 * _place(plain)[1], color=ROLES["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
-        axes.text(1.0, 1.05 * _place(plain)[1], "5 % above plain", transform=axes.get_yaxis_transform(), ha="right",
-                  va="bottom", fontsize=9)  # fmt: skip
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axes.axhline(100 * DEAREST, color=ROLES["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+    axes.text(1.0, 100 * DEAREST, f"{100 * DEAREST:g} % above plain", transform=axes.get_yaxis_transform(), ha="right",
+              va="bottom", fontsize=9)  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.grid(linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("copies among images of training captions")
-    axes.set_ylabel("Fréchet distance, held-out captions")
+    axes.set_xlabel("copies left, of the plain model's")
+    axes.set_ylabel("excess Fréchet distance, held-out captions")
     plots._legend(figure)
     return figure
 
 
 def numbered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Labels of the rows on the frontier, in the order of their numbers in the drawing."""
-    return [row["label"] for row in sorted((row for row in rows if row["frontier"]), key=_place)]
+    return [row["label"] for row in sorted((row for row in rows if row["frontier"]), key=place)]
+
+
+def scales(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers of the plain model lie between, in words; "" where nobody measured it."""
+    plain = next((row for row in rows if row["stage"] == "plain"), None)
+    if plain is None or _number(plain, "real_frechet_distance") is None:
+        return ""
+    real, distance, matched, agreement, shuffled = (
+        wording.number(_number(plain, name))
+        for name in ("real_frechet_distance", "general_frechet_distance", "real_agreement", "general_agreement",
+                     "shuffled_agreement")
+    )  # fmt: skip
+    said = f"For held-out captions the plain model's distance is {distance}; as many real images have {real}."
+    if _number(plain, "real_agreement") is None:
+        return said
+    return f"{said} Its agreement is {agreement}; the real images have {matched}, and {shuffled} with captions swapped."
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:
-    return 100 * row["estimates"]["replication_rate"]["value"], row["estimates"]["general_frechet_distance"]["value"]
+    copies, excess = place(row)
+    return 100 * copies, 100 * (excess - 1)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

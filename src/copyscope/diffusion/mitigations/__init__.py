@@ -54,8 +54,12 @@ class Mitigation(Part, abc.ABC):
 
     def calls(self, steps: int) -> int:
         """Model calls (forward passes of one image under one conditioning, at most) an image needs beyond those of the
-        sampler, which are one a step, and two with guidance."""
+        sampler, which are one each time that it asks, and two with guidance. steps: how often it asks: once a step, but
+        Heun's twice, save in the last."""
         return 0
+
+    def check(self) -> None:
+        """Raises InputError where what its values name is not there; asked before the work begins."""
 
 
 class OnCaption(Mitigation):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ def length(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Each sample of x [n c h w] brought to length 1; nought stays nought."""
     return x / length(x).clamp(min=TINY).view(-1, 1, 1, 1)
+
+
+def blocks(request: Request) -> Iterator[Request]:
+    """The request, cut into as many images at a time as the model is shown: a graph of more would be kept whole."""
+    n = len(request.noise)
+    for rows in torch.split(torch.arange(n, device=request.noise.device), request.block or max(n, 1)):
+        places = rows.tolist()
+        yield dataclasses.replace(
+            request,
+            prompts=None if request.prompts is None else [request.prompts[place] for place in places],
+            conditioning=request.conditioning.take(rows),
+            null=None if request.null is None else request.null.take(rows),
+            noise=request.noise[rows],
+            rngs=[request.rngs[place] for place in places],
+        )
 
 
 def descend(start: Tensor, loss_of: Callable[[Tensor], Tensor], steps: int, rate: float, target: float) -> Tensor:

@@ -67,10 +67,10 @@ class AntimemorizationGuidance(OnDenoiser):
             rows = [row for row, each in enumerate(found) if each.similarity > self.threshold]
             if not rows:
                 return step
-            similarity = ask.scale.new_tensor([found[row].similarity for row in rows])
+            similarity = step.scale.new_tensor([found[row].similarity for row in rows])
             off = (self.strength * self.despecification * similarity).clamp(0, 1)
             rest = (self.strength * self.deduplication * similarity).clamp(min=0).minimum(1 - off)
-            room, none, made = (ask.scale[rows] - 1).clamp(min=0), step.unconditional[rows], step.denoised[rows]
+            room, none, made = (step.scale[rows] - 1).clamp(min=0), step.unconditional[rows], step.denoised[rows]
             made -= (off * room).view(-1, 1, 1, 1) * (step.conditional[rows] - none)
             if left := (rest * room).nonzero()[:, 0].tolist():
                 caption = model.condition([found[rows[place]].caption for place in left]).to(made.device)

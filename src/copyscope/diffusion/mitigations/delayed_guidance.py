@@ -50,6 +50,8 @@ class DelayedGuidance(OnDenoiser):
                     begun.logical_or_(norm > before)
                     before.copy_(norm)
             early = guided(step.conditional, step.unconditional, self.early)
-            return dataclasses.replace(step, denoised=torch.where(begun.view(-1, 1, 1, 1), step.denoised, early))
+            scale = torch.where(begun, step.scale, self.early)
+            denoised = torch.where(begun.view(-1, 1, 1, 1), step.denoised, early)
+            return dataclasses.replace(step, denoised=denoised, scale=scale)
 
         return delayed

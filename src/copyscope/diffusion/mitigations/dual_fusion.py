@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from copyscope.corpus import Corpus
-from copyscope.diffusion.data import Others
+from copyscope.diffusion.data import WeightedSampler
 from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.encoded import Others
 from copyscope.diffusion.models import Trainable
+from copyscope.errors import InputError
 
 from . import Generators, OnLatents
 from .mix_up import mixed, partners
@@ -23,9 +25,9 @@ class DualFusion(OnLatents):
 
     Source: Li et al. 2023 (arXiv 2309.07254): 0.1 of an image of TinyImageNet, and 0.5 of the text of its class. Both
     shares are from 0 to 1 and useful to 0.5; both 0 is none. images: a folder, or what else a Corpus opens, of other
-    images with a caption each; the middle square of one is taken, and one that cannot be read is passed over. Without
-    it the other is another row of the batch (of a process's part of it), and a batch of one row stays as it is. Raises
-    InputError where none of `images` can be read.
+    images with a caption each; the middle square of one is taken, one that cannot be read is passed over, one of weight
+    0 is never drawn. Without it the other is another row of the batch (of a process's part of it), and a batch of one
+    row stays as it is. Raises InputError where there are no `images`, or none can be read.
 
     Cost: no model call; each of `images` is encoded once, and again where memory does not hold all (data.KEPT_BYTES).
     """
@@ -38,6 +40,13 @@ class DualFusion(OnLatents):
         if not (0 <= self.share <= 1 and 0 <= self.text_share <= 1):
             raise ValueError("share and text_share must be from 0 to 1")
 
+    def check(self) -> None:
+        if self.images:
+            try:
+                _ = self._corpus
+            except InputError as error:
+                raise InputError(f"{self}: {error}") from None
+
     def fuse(
         self, latents: Tensor, conditioning: Conditioning, rngs: Generators, model: Trainable
     ) -> tuple[Tensor, Conditioning]:
@@ -46,7 +55,7 @@ class DualFusion(OnLatents):
             return latents, conditioning
         if self.images:
             if str(model) not in self._others:
-                self._others[str(model)] = Others(Corpus.open(self.images), model)
+                self._others[str(model)] = Others(self._corpus, model)
             others, told = self._others[str(model)].draw(rngs)
         else:
             rows = partners(rngs)
@@ -58,6 +67,11 @@ class DualFusion(OnLatents):
             own, other = both.take(range(n)), both.take(range(n, 2 * n))
             conditioning = mixed(own, other, torch.full((n,), 1 - self.text_share))
         return latents, conditioning
+
+    @functools.cached_property
+    def _corpus(self) -> Corpus:
+        corpus = Corpus.open(self.images)
+        return corpus.take(WeightedSampler.from_corpus(corpus).rows.tolist())
 
     @functools.cached_property
     def _others(self) -> dict[str, Others]:

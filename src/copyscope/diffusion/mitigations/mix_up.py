@@ -10,6 +10,7 @@ from torch import Tensor
 from copyscope.diffusion.denoiser import Conditioning, Request
 
 from . import TRAINING, Generators, OnConditioning
+from ._checks import check_probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,7 @@ class MixUp(OnConditioning):
     stages = (TRAINING,)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability must be from 0 to 1")
+        check_probability(self.probability)
         if not 0 < self.alpha < float("inf"):
             raise ValueError("alpha must be a number above 0")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import TRAINING, OnCaption
+from ._checks import check_probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,7 @@ class MultipleCaptions(OnCaption):
     stages = (TRAINING,)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability must be from 0 to 1")
+        check_probability(self.probability)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
         if rng.random() >= self.probability:

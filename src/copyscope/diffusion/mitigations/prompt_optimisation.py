@@ -10,7 +10,7 @@ from torch import Tensor
 from copyscope.diffusion.denoiser import Conditioning, Request, text_conditional_norm
 
 from . import NULL, SAMPLING, Generators, OnConditioning
-from ._start import descend
+from ._start import blocks, descend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,12 @@ class PromptOptimisation(OnConditioning):
     def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
         if self.steps == 0 or request is None:
             return conditioning
+        asked = dataclasses.replace(request, conditioning=conditioning)
+        return dataclasses.replace(conditioning, text=torch.cat([self._moved(block) for block in blocks(asked)]))
+
+    def _moved(self, request: Request) -> Tensor:
+        """The states of the prompts' tokens [n t d]."""
+        conditioning = request.conditioning
         assert request.null is not None
         sigma = request.noise.new_full((len(conditioning),), request.sigma)
         x = request.noise * request.sigma
@@ -59,6 +65,4 @@ class PromptOptimisation(OnConditioning):
             told = dataclasses.replace(conditioning, text=moved)
             return text_conditional_norm(request.predict(x, sigma, told) - without, sigma)
 
-        return dataclasses.replace(
-            conditioning, text=descend(conditioning.text, norm, self.steps, self.rate, self.target)
-        )
+        return descend(conditioning.text, norm, self.steps, self.rate, self.target)

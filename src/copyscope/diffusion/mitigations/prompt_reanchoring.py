@@ -60,7 +60,7 @@ class PromptReanchoring(OnDenoiser):
             rows = list(told)
             new = request.predict(ask.x[rows], ask.sigma[rows], Conditioning.join(list(told.values())))
             share = ((norm[rows] - self.trigger) / (self.full - self.trigger)).clamp(max=1)
-            w = ask.scale[rows].view(-1, 1, 1, 1)
+            w = step.scale[rows].view(-1, 1, 1, 1)
             s = 1 + (w - 1) * share.view(-1, 1, 1, 1)
             prompt, none, denoised = step.conditional[rows], step.unconditional[rows], step.denoised.clone()
             denoised[rows] = prompt + s * (new - prompt) + (w - s) * (new - none)

@@ -11,6 +11,7 @@ import numpy as np
 from copyscope.diffusion.vocabulary import drawn, vocabulary
 
 from . import TRAINING, OnCaption
+from ._checks import check_probability, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,8 @@ class RandomCaption(OnCaption):
     stages = (TRAINING,)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability must be from 0 to 1")
-        if not isinstance(self.tokens, int) or self.tokens < 1:
-            raise ValueError("tokens must be a whole number of 1 or more")
+        check_probability(self.probability)
+        check_whole("tokens", self.tokens, 1)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
         if rng.random() >= self.probability:

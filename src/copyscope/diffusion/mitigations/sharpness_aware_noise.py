@@ -10,7 +10,7 @@ from torch import Tensor
 from copyscope.diffusion.denoiser import Request
 
 from . import NULL, OnNoise
-from ._start import descend, length, pull, unit
+from ._start import blocks, descend, length, pull, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,15 @@ class SharpnessAwareNoise(OnNoise):
         return 4 * self.steps
 
     def draw(self, noise: Tensor, request: Request) -> Tensor:
+        if self.steps == 0:
+            return noise
+        asked = dataclasses.replace(request, noise=noise)
+        return torch.cat([self._moved(block) for block in blocks(asked)])
+
+    def _moved(self, request: Request) -> Tensor:
         def loss(noise: Tensor) -> Tensor:
             with torch.no_grad():
                 ahead = unit(pull(noise, request))
             return length(pull(noise + ahead, request)) + self.weight * length(noise)
 
-        return descend(noise, loss, self.steps, self.rate, self.target) if self.steps else noise
+        return descend(request.noise, loss, self.steps, self.rate, self.target)

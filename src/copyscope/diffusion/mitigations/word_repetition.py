@@ -10,6 +10,7 @@ import numpy as np
 from copyscope.diffusion.vocabulary import drawn, inserted
 
 from . import OnCaption
+from ._checks import check_probability, check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,8 @@ class WordRepetition(OnCaption):
     probability: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 0:
-            raise ValueError("n must be a whole number of 0 or more")
-        if not 0 <= self.probability <= 1:
-            raise ValueError("probability must be from 0 to 1")
+        check_whole("n", self.n)
+        check_probability(self.probability)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
         own = captions[0].split()

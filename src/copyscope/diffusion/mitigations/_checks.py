@@ -1,0 +1,15 @@
+"""Checks of values that several parts have."""
+
+from __future__ import annotations
+
+
+def check_probability(value: float) -> None:
+    """Raises ValueError where it is none."""
+    if not 0 <= value <= 1:
+        raise ValueError("probability must be from 0 to 1")
+
+
+def check_whole(name: str, value: int, least: int = 0) -> None:
+    """Raises ValueError where it is no whole number, or less than `least`."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more")
