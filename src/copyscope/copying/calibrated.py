@@ -3,6 +3,7 @@ that they follow when images are added."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from .codes import Rows
 from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, embed
-from .locate import Found, locate
+from .insets import Canvases
+from .locate import locate
 from .search import search
 from .segments import State, drop
 from .verify import Verify
@@ -27,6 +29,7 @@ from .windows import Looks, look_at
 
 # Training images that stand in where nothing was held out; each is looked at ten times.
 SAMPLE = 500
+KINDS = ("vectors", "thumbnails", "canvases", "extent")
 
 
 def calibrate(
@@ -65,8 +68,9 @@ def calibrate(
         own = (groups.label[some[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
     found = _scores(looks, state.whole, state.crops, verify, own, options)
-    written |= files.write_array(folder, f"{name}.looks.vectors", looks.vectors)
-    written |= files.write_array(folder, f"{name}.looks.thumbnails", looks.thumbnails)
+    kept: tuple[NDArray[Any], ...] = (looks.vectors, looks.thumbnails, looks.canvases.pixels, looks.canvases.extent)
+    for kind, array in zip(KINDS, kept, strict=True):
+        written |= files.write_array(folder, f"{name}.looks.{kind}", array)
     written |= files.write_table(folder, f"{name}.looks.rows", corpus.table.select(["id", "sha256"]))
     written |= files.write_array(folder, f"{name}.scores", found)
     state.manifest["calibration"] = {
@@ -87,7 +91,8 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     """
     kept = state.manifest["calibration"]
     name = kept["looks"]
-    looks = Looks(*(files.map_array(folder, f"{name}.looks.{kind}") for kind in ("vectors", "thumbnails")))
+    vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
+    looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
     rows = files.map_table(folder, f"{name}.looks.rows")()
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     own, out = None, np.isnan(old[:, 0])
@@ -125,6 +130,9 @@ def _scores(
 ) -> NDArray[np.float32]:
     """Best combined scores [m 2] of the whole pictures and with their windows; NaN where nothing was left to match."""
     settings = {"workers": options.get("workers"), "progress": options.get("progress")}
-    found: Found = locate(looks, whole, crops, verify, verify.top, exact=True, own=own, **settings)
-    scores = np.stack([found.of_whole(), found.best], axis=1)
+    alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
+    columns = [
+        locate(each, whole, crops, verify, verify.top, exact=True, own=own, **settings).best for each in (alone, looks)
+    ]
+    scores = np.stack(columns, axis=1)
     return np.where(np.isfinite(scores), scores, np.nan).astype(np.float32)

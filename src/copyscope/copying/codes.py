@@ -23,10 +23,11 @@ Codes = NDArray[np.uint64]
 
 LEAST_BITS = 256
 KEPT = 2048
-BLOCK = 16384
+BLOCK = 32768
+# Rows whose distances say how far to look for KEPT of them.
+SAMPLED = 65536
 # Above so many rows and up to so many queries codes are faster than the exact search.
 FAST_ROWS, FAST_QUERIES = 50_000, 32
-_REMOVED = np.uint16(65535)
 
 
 def rotation(dim: int, seed: int = 0) -> Vectors:
@@ -71,7 +72,7 @@ class Rows:
         """Thumbnails [n s s 3] of rows [n]."""
         place = np.searchsorted(self.starts, rows, side="right") - 1
         found = [self.blocks[at].thumbnails[row - self.starts[at]] for at, row in zip(place, rows, strict=True)]
-        return np.stack(found)
+        return np.stack(found) if found else np.zeros((0, 1, 1, 3), np.uint8)
 
     def nearest(
         self,
@@ -124,6 +125,7 @@ class Rows:
     def _by_codes(self, queries: Vectors, k: int, workers: int) -> Nearest:
         codes = encode(queries, self.directions)
         bits = self.directions.shape[1]
+        step = max(1, len(self) // SAMPLED)
         distances = np.empty((len(queries), len(self)), np.uint16)
         pieces = [
             (block, start, first)
@@ -136,18 +138,16 @@ class Rows:
             words = block.codes[:, first : first + BLOCK]
             gone = block.gone[first : first + BLOCK]
             counts = np.zeros((len(queries), bits + 1), np.int64)
-            removed = gone if gone.any() else None
             for query in range(len(queries)):
                 out = distances[query, start + first : start + first + len(gone)]
                 _hamming(words, codes[:, query], out)
-                if removed is not None:
-                    out[removed] = _REMOVED
-                counts[query] = np.bincount(out if removed is None else out[~gone], minlength=bits + 1)
+                out[gone] = bits + 1
+                counts[query] = np.bincount(out[::step], minlength=bits + 2)[: bits + 1]
             return counts
 
         def rank(query: int) -> tuple[NDArray[np.int64], Vectors]:
             # The smallest distance within which enough rows lie, however many share it.
-            cut = int(np.searchsorted(np.cumsum(counts[query]), max(KEPT, k)))
+            cut = int(np.searchsorted(np.cumsum(counts[query]), max(KEPT, k) / step))
             rows = np.flatnonzero(distances[query] <= min(cut, bits))
             place = np.searchsorted(rows, self.starts)
             scores = np.concatenate(

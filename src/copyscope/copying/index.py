@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 import copyscope
 from copyscope import stats
@@ -28,12 +30,12 @@ from .codes import rotation
 from .descriptors import Descriptor
 from .duplicates import duplicates
 from .embed import Embeddings, embed
-from .locate import Found, locate
+from .locate import WHOLE, Found, locate
 from .protocols import Protocol
 from .protocols import protocol as named_protocol
 from .segments import Kept, State, load, merge, write_segment
 from .verify import Verify
-from .windows import Box, box_of, look, look_at
+from .windows import Box, look, look_at
 
 COMPACT_ABOVE = 32
 
@@ -56,6 +58,14 @@ class Hit:
     box: Box | None
     source_box: Box | None
     caption: str | None
+
+
+TABLE = pa.schema(
+    {"query_id": pa.string(), "reference_id": pa.string(), "rank": pa.int32()}
+    | dict.fromkeys(("score", "verified", "combined"), pa.float32())
+    | {"p_value": pa.float64(), "box": pa.list_(pa.float64()), "source_box": pa.list_(pa.float64())}
+    | {"caption": pa.string()}
+)
 
 
 class Index:
@@ -292,6 +302,17 @@ class Index:
         return descriptor
 
 
+def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
+    """One row a hit of the pictures `ids`: query_id, reference_id, rank (from 1), then the fields of a Hit."""
+    rows = [
+        {"query_id": each, "reference_id": hit.id, "rank": rank}
+        | {name: value for name, value in dataclasses.asdict(hit).items() if name != "id"}
+        for each, hits in zip(ids, answers, strict=True)
+        for rank, hit in enumerate(hits, 1)
+    ]
+    return pa.Table.from_pylist(rows, TABLE)
+
+
 def _hits(found: Found, picture: int, state: State, k: int, local: bool) -> list[Hit]:
     """The first k candidates of a picture."""
     hits = []
@@ -308,14 +329,20 @@ def _hits(found: Found, picture: int, state: State, k: int, local: bool) -> list
                 float(found.verified[picture, at]) if seen else None,
                 combined if seen else None,
                 float(stats.conformal_p_values(np.array([combined]), scores)[0]) if seen else None,
-                box_of(int(found.look[picture, at])),
-                box_of(int(found.part[picture, at])),
+                _box(found.box[picture, at]),
+                _box(found.source_box[picture, at]),
                 state.table["caption"][row].as_py(),
             )
         )
         if len(hits) == k:
             break
     return hits
+
+
+def _box(found: NDArray[np.float32]) -> Box | None:
+    """A box as a hit has it: None for the whole."""
+    x, y, width, height = (round(float(each), 4) for each in found)
+    return None if (x, y, width, height) == WHOLE else (x, y, width, height)
 
 
 def _described(train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any]) -> Embeddings:

@@ -1,13 +1,14 @@
 """The second look at a part: a training image, shrunk to several sizes, over every place of a picture.
 
-The score is the best normalised cross-correlation, as in verify.py, and the place it is reached at is the box. There the
-whole is compared, or most of it; here what fills a fifth to a third of the picture.
+The score is the best normalised cross-correlation, as in verify.py, and the box is where it is reached. There the whole
+is compared, or most of it; here what fills a sixth to a third of the picture.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,20 +35,22 @@ class Canvases:
     pixels: NDArray[np.uint8]
     extent: NDArray[np.float32]
 
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> Canvases:
+        """Canvases of pictures whose width and height [n 2] in pixels are `sizes`."""
+        return cls(pixels, (sizes / sizes.max(axis=1, keepdims=True, initial=1)).astype(np.float32))
+
+    def take(self, rows: NDArray[Any]) -> Canvases:
+        """Some of the canvases."""
+        return Canvases(self.pixels[rows], self.extent[rows])
+
 
 def canvas(picture: Image) -> Image:
     """A picture [h w 3] on a canvas: its longer side fills it, from the upper left corner on."""
-    height, width = picture.shape[:2]
-    across, down = extent(width, height)
-    rows, columns = max(1, round(down * SIDE)), max(1, round(across * SIDE))
+    longer = max(picture.shape[:2])
+    rows, columns = (max(1, round(side / longer * SIDE)) for side in picture.shape[:2])
     small = images.resize(picture, (rows, columns))
     return np.pad(small, ((0, SIDE - rows), (0, SIDE - columns), (0, 0)), mode="edge")
-
-
-def extent(width: int, height: int) -> tuple[float, float]:
-    """Share of a canvas that a picture fills, across and down."""
-    longer = max(width, height, 1)
-    return width / longer, height / longer
 
 
 def find(

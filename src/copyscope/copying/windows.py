@@ -14,6 +14,8 @@ from copyscope.images import Image
 
 from .descriptors import Descriptor
 from .embed import Work, compute, embed
+from .insets import SIDE as SIDE_OF_CANVAS
+from .insets import Canvases, canvas
 from .verify import Verify
 
 Box = tuple[float, float, float, float]
@@ -25,17 +27,19 @@ BOXES: tuple[Box, ...] = tuple((x, y, SIDE, SIDE) for y in PLACES for x in PLACE
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Looks:
-    """Pictures [n] with p looks at each, the first the whole picture, the others its windows, if they were asked for.
+    """Pictures [n] as they are looked up: whole and, if p > 1, by their windows.
 
-    vectors: float32 [n p d], unit length. thumbnails: uint8 [n p s s 3].
+    vectors: float32 [n p d], unit length, the first of each picture that of the whole, then those of its windows.
+    thumbnails: uint8 [n s s 3], for the second look at the whole. canvases: for that at parts.
     """
 
     vectors: NDArray[np.float32]
     thumbnails: NDArray[np.uint8]
+    canvases: Canvases
 
-    def take(self, rows: Any) -> Looks:
+    def take(self, rows: NDArray[Any]) -> Looks:
         """The looks at some of the pictures."""
-        return Looks(self.vectors[rows], self.thumbnails[rows])
+        return Looks(self.vectors[rows], self.thumbnails[rows], self.canvases.take(rows))
 
 
 def cut(picture: Image) -> list[Image]:
@@ -52,11 +56,12 @@ def cut(picture: Image) -> list[Image]:
 def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> Looks:
     """Looks at pictures in memory, with their windows if `local`."""
     every = [[picture, *(cut(picture) if local else [])] for picture in pictures]
-    flat = [each for looks in every for each in looks]
-    shape = (len(pictures), 1 + len(BOXES) * local)
+    vectors = descriptor.describe([each for looks in every for each in looks])
+    sizes = [picture.shape[1::-1] for picture in pictures]
     return Looks(
-        descriptor.describe(flat).reshape(*shape, -1),
-        verify.shrink(flat).reshape(*shape, verify.size, verify.size, 3),
+        vectors.reshape(len(pictures), -1, descriptor.dim),
+        verify.shrink(pictures),
+        Canvases.of(np.stack([canvas(picture) for picture in pictures]), np.array(sizes)),
     )
 
 
@@ -70,12 +75,21 @@ def look_at(
     described = embed(corpus, descriptor, **options)
     filled, rows = described.corpus, described.rows
     vectors = np.asarray(described.vectors)[:, None]
-    thumbnails = verify.thumbnails(filled, rows, **options)[:, None]
+    small = np.zeros((len(rows), SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
     if local:
-        theirs = window_vectors(filled, rows, descriptor, **options)
-        vectors = np.concatenate([vectors, theirs], axis=1)
-        thumbnails = np.concatenate([thumbnails, window_thumbnails(filled, rows, verify, **options)], axis=1)
-    return filled, rows, Looks(vectors, thumbnails)
+        vectors = np.concatenate([vectors, window_vectors(filled, rows, descriptor, **options)], axis=1)
+        work = Work("canvases", f"fit to {SIDE_OF_CANVAS}", small[:1].size, np.uint8, _canvases)
+        small = _values(filled, rows, work, options.get("cache"), _without_cache(options)).reshape(small.shape)
+    sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
+    return filled, rows, Looks(vectors, verify.thumbnails(filled, rows, **options), Canvases.of(small, sizes))
+
+
+def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
+    return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
+
+
+def _without_cache(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "cache"}
 
 
 def window_vectors(
@@ -117,8 +131,3 @@ def _values(
     whole = np.zeros((len(rows), work.dim), work.dtype)
     whole[np.isin(rows, found)] = values
     return whole
-
-
-def box_of(look: int) -> Box | None:
-    """The box of a look: None for the whole picture."""
-    return BOXES[look - 1] if look else None
