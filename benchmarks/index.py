@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import altered
 import numpy as np
 
+import altered
 from copyscope import Index, assets, images, stats, worlds
 from copyscope.copying.codes import Block, Rows, encode, rotation
 from record import record
