@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copyscope import arms, experiment, plan, stats
+from copyscope import arms, experiment, machine, plan, stats
 from copyscope.copying import embed, quality
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
