@@ -19,6 +19,7 @@ def test_the_public_names():
         "Estimate",
         "Experiment",
         "Groups",
+        "Index",
         "Lint",
         "Matches",
         "Run",

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copyscope import arms, experiment, plan, stats
+from copyscope import arms, experiment, machine, plan, stats
 from copyscope.copying import embed, quality
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -340,11 +340,11 @@ def test_an_engine_of_many_hands_trains_a_shared_run_once_at_a_time(toml, fakes,
 
 def test_the_lock_of_a_killed_process_is_open(tmp_path):
     path = tmp_path / "runs" / ".run.lock"
-    code = f"import time, pathlib; from copyscope import arms\nwith arms._locked(pathlib.Path({str(path)!r})):\n"
+    code = f"import time, pathlib; from copyscope import machine\nwith machine.locked(pathlib.Path({str(path)!r})):\n"
     code += " print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "in\n"
-        waiting = threading.Thread(target=lambda: arms._locked(path).__enter__(), daemon=True)
+        waiting = threading.Thread(target=lambda: machine.locked(path).__enter__(), daemon=True)
         waiting.start()
         waiting.join(0.3)
         waited = waiting.is_alive()

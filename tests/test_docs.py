@@ -282,6 +282,18 @@ def test_the_keys_of_the_other_commands_are_those_documented(command, world, tmp
     assert f"`{summary['schema']}`" in (ROOT / "docs" / "json.md").read_text()
 
 
+def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp_path):
+    train = copyscope.Corpus.open(world.train).take(range(4))
+    index = copyscope.Index.build(train, tmp_path / "index", "sscd-distilled")
+    assert sorted(dict.fromkeys(key_paths(index.summary()))) == sorted(documented("## Index"))
+    picture = next(world.generated.glob("*.png"))
+    found = CliRunner().invoke(cli.app, ["match", str(picture), "--index", str(index.folder), "--json"])
+    summary = json.loads(found.stdout)
+    assert sorted(dict.fromkeys(key_paths(summary))) == sorted(documented("## Index matches"))
+    text = (ROOT / "docs" / "json.md").read_text()
+    assert {f"`{each['schema']}`" in text for each in (index.summary(), summary)} == {True}
+
+
 # Links, modules, and what must be said or must not
 
 

@@ -27,6 +27,7 @@ _HOMES = {
     "Estimate": "stats",
     "Experiment": "experiment",
     "Groups": "copying.duplicates",
+    "Index": "copying.index",
     "Lint": "copying.lint",
     "Matches": "copying.match",
     "Run": "diffusion.train",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .copying.duplicates import duplicates as duplicates
     from .copying.embed import Embeddings as Embeddings
     from .copying.embed import embed as embed
+    from .copying.index import Index as Index
     from .copying.lint import Lint as Lint
     from .copying.lint import lint as lint
     from .copying.match import Matches as Matches

@@ -6,13 +6,11 @@ the captions of held-out images, where a mitigation shows what it costs those wh
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from . import images, outcomes, recipes, stats
 from .corpus import Corpus
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
-from .machine import Progress
+from .machine import Progress, locked
 from .plan import Arm
 from .prepare import prepare
 from .stats import Floats
@@ -199,7 +197,7 @@ def _trained(arm: Arm, training: Corpus, held_out: Corpus | None, progress: Prog
 
     watched = arm.train.sample_every or arm.train.stop_at_replication
     watch = make_watch(training, held_out, arm.audit.protocol) if watched else None
-    with _locked(arm.run.parent / f".{arm.run.name}.lock"):
+    with locked(arm.run.parent / f".{arm.run.name}.lock"):
         return train(training, arm.run, arm.train, watch=watch, progress=progress)
 
 
@@ -312,22 +310,6 @@ def _encoder() -> Any:
     from .diffusion.text import TextEncoder
 
     return TextEncoder()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Nobody else, in this process or another, is within while we are; the system lets go of it if we are killed.
-
-    So arms that share a run are trained once, whatever order and place an engine runs them in. Windows has no such
-    lock: run one arm at a time there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _found(judged: Audit, path: Sequence[str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def root(
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_looking.audit, cli_looking.lint, cli_looking.embed, cli_looking.match, cli_looking.duplicates,
+    cli_looking.index,
     cli_making.curate, cli_making.train, cli_making.generate,
 )  # fmt: skip
 for command in ELSEWHERE:

@@ -1,4 +1,4 @@
-"""Commands that look at images: audit, lint, embed, match, duplicates."""
+"""Commands that look at images: audit, lint, embed, match, duplicates, index."""
 
 from __future__ import annotations
 
@@ -148,15 +148,38 @@ def embed(
 
 
 def match(
-    queries: Annotated[str, typer.Argument(metavar="QUERIES", help="Images asked about.")],
-    references: Annotated[str, typer.Argument(metavar="REFERENCES", help="Images searched.")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Images asked about, then the images searched; with --index, the former alone."
+        ),
+    ],
+    index: Annotated[
+        Path | None, typer.Option("--index", metavar="DIR", help="Search an index that `copyscope index` made.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Matches a query.")] = 10,
+    local: Annotated[
+        bool, typer.Option("--local/--no-local", help="With --index: look for copies in parts of the images too.")
+    ] = True,
     protocol: ProtocolName = "sscd-288",
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """The k most similar images of REFERENCES for every image of QUERIES; -o writes matches.parquet."""
+    """The k most similar images of a set for every image asked about; -o writes matches.parquet.
+
+    copyscope match QUERIES REFERENCES, or copyscope match IMAGES --index DIR.
+    """
+    check_out(out)
+    if index:
+        _match_in_index(pictures, index, k, local, out, as_json, workers)
+        return
+    if len(pictures) != 2:
+        raise InputError(
+            f"match takes two sets of images, those asked about and those searched, not {len(pictures)}.\n"
+            "To search an index add --index DIR"
+        )
+    queries, references = pictures
     from .copying.embed import embed as describe
     from .copying.match import match as run
     from .copying.protocols import protocol as named
@@ -164,7 +187,6 @@ def match(
     from .copying.verify import Verify
     from .corpus import Corpus
 
-    check_out(out)
     descriptor = named(protocol).load()
     with progress_bar() as progress:
         sets = [
@@ -186,6 +208,43 @@ def match(
     else:
         show_table(table.slice(0, 50), f"{table.num_rows} matches" + (", the first 50" if table.num_rows > 50 else ""))
         note_unreadable(sum(each.n_missing for each in sets))
+
+
+def _match_in_index(
+    pictures: list[str], folder: Path, k: int, local: bool, out: Path | None, as_json: bool, workers: int | None
+) -> None:
+    from .copying.index import Index, table
+    from .copying.results import write_table
+    from .corpus import Corpus
+
+    index = Index.open(folder)
+    asked = [Corpus.open(path) for path in pictures]
+    with progress_bar() as progress:
+        found = [index.match(corpus, k, local=local, workers=workers, progress=progress) for corpus in asked]
+    ids = [each for corpus in asked for each in corpus.ids]
+    hits = [each for answers in found for each in answers]
+    rows = table(ids, hits)
+    n_missing = sum(not each for each in hits) if len(index) else 0
+    if out:
+        write_table(out, "matches", rows)
+    if as_json:
+        summary = index.summary()
+        show_json(
+            {
+                "schema": "copyscope.index-matches/1",
+                "n": len(ids),
+                "n_missing": n_missing,
+                "n_index": summary["n"],
+                "protocol": summary["protocol"],
+                "local": local,
+                "calibration": summary["calibration"],
+                "matches": rows.to_pylist(),
+            }
+        )
+        return
+    shown = rows.select(["query_id", "reference_id", "score", "verified", "combined", "p_value", "box"])
+    show_table(shown.slice(0, 50), f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
+    note_unreadable(n_missing)
 
 
 def duplicates(
@@ -230,3 +289,65 @@ def duplicates(
     )
     show_table(table.slice(0, 50), "the largest groups")
     note_unreadable(described.n_missing)
+
+
+def index(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the index.")],
+    train: Annotated[
+        str | None, typer.Argument(metavar="[TRAIN]", help="Training images, in any of the layouts of a corpus.")
+    ] = None,
+    held_out: HeldOut = None,
+    protocol: ProtocolName = "sscd-288",
+    crops: Annotated[
+        bool, typer.Option("--crops", help="Describe parts of the training images too: ten times the size.")
+    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add TRAIN to an index that is there.")] = False,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="ID", help="Take an image out; may be repeated.")
+    ] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Free the space of what was removed.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check every byte against its checksum.")] = False,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Keep the descriptors of TRAIN on disk, so that `copyscope match --index` answers at once; add and remove images.
+
+    Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
+    """
+    from .copying.index import Index
+
+    check_out(out)
+    n_before = 0
+    with progress_bar() as progress:
+        if train and not add:
+            found = Index.build(
+                train, out, protocol, held_out=held_out, crops=crops, seed=seed, workers=workers, progress=progress
+            )
+        else:
+            if add and not train:
+                raise InputError(
+                    "--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add"
+                )
+            found = Index.open(out)
+            n_before = found.summary()["n_missing"]
+            if train:
+                found.add(train, workers=workers, progress=progress)
+        if remove:
+            found.remove(remove)
+        if compact:
+            found.compact()
+        if check:
+            found.check(progress)
+    summary = found.summary()
+    if as_json:
+        show_json(summary)
+    else:
+        kept = summary["calibration"]
+        print(
+            f"{summary['n']} images by {summary['descriptor']} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; p-values "
+            f"rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
+        )
+        note_unreadable(summary["n_missing"] - n_before)
+    exit_with({"n_missing": summary["n_missing"] - n_before}, strict, None)

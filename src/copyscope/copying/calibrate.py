@@ -59,14 +59,26 @@ def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArra
     pdq = parts.load("descriptors", "pdq")
     queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
     references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
-    nearest = search(queries.vectors, references.vectors, 1, workers=options.get("workers"))
     # An image that cannot be read again cannot be cleared of being one.
     alike = np.ones(len(images.rows), dtype=bool)
+    mine, theirs = (each.corpus.table["sha256"].to_pylist() for each in (queries, references))
+    alike[queries.rows] = alike_by_hash(queries.vectors, references.vectors, options.get("workers"))
+    return alike | alike_by_file(mine, theirs)
+
+
+def alike_by_hash(
+    queries: NDArray[np.float32], references: NDArray[np.float32], workers: int | None = None
+) -> NDArray[np.bool_]:
+    """Which PDQ vectors [n 256] are within LOOK_ALIKE_BITS of one of the references [m 256]."""
+    nearest = search(queries, references, 1, workers=workers)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
-    alike[queries.rows] = nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128
-    trained = set(references.corpus.table["sha256"].to_pylist())
-    alike |= np.array([digest in trained for digest in queries.corpus.table["sha256"].to_pylist()], dtype=bool)
-    return alike
+    return np.asarray(nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
+
+
+def alike_by_file(queries: list[str], references: list[str]) -> NDArray[np.bool_]:
+    """Which file digests [n] are among the references'."""
+    trained = set(references)
+    return np.array([digest in trained for digest in queries], dtype=bool)
 
 
 def baseline(

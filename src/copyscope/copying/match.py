@@ -45,8 +45,7 @@ class Matches:
 
         1 - sqrt((1 - s) * (1 - v)): the geometric mean of what is missing, so that either being sure weighs much.
         """
-        missing = np.maximum(1 - self.nearest.score, 0) * np.maximum(1 - self.verified, 0)
-        return np.where(np.isnan(missing), -np.inf, 1 - np.sqrt(missing)).astype(np.float32)
+        return combine(self.nearest.score, self.verified)
 
     @property
     def best(self) -> NDArray[np.intp]:
@@ -87,6 +86,12 @@ class Matches:
                 "combined": pa.array(combined, mask=np.isneginf(combined)),
             }
         )
+
+
+def combine(score: NDArray[np.float32], verified: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Combined scores of descriptor and pixel scores of any one shape; see `Matches.combined`."""
+    missing = np.maximum(1 - score, 0) * np.maximum(1 - verified, 0)
+    return np.where(np.isnan(missing), -np.inf, 1 - np.sqrt(missing)).astype(np.float32)
 
 
 def match(

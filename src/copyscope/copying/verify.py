@@ -134,12 +134,14 @@ class _Looks:
         margin = round(size * (1 - verify.core) / 2)
         templates: list[Planes] = [planes[:, :, margin : size - margin, margin : size - margin]]
         for zoom in verify.zooms:
-            shrink = _shrinking(size, round(zoom * size))
+            shrink = shrinking(size, round(zoom * size))
             templates.append(np.asarray(shrink @ planes @ shrink.T, np.float32))
         self.sides = [template.shape[-1] for template in templates]
-        self.templates: list[Spectra] = [np.conj(rfft2(_unit(template), s=(size, size))) for template in templates]
-        tables = _summed(planes)
-        self.inverse_norms = [_inverse_norms(tables, side) for side in self.sides]
+        self.templates: list[Spectra] = [
+            np.conj(rfft2(unit_templates(template), s=(size, size))) for template in templates
+        ]
+        tables = summed_areas(planes)
+        self.inverse_norms = [inverse_norms(tables, side) for side in self.sides]
 
     def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
@@ -152,7 +154,7 @@ class _Looks:
         return best
 
 
-def _shrinking(size: int, side: int) -> Planes:
+def shrinking(size: int, side: int) -> Planes:
     """The linear map [side size] that resizes a row of pixels by the antialiased triangle filter."""
     scale = size / side
     centres = (np.arange(side) + 0.5) * scale - 0.5
@@ -160,20 +162,20 @@ def _shrinking(size: int, side: int) -> Planes:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _unit(templates: Planes) -> Planes:
+def unit_templates(templates: Planes) -> Planes:
     """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
     centred = templates - templates.mean(axis=(2, 3), keepdims=True)
     norms = np.sqrt(np.einsum("nchw,nchw->n", centred, centred))[:, None, None, None]
     return np.asarray(centred * _inverse(norms, templates.shape[-1]), np.float32)
 
 
-def _summed(planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def summed_areas(planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Summed-area tables [n 3 s+1 s+1] of planes [n 3 s s] and of their squares."""
     values = np.pad(planes.astype(np.float64), ((0, 0), (0, 0), (1, 0), (1, 0)))
     return values.cumsum(axis=2).cumsum(axis=3), np.square(values).cumsum(axis=2).cumsum(axis=3)
 
 
-def _inverse_norms(tables: tuple[NDArray[np.float64], NDArray[np.float64]], side: int) -> Planes:
+def inverse_norms(tables: tuple[NDArray[np.float64], NDArray[np.float64]], side: int) -> Planes:
     """1 / length [n p p] of every window of `side`, each channel's mean taken off; 0 for flat ones."""
     plain, squares = (
         table[:, :, side:, side:]

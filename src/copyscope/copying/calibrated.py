@@ -1,0 +1,138 @@
+"""What the p-values of an index rest on: scores of real images that are no copies, kept with what they were made of, so
+that they follow when images are added."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import parts
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+
+from . import index_files as files
+from .calibrate import BASELINE_RULE, RULE, alike_by_file, alike_by_hash, look_alikes
+from .codes import Rows
+from .descriptors import Descriptor
+from .duplicates import Groups
+from .embed import Embeddings, embed
+from .insets import Canvases
+from .locate import locate
+from .search import search
+from .segments import State, drop
+from .verify import Verify
+from .windows import Looks, look_at
+
+# Training images that stand in where nothing was held out; each is looked at ten times.
+SAMPLE = 500
+KINDS = ("vectors", "thumbnails", "canvases", "extent")
+
+
+def calibrate(
+    folder: Path,
+    state: State,
+    train: Embeddings,
+    held: Corpus | None,
+    groups: Groups | None,
+    descriptor: Descriptor,
+    verify: Verify,
+    seed: int,
+    options: dict[str, Any],
+) -> None:
+    """Score held-out images without look-alikes, or a sample of the training set against those outside their own
+    near-duplicate group, as pictures are matched; write scores and looks and name them in the manifest."""
+    name = files.new_name()
+    own, removed = None, 0
+    written: dict[str, Any] = {}
+    if held is not None:
+        filled, rows, looks = look_at(held, descriptor, verify, True, **options)
+        if not len(rows):
+            raise InputError(f"None of the {len(held)} held-out images in {held.origin} can be read.\nName others")
+        images = Embeddings(filled, rows, looks.vectors[:, 0], train.descriptor, train.fingerprint)
+        alike = look_alikes(images, train, **options)
+        removed, looks = int(alike.sum()), looks.take(~alike)
+        corpus = filled.take(rows[~alike].tolist())
+        hashes = embed(corpus, parts.load("descriptors", "pdq"), **options).vectors
+        written |= files.write_array(folder, f"{name}.looks.pdq", hashes)
+    else:
+        assert groups is not None
+        rng = np.random.default_rng(np.random.SeedSequence(seed))
+        _, first = np.unique(groups.label, return_index=True)
+        some = np.sort(rng.permutation(first)[:SAMPLE])
+        corpus = train.corpus.take(train.rows[some].tolist())
+        _, rows, looks = look_at(corpus, descriptor, verify, True, **options)
+        own = (groups.label[some[rows]], groups.label)
+        corpus = corpus.take(rows.tolist())
+    found = _scores(looks, state.whole, state.crops, verify, own, options)
+    kept: tuple[NDArray[Any], ...] = (looks.vectors, looks.thumbnails, looks.canvases.pixels, looks.canvases.extent)
+    for kind, array in zip(KINDS, kept, strict=True):
+        written |= files.write_array(folder, f"{name}.looks.{kind}", array)
+    written |= files.write_table(folder, f"{name}.looks.rows", corpus.table.select(["id", "sha256"]))
+    written |= files.write_array(folder, f"{name}.scores", found)
+    state.manifest["calibration"] = {
+        "method": "held-out" if held is not None else "baseline",
+        "n": int(np.isfinite(found[:, 0]).sum()),
+        "n_removed": removed,
+        "rule": RULE if held is not None else BASELINE_RULE,
+        "looks": name,
+        "scores": name,
+    }
+    state.manifest["files"] |= written
+
+
+def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
+    """Raise the scores to what the last segment, of the images `added`, gives; take out what now has a look-alike.
+
+    A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
+    """
+    kept = state.manifest["calibration"]
+    name = kept["looks"]
+    vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
+    looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
+    rows = files.map_table(folder, f"{name}.looks.rows")()
+    old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
+    own, out = None, np.isnan(old[:, 0])
+    new = Rows(state.whole.blocks[-1:], state.directions)
+    crops = Rows(state.crops.blocks[-1:], state.directions) if state.crops else None
+    if kept["method"] == "held-out":
+        images = added.corpus.take(added.rows.tolist())
+        hashes = embed(images, parts.load("descriptors", "pdq"), **options)
+        alike = alike_by_hash(files.map_array(folder, f"{name}.looks.pdq"), hashes.vectors)
+        alike |= alike_by_file(rows["sha256"].to_pylist(), images.table["sha256"].to_pylist())
+        kept["n_removed"] += int((alike & ~out).sum())
+        out = out | alike
+    else:
+        # A new near-duplicate of a training image of the sample does not count for it.
+        nearest = search(added.vectors, np.ascontiguousarray(looks.vectors[:, 0]), 1)
+        near = nearest.score[:, 0] >= state.manifest["duplicates"]
+        own = (np.arange(len(old)), np.where(near, nearest.index[:, 0], -1))
+    raised = np.fmax(old, _scores(looks, new, crops, verify, own, options))
+    raised[out] = np.nan
+    if kept["scores"] != name:
+        drop(state.manifest, kept["scores"])
+    state.manifest["files"].pop(f"{kept['scores']}.scores.npy", None)
+    kept["scores"] = files.new_name()
+    kept["n"] = int(np.isfinite(raised[:, 0]).sum())
+    state.manifest["files"] |= files.write_array(folder, f"{kept['scores']}.scores", raised)
+
+
+def _scores(
+    looks: Looks,
+    whole: Rows,
+    crops: Rows | None,
+    verify: Verify,
+    own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    options: dict[str, Any],
+) -> NDArray[np.float32]:
+    """Best combined scores [m 2] of the whole pictures and with their windows; NaN where nothing was left to match."""
+    settings = {"workers": options.get("workers"), "progress": options.get("progress")}
+    alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
+    columns = [
+        locate(each, whole, crops, verify, verify.top, exact=True, own=own, **settings).best for each in (alone, looks)
+    ]
+    scores = np.stack(columns, axis=1)
+    return np.where(np.isfinite(scores), scores, np.nan).astype(np.float32)

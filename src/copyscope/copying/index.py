@@ -1,0 +1,369 @@
+"""A training set described once and kept on disk: one picture is then looked up in it at once, with a p-value.
+
+Descriptors, small pictures for the second look, ids and the calibration are all in the index: the images themselves are
+not needed again. Images are added and removed; readers go on meanwhile. How it lies on disk is told in index_files.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import copyscope
+from copyscope import stats
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+from copyscope.images import Image
+from copyscope.machine import Progress, locked
+
+from . import index_files as files
+from .calibrated import calibrate, recalibrate
+from .codes import rotation
+from .descriptors import Descriptor
+from .duplicates import duplicates
+from .embed import Embeddings, embed
+from .locate import WHOLE, Found, locate
+from .protocols import Protocol
+from .protocols import protocol as named_protocol
+from .segments import Kept, State, load, merge, write_segment
+from .verify import Verify
+from .windows import Box, look, look_at
+
+COMPACT_ABOVE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A training image that a picture, or a part of it, is like.
+
+    score: descriptor similarity. verified: pixel score; combined: both as one, as in an audit; p_value: conformal, how
+    often a real image that is no copy scores as high. The three are None where the second look was not taken. box: what
+    part of the picture, as x, y, width, height in shares of it; source_box: what part of the training image; None =
+    the whole. caption: the training image's first.
+    """
+
+    id: str
+    score: float
+    verified: float | None
+    combined: float | None
+    p_value: float | None
+    box: Box | None
+    source_box: Box | None
+    caption: str | None
+
+
+TABLE = pa.schema(
+    {"query_id": pa.string(), "reference_id": pa.string(), "rank": pa.int32()}
+    | dict.fromkeys(("score", "verified", "combined"), pa.float32())
+    | {"p_value": pa.float64(), "box": pa.list_(pa.float64()), "source_box": pa.list_(pa.float64())}
+    | {"caption": pa.string()}
+)
+
+
+class Index:
+    """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self.folder = folder
+        self._state = state
+
+    @classmethod
+    def build(
+        cls,
+        train: str | Path | Corpus,
+        out: str | Path,
+        protocol: str = "sscd-288",
+        *,
+        held_out: str | Path | Corpus | None = None,
+        crops: bool = False,
+        seed: int = 0,
+        cache: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> Index:
+        """Describe the training images and write the index into the folder `out`.
+
+        held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
+        training set against the rest stands in. crops: describe the windows of the training images too, ten times the
+        size, so that a picture is found that shows a quarter of one. The rest as in `audit`. Raises InputError where
+        `out` holds an index, or no image can be read.
+        """
+        folder, rules = Path(out), named_protocol(protocol)
+        _refuse_foreign(folder)
+        options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+        descriptor, verify = rules.load(), Verify()
+        described = _described(train, descriptor, options)
+        held = _corpus(held_out) if held_out is not None else None
+        with locked(folder / ".lock"):
+            _refuse_foreign(folder)
+            directions = rotation(descriptor.dim)
+            turned = files.new_name() + ".rotation"
+            manifest: dict[str, Any] = {
+                "schema": files.SCHEMA,
+                "copyscope": copyscope.__version__,
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "protocol": rules.name,
+                "descriptor": str(descriptor),
+                "fingerprint": described.fingerprint,
+                "verify": str(verify),
+                "duplicates": rules.duplicates,
+                "dim": descriptor.dim,
+                "crops": crops,
+                "n_missing": described.n_missing,
+                "n_removed": 0,
+                "segments": [],
+                "removed": None,
+                "rotation": turned,
+                "calibration": None,
+                "files": files.write_array(folder, turned, directions),
+            }
+            write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
+            state = load(folder, manifest)
+            groups = duplicates(described, rules.duplicates, **options) if held is None else None
+            calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
+            files.write_manifest(folder, manifest)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Index:
+        """The index in `folder`, its files mapped.
+
+        Raises InputError where there is none, and where its manifest is not what its own checksum says or a file is
+        missing or not of its length; `check` looks at every byte.
+        """
+        return cls(Path(folder), load(Path(folder)))
+
+    def __len__(self) -> int:
+        """Training images that can be found: those added and not removed."""
+        return self._fresh().n
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.folder)!r}, {len(self)} images, {self._state.manifest['protocol']})"
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the training images, in the order they were added."""
+        state = self._fresh()
+        return [each for each, gone in zip(state.ids, state.gone, strict=True) if not gone]
+
+    def summary(self) -> dict[str, Any]:
+        """What the index is, as plain values; docs/json.md has its keys."""
+        state = self._fresh()
+        keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
+        kept = state.manifest["calibration"]
+        return {key: state.manifest[key] for key in keys} | {
+            "n": state.n,
+            "n_removed": state.manifest["n_removed"],
+            "n_segments": len(state.manifest["segments"]),
+            "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
+            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")},
+        }
+
+    def refresh(self) -> Index:
+        """Look again at what is on disk. Every call does so by itself; returns the index."""
+        self._state = load(self.folder)
+        return self
+
+    def match(
+        self,
+        pictures: str | Path | Corpus | Image | Sequence[Image],
+        k: int = 10,
+        *,
+        local: bool = True,
+        exact: bool | None = None,
+        cache: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[Hit]]:
+        """The k training images that each picture is most like, highest combined score first.
+
+        pictures: arrays uint8 [h w 3], one or several, or anything `Corpus.open` takes; then there is one list a row,
+        which is empty where the image cannot be read. local: look at windows of the pictures too, ten times the work.
+        exact: True searches exactly, False by sign bits first, None whichever is faster. cache, workers: as in `embed`.
+        """
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}")
+        state = self._fresh()
+        descriptor, verify = self._descriptor(state), Verify()
+        if isinstance(pictures, (str, Path, Corpus)):
+            corpus = _corpus(pictures)
+            options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+            _, rows, looks = look_at(corpus, descriptor, verify, local, **options)
+            n = len(corpus)
+        else:
+            given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+            looks, n = look(given, descriptor, verify, local), len(given)
+            rows = np.arange(n)
+        answers: list[list[Hit]] = [[] for _ in range(n)]
+        if len(rows):
+            settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
+            found = locate(looks, state.whole, state.crops if local else None, verify, k, **settings)
+            for picture, row in enumerate(rows.tolist()):
+                answers[row] = _hits(found, picture, state, k, local)
+        return answers
+
+    def add(
+        self,
+        train: str | Path | Corpus,
+        *,
+        cache: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Add images, whose ids must be new; returns how many. Waits for another writer. The calibration follows.
+
+        Raises InputError where an id is there already, or no image can be read.
+        """
+        options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+        verify = Verify()
+        descriptor = self._descriptor(self._fresh())
+        described = _described(train, descriptor, options)
+        with locked(self.folder / ".lock"):
+            state = load(self.folder)
+            there = {each for each, gone in zip(state.ids, state.gone, strict=True) if not gone}
+            known = [each for each in described.ids if each in there]
+            if known:
+                raise InputError(
+                    f"{len(known)} of the images are in the index already, the first is {known[0]!r}.\n"
+                    "Remove them first, or give only new ones"
+                )
+            manifest = state.manifest
+            manifest["n_missing"] += described.n_missing
+            write_segment(
+                self.folder, manifest, described, state.directions, descriptor, verify, manifest["crops"], options
+            )
+            recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
+            if len(manifest["segments"]) > COMPACT_ABOVE:
+                merge(self.folder, load(self.folder, manifest))
+            files.write_manifest(self.folder, manifest)
+        self.refresh()
+        return len(described.rows)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Take images out by their ids; returns how many. The p-values stay valid, if a little large.
+
+        Raises InputError where an id is not in the index.
+        """
+        with locked(self.folder / ".lock"):
+            state = load(self.folder)
+            rows = {each: row for row, each in enumerate(state.ids) if not state.gone[row]}
+            wanted = list(dict.fromkeys(ids))
+            unknown = [each for each in wanted if each not in rows]
+            if unknown:
+                raise InputError(
+                    f"{len(unknown)} of the images are not in the index, the first is {unknown[0]!r}.\n"
+                    "Give ids as `copyscope match` shows them"
+                )
+            state.write_removed(self.folder, np.array([rows[each] for each in wanted], np.int64))
+            files.write_manifest(self.folder, state.manifest)
+        self.refresh()
+        return len(wanted)
+
+    def compact(self) -> None:
+        """Make one segment of all and free what was removed; readers go on with what they have."""
+        with locked(self.folder / ".lock"):
+            state = load(self.folder)
+            merge(self.folder, state)
+            files.write_manifest(self.folder, state.manifest)
+        self.refresh()
+
+    def check(self, progress: Progress | None = None) -> None:
+        """That every byte is what was written. Raises InputError that names the first file which is not."""
+
+        def tell(done: int, total: int) -> None:
+            if progress:
+                progress("check", done >> 20, total >> 20)
+
+        files.steadily(self.folder, lambda manifest: files.check_sums(self.folder, manifest, tell))
+
+    def _fresh(self) -> State:
+        """The state of now: loaded again where a writer has put another manifest in place."""
+        if files.stamp(self.folder) != self._state.stamp:
+            self._state = load(self.folder)
+        return self._state
+
+    def _descriptor(self, state: State) -> Descriptor:
+        """The descriptor of the index. Raises InputError where its weights are not those that made it."""
+        rules: Protocol = named_protocol(state.manifest["protocol"])
+        descriptor = rules.load()
+        if (str(descriptor), descriptor.fingerprint()) != (state.manifest["descriptor"], state.manifest["fingerprint"]):
+            raise InputError(
+                f"The index {self.folder} was made by {state.manifest['descriptor']} with other weights or another "
+                "version.\nBuild the index again"
+            )
+        return descriptor
+
+
+def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
+    """One row a hit of the pictures `ids`: query_id, reference_id, rank (from 1), then the fields of a Hit."""
+    rows = [
+        {"query_id": each, "reference_id": hit.id, "rank": rank}
+        | {name: value for name, value in dataclasses.asdict(hit).items() if name != "id"}
+        for each, hits in zip(ids, answers, strict=True)
+        for rank, hit in enumerate(hits, 1)
+    ]
+    return pa.Table.from_pylist(rows, TABLE)
+
+
+def _hits(found: Found, picture: int, state: State, k: int, local: bool) -> list[Hit]:
+    """The first k candidates of a picture."""
+    hits = []
+    kept: Kept = state.calibration
+    for at in found.of(picture):
+        combined = float(found.combined[picture, at])
+        seen = math.isfinite(combined)
+        scores = kept.local if local else kept.whole
+        row = int(found.row[picture, at])
+        hits.append(
+            Hit(
+                state.ids[row],
+                float(found.score[picture, at]),
+                float(found.verified[picture, at]) if seen else None,
+                combined if seen else None,
+                float(stats.conformal_p_values(np.array([combined]), scores)[0]) if seen else None,
+                _box(found.box[picture, at]),
+                _box(found.source_box[picture, at]),
+                state.table["caption"][row].as_py(),
+            )
+        )
+        if len(hits) == k:
+            break
+    return hits
+
+
+def _box(found: NDArray[np.float32]) -> Box | None:
+    """A box as a hit has it: None for the whole."""
+    x, y, width, height = (round(float(each), 4) for each in found)
+    return None if (x, y, width, height) == WHOLE else (x, y, width, height)
+
+
+def _described(train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any]) -> Embeddings:
+    corpus = _corpus(train)
+    described = embed(corpus, descriptor, **options)
+    if not len(described.rows):
+        raise InputError(
+            f"None of the {len(corpus)} images in {corpus.origin} can be read.\nName the folder of training images"
+        )
+    return described
+
+
+def _corpus(source: str | Path | Corpus) -> Corpus:
+    return source if isinstance(source, Corpus) else Corpus.open(source)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises InputError where an index, or anything that is not ours, lies in `folder`."""
+    if (folder / files.MANIFEST).exists():
+        raise InputError(f"There is an index in {folder}.\nAdd to it with --add, or name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.\nName a folder with -o")
+    if folder.exists() and not all(files.OURS.fullmatch(path.name) for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no index.\nName another folder with -o")

@@ -1,0 +1,111 @@
+"""The second look at a part: a training image, shrunk to several sizes, over every place of a picture.
+
+The score is the best normalised cross-correlation, as in verify.py, and the box is where it is reached. There the whole
+is compared, or most of it; here what fills a sixth to a third of the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import images
+from copyscope.images import Image
+from copyscope.machine import cores
+
+from .search import one_blas_thread
+from .verify import inverse_norms, shrinking, summed_areas, unit_templates
+
+SIDE = 64
+SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
+CORE = 0.875
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Canvases:
+    """Pictures [n] shrunk to fit a square, the rest filled with their edge.
+
+    pixels: uint8 [n SIDE SIDE 3]. extent: float32 [n 2], the share of its width and height that the picture fills.
+    """
+
+    pixels: NDArray[np.uint8]
+    extent: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> Canvases:
+        """Canvases of pictures whose width and height [n 2] in pixels are `sizes`."""
+        return cls(pixels, (sizes / sizes.max(axis=1, keepdims=True, initial=1)).astype(np.float32))
+
+    def take(self, rows: NDArray[Any]) -> Canvases:
+        """Some of the canvases."""
+        return Canvases(self.pixels[rows], self.extent[rows])
+
+
+def canvas(picture: Image) -> Image:
+    """A picture [h w 3] on a canvas: its longer side fills it, from the upper left corner on."""
+    longer = max(picture.shape[:2])
+    rows, columns = (max(1, round(side / longer * SIDE)) for side in picture.shape[:2])
+    small = images.resize(picture, (rows, columns))
+    return np.pad(small, ((0, SIDE - rows), (0, SIDE - columns), (0, 0)), mode="edge")
+
+
+def find(
+    pictures: Canvases, references: NDArray[np.uint8], candidates: NDArray[np.int64], *, workers: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scores [n k] in [-1, 1] of `references[candidates]`, thumbnails [m s s 3], in pictures [n], and boxes [n k 4].
+
+    candidates: int64 [n k], -1 for none, whose score is NaN. A box is x, y, width, height as shares of the picture.
+    """
+    scores = np.full(candidates.shape, np.nan, np.float32)
+    boxes = np.zeros((*candidates.shape, 4), np.float32)
+
+    def task(picture: int) -> None:
+        there = np.flatnonzero(candidates[picture] >= 0)
+        if len(there):
+            found = _in_one(pictures.pixels[picture], references[candidates[picture, there]])
+            scores[picture, there], boxes[picture, there] = found[0], _box(found[1], pictures.extent[picture])
+
+    with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
+        list(pool.map(task, range(len(candidates))))
+    return scores, boxes
+
+
+def _in_one(picture: NDArray[np.uint8], references: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Best score [k] of references [k s s 3], mirrored or not, in one canvas; left, top, side [k 3] of it in pixels."""
+    from scipy.fft import irfft2, rfft2
+
+    plane = picture.astype(np.float32).transpose(2, 0, 1)[None]
+    spectrum, tables = rfft2(plane), summed_areas(plane)
+    size = references.shape[1]
+    margin = round(size * (1 - CORE) / 2)
+    inner = references[:, margin : size - margin, margin : size - margin].astype(np.float32).transpose(0, 3, 1, 2)
+    best = np.full(len(references), -1, np.float32)
+    place = np.zeros((len(references), 3), np.int64)
+    for share in SHARES:
+        side = round(share * CORE * SIDE)
+        shrink = shrinking(inner.shape[-1], side)
+        template = unit_templates(np.asarray(shrink @ inner @ shrink.T, np.float32))
+        norms = inverse_norms(tables, side)
+        for one in (template, template[..., ::-1]):
+            product = (spectrum * np.conj(rfft2(one, s=(SIDE, SIDE)))).sum(axis=1)
+            free = SIDE - side + 1
+            found = (irfft2(product, s=(SIDE, SIDE))[:, :free, :free] * norms).reshape(len(references), -1)
+            at = found.argmax(axis=1)
+            score = found[np.arange(len(references)), at]
+            higher = score > best
+            best[higher] = score[higher]
+            place[higher] = np.stack([at % free, at // free, np.full(len(at), side)], axis=1)[higher]
+    return best, place
+
+
+def _box(place: NDArray[np.int64], filled: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes [k 4] in shares of the picture of left, top, side [k 3] of the core in pixels of the canvas."""
+    margin = place[:, 2] * (1 / CORE - 1) / 2
+    low = np.maximum(np.stack([place[:, 0] - margin, place[:, 1] - margin], axis=1) / SIDE, 0)
+    high = np.stack([place[:, 0] + place[:, 2] + margin, place[:, 1] + place[:, 2] + margin], axis=1) / SIDE
+    low, high = np.minimum(low / filled, 1), np.minimum(high / filled, 1)
+    return np.concatenate([low, high - low], axis=1).astype(np.float32)

@@ -1,0 +1,131 @@
+"""Looks x Rows -> which training images a picture, or a part of it, is like, by both scores of a match."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .codes import Rows
+from .insets import find
+from .match import combine
+from .verify import Verify
+from .windows import BOXES, Looks
+
+Own = tuple[NDArray[np.int64], NDArray[np.int64]]
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What pictures [n] may be copies of: c candidates each, in no order.
+
+    row: int64 [n c], row of the training image, -1 for none. box, source_box: float32 [n c 4], what part of the
+    picture, and of the training image: x, y, width, height in shares of it. score, verified, combined: float32 [n c],
+    as in Matches.
+    """
+
+    row: NDArray[np.int64]
+    box: NDArray[np.float32]
+    source_box: NDArray[np.float32]
+    score: NDArray[np.float32]
+    verified: NDArray[np.float32]
+    combined: NDArray[np.float32]
+
+    @property
+    def best(self) -> NDArray[np.float32]:
+        """Highest combined score of each picture [n], what p-values are of; -inf where there is none."""
+        best: NDArray[np.float32] = self.combined.max(axis=1, initial=-np.inf)
+        return best
+
+    def of(self, picture: int) -> Iterator[int]:
+        """Candidates of a picture, best first, each training image once; those that were not verified come last."""
+        seen = {-1}
+        for at in np.lexsort((-self.score[picture], -self.combined[picture])).tolist():
+            row = int(self.row[picture, at])
+            if row not in seen:
+                seen.add(row)
+                yield at
+
+
+def locate(
+    looks: Looks,
+    whole: Rows,
+    crops: Rows | None,
+    verify: Verify,
+    k: int,
+    *,
+    exact: bool | None = None,
+    own: Own | None = None,
+    **options: Any,
+) -> Found:
+    """Candidates for every picture: as `match` finds them, the k nearest to the whole, the first `verify.top` verified;
+    with windows, the `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`,
+    the `verify.top` parts of training images that are nearest to the whole.
+
+    own: labels of the pictures [n] and of the training images [m]; images of a picture's own label do not count.
+    options: `workers` and `progress` of `search`.
+    """
+    top = verify.top
+    found = [_wholes(looks, whole, verify, max(k, top), exact, own, options)]
+    if looks.vectors.shape[1] > 1:
+        found.append(_insets(looks, whole, top, exact, own, options))
+        if crops is not None:
+            theirs = (own[0], np.repeat(own[1], len(BOXES))) if own else None
+            parts = _wholes(looks, crops, verify, top, exact, theirs, options)
+            row, window = np.divmod(parts.row, len(BOXES))
+            boxes = np.array(BOXES, np.float32)[window]
+            found.append(dataclasses.replace(parts, row=np.where(parts.row < 0, -1, row), source_box=boxes))
+    return Found(
+        *(np.concatenate([getattr(each, field.name) for each in found], axis=1) for field in dataclasses.fields(Found))
+    )
+
+
+def _wholes(
+    looks: Looks, rows: Rows, verify: Verify, k: int, exact: bool | None, own: Own | None, options: dict[str, Any]
+) -> Found:
+    """The k rows nearest to each whole picture."""
+    nearest = rows.nearest(np.ascontiguousarray(looks.vectors[:, 0]), k, exact=exact, own=own, **options)
+    verified = np.full(nearest.index.shape, np.nan, np.float32)
+    thumbnails, slots = _thumbnails(rows, nearest.index[:, : verify.top])
+    verified[:, : verify.top] = verify.compare(looks.thumbnails, thumbnails, slots, **options)
+    return _found(nearest.index, nearest.score, verified, np.full((*verified.shape, 4), WHOLE, np.float32))
+
+
+def _insets(looks: Looks, rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]) -> Found:
+    """The `top` rows nearest to any window of each picture, and where in the picture they are."""
+    n, p, d = looks.vectors.shape
+    p -= 1
+    windows = np.ascontiguousarray(looks.vectors[:, 1:].reshape(n * p, d))
+    theirs = (np.repeat(own[0], p), own[1]) if own else None
+    nearest = rows.nearest(windows, top, exact=exact, own=theirs, **options)
+    index, score = nearest.index.reshape(n, -1), nearest.score.reshape(n, -1)
+    row = np.full((n, top), -1, np.int64)
+    best = np.full((n, top), -2, np.float32)
+    for picture in range(n):
+        order = np.lexsort((index[picture], -score[picture]))
+        # Of the windows that a training image is near to, the nearest counts.
+        _, first = np.unique(index[picture, order], return_index=True)
+        chosen = order[np.sort(first)]
+        chosen = chosen[index[picture, chosen] >= 0][:top]
+        row[picture, : len(chosen)], best[picture, : len(chosen)] = index[picture, chosen], score[picture, chosen]
+    thumbnails, slots = _thumbnails(rows, row)
+    verified, box = find(looks.canvases, thumbnails, slots, workers=options.get("workers"))
+    return _found(row, best, verified, box)
+
+
+def _thumbnails(rows: Rows, candidates: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Thumbnails [u s s 3] of all that occur among candidates [n k], and candidates as rows of those; -1 stays."""
+    used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
+    slots = np.full(candidates.shape, -1, np.int64)
+    slots[candidates >= 0] = places
+    return rows.thumbnails(used), slots
+
+
+def _found(
+    row: NDArray[np.int64], score: NDArray[np.float32], verified: NDArray[np.float32], box: NDArray[np.float32]
+) -> Found:
+    return Found(row, box, np.full_like(box, WHOLE), score, verified, combine(score, verified))

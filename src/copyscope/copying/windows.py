@@ -1,0 +1,133 @@
+"""A picture and the windows of it: what a copy that fills a part of a picture is found by."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.corpus import Corpus
+from copyscope.images import Image
+
+from .descriptors import Descriptor
+from .embed import Work, compute, embed
+from .insets import SIDE as SIDE_OF_CANVAS
+from .insets import Canvases, canvas
+from .verify import Verify
+
+Box = tuple[float, float, float, float]
+SIDE, STRIDE = 0.5, 0.25
+PLACES = tuple(STRIDE * step for step in range(round((1 - SIDE) / STRIDE) + 1))
+BOXES: tuple[Box, ...] = tuple((x, y, SIDE, SIDE) for y in PLACES for x in PLACES)
+"""The windows: x, y, width, height as shares of the picture; each covers a quarter of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Looks:
+    """Pictures [n] as they are looked up: whole and, if p > 1, by their windows.
+
+    vectors: float32 [n p d], unit length, the first of each picture that of the whole, then those of its windows.
+    thumbnails: uint8 [n s s 3], for the second look at the whole. canvases: for that at parts.
+    """
+
+    vectors: NDArray[np.float32]
+    thumbnails: NDArray[np.uint8]
+    canvases: Canvases
+
+    def take(self, rows: NDArray[Any]) -> Looks:
+        """The looks at some of the pictures."""
+        return Looks(self.vectors[rows], self.thumbnails[rows], self.canvases.take(rows))
+
+
+def cut(picture: Image) -> list[Image]:
+    """The windows of a picture [h w 3], in the order of BOXES; at least one pixel each."""
+    height, width = picture.shape[:2]
+    found = []
+    for x, y, w, h in BOXES:
+        left, top = min(int(x * width), width - 1), min(int(y * height), height - 1)
+        right, bottom = max(left + 1, round((x + w) * width)), max(top + 1, round((y + h) * height))
+        found.append(np.ascontiguousarray(picture[top:bottom, left:right]))
+    return found
+
+
+def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> Looks:
+    """Looks at pictures in memory, with their windows if `local`."""
+    every = [[picture, *(cut(picture) if local else [])] for picture in pictures]
+    vectors = descriptor.describe([each for looks in every for each in looks])
+    sizes = [picture.shape[1::-1] for picture in pictures]
+    return Looks(
+        vectors.reshape(len(pictures), -1, descriptor.dim),
+        verify.shrink(pictures),
+        Canvases.of(np.stack([canvas(picture) for picture in pictures]), np.array(sizes)),
+    )
+
+
+def look_at(
+    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, **options: Any
+) -> tuple[Corpus, NDArray[np.intp], Looks]:
+    """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
+
+    options: `cache`, `workers` and `progress` of `embed`.
+    """
+    described = embed(corpus, descriptor, **options)
+    filled, rows = described.corpus, described.rows
+    vectors = np.asarray(described.vectors)[:, None]
+    small = np.zeros((len(rows), SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
+    if local:
+        vectors = np.concatenate([vectors, window_vectors(filled, rows, descriptor, **options)], axis=1)
+        work = Work("canvases", f"fit to {SIDE_OF_CANVAS}", small[:1].size, np.uint8, _canvases)
+        small = _values(filled, rows, work, options.get("cache"), _without_cache(options)).reshape(small.shape)
+    sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
+    return filled, rows, Looks(vectors, verify.thumbnails(filled, rows, **options), Canvases.of(small, sizes))
+
+
+def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
+    return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
+
+
+def _without_cache(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "cache"}
+
+
+def window_vectors(
+    corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: Path | None = None, **options: Any
+) -> NDArray[np.float32]:
+    """Vectors [n w d] of the windows of the images in `rows`, kept by content."""
+    n, dim = len(BOXES), descriptor.dim
+
+    def describe(pictures: list[Image]) -> NDArray[np.float32]:
+        return descriptor.describe([each for picture in pictures for each in cut(picture)]).reshape(-1, n * dim)
+
+    key = f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}"
+    return _values(corpus, rows, Work("windows", key, n * dim, np.float32, describe), cache, options).reshape(
+        -1, n, dim
+    )
+
+
+def window_thumbnails(
+    corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: Path | None = None, **options: Any
+) -> NDArray[np.uint8]:
+    """Thumbnails [n w s s 3] of the windows of the images in `rows`, kept by content."""
+    n, size = len(BOXES), verify.size
+
+    def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
+        shrunk = verify.shrink([each for picture in pictures for each in cut(picture)])
+        return shrunk.reshape(len(pictures), -1)
+
+    work = Work("window-thumbnails", f"central square {size} of {BOXES}", n * 3 * size**2, np.uint8, shrink)
+    return _values(corpus, rows, work, cache, options).reshape(-1, n, size, size, 3)
+
+
+def _values(
+    corpus: Corpus, rows: NDArray[np.intp], work: Work, cache: Path | None, options: dict[str, Any]
+) -> NDArray[Any]:
+    """Values [n dim] of all `rows`; zeros for an image that is gone by now."""
+    _, found, values = compute(corpus, work, rows=rows, cache=cache, **options)
+    if len(found) == len(rows):
+        return values
+    whole = np.zeros((len(rows), work.dim), work.dtype)
+    whole[np.isin(rows, found)] = values
+    return whole

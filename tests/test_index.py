@@ -1,0 +1,461 @@
+"""The index: the audit's own scores, brute force, adding and removing, damage that is said, parts that are found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import copyscope
+from copyscope import Corpus, Index, cli, images, worlds
+from copyscope.copying import codes as codes_module
+from copyscope.copying import index_files, insets
+from copyscope.copying.codes import Block, Rows, encode, rotation
+from copyscope.copying.index import TABLE, table
+from copyscope.errors import InputError
+
+FAST = "sscd-distilled"
+
+
+@pytest.fixture(scope="module")
+def built(world, tmp_path_factory):
+    """An index of the first 40 training images, calibrated on 25 held-out ones. Not to be changed."""
+    held = Corpus.open(world.held_out).take(range(25))
+    return Index.build(first(world, 40), tmp_path_factory.mktemp("built") / "index", FAST, held_out=held)
+
+
+@pytest.fixture
+def index(built, tmp_path):
+    """A copy of it to change."""
+    return Index.open(shutil.copytree(built.folder, tmp_path / "index"))
+
+
+def first(world, stop, start=0):
+    return Corpus.open(world.train).take(range(start, stop))
+
+
+def unit(rng, n, d=64):
+    vectors = rng.standard_normal((n, d), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def rows_of(vectors, parts, gone=()):
+    directions = rotation(vectors.shape[1])
+    removed = np.isin(np.arange(len(vectors)), gone)
+    thumbnails = np.zeros((len(vectors), 4, 4, 3), np.uint8)
+    blocks = [
+        Block(vectors[part], encode(vectors[part], directions), thumbnails[part], removed[part]) for part in parts
+    ]
+    return Rows(blocks, directions)
+
+
+# Search
+
+
+def test_both_searches_are_brute_force_over_all_blocks_and_skip_what_was_removed():
+    rng = np.random.default_rng(0)
+    vectors = unit(rng, 3000)
+    queries = vectors[rng.integers(0, 3000, 20)] + 0.1 * unit(rng, 20)
+    gone = (queries[:10] @ vectors.T).argmax(axis=1)
+    rows = rows_of(vectors, [slice(0, 1), slice(1, 1800), slice(1800, 3000)], gone)
+    scores = queries @ vectors.T
+    scores[:, gone] = -9
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    for exact in (True, False):
+        found = rows.nearest(queries, 5, exact=exact)
+        np.testing.assert_array_equal(found.index[:, 0], order[:, 0])
+        np.testing.assert_allclose(found.score, np.take_along_axis(scores, order, axis=1), atol=1e-5)
+
+
+def test_codes_keep_a_near_row_among_very_many(monkeypatch):
+    monkeypatch.setattr(codes_module, "KEPT", 200)
+    monkeypatch.setattr(codes_module, "SAMPLED", 4000)
+    rng = np.random.default_rng(1)
+    vectors = unit(rng, 40_000, 128)
+    source = rng.integers(0, len(vectors), 30)
+    queries = 0.7 * vectors[source] + np.sqrt(1 - 0.49) * unit(rng, 30, 128)
+    found = rows_of(vectors, [slice(0, 40_000)]).nearest(queries, 1, exact=False)
+    assert (found.index[:, 0] == source).mean() > 0.9
+
+
+def test_the_angle_is_the_share_of_bits_that_differ():
+    rng = np.random.default_rng(2)
+    one, other = unit(rng, 1, 512), unit(rng, 1, 512)
+    directions = rotation(512)
+    for weight in (0.0, 0.3, 1.0):
+        mixed = (1 - weight) * one + weight * other
+        angle = np.arccos(np.clip((one @ mixed.T / np.linalg.norm(mixed)).item(), -1, 1))
+        out = np.zeros(1, np.uint16)
+        codes_module._hamming(encode(one, directions), encode(mixed, directions)[:, 0], out)
+        assert out[0] / 512 == pytest.approx(angle / np.pi, abs=0.09)
+    assert np.allclose(directions.T @ directions, np.eye(512), atol=1e-5)
+
+
+def test_fewer_rows_than_asked_for_leave_none():
+    vectors = unit(np.random.default_rng(3), 3)
+    for exact in (True, False):
+        found = rows_of(vectors, [slice(0, 3)], gone=[1]).nearest(vectors[:1], 5, exact=exact)
+        assert found.index[0].tolist()[2:] == [-1, -1, -1]
+        assert 1 not in found.index
+
+
+# The same as an audit
+
+
+def test_scores_and_p_values_are_those_of_an_audit(built, world):
+    held = Corpus.open(world.held_out).take(range(25))
+    audit = copyscope.audit(world.generated, first(world, 40), held, FAST)
+    answers = built.match(world.generated, local=False)
+    rows = audit.tables["generated"].to_pylist()
+    assert len(answers) == len(rows) == 40
+    for row, hits in zip(rows, answers, strict=True):
+        assert hits[0].id == row["match"]
+        for name in ("score", "verified", "combined", "p_value"):
+            assert getattr(hits[0], name) == pytest.approx(row[name], abs=1e-5), name
+        assert (hits[0].box, hits[0].source_box) == (None, None)
+    assert built.summary()["calibration"]["n"] == audit.summary["calibration"]["n"]
+
+
+def test_pictures_in_memory_are_answered_as_files_are(built, world):
+    corpus = Corpus.open(world.generated).take([0, 1])
+    pictures = [images.decode(corpus.read(row)) for row in range(2)]
+    for mine, theirs in zip(built.match(pictures, 3), built.match(corpus, 3), strict=True):
+        assert [hit.id for hit in mine] == [hit.id for hit in theirs]
+        assert [hit.combined for hit in mine] == pytest.approx([hit.combined for hit in theirs], abs=1e-4)
+    (alone,) = built.match(pictures[0], 3)
+    assert alone[0].id == built.match(corpus, 1)[0][0].id
+
+
+def test_each_training_image_comes_once_best_first_and_an_unreadable_picture_has_none(built, world, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    shutil.copy(next(world.generated.glob("*.png")), tmp_path / "whole.png")
+    answers = built.match(tmp_path, 100)
+    assert answers[0] == []
+    assert len({hit.id for hit in answers[1]}) == len(answers[1])
+    seen = [hit.combined for hit in answers[1] if hit.combined is not None]
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) >= 8
+    assert answers[1][-1].combined is answers[1][-1].p_value is answers[1][-1].verified is None
+
+
+def test_p_values_of_real_images_are_never_smaller_than_promised(built, world):
+    unseen = Corpus.open(world.held_out).take(range(25, 85))
+    for local in (False, True):
+        p_values = np.array([hits[0].p_value for hits in built.match(unseen, 1, local=local)])
+        # 60 pictures, each at or below 0.2 with that probability: more than 23 would be one case in a thousand.
+        assert (p_values <= 0.2).sum() <= 23
+        assert p_values.min() >= 1 / 26
+
+
+# Parts
+
+
+@pytest.mark.parametrize("size", [(128, 128), (150, 100)], ids=["square", "wide"])
+def test_an_inset_of_a_quarter_is_found_with_its_box(built, world, size):
+    rng = np.random.default_rng(4)
+    width, height = size
+    corpus = first(world, 40)
+    right, sure, overlaps = 0, 0, []
+    for row in range(10, 39, 4):
+        side = round((width * height / 4) ** 0.5)
+        background = images.resize(worlds.picture(rng)[0], (height, width))
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        background[top : top + side, left : left + side] = images.resize(images.decode(corpus.read(row)), (side, side))
+        (hits,) = built.match(background, 1)
+        if hits[0].id == corpus.ids[row] and hits[0].box:
+            right += 1
+            sure += hits[0].p_value <= 1 / 26
+            overlaps.append(overlap(hits[0].box, (left / width, top / height, side / width, side / height)))
+    assert right >= 7
+    assert sure >= 4
+    assert min(overlaps) > 0.4
+    assert np.mean(overlaps) > 0.6  # fine noise, as in these pictures, favours a size too small
+
+
+def overlap(one, other):
+    across, down = (min(one[at] + one[at + 2], other[at] + other[at + 2]) - max(one[at], other[at]) for at in range(2))
+    shared = max(across, 0) * max(down, 0)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def test_a_place_is_found_mirrored_too_and_a_flat_picture_scores_nothing():
+    rng = np.random.default_rng(5)
+    thumbnail = images.resize(worlds.picture(rng)[0], (32, 32))
+    canvas = np.full((1, insets.SIDE, insets.SIDE, 3), 120, np.uint8)
+    canvas[0, 10:42, 20:52] = thumbnail[:, ::-1]
+    pictures = insets.Canvases.of(canvas, np.array([[64, 64]]))
+    scores, boxes = insets.find(pictures, thumbnail[None], np.array([[0, -1]]))
+    assert scores[0, 0] > 0.99
+    assert boxes[0, 0] == pytest.approx([20 / 64, 10 / 64, 0.5, 0.5], abs=0.04)
+    assert np.isnan(scores[0, 1])
+    flat = insets.Canvases.of(np.full_like(canvas, 120), np.array([[64, 64]]))
+    assert insets.find(flat, thumbnail[None], np.array([[0]]))[0][0, 0] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_picture_that_shows_a_quarter_of_a_training_image_is_found_among_crops(world, tmp_path):
+    held = Corpus.open(world.held_out).take(range(10))
+    train = first(world, 18, 10)  # those before are planted duplicates
+    index = Index.build(train, tmp_path / "index", FAST, held_out=held, crops=True)
+    picture = images.decode(train.read(3))
+    height, width = picture.shape[:2]
+    part = images.resize(picture[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4], (height, width))
+    (hits,) = index.match(part, 1)
+    assert hits[0].id == train.ids[3]
+    assert hits[0].source_box == (0.25, 0.25, 0.5, 0.5)
+    assert hits[0].box is None
+    index.remove([train.ids[3]])
+    index.add(first(world, 20, 18))
+    index.compact()
+    assert index.match(part, 1)[0][0].id != train.ids[3]
+    index.check()
+
+
+# Changing it
+
+
+def test_images_are_added_and_removed_and_every_reader_sees_it(index, world):
+    reader = Index.open(index.folder)
+    asked = first(world, 42, 41)
+    assert reader.match(asked, 1, local=False)[0][0].combined < 0.999
+    assert index.add(first(world, 50, 40)) == 10
+    assert len(index) == len(reader) == 50
+    assert reader.ids == first(world, 50).ids
+    assert reader.match(asked, 1, local=False)[0][0].id == asked.ids[0]
+    assert index.remove(asked.ids) == 1
+    assert asked.ids[0] not in {hit.id for hit in reader.match(asked, 50, local=False)[0]}
+    assert len(reader) == 49
+    before = [hit.id for hit in reader.match(asked, 49)[0]]
+    index.compact()
+    assert reader.summary()["n_removed"] == 0
+    assert reader.summary()["n_segments"] == 1
+    assert [hit.id for hit in reader.match(asked, 49)[0]] == before
+    assert index.add(asked) == 1
+    index.check()
+    files = {path.name for path in index.folder.iterdir()} - {"index.json", ".lock"}
+    assert files == set(index_files.read_manifest(index.folder)["files"]), "nothing that is not named is left behind"
+
+
+def test_ids_must_be_new_to_be_added_and_there_to_be_removed(index, world):
+    with pytest.raises(InputError, match="in the index already"):
+        index.add(first(world, 2))
+    with pytest.raises(InputError, match=r"not in the index, the first is 'nowhere\.png'"):
+        index.remove([index.ids[0], "nowhere.png"])
+    assert len(index) == 40
+
+
+def test_an_index_that_was_added_to_answers_as_one_built_at_once(world, tmp_path):
+    held = Corpus.open(world.held_out).take(range(10))
+    grown = Index.build(first(world, 25, 10), tmp_path / "grown", FAST, held_out=held)
+    grown.add(first(world, 40, 25))
+    whole = Index.build(first(world, 40, 10), tmp_path / "whole", FAST, held_out=held)
+    asked = Corpus.open(world.generated).take(range(6))
+    for mine, theirs in zip(grown.match(asked, 3), whole.match(asked, 3), strict=True):
+        assert [hit.id for hit in mine] == [hit.id for hit in theirs]
+        assert all(a.p_value >= b.p_value - 1e-9 for a, b in zip(mine, theirs, strict=True)), "never a smaller p-value"
+    # Every score can only rise when there is more to be like.
+    assert (grown._state.calibration.local >= whole._state.calibration.local - 1e-6).all()
+
+
+def test_a_held_out_image_that_is_then_trained_on_no_longer_calibrates(index, world):
+    held = Corpus.open(world.held_out).take([0])
+    before = index.summary()["calibration"]
+    index.add(held.with_column("id", ["was-held-out.png"]))
+    after = index.summary()["calibration"]
+    assert (after["n"], after["n_removed"]) == (before["n"] - 1, before["n_removed"] + 1)
+
+
+def test_without_held_out_images_the_training_set_stands_in(world, tmp_path):
+    index = Index.build(first(world, 20), tmp_path / "index", FAST)
+    assert index.summary()["calibration"]["method"] == "baseline"
+    before = index._state.calibration.whole.copy()
+    assert before.max() < 0.999, "no image is its own match"
+    index.add(first(world, 20).with_column("id", [f"again{row}.png" for row in range(20)]))
+    np.testing.assert_allclose(index._state.calibration.whole, before, err_msg="near-duplicates do not count")
+
+
+def test_many_small_additions_are_merged(index, world, monkeypatch):
+    monkeypatch.setattr("copyscope.copying.index.COMPACT_ABOVE", 2)
+    for row in range(40, 43):
+        index.add(first(world, row + 1, row))
+    assert index.summary()["n_segments"] <= 2
+    assert index.ids == first(world, 43).ids
+
+
+def test_all_may_be_removed(index, world):
+    index.remove(index.ids)
+    index.compact()
+    assert (len(index), index.match(first(world, 1))) == (0, [[]])
+    index.add(first(world, 2))
+    assert index.match(first(world, 1), 1)[0][0].id == index.ids[0]
+
+
+def test_an_index_goes_to_a_new_or_empty_folder_only(built, world, tmp_path):
+    with pytest.raises(InputError, match="There is an index"):
+        Index.build(first(world, 2), built.folder, FAST)
+    (tmp_path / "vectors.npy").write_bytes(b"of somebody else")
+    with pytest.raises(InputError, match="not empty"):
+        Index.build(first(world, 2), tmp_path, FAST)
+    assert (tmp_path / "vectors.npy").read_bytes() == b"of somebody else"
+    with pytest.raises(InputError, match="No index in"):
+        Index.open(tmp_path)
+
+
+# Damage
+
+
+def kinds(folder):
+    return sorted(
+        {path.name.partition(".")[2] for path in folder.iterdir() if path.name not in ("index.json", ".lock")}
+    )
+
+
+def test_every_kind_of_file_is_checked_to_the_byte(index):
+    index.remove(index.ids[:1])
+    found = kinds(index.folder)
+    assert {"vectors.npy", "codes.npy", "thumbnails.npy", "rows.parquet", "removed.parquet", "scores.npy"} <= set(found)
+    for kind in found:
+        path = next(path for path in index.folder.iterdir() if path.name.endswith(f".{kind}"))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(InputError, match=f"damaged: {path.name} is not what its checksum says"):
+            Index.check(index)
+        path.write_bytes(whole[:-1])
+        with pytest.raises(InputError, match=f"damaged: {path.name} has {len(whole) - 1} bytes"):
+            Index.open(index.folder)
+        path.unlink()
+        with pytest.raises(InputError, match=f"damaged: {path.name} is missing"):
+            Index.open(index.folder)
+        path.write_bytes(whole)
+    index.check()
+
+
+def test_a_changed_manifest_is_said_at_once(index):
+    path = index.folder / "index.json"
+    text = path.read_text()
+    for changed, message in (
+        (text.replace('"n": 40', '"n": 41'), "is not what its own checksum says"),
+        (text[: len(text) // 2], "is not a manifest"),
+        (text.replace("copyscope.index/1", "copyscope.index/9"), "index/9"),
+    ):
+        assert changed != text
+        path.write_text(changed)
+        with pytest.raises(InputError, match=message):
+            Index.open(index.folder)
+
+
+def test_other_weights_are_refused(index, world, monkeypatch):
+    monkeypatch.setattr("copyscope.copying.descriptors.sscd_distilled.SscdDistilled.fingerprint", lambda self: "other")
+    with pytest.raises(InputError, match="other weights"):
+        index.match(first(world, 1))
+
+
+# Processes
+
+
+def read(folder, stop, results):
+    """What a reader sees until it is told to stop: numbers of images, and whether every answer was right."""
+    index = Index.open(folder)
+    vectors = np.array(index._state.whole.blocks[0].vectors[10:13])
+    seen, right = [], True
+    while not stop.is_set() or len(seen) < 3:
+        state = index._fresh()
+        found = state.whole.nearest(vectors, 1)
+        right &= [state.ids[row] for row in found.index[:, 0].tolist()] == state.ids[10:13]
+        seen.append(len(index))
+    results.put((seen, right))
+
+
+def test_two_processes_read_while_a_third_appends(index, world):
+    context = multiprocessing.get_context("spawn")
+    stop, results = context.Event(), context.Queue()
+    readers = [context.Process(target=read, args=(index.folder, stop, results)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    code = (
+        "import sys, copyscope; index = copyscope.Index.open(sys.argv[1]); train = copyscope.Corpus.open(sys.argv[2])\n"
+        "for row in range(40, 46):\n    index.add(train.take([row]))\n    row % 3 or index.compact()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, index.folder, world.train], check=True)
+    stop.set()
+    answers = [results.get(timeout=120) for _ in readers]
+    for reader in readers:
+        reader.join()
+    for seen, right in answers:
+        assert right
+        assert seen == sorted(seen)
+        assert seen[-1] == 46
+    index.check()
+
+
+@pytest.mark.parametrize("moment", ["write_segment", "write_manifest"])
+def test_a_killed_writer_leaves_what_was_there_and_its_rest_is_taken_away(index, world, moment):
+    code = (
+        "import os, sys, copyscope\nfrom copyscope.copying import index as module, index_files\n"
+        "def die(*arguments):\n    os.kill(os.getpid(), 9)\n"
+        "place = index_files if sys.argv[3] == 'write_manifest' else module\n"
+        "real = getattr(place, sys.argv[3])\n"
+        "setattr(place, sys.argv[3], (lambda *a: (real(*a), die())) if sys.argv[3] == 'write_segment' else die)\n"
+        "train = copyscope.Corpus.open(sys.argv[2])\n"
+        "copyscope.Index.open(sys.argv[1]).add(train.take([40]))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, index.folder, world.train, moment], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    again = Index.open(index.folder)
+    again.check()
+    assert len(again) == 40
+    named = set(index_files.read_manifest(index.folder)["files"]) | {"index.json", ".lock"}
+    assert set(os.listdir(index.folder)) > named
+    assert again.add(first(world, 41, 40)) == 1
+    named = set(index_files.read_manifest(index.folder)["files"]) | {"index.json", ".lock"}
+    assert set(os.listdir(index.folder)) == named
+
+
+# The command line
+
+
+def run(*arguments):
+    found = CliRunner().invoke(cli.app, [str(each) for each in arguments])
+    return found.exit_code, found.stdout, found.exception
+
+
+def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
+    folder, some, more = tmp_path / "train.index", tmp_path / "some", tmp_path / "more"
+    paths = sorted(world.train.glob("*.png"))
+    for target, chosen in ((some, paths[:12]), (more, paths[12:14])):
+        target.mkdir()
+        for path in chosen:
+            shutil.copy(path, target)
+    code, stdout, _ = run("index", some, "-o", folder, "-p", FAST, "--json")
+    assert code == 0
+    assert json.loads(stdout)["n"] == 12
+    assert json.loads(run("index", more, "-o", folder, "--add", "--json")[1])["n"] == 14
+    assert json.loads(run("index", "-o", folder, "--remove", paths[0].name, "--check", "--json")[1])["n"] == 13
+    code, stdout, _ = run("index", "-o", folder, "--compact")
+    assert "13 images by sscd_distilled" in stdout
+    code, stdout, _ = run("match", paths[11], paths[13], "--index", folder, "-k", 2, "--json", "-o", tmp_path / "out")
+    rows = json.loads(stdout)["matches"]
+    assert [(row["query_id"], row["reference_id"]) for row in rows if row["rank"] == 1] == [
+        (paths[11].name, paths[11].name),
+        (paths[13].name, paths[13].name),
+    ]
+    assert (tmp_path / "out" / "matches.parquet").is_file()
+    assert "matches" in run("match", paths[11], "--index", folder, "--no-local")[1]
+    assert "two sets of images" in str(run("match", paths[3])[2])
+    assert "--add needs" in str(run("index", "-o", folder, "--add")[2])
+    assert "There is an index" in str(run("index", some, "-o", folder, "-p", FAST)[2])
+
+
+def test_a_table_of_answers_has_a_row_a_hit(built, world):
+    asked = Corpus.open(world.generated).take([0, 1])
+    found = table(asked.ids, built.match(asked, 3))
+    assert found.schema == TABLE
+    assert found["query_id"].to_pylist() == [each for each in asked.ids for _ in range(3)]
+    assert found["rank"].to_pylist() == [1, 2, 3] * 2
