@@ -33,6 +33,7 @@ def test_the_public_names():
         "match",
         "mitigate",
         "nearest",
+        "observe",
         "train",
         "__version__",
     ]
