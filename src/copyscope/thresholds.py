@@ -20,8 +20,8 @@ SCHEMA = "copyscope.thresholds/1"
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """A score above `value` is flagged. Of ordinary prompts like the n that drew it, of which n_missing had no score, at
-    most the share `rate` is."""
+    """A score above `value` is flagged. Of ordinary prompts like the n that drew it, of which n_missing had no score,
+    at most the share `rate` is."""
 
     value: float
     rate: float

@@ -22,7 +22,8 @@ class AttentionEntropy(OnSteps):
     Source: Ren et al. 2024 (ECCV). Attention is averaged over heads, places and layers to p, one number a token; its
     entropy is -sum p log p, in nats, the mean over the first steps. With layer=3 and steps=1 it is the authors' cheap
     detector of SD 1. Their other one takes the last 10 of 50 steps, and adds how much the tokens after the text change;
-    here steps=0 takes all, and those tokens count like others. A model that masks padding has more entropy of longer texts.
+    here steps=0 takes all, and those tokens count like others. A model that masks padding has more entropy of longer
+    texts.
 
     layer: one of the model's, from 0 in the order in which it has them, or -1 for all. steps: how many, from the first;
     0 takes all.

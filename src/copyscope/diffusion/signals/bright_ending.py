@@ -17,8 +17,8 @@ from ._attention import attention
 
 @dataclasses.dataclass(frozen=True)
 class BrightEnding(Signal):
-    """The text-conditional norm, each place weighed by how much it attends to the end of the text in the last step: where
-    that is bright, a region is likely copied. `maps` gives that attention [n h w].
+    """The text-conditional norm, each place weighed by how much it attends to the end of the text in the last step:
+    where that is bright, a region is likely copied. `maps` gives that attention [n h w].
 
     Source: Chen et al. 2025 (ICLR). |m (e(prompt) - e(none))| / mean(m), the mean over all steps, with e = (x - D) /
     sigma, and m the cross-attention to the end-of-text token, the mean over heads and over the layers that see most

@@ -22,9 +22,9 @@ class Sharpness(OnSteps):
 
     Source: Jeon et al. 2025 (ICML), |H(prompt) s - H(none) s| of one step, s being the difference of the two scores. A
     score is -epsilon / sigma and H its Jacobian, so that with d = D(prompt) - D(none) and J its Jacobian it is |J d| /
-    sigma^4; times (1 + sigma^2)^1.5 it is the authors' number, whose x is smaller by sqrt(1 + sigma^2). They have J d by forward
-    differentiation, which fused attention and normalisation of channels-last images do not know; here it is a
-    difference quotient along d, which is as good to 1 % in float32, and rough in half precision.
+    sigma^4; times (1 + sigma^2)^1.5 it is the authors' number, whose x is smaller by sqrt(1 + sigma^2). They have J d
+    by forward differentiation, which fused attention and normalisation of channels-last images do not know; here it is
+    a difference quotient along d, which is as good to 1 % in float32, and rough in half precision.
 
     steps: how many, from the first, the mean of which is taken; the authors have 1.
 

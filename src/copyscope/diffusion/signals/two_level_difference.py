@@ -18,9 +18,9 @@ class TwoLevelDifference(Signal):
     """Squared norm of the change of the noise prediction given the prompt, between two points of the sampling.
 
     Source: DSM, anonymous submission to ICML 2026, |epsilon(x_1, t_1) - epsilon(x_0, t_0)|^2, forward passes only;
-    epsilon = (x - D) / sigma. Where a prompt means one picture, D stays that, and guidance by w leads past it by (w - 1)
-    (D - D(none)): the score of Euler's step is that length, squared, times the squared change of 1 / sigma. So it needs
-    guidance: without it such a prompt scores 0, less than any other.
+    epsilon = (x - D) / sigma. Where a prompt means one picture, D stays that, and guidance by w leads past it by
+    (w - 1) (D - D(none)): the score of Euler's step is that length, squared, times the squared change of 1 / sigma. So
+    it needs guidance: without it such a prompt scores 0, less than any other.
 
     steps: between the two points, the first being where sampling starts; the authors' code names 1.
 
