@@ -1,14 +1,14 @@
 """How well each signal tells prompts that a model has memorized from ordinary ones, and what it costs.
 
-    python benchmarks/signals.py RUN --train TRAIN --held-out HELD_OUT        about 10 minutes on two quiet cores
+    python benchmarks/signals.py RUN --train TRAIN --held-out HELD_OUT
 
 RUN: a finished training on TRAIN. Prompts are training captions and captions of held-out images, one image each, all
 signals in one sampling. What is true of a prompt is told in two columns: `known`, it is a training caption; `copied`,
 the image made of it is a copy by the audit. Of both, the area under the ROC curve and the share found at 1 % false
 positives, with bootstrap intervals. `combined`: logistic regression on the signals in nested cross-validation, the
 inner one choosing how many of them, best first. `calibrated`: thresholds at 1 % by as many other held-out captions (99
-at least), and the share of `known` and of unknown prompts above them. `calls` and `ratio`: model calls of an image beyond the sampler's,
-and time of a sampling over one without the signal.
+at least), and the share of `known` and of unknown prompts above them. `calls` and `ratio`: model calls of an image
+beyond the sampler's, and time of a sampling over one without the signal.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def by_gradient(model: Model, prompt: str, *, seeds: Sequence[int] = (0, 1, 2, 3
             (gradient,) = torch.autograd.grad(text_conditional_norm(pull - none, sigma[[row]]).sum(), text)
         found.append(gradient[0].norm(dim=-1))
     tokens = torch.stack(found).square().mean(0)
-    return [Weighed(word, _length(tokens, at)) for word, at in zip(prompt.split(), _places(model, prompt), strict=True)]
+    places = _places(model, prompt)
+    return [Weighed(word, _length(tokens, at)) for word, at in zip(prompt.split(), places, strict=True)]
 
 
 @torch.no_grad()
@@ -92,5 +93,5 @@ def _places(model: Model, prompt: str) -> list[range]:
 
 
 def _length(squares: Tensor, places: range) -> float:
-    """Of a word's gradient; NaN where the model is told fewer tokens."""
-    return squares[places.start : places.stop].sum().sqrt().item() if places.stop <= len(squares) else float("nan")
+    """Of a word's gradient; NaN where the model is told fewer tokens, the last of which says that the text ends."""
+    return squares[places.start : places.stop].sum().sqrt().item() if places.stop < len(squares) else float("nan")
