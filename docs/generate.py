@@ -191,6 +191,9 @@ What makes images, from noise and a caption: a denoiser with its text encoder an
 can be trained, `generate` all of them ([training](training.md)).""",
     "mitigations": """\
 What makes a model copy less, in training or in sampling: [a page of their own](mitigations.md).""",
+    "signals": """\
+What tells, while an image is made, that it is likely memorized: one number an image, higher = more likely
+([how they are used, and what they found](signals.md)).""",
 }
 
 

@@ -34,6 +34,7 @@ def test_the_public_names():
         "match",
         "mitigate",
         "nearest",
+        "observe",
         "train",
         "__version__",
     ]

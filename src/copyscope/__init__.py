@@ -42,6 +42,7 @@ _HOMES = {
     "match": "copying.match",
     "mitigate": "diffusion.mitigate",
     "nearest": "finding",
+    "observe": "diffusion.mitigate",
     "train": "diffusion.train",
 }
 
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .diffusion.mitigate import mitigate as mitigate
+    from .diffusion.mitigate import observe as observe
     from .diffusion.train import Run as Run
     from .diffusion.train import TrainRecipe as TrainRecipe
     from .diffusion.train import train as train

@@ -1,7 +1,8 @@
 """The command line: one command a verb. Parses, calls, prints; results on stdout, progress and errors on stderr.
 
 Here are the entry and the commands about Copyscope itself; those that look at images are in cli_looking.py, those that
-make data, models and images in cli_making.py, what they share in cli_options.py.
+make data, models and images in cli_making.py, those that watch images in the making in cli_guarding.py, what they share
+in cli_options.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_looking, cli_making
+from . import cli_guarding, cli_looking, cli_making
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 from .console import progress_bar, show, show_json
 from .errors import CopyscopeError
@@ -53,12 +54,14 @@ ELSEWHERE: tuple[Callable[..., None], ...] = (
 for command in ELSEWHERE:
     app.command()(command)
 app.add_typer(cli_making.experiment, name="experiment")
+app.add_typer(cli_guarding.guard, name="guard")
 
 
 @app.command(name="parts")
 def parts_(
     shelf: Annotated[
-        str | None, typer.Argument(metavar="SHELF", help="descriptors, measures, models, mitigations or protocols.")
+        str | None,
+        typer.Argument(metavar="SHELF", help="descriptors, measures, models, mitigations, signals or protocols."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,8 +16,10 @@ from .cli_options import (
     HeldOut,
     MitigationSpecs,
     ProtocolName,
+    Recipe,
     Seed,
     Settings,
+    SignalSpecs,
     Workers,
     check_out,
     need_torch,
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Recipe = Annotated[
-    str | None, typer.Option("--recipe", metavar="TOML|PRESET", help="Where the values come from; else the defaults.")
-]
 TomlFile = Annotated[Path, typer.Argument(metavar="TOML", help="The experiment: data, recipes, grid and seeds.")]
 ArmsOut = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Its folder, else runs/NAME.")]
 
@@ -181,7 +180,7 @@ def train(
     from .recipes import as_dict
     from .watch import make_watch
 
-    resolved = _mitigated(_recipe(TrainRecipe, recipe, settings, "train", PRESETS), mitigation)
+    resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS), mitigation)
     if watch:
         resolved = dataclasses.replace(resolved, sample_images=watch)
     elif held_out:
@@ -207,7 +206,7 @@ def train(
     note(f"For images of it: copyscope generate {out} -o DIR")
 
 
-def _mitigated(recipe: T, specs: Sequence[str] | None) -> T:
+def mitigated(recipe: T, specs: Sequence[str] | None) -> T:
     """The recipe with these mitigations after its own."""
     own: tuple[str, ...] = recipe.mitigations  # type: ignore[attr-defined]
     return dataclasses.replace(recipe, mitigations=own + tuple(specs or ()))  # type: ignore[type-var]
@@ -219,6 +218,7 @@ def generate(
     recipe: Recipe = None,
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
+    signal: SignalSpecs = None,
     nearest: Annotated[
         str | None, typer.Option("--nearest", metavar="TRAIN", help="Training images, for mitigations that look there.")
     ] = None,
@@ -240,7 +240,8 @@ def generate(
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts cannot both be.\nLeave one out")
-    resolved = _mitigated(_recipe(SampleRecipe, recipe, settings, "sample"), mitigation)
+    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample"), mitigation)
+    resolved = dataclasses.replace(resolved, signals=resolved.signals + tuple(signal or ()))
     asked: dict[str, Any] = {"n_images": n, "seed": seed, "prompts": str(prompts) if prompts else None}
     if prompt is not None:
         asked["prompts"] = f"text:{prompt}"
@@ -330,7 +331,7 @@ def _show_experiment(result: Experiment, out: Path, as_json: bool) -> None:
     print(f"Report: {out / 'report.html'}")
 
 
-def _recipe(
+def recipe_of(
     cls: type[T], source: str | None, settings: Sequence[str] | None, table: str, presets: Mapping[str, Any] = {}
 ) -> T:
     """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings."""

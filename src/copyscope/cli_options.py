@@ -37,6 +37,13 @@ MitigationSpecs = Annotated[
     list[str] | None,
     typer.Option("--mitigation", metavar="SPEC", help="Add a mitigation to the recipe's; may be repeated."),
 ]
+SignalSpecs = Annotated[
+    list[str] | None,
+    typer.Option("--signal", metavar="SPEC", help="Add a signal to the recipe's; may be repeated."),
+]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="TOML|PRESET", help="Where the values come from; else the defaults.")
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]

@@ -24,6 +24,7 @@ SHELVES = {
     "measures": "copyscope.copying.measures",
     "models": "copyscope.diffusion.models",
     "mitigations": "copyscope.diffusion.mitigations",
+    "signals": "copyscope.diffusion.signals",
 }
 
 

@@ -257,9 +257,9 @@ def _compared(arms: Sequence[Arm]) -> Iterator[Arm]:
 
 
 def _check_parts(arms: Sequence[Arm]) -> None:
-    """Raises PartError or InputError for an unknown model or mitigation, or one that would not act where it is."""
+    """Raises PartError or InputError for an unknown model, mitigation or signal, or one that has no use where it is."""
     from . import parts
-    from .diffusion import applied
+    from .diffusion import applied, observed
     from .diffusion.mitigations import NEAREST, PROMPTS, SAMPLING, TRAINING
 
     # Once each: some mitigations want the model's tokenizer, which is read from disk.
@@ -271,6 +271,7 @@ def _check_parts(arms: Sequence[Arm]) -> None:
                 sampling = (NOISE, *sampling)
             for specs, stage in ((arm.train.mitigations, TRAINING), (sampling, SAMPLING)):
                 applied.load(specs, stage, model, guidance=arm.sample.guidance, has=(PROMPTS, NEAREST))
+            observed.load(arm.sample.signals, model, guidance=arm.sample.guidance)
 
 
 @contextlib.contextmanager

@@ -152,12 +152,17 @@ def load(
     found = []
     for spec in specs:
         part = named(spec, stage)
-        if lacks := _lacks(part, model, guidance, has if stage == SAMPLING else None):
-            raise InputError(f"{spec} needs {lacks[0]}.\n{lacks[1]}")
+        refuse(spec, part.needs, model, guidance, has if stage == SAMPLING else None)
         if getattr(part, "tokenizer", None) == "":
             part = dataclasses.replace(cast(Any, part), tokenizer=model.tokenizer)
         found.append(part)
     return Mitigations(tuple(found))
+
+
+def refuse(spec: str, needs: Sequence[str], model: Model, guidance: float, has: Sequence[str] | None) -> None:
+    """Raises InputError where a part needs what there is not. has: None in training, where a null alone is needed."""
+    if lacks := _lacks(needs, model, guidance, has):
+        raise InputError(f"{spec} needs {lacks[0]}.\n{lacks[1]}")
 
 
 def named(spec: str, stage: str) -> Mitigation:
@@ -195,19 +200,19 @@ def _loaded(spec: str, stage: str) -> Any:
         raise (PartError(f"{error}; {presets}") if colon and "(" not in spec else error) from None
 
 
-def _lacks(part: Mitigation, model: Model, guidance: float, has: Sequence[str] | None) -> tuple[str, str] | None:
-    """What it needs and there is not, as NEEDS and FUSED say it. has: None in training, which needs a null alone."""
-    if NULL in part.needs and not model.has_null:
+def _lacks(needs: Sequence[str], model: Model, guidance: float, has: Sequence[str] | None) -> tuple[str, str] | None:
+    """What is needed and there is not, as NEEDS and FUSED say it."""
+    if NULL in needs and not model.has_null:
         return NEEDS[NULL]
     if has is None:
         return None
-    if GUIDANCE in part.needs and guidance == 1:
+    if GUIDANCE in needs and guidance == 1:
         return NEEDS[GUIDANCE]
-    if CROSS_ATTENTION in part.needs and not model.cross_attentions:
+    if CROSS_ATTENTION in needs and not model.cross_attentions:
         return NEEDS[CROSS_ATTENTION]
-    if CROSS_ATTENTION in part.needs and any(map(_fused, model.cross_attentions)):
+    if CROSS_ATTENTION in needs and any(map(_fused, model.cross_attentions)):
         return FUSED
-    return next((NEEDS[what] for what in (PROMPTS, NEAREST) if what in part.needs and what not in has), None)
+    return next((NEEDS[what] for what in (PROMPTS, NEAREST) if what in needs and what not in has), None)
 
 
 def _fused(layer: torch.nn.Module) -> bool:

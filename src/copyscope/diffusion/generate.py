@@ -20,16 +20,19 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from . import applied, checkpoints, sampling
+from . import applied, checkpoints, observed, sampling
 from .denoiser import Ask, Conditioning, FindNearest, Guided, Predict, Request, Step, guided
 from .mitigations import NEAREST, PROMPTS, SAMPLING
 from .models import Image, Model
+from .signals import Signal
 
 if TYPE_CHECKING:
     from .train import Run
 
 SCHEMA = "copyscope.generated/1"
 METADATA = "metadata.jsonl"
+SCORES = "scores.json"
+"""Of the images made so far, by their file, as long as METADATA is not there."""
 PROMPT_STREAM = 1
 """Stream of the recipe's seed that training captions are drawn from; those of the noise are its children."""
 BLOCK_NUMBERS, BLOCK_IMAGES = 2**18, 64
@@ -47,8 +50,8 @@ class SampleRecipe:
     classifier-free guidance, 1 = none. negative: what it moves away from, "" = what the model makes when told nothing.
     prompts: "" = the training captions of a run, in an order drawn by the seed, each image's once before any comes
     again; "text:..." = that one; else a file with one a line, taken in turn. mitigations: specs of
-    the shelf, in the order they act. batch_size: images under way at a time;
-    changes no pixel. seed: of the recipe; each image has a seed of its own, drawn from it.
+    the shelf, in the order they act. signals: specs of that shelf, which watch and change no pixel. batch_size: images
+    under way at a time; changes no pixel. seed: of the recipe; each image has a seed of its own, drawn from it.
     """
 
     n_images: int = 256
@@ -59,6 +62,7 @@ class SampleRecipe:
     negative: str = ""
     prompts: str = ""
     mitigations: tuple[str, ...] = ()
+    signals: tuple[str, ...] = ()
     batch_size: int = 64
     seed: int = 0
 
@@ -86,29 +90,36 @@ def sample(
     prompts: Sequence[str] | None = None,
     nearest: FindNearest | None = None,
     on_step: Callable[[Step], None] | None = None,
+    watched: observed.Observed | None = None,
 ) -> list[Image]:
     """Pictures [n], uint8 [h w 3] each, of a conditioning [n], each from the noise of its seed.
 
     prompts: the text of the conditioning [n]; nearest: finds training images; some mitigations want them. on_step is
-    shown each step, once the model has answered. Raises InputError where the model gives no finite numbers, or lacks
-    what a mitigation needs.
+    shown each step, once the model has answered and the signals have seen it. watched: is filled with what the signals
+    of the recipe see; without it they are not asked. Raises InputError where the model gives no finite numbers, or
+    lacks what a mitigation or a signal needs.
     """
     parts = _loaded(model, recipe, prompts is not None, nearest)
+    signals = [] if watched is None else _signals(model, recipe, prompts is not None)
     sigmas = sampling.noise_levels(recipe.steps, *model.sigmas, recipe.schedule or model.schedule)
     block = block_size(model.shape, recipe.n_images)
-    predict = _in_blocks(model, block)
+    predict = in_blocks(model, block)
     null = None
-    if recipe.guidance != 1 or (parts.parts and model.has_null):
+    if recipe.guidance != 1 or ((parts.parts or signals) and model.has_null):
         null = model.condition([recipe.negative]).take([0] * len(conditioning)).to(model.device)
     noise = sampling.noise(seeds, model.shape).to(model.device)
     told = conditioning.to(model.device)
     request = Request(model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest, block)
     request = parts.begun(request, seeds)
+    if watched is not None:
+        watched.begin(signals, request, seeds)
     asked = parts.around(_plain(request), request, seeds)
     scale = noise.new_full((len(noise),), recipe.guidance)
 
     def denoise(x: Tensor, sigma: Tensor, i: int | None) -> Tensor:
         step = asked(Ask(x, sigma, i, recipe.steps, scale))
+        if watched is not None:
+            watched.see(step)
         if on_step and i is not None:
             on_step(step)
         return step.denoised
@@ -131,7 +142,8 @@ def generate(
     progress: Progress | None = None,
 ) -> Corpus:
     """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id,
-    and `told`, what the model was told instead of the prompt, where mitigations made it another.
+    `told`, what the model was told instead of the prompt, where mitigations made it another, and the score of each
+    signal under its spec, null where it has none.
 
     model: a run or its folder, a model, or a spec of the shelf. captions: prompts taken in turn, in place of those that
     the recipe names; ids: the training image that each caption is of, None for none. nearest: finds training images,
@@ -140,13 +152,14 @@ def generate(
     be written, or there are no prompts.
     """
     recipe, out = recipe or SampleRecipe(), Path(out)
-    model, run = _opened(model)
-    prompts, made_with = _prompts(recipe, captions, ids, run), _said(model, run, recipe)
+    model, run = opened(model)
+    prompts, said = _prompts(recipe, captions, ids, run), made_with(model, run, recipe)
     parts = _loaded(model, recipe, True, nearest)
+    _signals(model, recipe, True)
     rows = [
-        {"file_name": f"{row:06d}.png", "prompt": prompt, "seed": seed, "recipe": made_with, "source_id": source}
+        {"file_name": f"{row:06d}.png", "prompt": prompt, "seed": seed, "recipe": said, "source_id": source}
         | _told(parts, prompt, seed)
-        for row, ((prompt, source), seed) in enumerate(zip(prompts, _seeds(recipe), strict=True))
+        for row, ((prompt, source), seed) in enumerate(zip(prompts, seeds_of(recipe), strict=True))
     ]
     try:
         _begin(out, _identity(model, run, recipe, prompts, parts, nearest))
@@ -154,6 +167,7 @@ def generate(
             _make(model, out, recipe, rows, nearest, progress)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             checkpoints.write_bytes(lines.encode(), out / METADATA)
+            (out / SCORES).unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or error
         raise InputError(
@@ -185,7 +199,7 @@ def _plain(request: Request) -> Guided:
     return denoiser
 
 
-def _in_blocks(model: Model, size: int) -> Predict:
+def in_blocks(model: Model, size: int) -> Predict:
     """The model, for any number of rows, called on `size` of them at a time."""
 
     def predict(x: Tensor, sigma: Tensor, told: Conditioning) -> Tensor:
@@ -209,8 +223,12 @@ def _make(
     nearest: FindNearest | None,
     progress: Progress | None,
 ) -> None:
-    """Writes the images of `rows` that are not there yet."""
-    missing = [row for row in rows if not (out / row["file_name"]).is_file()]
+    """Writes the images of `rows` that are not there yet, and puts the scores of all into `rows`."""
+    scores: dict[str, dict[str, float | None]] = {}
+    if (out / SCORES).is_file():
+        scores = json.loads((out / SCORES).read_text(encoding="utf-8"))
+    known = scores if recipe.signals else {row["file_name"] for row in rows}
+    missing = [row for row in rows if row["file_name"] not in known or not (out / row["file_name"]).is_file()]
     done = len(rows) - len(missing)
     block = block_size(model.shape, recipe.n_images)
     # Whole blocks, since part of one takes as long.
@@ -219,17 +237,30 @@ def _make(
         batch = missing[start : start + size]
         prompts = [row.get("told", row["prompt"]) for row in batch]
         told = model.condition(prompts)
-        pictures = sample(model, told, [row["seed"] for row in batch], recipe, prompts=prompts, nearest=nearest)
+        seeds, watched = [row["seed"] for row in batch], observed.Observed()
+        pictures = sample(model, told, seeds, recipe, prompts=prompts, nearest=nearest, watched=watched)
         for row, picture in zip(batch, pictures, strict=True):
             checkpoints.write_bytes(images.encode(picture, "png"), out / row["file_name"])
+        if recipe.signals:
+            found = {spec: each.tolist() for spec, each in watched.scores.items()}
+            for place, row in enumerate(batch):
+                values = {spec: each[place] for spec, each in found.items()}
+                scores[row["file_name"]] = {spec: v if math.isfinite(v) else None for spec, v in values.items()}
+            checkpoints.write_json(scores, out / SCORES)
         done += len(batch)
         if progress:
             progress("generating", done, len(rows))
+    for row in rows:
+        row.update(scores.get(row["file_name"], {}))
 
 
 def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.Mitigations:
     has = [what for what, there in ((PROMPTS, prompted), (NEAREST, nearest is not None)) if there]
     return applied.load(recipe.mitigations, SAMPLING, model, guidance=recipe.guidance, has=has)
+
+
+def _signals(model: Model, recipe: SampleRecipe, prompted: bool) -> list[Signal]:
+    return observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS] if prompted else [])
 
 
 def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
@@ -238,7 +269,7 @@ def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
     return {} if told == prompt else {"told": told}
 
 
-def _opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | None]:
+def opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | None]:
     """The model, and the run it is of, if it is of one."""
     from .train import Run
 
@@ -267,7 +298,7 @@ def _prompts(
     elif recipe.prompts.startswith("text:"):
         found = [(recipe.prompts.removeprefix("text:"), None)]
     elif recipe.prompts:
-        found = [(line, None) for line in _lines(recipe.prompts)]
+        found = [(line, None) for line in prompts_in(recipe.prompts)]
     elif run is not None:
         columns = run.table.select(["id", "captions", "weight", "error"]).to_pylist()
         drawn = [row for row in columns if row["error"] is None and row["weight"] > 0]
@@ -279,7 +310,8 @@ def _prompts(
     return [found[row % len(found)] for row in range(recipe.n_images)]
 
 
-def _lines(path: str) -> list[str]:
+def prompts_in(path: str) -> list[str]:
+    """The lines of a file that are not empty. Raises InputError if it cannot be read."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -291,7 +323,7 @@ def _lines(path: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _seeds(recipe: SampleRecipe) -> list[int]:
+def seeds_of(recipe: SampleRecipe) -> list[int]:
     """A seed of 63 bits for each image."""
     children = np.random.SeedSequence(recipe.seed).spawn(recipe.n_images)
     return [int(child.generate_state(1, np.uint64)[0] >> 1) for child in children]
@@ -302,7 +334,7 @@ def _spec(model: Model, run: Run | None) -> str:
     return run.recipe.model if run else str(model)
 
 
-def _said(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
+def made_with(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
     """What an image is made with, in a line."""
     kept = ("steps", "sampler", "schedule", "guidance", "negative")
     values = {name: getattr(recipe, name) for name in kept} | {"schedule": recipe.schedule or model.schedule}

@@ -1,7 +1,11 @@
-"""Mitigations in a diffusers pipeline that one has, for as long as a `with` lasts.
+"""Mitigations and signals in a diffusers pipeline that one has, for as long as a `with` lasts.
 
     with copyscope.mitigate(pipeline, ["delayed_guidance(start=0.35)"], seed=0):
         pictures = pipeline("a red fish", guidance_scale=7.5).images
+
+    with copyscope.observe(pipeline, ["text_conditional_norm"]) as observed:
+        pictures = pipeline("a red fish", guidance_scale=7.5).images
+    observed.scores["text_conditional_norm"]
 
 What acts, and in which order, is what `generate.sample` does. The pipeline runs its own code: methods of this one
 object are wrapped meanwhile, and during a call its network's `forward`, as accelerate does it; no class is touched.
@@ -23,11 +27,13 @@ from torch import Tensor
 from copyscope.errors import InputError
 
 from . import applied
+from . import observed as signals_of
 from .denoiser import Ask, Conditioning, FindNearest, Guided, Request, Step, guided
-from .mitigations import GUIDANCE, NEAREST, NEEDS, NULL, PROMPTS, SAMPLING, OnCaption, OnDenoiser, OnNoise
+from .mitigations import GUIDANCE, NEAREST, NEEDS, NULL, PROMPTS, SAMPLING, Mitigation, OnCaption, OnDenoiser, OnNoise
 from .models import _pipelines
 from .models.stable_diffusion import StableDiffusion
 from .network_calls import NetworkCall, same, told_by
+from .signals import Signal
 
 PROMPTS_OF = ("prompt", "prompt_2", "prompt_3")
 POSITIONS = ("sample", "timestep")
@@ -52,17 +58,43 @@ def mitigate(
     Raises PartError for an unknown mitigation, and InputError for a pipeline of another class, one that has mitigations
     already, or what a mitigation needs and is not there; in a call, before the network is asked.
     """
+    with _entered(pipeline, mitigations, (), seed, nearest):
+        yield pipeline
+
+
+@contextlib.contextmanager
+def observe(
+    pipeline: Any,
+    signals: Sequence[str],
+    *,
+    mitigations: Sequence[str] = (),
+    seed: int = 0,
+    nearest: FindNearest | None = None,
+) -> Iterator[signals_of.Observed]:
+    """While it lasts, signals watch a loaded diffusers pipeline make its images, which they do not change; gives what
+    they see: after a call, `scores` is {spec: [n]} of its images, and `maps` where they are copied.
+
+    signals: specs of the shelf. The rest is as in `mitigate`, and so are the errors.
+    """
+    with _entered(pipeline, mitigations, signals, seed, nearest) as mitigated:
+        yield mitigated.observed
+
+
+@contextlib.contextmanager
+def _entered(
+    pipeline: Any, mitigations: Sequence[str], signals: Sequence[str], seed: int, nearest: FindNearest | None
+) -> Iterator[_Mitigated]:
     if _pipelines.family(pipeline) not in _pipelines.NETWORKS:
         supported = ", ".join(_pipelines.NETWORKS)
         raise InputError(
-            f"Mitigations do not fit a {type(pipeline).__name__}.\n"
+            f"{'Signals' if signals else 'Mitigations'} do not fit a {type(pipeline).__name__}.\n"
             f"Take one of {supported}, or its {_pipelines.IMAGE_TO_IMAGE} kind"
         )
     if seed < 0:
         raise InputError(f"seed must be at least 0, not {seed}.\nTake another")
-    mitigated = _Mitigated(pipeline, tuple(mitigations), seed, nearest)
+    mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest)
     with mitigated.there():
-        yield pipeline
+        yield mitigated
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,6 +106,7 @@ class _Call:
 
     number: int
     parts: applied.Mitigations | None = None
+    signals: Sequence[Signal] = ()
     prompts: list[str] | None = None
     null: Conditioning | None = None
     negative: Tensor | None = None
@@ -87,10 +120,13 @@ class _Call:
 
 
 class _Mitigated:
-    """A pipeline with mitigations."""
+    """A pipeline with mitigations and signals."""
 
-    def __init__(self, pipeline: Any, specs: tuple[str, ...], seed: int, nearest: FindNearest | None) -> None:
-        self.pipeline, self.specs, self.seed, self.nearest = pipeline, specs, seed, nearest
+    def __init__(
+        self, pipeline: Any, specs: tuple[str, ...], signals: tuple[str, ...], seed: int, nearest: FindNearest | None
+    ) -> None:
+        self.pipeline, self.specs, self.signals, self.seed, self.nearest = pipeline, specs, signals, seed, nearest
+        self.observed = signals_of.Observed()
         self.from_image = _pipelines.IMAGE_TO_IMAGE in type(pipeline).__name__
         self.calls = itertools.count()
         self.call: _Call | None = None
@@ -103,8 +139,10 @@ class _Mitigated:
             raise InputError("The pipeline has mitigations already.\nName all of them in one list")
         model = StableDiffusion.around(self.pipeline, self.pipeline.device)
         # Whether a call has guidance and prompts is seen in the call.
-        parts = self._loaded(model, 2.0, True)
-        lacking = [spec for spec, part in zip(self.specs, parts.parts, strict=True) if GUIDANCE in part.needs]
+        parts, signals = self._loaded(model, 2.0, True)
+        both: tuple[Mitigation | Signal, ...] = (*parts.parts, *signals)
+        named = zip((*self.specs, *self.signals), both, strict=True)
+        lacking = [spec for spec, part in named if GUIDANCE in part.needs]
         if lacking and not model.has_null:
             what, instead = NEEDS[NULL]
             raise InputError(f"{lacking[0]} needs {what}.\n{instead}")
@@ -121,13 +159,15 @@ class _Mitigated:
             self.maybe_free = _wrap(wrapped, self.pipeline, "maybe_free_model_hooks", self._free)
             yield
 
-    def _loaded(self, model: StableDiffusion, guidance: float, prompted: bool) -> applied.Mitigations:
+    def _loaded(
+        self, model: StableDiffusion, guidance: float, prompted: bool
+    ) -> tuple[applied.Mitigations, Sequence[Signal]]:
         has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.nearest is not None)) if there]
         parts = applied.load(self.specs, SAMPLING, model, guidance=guidance, has=has)
         if not prompted and (captions := parts.door(OnCaption)):
             what, instead = NEEDS[PROMPTS]
             raise InputError(f"{self.specs[captions[0][0]]} needs {what}.\n{instead}")
-        return parts
+        return parts, signals_of.load(self.signals, model, guidance=guidance, has=has)
 
     # What the pipeline calls in a call, in this order
 
@@ -156,9 +196,11 @@ class _Mitigated:
         model = StableDiffusion.around(pipeline, given.get("device") or pipeline.device)
         has_guidance = getattr(pipeline, "do_classifier_free_guidance", False)
         prompt = given.get("prompt")
-        call.parts = self._loaded(model, pipeline.guidance_scale if has_guidance else 1.0, prompt is not None)
+        scale = pipeline.guidance_scale if has_guidance else 1.0
+        call.parts, call.signals = self._loaded(model, scale, prompt is not None)
         given = given if prompt is None else self._told(call, call.parts, given)
-        needs_null = model.has_null and not has_guidance and any(NULL in part.needs for part in call.parts.parts)
+        both: tuple[Mitigation | Signal, ...] = (*call.parts.parts, *call.signals)
+        needs_null = model.has_null and not has_guidance and any(NULL in part.needs for part in both)
         if not needs_null:
             return self.encode_prompt(**given)
         found = self.encode_prompt(**given | {"do_classifier_free_guidance": True})
@@ -255,7 +297,9 @@ class _Mitigated:
             raise InputError("A callback turned guidance off, which mitigations change.\nDo without one of the two")
         scale = asked.x.new_full((asked.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
         n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
-        return asked.answer(call.guided(Ask(asked.x, asked.sigma, i, n_steps, scale)).denoised)
+        step = call.guided(Ask(asked.x, asked.sigma, i, n_steps, scale))
+        self.observed.see(step)
+        return asked.answer(step.denoised)
 
     @property
     def _flux(self) -> bool:
@@ -287,7 +331,8 @@ class _Mitigated:
             asked.retell(*call.told)
         if call.latents is not None and not torch.equal(begun.noise, noise):
             asked.restart(call.latents, begun.noise, deviation)
-        if parts.door(OnDenoiser):
+        self.observed.begin(call.signals, begun, seeds)
+        if parts.door(OnDenoiser) or call.signals:
             call.guided = parts.around(self._plain(call, begun), begun, seeds)
 
     @staticmethod

@@ -35,9 +35,9 @@ TRAINING, SAMPLING = "training", "sampling"
 NULL, GUIDANCE, CROSS_ATTENTION, PROMPTS, NEAREST = "null", "guidance", "cross-attention", "prompts", "nearest"
 #: What a part may need -> how it is said to whoever lacks it: (what is missing, what to do).
 NEEDS = {
-    NULL: ("a prediction without a prompt, which this model does not make", "Use another mitigation"),
+    NULL: ("a prediction without a prompt, which this model does not make", "Use another one"),
     GUIDANCE: ("classifier-free guidance, and there is none", "Set guidance above 1"),
-    CROSS_ATTENTION: ("cross-attention to the text, which this model does not have", "Use another mitigation"),
+    CROSS_ATTENTION: ("cross-attention to the text, which this model does not have", "Use another one"),
     PROMPTS: ("prompts as text, and was given embeddings", "Give the prompt itself"),
     NEAREST: ("to be told the nearest training image", "Give `nearest`, a function that finds it"),
 }

@@ -1,0 +1,58 @@
+"""Commands that watch images in the making: guard."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_making import mitigated, recipe_of
+from .cli_options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, need_torch
+from .console import progress_bar, show_json, show_table
+
+USUAL = "text_conditional_norm"
+
+guard = typer.Typer(help="What tells that an image in the making is likely a copy.", no_args_is_help=True)
+
+
+@guard.command("calibrate")
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")],
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Ordinary prompts, one a line.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON file of the thresholds.")],
+    signal: SignalSpecs = None,
+    rate: Annotated[float, typer.Option("--rate", help="False-positive rate among ordinary prompts.")] = 0.01,
+    recipe: Recipe = None,
+    settings: Settings = None,
+    mitigation: MitigationSpecs = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the scores that ordinary prompts pass at a chosen rate, of each signal.
+
+    Without --signal it is text_conditional_norm. The file holds for this model and this way to make
+    images (steps, guidance, mitigations) alone.
+    """
+    need_torch("A guard")
+    from .diffusion.generate import SampleRecipe, prompts_in
+    from .diffusion.scores import calibrate as run
+
+    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample"), mitigation)
+    signals = resolved.signals + tuple(signal or ()) or (USUAL,)
+    resolved = dataclasses.replace(resolved, signals=signals, seed=seed)
+    with progress_bar() as progress:
+        found = run(model, prompts_in(str(prompts)), resolved, rate=rate, progress=progress)
+    found.save(out)
+    if as_json:
+        show_json(found.as_dict())
+        return
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = [
+        {"signal": spec, "flagged above": f"{each.value:.6g}", "of ordinary": f"{100 * each.rate:.2g} %", "n": each.n}
+        for spec, each in found.signals.items()
+    ]
+    show_table(pa.Table.from_pylist(rows), "thresholds")
+    print(f"Thresholds: {out}")

@@ -1,0 +1,82 @@
+"""Signals in use: specs -> signals, checked against the model, and what they see of a sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from copyscope import parts
+
+from . import applied
+from .denoiser import Request, Step
+from .mitigations import PROMPTS
+from .models import Model, Trainable
+from .signals import Signal, Watch
+
+STREAM = 7
+"""Stream of signals of an image's seed, beside those of `applied`; the same for all, so that their order is nothing."""
+
+
+@dataclasses.dataclass(eq=False)
+class Observed:
+    """What signals see of a sampling, under way or done; empty before it begins, and filled anew by the next.
+
+    watches: by the spec of the signal. `scores` and `maps` may be asked at any time.
+    """
+
+    watches: dict[str, Watch] = dataclasses.field(default_factory=dict)
+
+    def begin(self, signals: Sequence[Signal], request: Request, seeds: Sequence[int]) -> None:
+        """A sampling of n images begins."""
+        self.watches.clear()
+        for signal in signals:
+            rngs = [np.random.default_rng(np.random.SeedSequence([seed, STREAM])) for seed in seeds]
+            self.watches[str(signal)] = signal.watch(dataclasses.replace(request, rngs=rngs))
+
+    @torch.no_grad()
+    def see(self, step: Step) -> None:
+        """A step of it, not a point that a step only tries."""
+        if step.i is not None:
+            for watch in self.watches.values():
+                watch.observe(step)
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Of each signal [n]; NaN as long as it has not seen all that it needs."""
+        return {spec: watch.scores() for spec, watch in self.watches.items()}
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Of each signal that knows where an image is copied, and has seen it [n h w]."""
+        found = {spec: watch.maps() for spec, watch in self.watches.items()}
+        return {spec: map for spec, map in found.items() if map is not None}
+
+
+def load(specs: Sequence[str], model: Model, *, guidance: float = 1.0, has: Sequence[str] = (PROMPTS,)) -> list[Signal]:
+    """The signals of the specs, to watch a model. has: PROMPTS, where there are any.
+
+    Raises PartError for an unknown one, InputError for one that needs what is lacking.
+    """
+    found: list[Signal] = []
+    for spec in specs:
+        signal: Signal = parts.load("signals", spec)
+        applied.refuse(spec, signal.needs, model, guidance, has)
+        found.append(signal)
+    return found
+
+
+def fingerprint(model: Model) -> str:
+    """sha256 (hex) of a model's weights, or of its spec where it has none."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    if not isinstance(model, Trainable):
+        digest.update(str(model).encode())
+        return digest.hexdigest()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

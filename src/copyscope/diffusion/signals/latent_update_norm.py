@@ -1,0 +1,80 @@
+"""How far the latents move in a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from copyscope.diffusion.denoiser import Request, Step
+
+from . import Signal, Watch, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentUpdateNorm(Signal):
+    """Norm of the change of the latents over a step, by how many deviations it is off that of ordinary prompts.
+
+    Source: "Broken Memories" (arXiv 2605.22050). In the coordinates of a variance-preserving pipeline, y = x / sqrt(1 +
+    sigma^2), the norms |y_(i+1) - y_i| of all steps but the last, whose end is not seen; the score is the mean over
+    steps of | |y_(i+1) - y_i| - mean_i | / deviation_i. The authors' code is not public; this is from their abstract.
+
+    mean, deviation: of the norms of ordinary prompts, one number a step but the last, as `band` makes them of what
+    `Moves.norms` gave. Without them the score is the mean norm itself.
+
+    Cost: no model call.
+    """
+
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.deviation) or not all(each > 0 for each in self.deviation):
+            raise ValueError("mean and deviation must have a number a step each, and deviations above 0")
+
+    def needed(self, steps: int) -> int:
+        return max(steps, 2)
+
+    def watch(self, request: Request) -> Moves:
+        return Moves(self, request)
+
+
+def band(norms: Tensor) -> LatentUpdateNorm:
+    """The signal against the band of ordinary prompts. norms: theirs [n steps - 1], n at least 2."""
+    return LatentUpdateNorm(tuple(norms.mean(0).tolist()), tuple(norms.std(0).clamp(min=1e-12).tolist()))
+
+
+@dataclasses.dataclass(eq=False)
+class Moves(Watch):
+    """Of one sampling."""
+
+    signal: LatentUpdateNorm
+    request: Request
+    n_steps: int = 2
+    before: Tensor | None = None
+    found: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def observe(self, step: Step) -> None:
+        self.n_steps = step.n_steps
+        y = step.x / torch.sqrt(1 + step.sigma**2).view(-1, 1, 1, 1)
+        if self.before is not None:
+            self.found.append(torch.linalg.vector_norm((y - self.before).flatten(1), dim=1))
+        self.before = y
+
+    def norms(self) -> Tensor:
+        """Of the steps seen so far [n steps]."""
+        return torch.stack(self.found, 1) if self.found else self.request.noise.new_zeros(len(self.request.noise), 0)
+
+    def scores(self) -> Tensor:
+        norms, mean = self.norms(), self.signal.mean
+        if len(self.found) < self.signal.needed(self.n_steps) - 1 or (mean and len(mean) != len(self.found)):
+            return unknown(self.request)
+        if not mean:
+            return norms.mean(1)
+        return ((norms - _row(mean, norms)).abs() / _row(self.signal.deviation, norms)).mean(1)
+
+
+def _row(values: Sequence[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[None]

@@ -1,0 +1,59 @@
+"""How far the conditional noise prediction turns from one noise level to another."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.mitigations import GUIDANCE
+
+from . import Signal, Watch, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoLevelDifference(Signal):
+    """Squared norm of the change of the noise prediction given the prompt, between two points of the sampling.
+
+    Source: DSM, anonymous submission to ICML 2026, |epsilon(x_1, t_1) - epsilon(x_0, t_0)|^2, forward passes only;
+    epsilon = (x - D) / sigma. Where a prompt means one picture, D stays that, and guidance by w leads past it by
+    (w - 1) (D - D(none)): the score of Euler's step is that length, squared, times the squared change of 1 / sigma. So
+    it needs guidance: without it such a prompt scores 0, less than any other.
+
+    steps: between the two points, the first being where sampling starts; the authors' code names 1.
+
+    Cost: no model call.
+    """
+
+    steps: int = 1
+    needs = (GUIDANCE,)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+    def needed(self, steps: int) -> int:
+        return self.steps + 1
+
+    def watch(self, request: Request) -> Watch:
+        return _Turn(self.steps, request)
+
+
+@dataclasses.dataclass(eq=False)
+class _Turn(Watch):
+    last: int
+    request: Request
+    start: Tensor | None = None
+    found: Tensor | None = None
+
+    def observe(self, step: Step) -> None:
+        epsilon = (step.x - step.conditional) / step.sigma.view(-1, 1, 1, 1)
+        if step.i == 0:
+            self.start = epsilon
+        if step.i == self.last and self.start is not None:
+            self.found = torch.linalg.vector_norm((epsilon - self.start).flatten(1), dim=1) ** 2
+
+    def scores(self) -> Tensor:
+        return unknown(self.request) if self.found is None else self.found

@@ -1,0 +1,102 @@
+"""Lines above which a score of a signal is flagged: drawn by ordinary prompts at a chosen false-positive rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .stats import Floats
+
+SCHEMA = "copyscope.thresholds/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """A score above `value` is flagged. Of ordinary prompts like the n that drew it, of which n_missing had no score,
+    at most the share `rate` is."""
+
+    value: float
+    rate: float
+    n: int
+    n_missing: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Of the signals, by spec. model: fingerprint of its weights; settings: how its images are made, in a line. Both
+    decide what scores there are, so the lines hold for these alone."""
+
+    model: str
+    settings: str
+    signals: Mapping[str, Threshold]
+
+    def flagged(self, scores: Mapping[str, Floats]) -> dict[str, Any]:
+        """Which of the scores [n] of each signal are above its line; a score that is missing is."""
+        return {spec: ~(np.asarray(values) <= self.signals[spec].value) for spec, values in scores.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"schema": SCHEMA} | dataclasses.asdict(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as JSON. Raises InputError where that cannot be."""
+        part = Path(f"{os.fspath(path)}.part")
+        try:
+            part.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise InputError(f"Cannot write {path}: {error.strerror or error}.\nName another file") from None
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: str, settings: str) -> Thresholds:
+        """Those of a file, for a model and how its images are made. Raises InputError where they are of others."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if found["schema"] != SCHEMA:
+                raise ValueError
+            signals = {spec: Threshold(**each) for spec, each in found["signals"].items()}
+            kept = Thresholds(found["model"], found["settings"], signals)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{path} holds no thresholds.\nMake them with: copyscope guard calibrate") from None
+        if kept.model != model:
+            raise InputError(f"The thresholds in {path} are of another model.\nCalibrate this one: guard calibrate")
+        if kept.settings != settings:
+            raise InputError(
+                f"The thresholds in {path} are of images made with {kept.settings}, these are made with {settings}.\n"
+                "Make them alike, or calibrate anew: guard calibrate"
+            )
+        return kept
+
+
+def calibrate(scores: Mapping[str, Floats], model: str, settings: str, rate: float = 0.01) -> Thresholds:
+    """Lines at the false-positive rate `rate`, by scores of ordinary prompts [n] of each signal; NaN = missing.
+
+    The conformal quantile (Vovk et al. 2005): a score is flagged where its `stats.conformal_p_values` is at most the
+    rate, that is, above the k-th highest of the n, k the largest with k / (n + 1) at most the rate. So a new ordinary
+    prompt is flagged with a probability of at most k / (n + 1), which is what `rate` says in the result, averaged over
+    draws of the n. Missing scores count as the highest. Raises InputError where n is too small for any line.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"The false-positive rate must lie between 0 and 1, not {rate}.\nTake 0.01, say")
+    found = {}
+    for spec, values in scores.items():
+        values = np.asarray(values, dtype=np.float64)
+        n, missing = len(values), int(np.isnan(values).sum())
+        # The tolerance keeps 0.01 * 100 a whole 1.
+        k = math.floor(rate * (n + 1) * (1 + 1e-12))
+        if k < 1:
+            needed = math.ceil(1 / rate * (1 - 1e-12)) - 1
+            raise InputError(f"{n} prompts draw no line at a rate of {rate}.\nGive {needed} or more, or a higher rate")
+        highest = np.sort(np.where(np.isnan(values), np.inf, values))[::-1]
+        found[spec] = Threshold(float(highest[k - 1]), k / (n + 1), n, missing)
+        if not math.isfinite(found[spec].value):
+            raise InputError(f"{spec} has no score of {missing} of {n} prompts.\nLeave it out, or sample more steps")
+    return Thresholds(model, settings, found)
