@@ -1,13 +1,13 @@
 """How well each signal tells prompts that a model has memorized from ordinary ones, and what it costs.
 
-    python benchmarks/signals.py RUN --train TRAIN --held-out HELD_OUT
+    python benchmarks/signals.py RUN --train TRAIN --held-out HELD_OUT        2 minutes on two quiet cores
 
 RUN: a finished training on TRAIN. Prompts are training captions and captions of held-out images, one image each, all
 signals in one sampling. What is true of a prompt is told in two columns: `known`, it is a training caption; `copied`,
 the image made of it is a copy by the audit. Of both, the area under the ROC curve and the share found at 1 % false
 positives, with bootstrap intervals. `combined`: logistic regression on the signals in nested cross-validation, the
-inner one choosing how many of them, best first. `calibrated`: thresholds at 1 % by as many other held-out captions (99
-at least), and the share of `known` and of unknown prompts above them. `calls` and `ratio`: model calls of an image
+inner one choosing how many of them, best first. `calibrated`: thresholds at 1 % by the other held-out captions (99 at
+least), and the share of `known` and of unknown prompts above them. `calls` and `ratio`: model calls of an image
 beyond the sampler's, and time of a sampling over one without the signal.
 """
 
@@ -163,7 +163,7 @@ def main() -> None:
     bearing = {row["captions"][0] for row in rows}
     others = list(dict.fromkeys(each[0] for each in held_out.captions if each and each[0] not in bearing))
     others = [others[row] for row in rng.permutation(len(others))]
-    unknown, ordinary, usual = others[:n], others[n : 2 * n], others[2 * n : 3 * n]
+    unknown, usual, ordinary = others[:n], others[n : 2 * n], others[2 * n :]
     recipe = SampleRecipe(n_images=2 * n, steps=options.steps, guidance=options.guidance)
     banded = moves(run.model, usual, recipe)
     named = dict(zip((*SPECS, banded), (*SPECS, "latent_update_norm(band)"), strict=True))
@@ -179,7 +179,7 @@ def main() -> None:
     table = np.column_stack([np.array(made.table[spec].to_pylist(), dtype=float) for spec in named])
     truths: dict[str, Bools] = {"known": is_known, "copied": copied}
     cost = costs(run.model, captions[:8], recipe, list(named), options.rounds)
-    calibrating = dataclasses.replace(recipe, n_images=n, seed=1)
+    calibrating = dataclasses.replace(recipe, n_images=len(ordinary), seed=1)
     drawn = thresholds.calibrate(scores(run.model, ordinary, seeds_of(calibrating), calibrating), "", "", RATE)
     found: dict[str, Any] = {}
     for (spec, name), values in zip(named.items(), table.T, strict=True):
@@ -195,7 +195,13 @@ def main() -> None:
     }
     counts = {kind: [int(copied[each].sum()), n] for kind, each in (("known", is_known), ("unknown", ~is_known))}
     show(found)
-    sizes = {"n": n, "steps": options.steps, "guidance": options.guidance, "copied": counts}
+    sizes = {
+        "n": n,
+        "n_calibrating": len(ordinary),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "copied": counts,
+    }
     record("signals", {"signals": found, "model": run.recipe.model, "training": run.recipe.steps} | sizes)
 
 
