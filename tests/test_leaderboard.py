@@ -79,6 +79,16 @@ def test_seeds_become_one_row_and_each_is_compared_with_its_own_plain_model():
     assert rows["plain"]["fewer_copies"] == {"value": 0, "low": 0, "high": 0, "n": 2}
 
 
+def test_the_mean_of_shares_is_a_share_and_that_of_distances_is_not_cut():
+    arms = [arm("plain", rate, distance, seed) for seed, (rate, distance) in enumerate([(0.1, 0.2), (0.9, 9.0)])]
+    for row in arms:
+        rate = row["estimates"]["replication_rate_fixed"]
+        rate |= {"low": 0.0, "high": 1.0}
+    row = leaderboard(arms)[0]["estimates"]
+    assert (row["replication_rate_fixed"]["low"], row["replication_rate_fixed"]["high"]) == (0, 1)
+    assert row["general_frechet_distance"]["low"] < 0 < 1 < row["general_frechet_distance"]["high"]
+
+
 def test_what_is_not_finished_is_left_out():
     missing = {"value": None, "low": None, "high": None, "n": 0}
     unfinished = arm("later", 0.1, 1.0)

@@ -89,7 +89,11 @@ def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = [each for each in estimates if each["value"] is not None]
     if len(known) < 2:
         return dict(known[0] if known else estimates[0])
-    return over_seeds([each["value"] for each in known]).as_dict()
+    mean = over_seeds([each["value"] for each in known])
+    # Student's interval does not know that a share is one.
+    if all(0 <= (each[end] or 0) <= 1 for each in known for end in ("value", "low", "high")):
+        mean = Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), mean.n)
+    return mean.as_dict()
 
 
 def _over(estimates: Sequence[Estimate], highest: float = math.inf) -> Estimate:
