@@ -368,10 +368,13 @@ def readme_page() -> str:
     """README.md with the best rows of the leaderboard between MARKS."""
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     shown = {"fewer copies": "fewer_copies", "excess": "excess", "copies regained": "copies_regained"}
-    lines = [f"| arm | {' | '.join(shown)} | seeds |", "|---" * (len(shown) + 2) + "|"]
-    for row in _results()["leaderboard"][:BEST]:
+    rows = _results()["leaderboard"]
+    numbers_of = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
+    lines = [f"| | arm | {' | '.join(shown)} | seeds |", "|---" * (len(shown) + 3) + "|"]
+    for row in rows[:BEST]:
         numbers = (_with_ends(row["estimates"].get(name) or row[name]) for name in shown.values())
-        lines.append(f"| `{row['label']}` | {' | '.join(numbers)} | {len(row['seeds'])} |")
+        first = f"{numbers_of.get(row['label'], '')} | `{row['label']}`"
+        lines.append(f"| {first} | {' | '.join(numbers)} | {len(row['seeds'])} |")
     return f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
 
 

@@ -80,7 +80,8 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         own = [_place(row) for row in rows if row["stage"] == stage]
         if own:
             axes.plot(*zip(*own, strict=True), mark, color=ROLES[role], label=label, linestyle="none",
-                      markersize=13 if stage == "plain" else 6, alpha=0.9)  # fmt: skip
+                      markersize=13 if stage == "plain" else 6, alpha=0.9,
+                      zorder=3 if stage == "plain" else 2)  # fmt: skip
     best = sorted((row for row in rows if row["frontier"]), key=place)
     axes.step(*zip(*map(_place, best), strict=True), where="post", color=ROLES["copy"], linewidth=1.2)
     for number, row in enumerate(best, 1):
