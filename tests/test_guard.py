@@ -131,9 +131,7 @@ def test_images_come_in_the_form_the_function_has():
     guarding = Guard(Listed(lambda picture: False), RESEEDS)
     assert guarding(one)("a").shape == (4, 4, 3)
     assert guarding(array)(prompt="a").shape == (2, 4, 4, 3)
-    again = Guard(Listed(lambda picture: False), RESEEDS)
-    again(one)("a")
-    assert np.array_equal(guarding(array)("a"), guarding(array)("a")) is False, "each call has seeds of its own"
+    assert not np.array_equal(guarding(array)("a"), guarding(array)("a")), "each call has seeds of its own"
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not():
@@ -269,7 +267,7 @@ def arrays(images):
 def counted(pipe):
     """The rows that the network is asked about, in each call."""
     rows = []
-    hook = pipe.unet.register_forward_hook(lambda module, told, answer: rows.append(len(told[0])))
+    hook = pipe.unet.register_forward_pre_hook(lambda module, told: rows.append(len(told[0])))
     yield rows
     hook.remove()
 
@@ -301,19 +299,12 @@ def test_without_a_generator_the_policy_seeds_each_image(pipe):
 
 def test_a_copy_alone_is_made_again_with_its_own_prompt_and_the_mitigations_of_the_rung(pipe):
     bare = arrays(pipe(TEXTS[:2], num_images_per_prompt=2, generator=generators(4), **ASKED).images)
-    listed = Listed(lambda picture: any(np.array_equal(picture, each) for each in bare[2:3]))
     told = []
     encode, pipe.encode_prompt = (
         pipe.encode_prompt,
         lambda *args, **kwargs: told.append(args or kwargs) or encode(*args, **kwargs),
     )
     policy = Policy(ladder=(("random_numbers(n=2, probability=1.0)",),))
-    guarding = Guard(listed, policy)
-    with counted(pipe) as rows:
-        found = guarding(pipe)(
-            TEXTS[:2], num_images_per_prompt=2, generator=generators(4), negative_prompt=["x", "y"], **ASKED
-        ).images
-        assert len(found) == 4
     listed = Listed(lambda picture: np.array_equal(picture, bare[2]))
     guarding = Guard(listed, policy)
     with counted(pipe) as rows:
@@ -344,7 +335,7 @@ def test_a_look_at_the_estimate_saves_the_steps_that_are_left(pipe):
 
 
 def test_an_image_that_is_no_copy_lets_its_batch_end(pipe):
-    seen = iter([True, False, True, False, False])
+    seen = iter([True, False, True, False, False, False])
     guarding = Guard(Listed(lambda picture: next(seen)), Policy(ladder=((),), look_at=(0.5,)))
     with counted(pipe) as rows:
         guarding(pipe)(TEXTS[:2], num_inference_steps=4, height=32, width=32)

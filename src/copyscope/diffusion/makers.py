@@ -231,7 +231,7 @@ class FunctionCall(Maker):
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        self.function, self.bound = function, inspect.signature(function).bind(*arguments, **options)
+        self.function, self.bound = function, inspect.signature(function).bind_partial(*arguments, **options)
         parameters = self.bound.signature.parameters
         told = self.bound.arguments
         self.name = "prompt" if "prompt" in told else next(iter(told), "")
