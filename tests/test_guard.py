@@ -6,18 +6,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, guard, recipes
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, recipes
 from copyscope.copying.index import Hit
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.errors import InputError, PartError, Refused
+from copyscope.guard_log import Record, read_log, summed_up
 from copyscope.thresholds import Threshold, Thresholds
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded
@@ -183,7 +187,7 @@ def test_threads_call_one_function_one_at_a_time(tmp_path):
     for thread in threads:
         thread.join()
     assert max(most) == 1
-    assert sorted(record.call for record in guard.read_log(log)) == list(range(6))
+    assert sorted(record.call for record in read_log(log)) == list(range(6))
 
 
 # The log
@@ -196,21 +200,48 @@ def test_every_decision_is_a_line_of_the_log_and_prompts_may_be_hashed(tmp_path)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["schema"] for row in rows] == ["copyscope.guard_log/1"] * 2
     assert {row["prompt"] for row in rows} == {hashlib.sha256(b"b").hexdigest()}
-    assert guard.read_log(log) == guarding.records
+    assert read_log(log) == guarding.records
     Guard(Listed(is_copy), RESEEDS, log=log)(Painter(b=[1]))("b")
-    assert len(guard.read_log(log)) == 3, "a log is gone on with"
+    assert len(read_log(log)) == 3, "a log is gone on with"
     with log.open("a") as file:
         file.write('{"schema": "copys')
-    assert len(guard.read_log(log)) == 3
+    assert len(read_log(log)) == 3
+
+
+def test_the_keys_of_a_record_are_those_documented():
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    section = page.partition("\n### Guard log\n")[2].partition("\n## ")[0]
+    names = [field.name for field in dataclasses.fields(Record)]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == ["schema", *names]
 
 
 def test_what_is_no_log_is_refused(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"schema": "other"}\n')
     for path in (tmp_path / "other.jsonl", tmp_path / "none.jsonl"):
         with pytest.raises(InputError, match="no log"):
-            guard.read_log(path)
+            read_log(path)
     with pytest.raises(InputError, match="Cannot write"):
         Guard(Listed(is_copy), log=tmp_path / "none" / "log.jsonl")
+
+
+def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
+    log = tmp_path / "log.jsonl"
+    policy = Policy(ladder=((), ("random_numbers(probability=1.0)",)), tries=3, refuse="none")
+    guarding = Guard(Listed(is_copy), policy, log=log)
+    guarding(Painter(a=[1], b=[200, 200, 3], c=[200, 200, 200]))(["a", "b", "c"])
+    summary = summed_up(read_log(log)).summary
+    assert (summary["n_images"], summary["n_tries"], summary["n_stopped"]) == (3, 7, 0)
+    assert summary["first_copies"]["value"] == pytest.approx(2 / 3)
+    assert summary["refused"]["value"] == pytest.approx(1 / 3)
+    assert [(row["rung"], row["tries"], row["passed"]["value"]) for row in summary["rungs"]] == [
+        ("first try", 3, pytest.approx(1 / 3)), ("another seed", 2, 0), ("random_numbers(probability=1.0)", 2, 0.5),
+    ]  # fmt: skip
+    found = CliRunner().invoke(cli.app, ["report", str(log)])
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "log.html").read_text()
+    assert "Of 3 images asked for, 2 were handed out, 1 refused." in page
+    assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
+    assert CliRunner().invoke(cli.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
 
 
 # What is refused before

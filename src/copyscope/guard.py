@@ -22,7 +22,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -30,6 +30,7 @@ import numpy as np
 
 from .copying.index import Hit, Index
 from .errors import InputError, Refused
+from .guard_log import Record
 from .images import Image
 from .thresholds import Thresholds
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from .diffusion.denoiser import FindNearest
     from .diffusion.makers import Made, Maker
 
-SCHEMA = "copyscope.guard_log/1"
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -88,41 +88,6 @@ class Policy:
             raise InputError(f"look_at must be ascending shares between 0 and 1, not {self.look_at}.\nTake [0.5], say")
         if self.seed < 0:
             raise InputError(f"seed must be at least 0, not {self.seed}.\nTake another")
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What was decided about one try of one image.
-
-    call, row, attempt: which, each from 0. rung: the mitigations of the try. prompt: as asked, its sha256 (hex) where
-    the policy hashes, None where there was no text. seed: of the try, None where the guard gave none. score, p_value,
-    match, box: of the training image it is most like, as in a Hit. signals: scores by spec, None where there is none.
-    flagged: the signals above their line. copy: whether it was taken for one. look: share of the steps after which it
-    was judged and stopped, None = finished. action: "delivered", "redone" or "refused". seconds: of the try, its
-    look-up included, of all images that it made. time: of the decision, ISO 8601 in UTC.
-    """
-
-    call: int
-    row: int
-    attempt: int
-    rung: tuple[str, ...]
-    prompt: str | None
-    seed: int | None
-    score: float | None
-    p_value: float | None
-    match: str | None
-    box: tuple[float, ...] | None
-    signals: Mapping[str, float | None]
-    flagged: tuple[str, ...]
-    copy: bool
-    look: float | None
-    action: str
-    seconds: float
-    time: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: a line of the log."""
-        return {"schema": SCHEMA} | dataclasses.asdict(self)
 
 
 class Matches(Protocol):
@@ -364,25 +329,6 @@ class _Call:
             seconds=round(seconds, 3),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-
-
-def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a log. Raises InputError where it is none; a last line that was not written whole is left out."""
-    names = [field.name for field in dataclasses.fields(Record)]
-    try:
-        *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines]
-        if any(row["schema"] != SCHEMA for row in rows):
-            raise ValueError
-        listed = ("rung", "flagged", "box")
-        return [
-            Record(
-                **{name: tuple(row[name]) if name in listed and row[name] is not None else row[name] for name in names}
-            )
-            for row in rows
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no log of a guard.\nGive a file that Guard(log=...) wrote") from None
 
 
 def _lock_of(pipe: Any) -> contextlib.AbstractContextManager[Any]:
