@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
@@ -349,6 +350,46 @@ def test_a_copy_alone_is_made_again_with_its_own_prompt_and_the_mitigations_of_t
     assert prompt[0] != TEXTS[1]
     assert [word for word in prompt[0].split() if not word.isdigit()] == TEXTS[1].split()
     assert actions(guarding.records)[2:] == [(2, 0, "redone"), (3, 0, "delivered"), (2, 1, "delivered")]
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
+def test_pipelines_of_every_family_are_guarded(kind, tmp_path):
+    pipe = loaded(tiny_stable_diffusion(tmp_path / kind, kind))
+    options = {} if kind == "flux" else {"negative_prompt": ["x", "y"]}
+    options |= ASKED | {"prompt_2": TEXTS[1:]}
+    bare = arrays(pipe(TEXTS[:2], generator=generators(2), **options).images)
+    policy = Policy(ladder=(("random_numbers(n=2, probability=1.0)",),), look_at=(0.5,))
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), policy)
+    found = arrays(guarding(pipe)(TEXTS[:2], generator=generators(2), **options).images)
+    assert np.array_equal(found[0], bare[0])
+    assert not np.array_equal(found[1], bare[1])
+    assert actions(guarding.records) == [(0, 0, "delivered"), (1, 0, "redone"), (1, 1, "delivered")]
+
+
+def test_embeddings_and_images_to_start_from_go_with_their_row(pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    states, negative = pipe.encode_prompt(TEXTS[:2], "cpu", 1, True)
+    options = ASKED | {"prompt_embeds": states, "negative_prompt_embeds": negative}
+    bare = arrays(pipe(generator=generators(2), **options).images)
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), RESEEDS)
+    found = arrays(guarding(pipe)(generator=generators(2), **options).images)
+    seed = guarding.records[-1].seed
+    again = options | {"prompt_embeds": states[1:], "negative_prompt_embeds": negative[1:]}
+    alone = arrays(pipe(generator=torch.Generator().manual_seed(seed), **again).images)
+    assert np.array_equal(found, [bare[0], alone[0]])
+
+    changing = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    changing.set_progress_bar_config(disable=True)
+    pictures = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (50, 200)]
+    options = {"num_inference_steps": 4, "strength": 0.5}
+    bare = arrays(changing(TEXTS[:2], pictures, generator=generators(2), **options).images)
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), RESEEDS)
+    found = arrays(guarding(changing)(TEXTS[:2], pictures, generator=generators(2), **options).images)
+    seed = guarding.records[-1].seed
+    generator = torch.Generator().manual_seed(seed)
+    alone = arrays(changing([TEXTS[1]], [pictures[1]], generator=generator, **options).images)
+    assert np.array_equal(found, [bare[0], alone[0]])
 
 
 def test_a_look_at_the_estimate_saves_the_steps_that_are_left(pipe):

@@ -58,16 +58,12 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
     names = [field.name for field in dataclasses.fields(Record)]
     try:
         *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines]
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if any(row["schema"] != SCHEMA for row in rows):
             raise ValueError
-        listed = ("rung", "flagged", "box")
-        return [
-            Record(
-                **{name: tuple(row[name]) if name in listed and row[name] is not None else row[name] for name in names}
-            )
-            for row in rows
-        ]
+        for row in rows:
+            row |= {name: tuple(row[name]) for name in ("rung", "flagged", "box") if row[name] is not None}
+        return [Record(**{name: row[name] for name in names}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no log of a guard.\nGive a file that Guard(log=...) wrote") from None
 

@@ -136,7 +136,13 @@ class PipelineCall(Maker):
             raise InputError("There is no prompt.\nGive `prompt`, or `prompt_embeds`")
         self.arrays = kind == "np"
         self.each = self.told.get("num_images_per_prompt") or 1
-        texts = [None] * len(embeds) if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+        texts: list[str | None] = (
+            [None] * len(self.told["prompt_embeds"])
+            if prompt is None
+            else [prompt]
+            if isinstance(prompt, str)
+            else list(prompt)
+        )
         self.n_prompts = len(texts)
         self.prompts = [text for text in texts for _ in range(self.each)]
         self.seeded = self.told.get("generator") is None
@@ -160,7 +166,7 @@ class PipelineCall(Maker):
         return made
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
-        from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+        from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 
         output = self._output or StableDiffusionPipelineOutput(images=[], nsfw_content_detected=None)
         array = self.told.get("output_type") == "np" and all(each is not None for each in images)
@@ -172,7 +178,7 @@ class PipelineCall(Maker):
 
     def _made(self, told: dict[str, Any], n: int, rung: Sequence[str], seed: int) -> tuple[Made, Any]:
         signals = () if rung else self.signals
-        inside = contextlib.nullcontext()
+        inside: Any = contextlib.nullcontext()
         if rung or signals or self.looks:
             settings: dict[str, Any] = {"mitigations": rung, "seed": seed, "nearest": self.nearest}
             inside = observe(self.pipeline, signals, on_step=self._looking() if self.looks else None, **settings)
@@ -180,7 +186,7 @@ class PipelineCall(Maker):
             try:
                 output = self.pipeline(**told | {"return_dict": True})
             except Stopped as stopped:
-                scores = {} if observed is None else _arrays(observed.scores)
+                scores: dict[str, NDArray[np.float64]] = {} if observed is None else _arrays(observed.scores)
                 return Made([None] * n, stopped.share, stopped.estimates, scores), None
             scores = {} if observed is None else _arrays(observed.scores)
         beside = {
@@ -235,13 +241,14 @@ class FunctionCall(Maker):
         parameters = self.bound.signature.parameters
         told = self.bound.arguments
         self.name = "prompt" if "prompt" in told else next(iter(told), "")
-        self.prompt = told.get(self.name)
-        if not isinstance(self.prompt, (str, list)) or parameters[self.name].kind in SEVERAL:
+        prompt = told.get(self.name)
+        if not isinstance(prompt, (str, list)) or parameters[self.name].kind in SEVERAL:
             raise InputError("There is no prompt.\nGive a text or a list of texts first, or as `prompt`")
+        self.prompt: str | list[str] = prompt
         self.takes = seed_argument(function)
         # A seed of the caller's, or a function's own default, makes the first try what it is without a guard.
         own = (None, inspect.Parameter.empty)
-        self.seeded = bool(self.takes) and told.get(self.takes, parameters[self.takes].default) in own
+        self.seeded = self.takes is not None and told.get(self.takes, parameters[self.takes].default) in own
 
     def seed_used(self, row: int, attempt: int) -> bool:
         # The first try is one call, with the seed of its first image.
@@ -262,7 +269,9 @@ class FunctionCall(Maker):
         images = []
         for row in rows:
             seed = seed_of(row)
-            text = captions.caption([self.prompts[row]], lambda number, s=seed: applied.sampling_rngs([s], number)[0])
+            text = captions.caption(
+                [self.prompts[row] or ""], lambda number, s=seed: applied.sampling_rngs([s], number)[0]
+            )
             found = _listed(self._call(text if isinstance(self.prompt, str) else [text], seed))
             if len(found) != self.each:
                 raise InputError(f"A prompt gave {self.each} images, then {len(found)}.\nReturn as many each time")
@@ -281,7 +290,7 @@ class FunctionCall(Maker):
         return _as(self._returned, images)
 
     def _call(self, prompt: Any, seed: int | None) -> Any:
-        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | {self.name: prompt})  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | {self.name: prompt})
         if seed is not None and self.takes:
             bound.arguments[self.takes] = seed if self.takes == "seed" else _generator(seed)
         return self.function(*bound.args, **bound.kwargs)

@@ -6,7 +6,7 @@ from . import Result, _page, rows
 
 TERMS = {
     "copy": "an image whose p-value, by the calibration of the index, is at most the policy's rate; or one that a "
-    "signal flagged, where the policy counts that. At a rate of 1 %, one in a hundred images that are no copies is one too.",
+    "signal flagged, where the policy counts that. At a rate of 1 %, one in a hundred images that are none is one too.",
     "passed": "share of the tries on a rung that were no copies, and so were handed out. Later rungs are given the "
     "images that earlier ones could not save: their shares do not compare.",
     "stopped": "tries that ended early, since an estimate of each image under way was a copy.",
