@@ -352,6 +352,17 @@ def test_a_copy_alone_is_made_again_with_its_own_prompt_and_the_mitigations_of_t
     assert actions(guarding.records)[2:] == [(2, 0, "redone"), (3, 0, "delivered"), (2, 1, "delivered")]
 
 
+def test_several_images_of_one_prompt_are_made_again_together(pipe):
+    options = ASKED | {"num_images_per_prompt": 3, "negative_prompt": "x"}
+    bare = arrays(pipe("a red fish", generator=generators(3), **options).images)
+    guarding = Guard(Listed(lambda picture: any(np.array_equal(picture, each) for each in bare[1:])), RESEEDS)
+    with counted(pipe) as rows:
+        found = arrays(guarding(pipe)("a red fish", generator=generators(3), **options).images)
+    assert rows == [6] * 3 + [4] * 3
+    assert np.array_equal(found[0], bare[0])
+    assert not any(np.array_equal(one, other) for one in found[1:] for other in bare)
+
+
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
 def test_pipelines_of_every_family_are_guarded(kind, tmp_path):
     pipe = loaded(tiny_stable_diffusion(tmp_path / kind, kind))
