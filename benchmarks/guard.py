@@ -27,7 +27,7 @@ def main() -> None:
     arguments.add_argument("--protocol", default="sscd-distilled")
     arguments.add_argument("--judge", default="pdq")
     options = arguments.parse_args()
-    model, train = Run.load(options.run).model, Corpus.open(options.train)
+    model, train = Run.open(options.run).model, Corpus.open(options.train)
     captions = [each[0] for each in train.captions if each][: options.n]
     recipe = SampleRecipe(steps=25, guidance=2.0)
 
