@@ -27,9 +27,11 @@ _HOMES = {
     "Estimate": "stats",
     "Experiment": "experiment",
     "Groups": "copying.duplicates",
+    "Guard": "guard",
     "Index": "copying.index",
     "Lint": "copying.lint",
     "Matches": "copying.match",
+    "Policy": "guard",
     "Run": "diffusion.train",
     "SampleRecipe": "diffusion.generate",
     "TrainRecipe": "diffusion.train",
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from .errors import CopyscopeError as CopyscopeError
     from .experiment import Experiment as Experiment
     from .finding import nearest as nearest
+    from .guard import Guard as Guard
+    from .guard import Policy as Policy
     from .stats import Estimate as Estimate
 
 

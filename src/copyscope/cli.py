@@ -84,13 +84,25 @@ def parts_(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished audit, lint or experiment.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR|LOG", help="Folder of a finished audit, lint or experiment, or a guard's log."),
+    ],
 ) -> None:
-    """Make the HTML report of a finished audit, lint or experiment again."""
+    """Make the HTML report of a finished audit, lint or experiment again, or that of a guard's log beside it."""
     from . import experiment
     from .copying import audit, lint
     from .copying.results import read_schema
 
+    if folder.is_file():
+        from .guard_log import read_log, summed_up
+        from .report.guard import render
+
+        page, part = folder.with_suffix(".html"), folder.with_suffix(".html.part")
+        part.write_text(render(summed_up(read_log(folder))), encoding="utf-8")
+        part.replace(page)
+        print(f"Report: {page}")
+        return
     schema = read_schema(folder)
     if schema == experiment.SCHEMA:
         experiment.Experiment.load(folder).save(folder)

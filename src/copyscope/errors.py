@@ -6,12 +6,16 @@
     ├── PartError        an unknown part, or a part called with wrong arguments
     ├── MissingExtra     an optional dependency that this call needs is not installed
     ├── TrainingError    a training that cannot go on: numbers that are not finite, a full disk, other weights
+    ├── Refused         images that a guard does not hand out: each try of one of them was a copy
     └── AssetError       a named download that is unknown, unreachable, or not what its checksum says
 
 Messages are for people, at most two lines: what was asked and what is wrong, then what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class CopyscopeError(Exception):
@@ -46,3 +50,11 @@ class TrainingError(CopyscopeError):
 
 class AssetError(CopyscopeError):
     """A named asset is unknown, unreachable, or differs from its checksum."""
+
+
+class Refused(CopyscopeError):
+    """A guard found a copy in every try of an image. records: of all tries of that call, `guard.Record` each."""
+
+    def __init__(self, message: str, records: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.records = tuple(records)

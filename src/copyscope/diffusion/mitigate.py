@@ -36,6 +36,7 @@ from .network_calls import NetworkCall, same, told_by
 from .signals import Signal
 
 PROMPTS_OF = ("prompt", "prompt_2", "prompt_3")
+OnStep = Callable[[StableDiffusion, Step], None]
 POSITIONS = ("sample", "timestep")
 """Names of the arguments that pipelines give a U-Net by position; transformers are given all by name."""
 
@@ -70,19 +71,26 @@ def observe(
     mitigations: Sequence[str] = (),
     seed: int = 0,
     nearest: FindNearest | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[signals_of.Observed]:
     """While it lasts, signals watch a loaded diffusers pipeline make its images, which they do not change; gives what
     they see: after a call, `scores` is {spec: [n]} of its images, and `maps` where they are copied.
 
-    signals: specs of the shelf. The rest is as in `mitigate`, and so are the errors.
+    signals: specs of the shelf. on_step: is shown the model and each step, once the signals have seen it; what it
+    raises ends the call. The rest is as in `mitigate`, and so are the errors.
     """
-    with _entered(pipeline, mitigations, signals, seed, nearest) as mitigated:
+    with _entered(pipeline, mitigations, signals, seed, nearest, on_step) as mitigated:
         yield mitigated.observed
 
 
 @contextlib.contextmanager
 def _entered(
-    pipeline: Any, mitigations: Sequence[str], signals: Sequence[str], seed: int, nearest: FindNearest | None
+    pipeline: Any,
+    mitigations: Sequence[str],
+    signals: Sequence[str],
+    seed: int,
+    nearest: FindNearest | None,
+    on_step: OnStep | None = None,
 ) -> Iterator[_Mitigated]:
     if _pipelines.family(pipeline) not in _pipelines.NETWORKS:
         supported = ", ".join(_pipelines.NETWORKS)
@@ -92,7 +100,7 @@ def _entered(
         )
     if seed < 0:
         raise InputError(f"seed must be at least 0, not {seed}.\nTake another")
-    mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest)
+    mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest, on_step)
     with mitigated.there():
         yield mitigated
 
@@ -123,9 +131,16 @@ class _Mitigated:
     """A pipeline with mitigations and signals."""
 
     def __init__(
-        self, pipeline: Any, specs: tuple[str, ...], signals: tuple[str, ...], seed: int, nearest: FindNearest | None
+        self,
+        pipeline: Any,
+        specs: tuple[str, ...],
+        signals: tuple[str, ...],
+        seed: int,
+        nearest: FindNearest | None,
+        on_step: OnStep | None,
     ) -> None:
         self.pipeline, self.specs, self.signals, self.seed, self.nearest = pipeline, specs, signals, seed, nearest
+        self.on_step = on_step
         self.observed = signals_of.Observed()
         self.from_image = _pipelines.IMAGE_TO_IMAGE in type(pipeline).__name__
         self.calls = itertools.count()
@@ -299,6 +314,8 @@ class _Mitigated:
         n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
         step = call.guided(Ask(asked.x, asked.sigma, i, n_steps, scale))
         self.observed.see(step)
+        if self.on_step and i is not None:
+            self.on_step(asked.model, step)
         return asked.answer(step.denoised)
 
     @property
@@ -332,7 +349,7 @@ class _Mitigated:
         if call.latents is not None and not torch.equal(begun.noise, noise):
             asked.restart(call.latents, begun.noise, deviation)
         self.observed.begin(call.signals, begun, seeds)
-        if parts.door(OnDenoiser) or call.signals:
+        if parts.door(OnDenoiser) or call.signals or self.on_step:
             call.guided = parts.around(self._plain(call, begun), begun, seeds)
 
     @staticmethod

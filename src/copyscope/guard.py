@@ -1,0 +1,341 @@
+"""A pipeline, or any function that makes images, that no longer hands out copies of an index's images.
+
+    guard = copyscope.Guard("train.index", log="guard.jsonl")
+    images = guard(pipe)("a red fox", num_inference_steps=30).images
+
+Every image is looked up in the index. A copy is made again: with another seed first, then by the rungs of the policy's
+ladder; an image of which every try is a copy is refused. The towers do not know each other: `diffusion.makers` makes,
+the index looks, and what is done about it is decided here.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from .copying.index import Hit, Index
+from .errors import InputError, Refused
+from .guard_log import Record
+from .images import Image
+from .thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from .diffusion.denoiser import FindNearest
+    from .diffusion.makers import Made, Maker
+
+KEPT_RECORDS = 10_000
+LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_LOCKING = threading.Lock()
+clock = time.monotonic
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What a guard takes for a copy and does about it.
+
+    rate: an image is a copy where the p-value of the image it is most like is at most this, 0 to 1: how many of a
+    hundred that are none are made again for nothing. ladder: the rungs that tries after the first go up, each a list of
+    mitigation specs, none = another seed alone; the last holds for all tries beyond. tries: of an image, the first
+    included. seconds: after which none begins, of a call. refuse: what to do where all tries are copies: "raise"
+    errors.Refused, or put a "blank" image or "none" in its place. look_at: shares of the steps, 0 to 1, after which
+    estimates of the images are looked up; where all under way are copies, the try stops there. signals: what one that
+    flags an image does: "log" alone, or count as a "hit". seed: of all that the guard draws. local: look up windows of
+    the images too, ten times the work. hash_prompts: records hold the sha256 of a prompt, not its text.
+    """
+
+    rate: float = 0.01
+    ladder: tuple[tuple[str, ...], ...] = LADDER
+    tries: int = 5
+    seconds: float = math.inf
+    refuse: Literal["raise", "blank", "none"] = "raise"
+    look_at: tuple[float, ...] = ()
+    signals: Literal["log", "hit"] = "log"
+    seed: int = 0
+    local: bool = True
+    hash_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise InputError(f"rate must lie between 0 and 1, not {self.rate}.\nTake 0.01, say")
+        if self.tries < 1:
+            raise InputError(f"tries must be at least 1, not {self.tries}.\n1 makes no image again")
+        if self.tries > 1 and not self.ladder:
+            raise InputError("The ladder has no rung.\nName one, [] for another seed alone, or take tries=1")
+        if any(isinstance(rung, str) for rung in self.ladder):
+            raise InputError('A rung is a list of mitigations.\nWrite it as ["random_numbers(n=2, probability=1.0)"]')
+        if not self.seconds >= 0:
+            raise InputError(f"seconds must be at least 0, not {self.seconds}.\nLeave it out for no limit")
+        for name, known in (("refuse", ("raise", "blank", "none")), ("signals", ("log", "hit"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} cannot be {getattr(self, name)!r}.\nThere are: {', '.join(known)}")
+        if not all(0 < share < 1 for share in self.look_at) or list(self.look_at) != sorted(set(self.look_at)):
+            raise InputError(f"look_at must be ascending shares between 0 and 1, not {self.look_at}.\nTake [0.5], say")
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, not {self.seed}.\nTake another")
+
+
+class Matches(Protocol):
+    """What a guard needs of an index: the hits of each picture [n], uint8 [h w 3], best first. A hit without a p-value,
+    as a block-list may give, is always a copy."""
+
+    def match(self, pictures: Sequence[Image]) -> list[list[Hit]]: ...
+
+
+class Guard:
+    """Guards pipelines and functions with one index, one policy and one log.
+
+    index: an Index or its folder, or anything that has `match`. thresholds: of signals, for pipelines whose network
+    they were calibrated for; these then watch every try that no mitigation changes. nearest: finds training images, for
+    mitigations that want it. log: JSONL file to which each Record is appended. Safe to use from many threads.
+
+    Raises InputError where the index has too few calibration images for the rate, or the log cannot be written.
+    """
+
+    def __init__(
+        self,
+        index: Index | str | os.PathLike[str] | Matches,
+        policy: Policy | None = None,
+        *,
+        thresholds: Thresholds | None = None,
+        nearest: FindNearest | None = None,
+        log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.policy, self.thresholds, self.nearest = policy or Policy(), thresholds, nearest
+        self.index = Index.open(os.fspath(index)) if isinstance(index, (str, os.PathLike)) else index
+        self.log = None if log is None else Path(log)
+        self._kept: collections.deque[Record] = collections.deque(maxlen=KEPT_RECORDS)
+        self._calls, self._writing = itertools.count(), threading.Lock()
+        if isinstance(self.index, Index):
+            n = self.index.summary()["calibration"]["n"]
+            # The least p-value there is.
+            if 1 / (n + 1) > self.policy.rate * (1 + 1e-12):
+                needed = math.ceil(1 / self.policy.rate * (1 - 1e-12)) - 1
+                raise InputError(
+                    f"The index has {n} calibration images, which tell no copies at a rate of {self.policy.rate}.\n"
+                    f"Build it with {needed} held-out images or more, or take a higher rate"
+                )
+        self._write("")
+
+    def __call__(self, pipe: Callable[..., Any]) -> Guarded:
+        """The same pipeline or function, guarded. Raises PartError or InputError where a rung of the ladder does not
+        fit it, or the thresholds are of another network."""
+        return Guarded(self, pipe)
+
+    @property
+    def records(self) -> list[Record]:
+        """The last 10,000, oldest first."""
+        return list(self._kept)
+
+    def judge(self, pictures: Sequence[Image]) -> list[Hit | None]:
+        """Of each picture, uint8 [h w 3], the image it is a copy of or most like; None where there is none."""
+        if isinstance(self.index, Index):
+            found = self.index.match(list(pictures), local=self.policy.local)
+        else:
+            found = self.index.match(list(pictures))
+        return [hits[0] if hits else None for hits in found]
+
+    def is_copy(self, hit: Hit | None) -> bool:
+        """Whether a picture with this hit is taken for a copy."""
+        return hit is not None and (hit.p_value is None or hit.p_value <= self.policy.rate)
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Keeps them, and appends them to the log."""
+        lines = [json.dumps(record.as_dict(), ensure_ascii=False) + "\n" for record in records]
+        self._write("".join(lines))
+        self._kept.extend(records)
+
+    def _write(self, text: str) -> None:
+        if self.log is None:
+            return
+        try:
+            # One write of whole lines, at the end whoever else writes.
+            with self._writing, open(self.log, "ab", buffering=0) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise InputError(f"Cannot write {self.log}: {error.strerror or error}.\nName another file") from None
+
+
+class Guarded:
+    """Called like what it guards, and returns the like, without copies. One call at a time."""
+
+    def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
+        from .diffusion import makers
+
+        self.guard, self.pipe, self._lock = guard, pipe, _lock_of(pipe)
+        self._pipeline = makers.is_pipeline(pipe)
+        policy = guard.policy
+        with self._lock:
+            makers.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
+            if not self._pipeline and (policy.look_at or guard.thresholds):
+                raise InputError(
+                    f"The steps of a {type(pipe).__name__} cannot be watched.\n"
+                    "Give a diffusers pipeline, or leave look_at and thresholds out"
+                )
+            if guard.thresholds and makers.model_fingerprint(pipe) != guard.thresholds.model:
+                raise InputError("The thresholds are of another model.\nCalibrate this one: guard calibrate")
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """As the pipeline or function itself. Images that are no copies are those it makes, bit by bit; where it is
+        given no generator (or seed), it gets one an image from the policy's seed, the number of the call and the row.
+        Only the others are made again.
+
+        Raises Refused after all tries, where the policy says so; and InputError for what cannot be guarded.
+        """
+        with self._lock:
+            return _Call(self.guard, self._maker, arguments, options).run()
+
+    def _maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
+        from .diffusion import makers
+
+        if not self._pipeline:
+            return makers.FunctionCall(self.pipe, arguments, options)
+        guard = self.guard
+        signals = tuple(guard.thresholds.signals) if guard.thresholds else ()
+        looks = guard.policy.look_at
+        return makers.PipelineCall(self.pipe, arguments, options, signals, looks, look, guard.nearest)
+
+
+class _Call:
+    """One call of a Guarded: its images, tried until they are no copies or may be tried no more."""
+
+    def __init__(
+        self, guard: Guard, maker_of: Callable[..., Maker], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        self.guard, self.policy = guard, guard.policy
+        self.maker = maker_of(arguments, options, self._look)
+        self.number, self.begun = next(guard._calls), clock()
+        self.records: list[Record] = []
+        self.hits: list[Hit | None] = []
+        self.images: dict[int, Any] = {}
+        self.beside: dict[str, dict[int, Any]] = collections.defaultdict(dict)
+
+    def run(self) -> Any:
+        from .diffusion.makers import blank
+
+        attempt, rows, made = 0, list[int](), None
+        sizes: dict[int, tuple[Any, Image | None]] = {}
+        while attempt == 0 or rows:
+            began = clock()
+            seed_of = self._seeds(attempt)
+            rung = () if attempt == 0 else self.policy.ladder[min(attempt, len(self.policy.ladder)) - 1]
+            made = self.maker.again(rows, rung, seed_of) if rows else self.maker.first(seed_of)
+            rows = rows or list(range(len(self.maker.prompts)))
+            hits = self.hits if made.share is not None else self.guard.judge(made.pictures())
+            flagged = self._flagged(made, len(rows))
+            copies = [
+                self.guard.is_copy(hit) or bool(flags and self.policy.signals == "hit")
+                for hit, flags in zip(hits, flagged, strict=True)
+            ]
+            now = clock()
+            more = attempt + 1 < self.policy.tries and now - self.begun < self.policy.seconds
+            records = []
+            for place, row in enumerate(rows):
+                action = "delivered" if not copies[place] else "redone" if more else "refused"
+                records.append(
+                    self._record(made, place, row, attempt, rung, hits[place], flagged[place], action, now - began)
+                )
+                if not copies[place]:
+                    self.images[row] = made.images[place]
+                    if attempt or made.share is not None:
+                        for name, values in made.beside.items():
+                            self.beside[name][row] = values[place]
+                sizes[row] = (made.images[place], made.estimates[place] if made.estimates else None)
+            self.records += records
+            self.guard.keep(records)
+            rows = [row for row, copy in zip(rows, copies, strict=True) if copy]
+            if not more:
+                break
+            attempt += 1
+        if rows and self.policy.refuse == "raise":
+            raise Refused(
+                f"{len(rows)} of {len(self.maker.prompts)} images are copies of training images in every try.\n"
+                "Ask for something else, allow more tries, or go up another ladder",
+                self.records,
+            )
+        for row in rows:
+            self.images[row] = None if self.policy.refuse == "none" else blank(*sizes[row], self.maker.arrays)
+        return self.maker.given([self.images[row] for row in range(len(self.maker.prompts))], self.beside)
+
+    def _look(self, share: float, estimates: list[Image]) -> bool:
+        self.hits = self.guard.judge(estimates)
+        return all(self.guard.is_copy(hit) for hit in self.hits)
+
+    def _seeds(self, attempt: int) -> Callable[[int], int]:
+        def seed_of(row: int) -> int:
+            keys = [self.policy.seed, self.number, row, attempt]
+            # Of 31 bits: numpy's old generators, which people's functions use, take no more than 32.
+            return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 1)
+
+        return seed_of
+
+    def _flagged(self, made: Made, n: int) -> list[tuple[str, ...]]:
+        if not (self.guard.thresholds and made.signals):
+            return [()] * n
+        # Of a try that was stopped, signals may have no score yet, and that is not said against it.
+        known = {spec: np.isfinite(values) | (made.share is None) for spec, values in made.signals.items()}
+        flags = self.guard.thresholds.flagged(made.signals)
+        return [tuple(spec for spec in flags if flags[spec][place] and known[spec][place]) for place in range(n)]
+
+    def _record(
+        self,
+        made: Made,
+        place: int,
+        row: int,
+        attempt: int,
+        rung: tuple[str, ...],
+        hit: Hit | None,
+        flagged: tuple[str, ...],
+        action: str,
+        seconds: float,
+    ) -> Record:
+        prompt = self.maker.prompts[row]
+        if prompt is not None and self.policy.hash_prompts:
+            prompt = hashlib.sha256(prompt.encode()).hexdigest()
+        values = {spec: float(each[place]) for spec, each in made.signals.items()}
+        seed = self._seeds(attempt)(row) if self.maker.seed_used(row, attempt) else None
+        score = None if hit is None else hit.score if hit.combined is None else hit.combined
+        return Record(
+            call=self.number,
+            row=row,
+            attempt=attempt,
+            rung=rung,
+            prompt=prompt,
+            seed=seed,
+            score=score,
+            p_value=hit.p_value if hit else None,
+            match=hit.id if hit else None,
+            box=hit.box if hit else None,
+            signals={spec: value if math.isfinite(value) else None for spec, value in values.items()},
+            flagged=flagged,
+            copy=action != "delivered",
+            look=made.share,
+            action=action,
+            seconds=round(seconds, 3),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _lock_of(pipe: Any) -> contextlib.AbstractContextManager[Any]:
+    """The lock of a pipeline, whatever guards it."""
+    with _LOCKING:
+        try:
+            lock: contextlib.AbstractContextManager[Any] = _LOCKS.setdefault(pipe, threading.RLock())
+        except TypeError:  # Neither hashable nor to be forgotten.
+            return threading.RLock()
+    return lock

@@ -1,0 +1,494 @@
+"""The guard: copies are never handed out, all else is as without it, and every decision is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import copyscope
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, recipes
+from copyscope.copying.index import Hit
+from copyscope.diffusion.generate import SampleRecipe, sample
+from copyscope.diffusion.models.empirical import Empirical
+from copyscope.errors import InputError, PartError, Refused
+from copyscope.guard_log import Record, read_log, summed_up
+from copyscope.thresholds import Threshold, Thresholds
+from tests.models import tiny_stable_diffusion
+from tests.pipelines import loaded
+
+TEXTS = ["a red fish", "two blue houses by the sea", "a dog"]
+RESEEDS = Policy(ladder=((),))
+ASKED = {"num_inference_steps": 3, "height": 32, "width": 32}
+
+
+class Listed:
+    """An index that takes for copies the pictures for which `listed` is true; counts what it is shown."""
+
+    def __init__(self, listed, p_value=0.001):
+        self.listed, self.p_value, self.seen = listed, p_value, 0
+
+    def match(self, pictures):
+        self.seen += len(pictures)
+        return [
+            [Hit("t.png", 0.9, 0.8, 0.85, self.p_value if self.listed(picture) else 0.5, (0, 0, 0.5, 0.5), None, "t")]
+            for picture in pictures
+        ]
+
+
+class Painter:
+    """A function that makes pictures of one value; the values of each prompt in turn. Records its calls."""
+
+    def __init__(self, **values):
+        self.values, self.calls = {text.replace("_", " "): iter(each) for text, each in values.items()}, []
+
+    def __call__(self, prompts, size=8, seed=None):
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        self.calls.append((prompts, seed))
+        # Words that mitigations put in are numbers.
+        plain = [" ".join(word for word in text.split() if not word.isdigit()) for text in texts]
+        return [np.full((size, size, 3), next(self.values[text]), np.uint8) for text in plain]
+
+
+def is_copy(picture):
+    return picture.mean() >= 200
+
+
+def values(images):
+    return [None if image is None else int(np.asarray(image).mean()) for image in images]
+
+
+def actions(records):
+    return [(record.row, record.attempt, record.action) for record in records]
+
+
+# Functions
+
+
+def test_only_the_copies_are_made_again_and_none_is_handed_out():
+    painter = Painter(a=[1], b=[200, 201, 2], c=[202, 3])
+    guarding = Guard(Listed(is_copy), RESEEDS)
+    assert values(guarding(painter)(["a", "b", "c"], size=4)) == [1, 2, 3]
+    assert [prompts for prompts, _ in painter.calls] == [["a", "b", "c"], ["b"], ["c"], ["b"]]
+    assert actions(guarding.records) == [
+        (0, 0, "delivered"), (1, 0, "redone"), (2, 0, "redone"), (1, 1, "redone"), (2, 1, "delivered"),
+        (1, 2, "delivered"),
+    ]  # fmt: skip
+    record = guarding.records[1]
+    assert (record.match, record.score, record.p_value, record.box) == ("t.png", 0.85, 0.001, (0, 0, 0.5, 0.5))
+
+
+def test_the_ladder_is_gone_up_in_order_and_its_last_rung_holds():
+    painter = Painter(b=[200] * 5)
+    ladder = ((), ("random_numbers(n=1, probability=1.0)",), ("random_numbers(n=3, probability=1.0)",))
+    guarding = Guard(Listed(is_copy), Policy(ladder=ladder, tries=5, refuse="none"))
+    assert guarding(painter)("b") == [None]
+    assert [len(prompts.split()) for prompts, _ in painter.calls] == [1, 1, 2, 4, 4]
+    assert painter.calls[3][0] != painter.calls[4][0], "each try draws anew"
+    assert [record.rung for record in guarding.records] == [(), (), ladder[1], ladder[2], ladder[2]]
+    assert {record.prompt for record in guarding.records} == {"b"}
+
+
+def test_tries_and_seconds_are_a_budget(monkeypatch):
+    painter = Painter(b=[200] * 9)
+    with pytest.raises(Refused, match="1 of 1 images"):
+        Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=3))(painter)("b")
+    assert len(painter.calls) == 3
+    now = iter(range(0, 1000, 4))
+    monkeypatch.setattr(guard, "clock", lambda: next(now))
+    with pytest.raises(Refused) as refused:
+        # The clock is read when the call begins, and before and after each try.
+        Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=99, seconds=15))(painter)("b")
+    assert actions(refused.value.records) == [(0, 0, "redone"), (0, 1, "refused")]
+    assert len(painter.calls) == 5
+
+
+def test_refused_images_are_blank_or_none_and_the_others_are_there():
+    for refuse, put in (("blank", 0), ("none", None)):
+        painter = Painter(a=[1], b=[200, 200])
+        guarding = Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=2, refuse=refuse))
+        images = guarding(painter)(["a", "b"])
+        assert values(images) == [1, put]
+        assert refuse == "none" or images[1].shape == images[0].shape
+    painter = Painter(a=[1], b=[200, 200])
+    with pytest.raises(Refused) as refused:
+        Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=2))(painter)(["a", "b"])
+    assert actions(refused.value.records) == [(0, 0, "delivered"), (1, 0, "redone"), (1, 1, "refused")]
+
+
+def test_images_come_in_the_form_the_function_has():
+    def one(prompt):
+        return np.full((4, 4, 3), 1, np.uint8)
+
+    def array(prompt, generator=None):
+        return torch.rand(2, 4, 4, 3, generator=generator).numpy()
+
+    guarding = Guard(Listed(lambda picture: False), RESEEDS)
+    assert guarding(one)("a").shape == (4, 4, 3)
+    assert guarding(array)(prompt="a").shape == (2, 4, 4, 3)
+    assert not np.array_equal(guarding(array)("a"), guarding(array)("a")), "each call has seeds of its own"
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not():
+    def noisy(prompts, seed):
+        return list(np.random.default_rng(seed).integers(0, 256, (len(prompts), 4, 4, 3), dtype=np.uint8))
+
+    def made(seed):
+        policy = Policy(seed=seed, ladder=((),), tries=40)
+        return np.stack(Guard(Listed(lambda picture: picture[0, 0, 0] > 99), policy)(noisy)(TEXTS))
+
+    assert np.array_equal(made(1), made(1))
+    assert not np.array_equal(made(1), made(2))
+    assert made(1)[:, 0, 0, 0].max() <= 99
+
+
+def test_a_seed_of_the_callers_holds_for_the_first_try_alone():
+    painter = Painter(b=[200, 1])
+    Guard(Listed(is_copy), RESEEDS)(painter)("b", 8, 7)
+    seeds = [seed for _, seed in painter.calls]
+    assert seeds[0] == 7
+    assert seeds[1] not in (7, None)
+
+
+def test_a_hit_without_a_p_value_is_a_copy_and_a_picture_without_hits_is_none():
+    painter = Painter(a=[1, 1], b=[200, 1])
+    listed = Listed(is_copy)
+    listed.match = lambda pictures: [[Hit("t", 0.9, *[None] * 6)] if is_copy(each) else [] for each in pictures]
+    guarding = Guard(listed, RESEEDS)
+    assert values(guarding(painter)(["a", "b"])) == [1, 1]
+    assert [(record.score, record.p_value, record.match) for record in guarding.records[:2]] == [
+        (None, None, None), (0.9, None, "t"),
+    ]  # fmt: skip
+
+
+def test_threads_call_one_function_one_at_a_time(tmp_path):
+    under_way, most, log = [], [], tmp_path / "log.jsonl"
+    guarding = Guard(Listed(is_copy), RESEEDS, log=log)
+
+    def slow(prompt, seed):
+        under_way.append(1)
+        most.append(len(under_way))
+        threading.Event().wait(0.01)
+        under_way.pop()
+        return [np.zeros((4, 4, 3), np.uint8)]
+
+    threads = [threading.Thread(target=lambda: guarding(slow)("a")) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert sorted(record.call for record in read_log(log)) == list(range(6))
+
+
+# The log
+
+
+def test_every_decision_is_a_line_of_the_log_and_prompts_may_be_hashed(tmp_path):
+    log = tmp_path / "log.jsonl"
+    guarding = Guard(Listed(is_copy), dataclasses.replace(RESEEDS, hash_prompts=True), log=log)
+    guarding(Painter(b=[200, 1]))("b")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["schema"] for row in rows] == ["copyscope.guard_log/1"] * 2
+    assert {row["prompt"] for row in rows} == {hashlib.sha256(b"b").hexdigest()}
+    assert read_log(log) == guarding.records
+    Guard(Listed(is_copy), RESEEDS, log=log)(Painter(b=[1]))("b")
+    assert len(read_log(log)) == 3, "a log is gone on with"
+    with log.open("a") as file:
+        file.write('{"schema": "copys')
+    assert len(read_log(log)) == 3
+
+
+def test_the_keys_of_a_record_are_those_documented():
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    section = page.partition("\n### Guard log\n")[2].partition("\n## ")[0]
+    names = [field.name for field in dataclasses.fields(Record)]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == ["schema", *names]
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"schema": "other"}\n')
+    for path in (tmp_path / "other.jsonl", tmp_path / "none.jsonl"):
+        with pytest.raises(InputError, match="no log"):
+            read_log(path)
+    with pytest.raises(InputError, match="Cannot write"):
+        Guard(Listed(is_copy), log=tmp_path / "none" / "log.jsonl")
+
+
+def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
+    log = tmp_path / "log.jsonl"
+    policy = Policy(ladder=((), ("random_numbers(probability=1.0)",)), tries=3, refuse="none")
+    guarding = Guard(Listed(is_copy), policy, log=log)
+    guarding(Painter(a=[1], b=[200, 200, 3], c=[200, 200, 200]))(["a", "b", "c"])
+    summary = summed_up(read_log(log)).summary
+    assert (summary["n_images"], summary["n_tries"], summary["n_stopped"]) == (3, 7, 0)
+    assert summary["first_copies"]["value"] == pytest.approx(2 / 3)
+    assert summary["refused"]["value"] == pytest.approx(1 / 3)
+    assert [(row["rung"], row["tries"], row["passed"]["value"]) for row in summary["rungs"]] == [
+        ("first try", 3, pytest.approx(1 / 3)), ("another seed", 2, 0), ("random_numbers(probability=1.0)", 2, 0.5),
+    ]  # fmt: skip
+    found = CliRunner().invoke(cli.app, ["report", str(log)])
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "log.html").read_text()
+    assert "Of 3 images asked for, 2 were handed out, 1 refused." in page
+    assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
+    assert CliRunner().invoke(cli.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
+
+
+# What is refused before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"rate": 0.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)}, {"seconds": float("nan")},
+     {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)}, {"look_at": (1.0,)}, {"seed": -1}],
+)  # fmt: skip
+def test_a_policy_that_cannot_be(values):
+    with pytest.raises(InputError, match=next(iter(values)) if "ladder" not in values else "rung"):
+        Policy(**values)
+
+
+def test_a_policy_is_read_from_toml():
+    found = recipes.changed(Policy(), ['ladder=[[], ["random_numbers(n=4)"]]', "look_at=[0.5]", "refuse=blank"])
+    assert found == Policy(ladder=((), ("random_numbers(n=4)",)), look_at=(0.5,), refuse="blank")
+
+
+def test_a_function_takes_mitigations_of_the_prompt_alone_and_cannot_be_watched():
+    with pytest.raises(InputError, match="acts inside"):
+        Guard(Listed(is_copy), Policy(ladder=(("delayed_guidance",),)))(Painter())
+    with pytest.raises(PartError):
+        Guard(Listed(is_copy), Policy(ladder=(("nonsense",),)))(Painter())
+    with pytest.raises(InputError, match="cannot be watched"):
+        Guard(Listed(is_copy), Policy(look_at=(0.5,)))(Painter())
+    with pytest.raises(InputError, match="no prompt"):
+        Guard(Listed(is_copy))(Painter())(7)
+
+
+# Pipelines
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_stable_diffusion(tmp_path_factory.mktemp("sd") / "sd1", "sd1")
+
+
+@pytest.fixture
+def pipe(folder):
+    return loaded(folder)
+
+
+def generators(n, seed=0):
+    return [torch.Generator().manual_seed(seed + row) for row in range(n)]
+
+
+def arrays(images):
+    return np.stack([np.asarray(image) for image in images])
+
+
+@contextlib.contextmanager
+def counted(pipe):
+    """The rows that the network is asked about, in each call."""
+    rows = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, told: rows.append(len(told[0])))
+    yield rows
+    hook.remove()
+
+
+@pytest.mark.parametrize("look_at", [(), (0.5,)])
+def test_clean_images_are_those_of_the_pipeline_bit_by_bit(pipe, look_at):
+    bare = pipe(TEXTS, generator=generators(3), **ASKED)
+    guarding = Guard(Listed(lambda picture: False), dataclasses.replace(RESEEDS, look_at=look_at))
+    found = guarding(pipe)(TEXTS, generator=generators(3), **ASKED)
+    assert type(found) is type(bare)
+    assert np.array_equal(arrays(found.images), arrays(bare.images))
+    found = guarding(pipe)(TEXTS, generator=generators(3), output_type="np", return_dict=False, **ASKED)
+    assert found[0].shape == (3, 32, 32, 3)
+    assert np.array_equal((found[0] * 255).round().astype(np.uint8), arrays(bare.images))
+
+
+def test_without_a_generator_the_policy_seeds_each_image(pipe):
+    def made(seed):
+        return arrays(Guard(Listed(lambda picture: False), Policy(seed=seed))(pipe)(TEXTS, **ASKED).images)
+
+    assert np.array_equal(made(1), made(1))
+    assert not np.array_equal(made(1), made(2))
+    guarding = Guard(Listed(lambda picture: False))
+    first = guarding(pipe)(TEXTS, **ASKED).images
+    seeds = [record.seed for record in guarding.records]
+    again = pipe(TEXTS, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **ASKED).images
+    assert np.array_equal(arrays(first), arrays(again)), "what a record says makes the image"
+
+
+def test_a_copy_alone_is_made_again_with_its_own_prompt_and_the_mitigations_of_the_rung(pipe):
+    bare = arrays(pipe(TEXTS[:2], num_images_per_prompt=2, generator=generators(4), **ASKED).images)
+    told = []
+    encode, pipe.encode_prompt = (
+        pipe.encode_prompt,
+        lambda *args, **kwargs: told.append(args or kwargs) or encode(*args, **kwargs),
+    )
+    policy = Policy(ladder=(("random_numbers(n=2, probability=1.0)",),))
+    listed = Listed(lambda picture: np.array_equal(picture, bare[2]))
+    guarding = Guard(listed, policy)
+    with counted(pipe) as rows:
+        found = arrays(guarding(pipe)(TEXTS[:2], num_images_per_prompt=2, generator=generators(4), **ASKED).images)
+    assert np.array_equal(found[[0, 1, 3]], bare[[0, 1, 3]])
+    assert not np.array_equal(found[2], bare[2])
+    assert rows == [8] * 3 + [2] * 3
+    prompt = told[-1]["prompt"]
+    assert isinstance(prompt, list)
+    assert len(prompt) == 1
+    assert prompt[0] != TEXTS[1]
+    assert [word for word in prompt[0].split() if not word.isdigit()] == TEXTS[1].split()
+    assert actions(guarding.records)[2:] == [(2, 0, "redone"), (3, 0, "delivered"), (2, 1, "delivered")]
+
+
+def test_several_images_of_one_prompt_are_made_again_together(pipe):
+    options = ASKED | {"num_images_per_prompt": 3, "negative_prompt": "x"}
+    bare = arrays(pipe("a red fish", generator=generators(3), **options).images)
+    guarding = Guard(Listed(lambda picture: any(np.array_equal(picture, each) for each in bare[1:])), RESEEDS)
+    with counted(pipe) as rows:
+        found = arrays(guarding(pipe)("a red fish", generator=generators(3), **options).images)
+    assert rows == [6] * 3 + [4] * 3
+    assert np.array_equal(found[0], bare[0])
+    assert not any(np.array_equal(one, other) for one in found[1:] for other in bare)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
+def test_pipelines_of_every_family_are_guarded(kind, tmp_path):
+    pipe = loaded(tiny_stable_diffusion(tmp_path / kind, kind))
+    options = {} if kind == "flux" else {"negative_prompt": ["x", "y"]}
+    options |= ASKED | {"prompt_2": TEXTS[1:]}
+    bare = arrays(pipe(TEXTS[:2], generator=generators(2), **options).images)
+    policy = Policy(ladder=(("random_numbers(n=2, probability=1.0)",),), look_at=(0.5,))
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), policy)
+    found = arrays(guarding(pipe)(TEXTS[:2], generator=generators(2), **options).images)
+    assert np.array_equal(found[0], bare[0])
+    assert not np.array_equal(found[1], bare[1])
+    assert actions(guarding.records) == [(0, 0, "delivered"), (1, 0, "redone"), (1, 1, "delivered")]
+
+
+def test_embeddings_and_images_to_start_from_go_with_their_row(pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    states, negative = pipe.encode_prompt(TEXTS[:2], "cpu", 1, True)
+    options = ASKED | {"prompt_embeds": states, "negative_prompt_embeds": negative}
+    bare = arrays(pipe(generator=generators(2), **options).images)
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), RESEEDS)
+    found = arrays(guarding(pipe)(generator=generators(2), **options).images)
+    seed = guarding.records[-1].seed
+    again = options | {"prompt_embeds": states[1:], "negative_prompt_embeds": negative[1:]}
+    alone = arrays(pipe(generator=torch.Generator().manual_seed(seed), **again).images)
+    assert np.array_equal(found, [bare[0], alone[0]])
+
+    changing = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    changing.set_progress_bar_config(disable=True)
+    pictures = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (50, 200)]
+    options = {"num_inference_steps": 4, "strength": 0.5}
+    bare = arrays(changing(TEXTS[:2], pictures, generator=generators(2), **options).images)
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), RESEEDS)
+    found = arrays(guarding(changing)(TEXTS[:2], pictures, generator=generators(2), **options).images)
+    seed = guarding.records[-1].seed
+    generator = torch.Generator().manual_seed(seed)
+    alone = arrays(changing([TEXTS[1]], [pictures[1]], generator=generator, **options).images)
+    assert np.array_equal(found, [bare[0], alone[0]])
+
+
+def test_a_look_at_the_estimate_saves_the_steps_that_are_left(pipe):
+    # Never finished: a copy at each look, and none at the end of a try that is not looked at.
+    guarding = Guard(Listed(lambda picture: True), Policy(ladder=((),), tries=2, look_at=(0.5,), refuse="blank"))
+    with counted(pipe) as rows:
+        (image,) = guarding(pipe)("a red fish", num_inference_steps=6, height=32, width=32).images
+    assert len(rows) == 2 * 3
+    assert np.asarray(image).shape == (32, 32, 3)
+    assert not np.asarray(image).any()
+    assert [(record.look, record.action) for record in guarding.records] == [(0.5, "redone"), (0.5, "refused")]
+    with counted(pipe) as rows:
+        pipe("a red fish", num_inference_steps=6, height=32, width=32)
+    assert len(rows) == 6, "the pipeline is as it was"
+
+
+def test_an_image_that_is_no_copy_lets_its_batch_end(pipe):
+    seen = iter([True, False, True, False, False, False])
+    guarding = Guard(Listed(lambda picture: next(seen)), Policy(ladder=((),), look_at=(0.5,)))
+    with counted(pipe) as rows:
+        guarding(pipe)(TEXTS[:2], num_inference_steps=4, height=32, width=32)
+    # At the look one of two, at the end one of two; the other try is looked at, and ends.
+    assert rows == [4] * 4 + [2] * 4
+    assert actions(guarding.records) == [(0, 0, "redone"), (1, 0, "delivered"), (0, 1, "delivered")]
+
+
+def test_a_signal_above_its_line_is_logged_or_counts(pipe):
+    from copyscope.diffusion.makers import model_fingerprint
+
+    line = Threshold(0.0, 0.01, 100, 0)
+    lines = Thresholds(model_fingerprint(pipe), "", {"text_conditional_norm": line})
+    guarding = Guard(Listed(lambda picture: False), RESEEDS, thresholds=lines)
+    guarding(pipe)("a red fish", **ASKED)
+    (record,) = guarding.records
+    assert record.flagged == ("text_conditional_norm",)
+    assert record.signals["text_conditional_norm"] > 0
+    assert record.action == "delivered"
+    policy = dataclasses.replace(RESEEDS, signals="hit", tries=2)
+    with pytest.raises(Refused):
+        Guard(Listed(lambda picture: False), policy, thresholds=lines)(pipe)("a red fish", **ASKED)
+    other = dataclasses.replace(lines, model="other")
+    with pytest.raises(InputError, match="another model"):
+        Guard(Listed(lambda picture: False), thresholds=other)(pipe)
+
+
+def test_what_a_pipeline_cannot_be_guarded_for_is_said_before(pipe):
+    guarded = Guard(Listed(is_copy))(pipe)
+    with pytest.raises(InputError, match="latent"):
+        guarded("a", output_type="latent", **ASKED)
+    with pytest.raises(InputError, match="no prompt"):
+        guarded(**ASKED)
+    with pytest.raises(TypeError):
+        guarded("a", height=32, prompt="b")
+    with pytest.raises(InputError, match="nearest"):
+        Guard(Listed(is_copy), Policy(ladder=(("antimemorization_guidance",),)))(pipe)
+
+
+# A real index, and the perfect copier
+
+
+def test_the_perfect_copier_hands_out_no_copy(world, tmp_path):
+    train = Corpus.open(world.train).take(range(30))
+    index = Index.build(train, tmp_path / "index", "sscd-distilled", held_out=world.held_out)
+    model = Empirical(str(world.train), size=64)
+    other = Empirical(str(world.held_out), size=64)
+
+    def made(prompts, seed=0):
+        recipe = SampleRecipe(steps=4)
+        # It copies whom it knows by their caption, and else makes a picture of another set.
+        return [
+            sample(source, source.condition([text]), [seed + row], recipe)[0]
+            for row, text in enumerate(prompts)
+            for source in [model if text in captions else other]
+        ]
+
+    captions = [each[0] for each in train.captions[:3]]
+    policy = Policy(rate=0.02, local=False, ladder=((), ("random_numbers(probability=1.0)",)), tries=6)
+    guarding = Guard(str(tmp_path / "index"), policy)
+    bare = made(captions)
+    assert all(hits[0].p_value <= 0.02 for hits in index.match(bare, local=False)), "there is something to guard"
+    images = guarding(made)(captions)
+    assert all(hits[0].p_value > 0.02 for hits in index.match(images, local=False))
+    # A caption that others bear may be drawn from outside the index.
+    assert {record.action for record in guarding.records if record.attempt == 0} == {"redone"}
+    with pytest.raises(InputError, match="calibration images"):
+        Guard(index, Policy(rate=0.001))
+
+
+def test_the_guard_is_public():
+    assert copyscope.Guard is Guard
+    assert copyscope.Policy is Policy
