@@ -1,4 +1,4 @@
-"""The service: right verdicts over HTTP, limits that hold, hostile bodies that leave it standing, an end without loss."""
+"""The service: right verdicts over HTTP, limits that hold, hostile bodies that leave it standing, an orderly end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def index(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def copied(world):
     """A training image, saved again as a JPEG."""
-    return images.encode(images.decode(Corpus.open(world.train).read(3)), "jpeg", 80)
+    return images.encode(images.decode(Corpus.open(world.train).read(30)), "jpeg", 80)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_copy_is_called_one_with_its_source_and_an_unseen_image_is_not(client,
     assert found["schema"] == "copyscope.check/1"
     assert (found["n_index"], found["protocol"], found["local"], found["rate"]) == (40, FAST, False, 0.05)
     best = found["matches"][0]
-    assert best["id"] == index.ids[3]
+    assert best["id"] == index.ids[30]
     assert (best["p_value"], best["combined"]) == (found["p_value"], found["combined"])
     other = client.post("/check", content=unseen, headers=PNG).json()
     assert other["copy"] is False
@@ -342,3 +342,173 @@ def test_its_description_is_whole_and_nothing_is_fetched_from_elsewhere(client):
     assert found["openapi"].startswith("3.")
     assert set(found["paths"]["/check"]["post"]["responses"]) >= {"200", "400", "401", "413", "503", "504"}
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_request_that_fits_its_description_or_nearly_does_breaks_it(client):
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode
+
+    schemathesis.serializer("image/png", "image/jpeg", "image/webp")(
+        lambda _, value: value if isinstance(value, bytes) else str(value).encode()
+    )
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    seen = set()
+    for operation in schema.get_all_operations():
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @given(case=operation.ok().as_strategy(generation_mode=mode))
+            @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+            def holds(case):
+                response = case.call(base_url="http://127.0.0.1")
+                seen.add((case.operation.path, response.status_code))
+                assert response.status_code < 500
+                case.validate_response(response, excluded_checks=[])
+
+            holds()
+    assert {("/check", 400), ("/check", 422), ("/health", 200), ("/metrics", 200)} <= seen
+
+
+# A service of its own, over a socket
+
+
+class Service:
+    """`copyscope serve` in a process of its own."""
+
+    def __init__(self, folder, *options, **environment):
+        command = [sys.executable, "-m", "copyscope", "serve", folder, "--port", "0", "--rate", "0.05", "--no-local"]
+        self.process = subprocess.Popen(
+            [*map(str, command), *options], stderr=subprocess.PIPE, text=True, env=os.environ | environment
+        )
+        self.said = self.process.stderr.readline()
+        self.port = int(re.search(r"answers at http://127.0.0.1:(\d+), 40 images", self.said)[1])
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, method, path, body=None, **headers):
+        connection = self.connect()
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+    def end(self, number):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def service(index):
+    with Service(index.folder) as found:
+        yield found
+
+
+def test_over_a_socket_the_answer_is_the_same(service, client, copied):
+    status, found = service.ask("POST", "/check", copied)
+    here = client.post("/check", content=copied, headers=PNG).json()
+    assert status == 200
+    assert {**found, "seconds": 0} == {**here, "seconds": 0}
+
+
+def test_a_hundred_megabytes_are_answered_and_not_kept(service, copied):
+    block = bytes(1 << 20)
+    status, found = service.ask("POST", "/check", bytes(100 << 20))
+    assert (status, "larger than" in found["error"]) == (413, True)
+    status, found = service.ask("POST", "/check", (block for _ in range(100)))
+    assert (status, "larger than" in found["error"]) == (413, True)
+    assert service.ask("POST", "/check", copied)[1]["copy"] is True
+
+
+def test_a_body_that_ends_early_and_what_is_no_http_leave_it_standing(service, copied):
+    for sent in (
+        b"POST /check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nshort",
+        b"POST /check HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x00\xa5\x01" + bytes(200),
+        b"GET /" + b"a" * 200_000,
+    ):
+        connection = service.connect()
+        connection.connect()
+        with contextlib.suppress(OSError):
+            connection.sock.sendall(sent)
+        connection.close()
+    assert service.ask("POST", "/check", copied)[1]["copy"] is True
+    assert service.process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_finishes_what_it_has_begun_and_ends_well(number, index, copied):
+    with Service(index.folder) as service, contextlib.closing(service.connect()) as connection:
+        connection.putrequest("POST", "/check")
+        connection.putheader("Content-Length", str(len(copied)))
+        connection.endheaders(copied[:100])
+        while "copyscope_under_way 1.0" not in metrics(service):
+            pass
+        service.process.send_signal(number)
+        with pytest.raises(ConnectionRefusedError):
+            while True:
+                with contextlib.closing(service.connect()) as late:
+                    late.connect()
+        connection.send(copied[100:])
+        assert json.loads(connection.getresponse().read())["copy"] is True
+        assert service.process.wait(60) == 0
+        assert service.process.stderr.read() == ""
+
+
+def metrics(service):
+    with contextlib.closing(service.connect()) as connection:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+
+
+def test_the_token_comes_from_a_file_or_the_environment(index, copied, tmp_path):
+    (tmp_path / "token").write_text("of-the-file\n")
+    with Service(
+        index.folder, "--token-file", str(tmp_path / "token"), COPYSCOPE_TOKEN="of-the-environment"
+    ) as service:
+        assert service.ask("POST", "/check", copied)[0] == 401
+        assert service.ask("POST", "/check", copied, Authorization="Bearer of-the-environment")[0] == 401
+        assert service.ask("POST", "/check", copied, Authorization="Bearer of-the-file")[0] == 200
+
+
+def run(*words, **environment):
+    found = CliRunner().invoke(cli.app, ["serve", *map(str, words)], env=environment)
+    return str(found.exception)
+
+
+def test_what_cannot_be_served_is_said_in_two_lines(index, tmp_path, monkeypatch):
+    monkeypatch.delenv("COPYSCOPE_TOKEN", raising=False)
+    (tmp_path / "empty").write_text("\n")
+    with serve._listening(Settings(port=0)) as taken:
+        port = taken.getsockname()[1]
+        for words, said in {
+            (index.folder, "--rate", 5): "--rate is a share between 0 and 1",
+            (index.folder, "--token-file", tmp_path / "empty"): "is empty, or holds a space",
+            (index.folder, "--token-file", tmp_path / "none"): "cannot be read",
+            (index.folder, "--host", "0.0.0.0", "--port", 0): "open to others",
+            (index.folder, "--port", port): "Cannot listen at 127.0.0.1",
+            (tmp_path / "none",): "index",
+        }.items():
+            found = run(*words)
+            assert said in found
+            assert len(found.splitlines()) == 2
+
+
+def test_a_missing_extra_is_named(index):
+    code = (
+        "import sys; sys.modules['fastapi'] = None; sys.argv[1:] = ['serve', sys.argv[1]]\n"
+        "from copyscope.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code, index.folder], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "pip install 'copyscope[serve]'" in found.stderr
+    assert len(found.stderr.splitlines()) == 2
