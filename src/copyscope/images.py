@@ -165,7 +165,8 @@ def _decode(file: Any, max_pixels: int) -> Image:
         raise ImageError(f"too large: {_bomb_size(file) or _reason(error)}") from None
     except Exception as error:
         raise ImageError(_unidentified(file, error)) from None
-    _refuse_bomb(*picture.size, max_pixels)
+    width, height = picture.size
+    _refuse_bomb(width, height, max_pixels)
     try:
         picture.load()
     except Exception as error:

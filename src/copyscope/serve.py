@@ -146,17 +146,19 @@ def app(index: Index, settings: Settings) -> FastAPI:
             raise HTTPException(403, "Without a token, only requests to localhost are answered.")
 
     def known(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
-        if settings.token is None:
-            return
+        assert settings.token is not None
         sent = given.credentials.encode() if given else b""
         if not hmac.compare_digest(sent, settings.token.encode()):
             raise HTTPException(
                 401, "Send the header `Authorization: Bearer TOKEN`.", headers={"WWW-Authenticate": "Bearer"}
             )
 
+    # Where no token is asked for, the description of the service must not say so.
+    guarded = [Depends(here), *([] if settings.token is None else [Depends(known)])]
+
     @api.post(
         "/check",
-        dependencies=[Depends(here), Depends(known)],
+        dependencies=guarded,
         responses=_problems(400, 401, 403, 408, 413, 415, 422, 503, 504),
         openapi_extra={
             "requestBody": {
@@ -184,7 +186,7 @@ def app(index: Index, settings: Settings) -> FastAPI:
 
     @api.get(
         "/metrics",
-        dependencies=[Depends(here), Depends(known)],
+        dependencies=guarded,
         response_class=PlainTextResponse,
         responses=_problems(401, 403),
     )
