@@ -360,7 +360,9 @@ def test_no_request_that_fits_its_description_or_nearly_does_breaks_it(token, in
     headers = {"host": "127.0.0.1"} | ({"authorization": f"Bearer {token}"} if token else {})
     seen = set()
     for operation in schema.get_all_operations():
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+        # Without parameters there is nothing to get wrong.
+        wrong = [GenerationMode.NEGATIVE] if operation.ok().path == "/check" else []
+        for mode in (GenerationMode.POSITIVE, *wrong):
 
             @given(case=operation.ok().as_strategy(generation_mode=mode))
             @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -403,7 +405,7 @@ class Service:
         with contextlib.closing(self.connect()) as connection:
             try:
                 connection.connect()
-            except ConnectionRefusedError:
+            except ConnectionError:  # Reset, where the service closes at that very moment.
                 return False
             return True
 
