@@ -3,9 +3,8 @@
     python benchmarks/serve.py             # about two minutes
 
 A service of its own process, clients in threads of this one, each with one connection that it keeps. Requests and calls
-take turns, so that what else the machine does weighs on both. Lost = a request without an answer of its own: the id that
-comes back is checked to be that of the copy that was sent, 503 counts as refused. The hostile part sends broken bodies
-between good ones and asks for the same.
+take turns, so that what else the machine does weighs on both. Lost = a request that did not bring back the id of the
+very picture it sent. In the hostile part two more clients send broken bodies meanwhile, and the same is asked of the others.
 """
 
 from __future__ import annotations
