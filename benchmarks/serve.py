@@ -4,7 +4,7 @@
 
 A service of its own process, clients in threads of this one, each with one connection that it keeps. Requests and calls
 take turns, so that what else the machine does weighs on both. Lost = a request that did not bring back the id of the
-very picture it sent. In the hostile part two more clients send broken bodies meanwhile, and the same is asked of the others.
+very picture it sent. In the hostile part two more clients send broken bodies meanwhile.
 """
 
 from __future__ import annotations
