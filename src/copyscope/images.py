@@ -47,18 +47,18 @@ _MAGIC = {
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 
 
-def decode(source: bytes | str | Path) -> Image:
+def decode(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     """The image in a file or in the bytes of one, as uint8 [h w 3], RGB, writable.
 
     Raises ImageError, whose message says why, for whatever cannot be read: no such file, empty, not an image,
-    truncated, corrupt, or more than MAX_PIXELS pixels.
+    truncated, corrupt, or more than `max_pixels` pixels, at most MAX_PIXELS.
     """
     with _quiet:
         try:
             if isinstance(source, (str, Path)):
                 with _open_file(source) as file:
-                    return _decode(file)
-            return _decode(BytesIO(source))
+                    return _decode(file, max_pixels)
+            return _decode(BytesIO(source), max_pixels)
         except ImageError:
             raise
         except MemoryError:
@@ -157,7 +157,7 @@ def _open_file(path: str | Path) -> Any:
         raise ImageError(f"cannot be opened: {_reason(error)}") from None
 
 
-def _decode(file: Any) -> Image:
+def _decode(file: Any, max_pixels: int) -> Image:
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -165,7 +165,8 @@ def _decode(file: Any) -> Image:
         raise ImageError(f"too large: {_bomb_size(file) or _reason(error)}") from None
     except Exception as error:
         raise ImageError(_unidentified(file, error)) from None
-    _refuse_bomb(*picture.size)
+    width, height = picture.size
+    _refuse_bomb(width, height, max_pixels)
     try:
         picture.load()
     except Exception as error:
@@ -279,8 +280,8 @@ def _array(picture: Pillow.Image) -> Image:
     return np.array(picture)
 
 
-def _refuse_bomb(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _refuse_bomb(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    if width * height > min(max_pixels, MAX_PIXELS):
         raise ImageError(f"too large: {width} x {height} pixels")
 
 
