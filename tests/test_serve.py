@@ -197,6 +197,12 @@ def test_wrong_parameters_are_named(query, client, copied):
     assert found.json()["error"].startswith(query.partition("=")[0])
 
 
+def test_a_parameter_spelt_wrong_is_no_default(client, copied):
+    found = client.post("/check?rte=0.5", content=copied, headers=PNG)
+    assert found.status_code == 422
+    assert "'rte'" in found.json()["error"]
+
+
 def test_an_index_that_is_broken_is_said_and_is_served_again_once_it_is_whole(index, copied, tmp_path):
     import shutil
 

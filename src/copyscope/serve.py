@@ -108,6 +108,7 @@ class Problem:
     error: str
 
 
+PARAMETERS = {"k", "local", "rate"}
 BODY = {"schema": {"type": "string", "format": "binary"}}
 SAYS = {
     400: "The body is no image that can be read",
@@ -153,12 +154,17 @@ def app(index: Index, settings: Settings) -> FastAPI:
                 401, "Send the header `Authorization: Bearer TOKEN`.", headers={"WWW-Authenticate": "Bearer"}
             )
 
+    def spelt(request: Request) -> None:
+        # A parameter that is spelt wrong would else be left at its default, unsaid.
+        if unknown := sorted(set(request.query_params) - PARAMETERS):
+            raise HTTPException(422, f"There is no parameter {unknown[0]!r}, only {', '.join(sorted(PARAMETERS))}.")
+
     # Where no token is asked for, the description of the service must not say so.
     guarded = [Depends(here), *([] if settings.token is None else [Depends(known)])]
 
     @api.post(
         "/check",
-        dependencies=guarded,
+        dependencies=[*guarded, Depends(spelt)],
         responses=_problems(400, 401, 403, 408, 413, 415, 422, 503, 504),
         openapi_extra={
             "requestBody": {
