@@ -11,16 +11,19 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, cli, guard, recipes
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, parts, recipes
 from copyscope.copying.index import Hit
+from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.models.empirical import Empirical
+from copyscope.diffusion.observed import fingerprint
 from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard_log import Record, read_log, summed_up
 from copyscope.thresholds import Threshold, Thresholds
@@ -123,6 +126,7 @@ def test_refused_images_are_blank_or_none_and_the_others_are_there():
     painter = Painter(a=[1], b=[200, 200])
     with pytest.raises(Refused) as refused:
         Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=2))(painter)(["a", "b"])
+    assert values(refused.value.images) == [1, None], "those that are none are not lost"
     assert actions(refused.value.records) == [(0, 0, "delivered"), (1, 0, "redone"), (1, 1, "refused")]
 
 
@@ -239,6 +243,11 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
     ]  # fmt: skip
     found = CliRunner().invoke(cli.app, ["report", str(log)])
     assert found.exit_code == 0, found.output
+    table = pq.read_table(tmp_path / "log.parquet")
+    assert [dict(row, signals=dict(row["signals"])) for row in table.to_pylist()] == [
+        dict(dataclasses.asdict(record), rung=list(record.rung), flagged=[], box=[0, 0, 0.5, 0.5])
+        for record in guarding.records
+    ]
     page = (tmp_path / "log.html").read_text()
     assert "Of 3 images asked for, 2 were handed out, 1 refused." in page
     assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
@@ -390,6 +399,13 @@ def test_embeddings_and_images_to_start_from_go_with_their_row(pipe):
     alone = arrays(pipe(generator=torch.Generator().manual_seed(seed), **again).images)
     assert np.array_equal(found, [bare[0], alone[0]])
 
+    # Numbers cannot be put into embeddings: the rung is another seed alone, and the record says so.
+    numbers = Policy(ladder=(("random_numbers(n=2, probability=1.0)",),))
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), numbers)
+    guarding(pipe)(generator=generators(2), **options)
+    assert [record.rung for record in guarding.records] == [(), (), ()]
+    assert guarding.records[-1].action == "delivered"
+
     changing = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     changing.set_progress_bar_config(disable=True)
     pictures = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (50, 200)]
@@ -417,6 +433,28 @@ def test_a_look_at_the_estimate_saves_the_steps_that_are_left(pipe):
     assert len(rows) == 6, "the pipeline is as it was"
 
 
+@pytest.mark.parametrize(("scale", "rung"), [(1.0, ()), (7.5, ("delayed_guidance(start=0.5)",))])
+def test_a_rung_that_wants_guidance_acts_where_there_is_some(pipe, scale, rung):
+    seen = iter([True, False])
+    guarding = Guard(Listed(lambda picture: next(seen)), Policy(ladder=(("delayed_guidance(start=0.5)",),)))
+    guarding(pipe)("a red fish", guidance_scale=scale, **ASKED)
+    assert [record.rung for record in guarding.records] == [(), rung]
+
+
+def test_what_a_pipeline_frees_and_returns_at_the_end_it_does_after_a_stop_too(pipe, tmp_path):
+    freed = []
+    pipe.maybe_free_model_hooks = lambda: freed.append(1)
+    policy = Policy(ladder=((),), tries=2, look_at=(0.4,), refuse="none")
+    guarding = Guard(Listed(lambda picture: True), policy)
+    guarding(pipe)("a red fish", **ASKED)
+    assert freed == [1, 1]
+    for kind in ("sdxl", "sd3", "flux"):
+        other = loaded(tiny_stable_diffusion(tmp_path / kind, kind))
+        made = Guard(Listed(lambda picture: True), policy)(other)("a red fish", **ASKED)
+        assert type(made) is type(other("a red fish", **ASKED))
+        assert made.images == [None]
+
+
 def test_an_image_that_is_no_copy_lets_its_batch_end(pipe):
     seen = iter([True, False, True, False, False, False])
     guarding = Guard(Listed(lambda picture: next(seen)), Policy(ladder=((),), look_at=(0.5,)))
@@ -428,10 +466,10 @@ def test_an_image_that_is_no_copy_lets_its_batch_end(pipe):
 
 
 def test_a_signal_above_its_line_is_logged_or_counts(pipe):
-    from copyscope.diffusion.makers import model_fingerprint
+    from copyscope.diffusion.pipeline_maker import PipelineCall
 
     line = Threshold(0.0, 0.01, 100, 0)
-    lines = Thresholds(model_fingerprint(pipe), "", {"text_conditional_norm": line})
+    lines = Thresholds(fingerprint(PipelineCall.model(pipe)), "", {"text_conditional_norm": line})
     guarding = Guard(Listed(lambda picture: False), RESEEDS, thresholds=lines)
     guarding(pipe)("a red fish", **ASKED)
     (record,) = guarding.records
@@ -456,6 +494,66 @@ def test_what_a_pipeline_cannot_be_guarded_for_is_said_before(pipe):
         guarded("a", height=32, prompt="b")
     with pytest.raises(InputError, match="nearest"):
         Guard(Listed(is_copy), Policy(ladder=(("antimemorization_guidance",),)))(pipe)
+
+
+# Models of ours
+
+
+@pytest.fixture(scope="module")
+def model():
+    return parts.load("models", "small_unet(size=16, components=16, channels=(32,))")
+
+
+RECIPE = SampleRecipe(steps=4, guidance=2.0)
+
+
+def bare_images(model, texts, seeds, **changes):
+    recipe = dataclasses.replace(RECIPE, n_images=len(texts), **changes)
+    return np.stack(sample(model, model.condition(texts), seeds, recipe, prompts=texts))
+
+
+def test_images_of_a_model_are_those_of_sample_and_copies_are_made_again(model):
+    bare = bare_images(model, TEXTS, [5, 6, 7])
+    rung = "random_numbers(n=2, probability=1.0)"
+    guarding = Guard(Listed(lambda picture: np.array_equal(picture, bare[1])), Policy(ladder=((rung,),)))
+    found = guarding(model)(TEXTS, RECIPE, seeds=[5, 6, 7])
+    assert np.array_equal(found[0], bare[0])
+    assert np.array_equal(found[2], bare[2])
+    record = guarding.records[-1]
+    assert (record.row, record.rung, record.action) == (1, (rung,), "delivered")
+    parts_of = applied.load([rung], "sampling", model)
+    text = parts_of.caption([TEXTS[1]], lambda number: applied.sampling_rngs([record.seed], number)[0])
+    assert text != TEXTS[1]
+    alone = bare_images(model, [text], [record.seed], mitigations=(rung,))
+    assert np.array_equal(found[1], alone[0])
+    assert [record.seed for record in guarding.records[:3]] == [None] * 3
+    guarding(model)("a dog", RECIPE)
+    assert guarding.records[-1].seed is not None
+
+
+def test_steps_of_a_model_are_watched_and_looked_at(model):
+    lines = Thresholds(fingerprint(model), "", {"text_conditional_norm": Threshold(-1.0, 0.01, 100, 0)})
+    policy = Policy(ladder=((), ("delayed_guidance(start=0.5)",)), tries=3, look_at=(0.5,), refuse="blank")
+    guarding = Guard(Listed(lambda picture: True), policy, thresholds=lines)
+    (image,) = guarding(model)("a dog", RECIPE)
+    assert (image.shape, image.dtype, image.max()) == ((16, 16, 3), np.uint8, 0)
+    assert [(record.look, record.flagged) for record in guarding.records] == [
+        (0.5, ("text_conditional_norm",)), (0.5, ("text_conditional_norm",)), (0.5, ()),
+    ]  # fmt: skip
+    unguided = dataclasses.replace(RECIPE, guidance=1.0)
+    guarding(model)("a dog", unguided)
+    assert [record.rung for record in guarding.records[3:]] == [(), (), ()]
+
+
+def test_what_a_model_cannot_be_asked_is_said(model):
+    guarded = Guard(Listed(is_copy))(model)
+    with pytest.raises(InputError, match="2 seeds for 1 prompts"):
+        guarded("a", RECIPE, seeds=[1, 2])
+    for prompts in ([], 7, [7]):
+        with pytest.raises(InputError, match="no prompt"):
+            guarded(prompts)
+    with pytest.raises(InputError, match="nearest"):
+        Guard(Listed(is_copy), Policy(ladder=(("antimemorization_guidance",),)))(model)
 
 
 # A real index, and the perfect copier

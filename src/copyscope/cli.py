@@ -90,18 +90,22 @@ def report(
         typer.Argument(metavar="DIR|LOG", help="Folder of a finished audit, lint or experiment, or a guard's log."),
     ],
 ) -> None:
-    """Make the HTML report of a finished audit, lint or experiment again, or that of a guard's log beside it."""
+    """Make the HTML report of a finished audit, lint or experiment again, or, of a guard's log, a report and a Parquet
+    table beside it."""
     from . import experiment
     from .copying import audit, lint
     from .copying.results import read_schema
 
     if folder.is_file():
-        from .guard_log import read_log, summed_up
+        from .copying.embed import write_file
+        from .copying.results import write_table
+        from .guard_log import as_table, read_log, summed_up
         from .report.guard import render
 
-        page, part = folder.with_suffix(".html"), folder.with_suffix(".html.part")
-        part.write_text(render(summed_up(read_log(folder))), encoding="utf-8")
-        part.replace(page)
+        records = read_log(folder)
+        page = folder.with_suffix(".html")
+        write_file(page, lambda path: path.write_text(render(summed_up(records)), encoding="utf-8"))
+        write_table(folder.parent, folder.stem, as_table(records))
         print(f"Report: {page}")
         return
     schema = read_schema(folder)

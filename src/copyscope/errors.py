@@ -6,7 +6,7 @@
     ├── PartError        an unknown part, or a part called with wrong arguments
     ├── MissingExtra     an optional dependency that this call needs is not installed
     ├── TrainingError    a training that cannot go on: numbers that are not finite, a full disk, other weights
-    ├── Refused         images that a guard does not hand out: each try of one of them was a copy
+    ├── Refused          images that a guard does not hand out: each try of one of them was a copy
     └── AssetError       a named download that is unknown, unreachable, or not what its checksum says
 
 Messages are for people, at most two lines: what was asked and what is wrong, then what to do next.
@@ -53,8 +53,9 @@ class AssetError(CopyscopeError):
 
 
 class Refused(CopyscopeError):
-    """A guard found a copy in every try of an image. records: of all tries of that call, `guard.Record` each."""
+    """A guard found a copy in every try of an image. records: of all tries of that call, `guard_log.Record` each.
+    images [n]: those of the call that are none, as they would have been returned, and None for each that is."""
 
-    def __init__(self, message: str, records: Sequence[Any]) -> None:
+    def __init__(self, message: str, records: Sequence[Any], images: Sequence[Any]) -> None:
         super().__init__(message)
-        self.records = tuple(records)
+        self.records, self.images = tuple(records), list(images)

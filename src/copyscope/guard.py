@@ -175,19 +175,19 @@ class Guarded:
     """Called like what it guards, and returns the like, without copies. One call at a time."""
 
     def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
-        from .diffusion import makers
+        from .diffusion import makers, observed
 
         self.guard, self.pipe, self._lock = guard, pipe, _lock_of(pipe)
-        self._pipeline = makers.is_pipeline(pipe)
+        self._kind = makers.kind_of(pipe)
         policy = guard.policy
         with self._lock:
-            makers.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
-            if not self._pipeline and (policy.look_at or guard.thresholds):
+            self._kind.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
+            if not self._kind.watchable and (policy.look_at or guard.thresholds):
                 raise InputError(
                     f"The steps of a {type(pipe).__name__} cannot be watched.\n"
                     "Give a diffusers pipeline, or leave look_at and thresholds out"
                 )
-            if guard.thresholds and makers.model_fingerprint(pipe) != guard.thresholds.model:
+            if guard.thresholds and observed.fingerprint(self._kind.model(pipe)) != guard.thresholds.model:
                 raise InputError("The thresholds are of another model.\nCalibrate this one: guard calibrate")
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -201,14 +201,11 @@ class Guarded:
             return _Call(self.guard, self._maker, arguments, options).run()
 
     def _maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
-        from .diffusion import makers
+        from .diffusion.makers import Watching
 
-        if not self._pipeline:
-            return makers.FunctionCall(self.pipe, arguments, options)
         guard = self.guard
         signals = tuple(guard.thresholds.signals) if guard.thresholds else ()
-        looks = guard.policy.look_at
-        return makers.PipelineCall(self.pipe, arguments, options, signals, looks, look, guard.nearest)
+        return self._kind(self.pipe, arguments, options, Watching(look, signals, guard.policy.look_at, guard.nearest))
 
 
 class _Call:
@@ -226,14 +223,12 @@ class _Call:
         self.beside: dict[str, dict[int, Any]] = collections.defaultdict(dict)
 
     def run(self) -> Any:
-        from .diffusion.makers import blank
-
         attempt, rows, made = 0, list[int](), None
         sizes: dict[int, tuple[Any, Image | None]] = {}
         while attempt == 0 or rows:
             began = clock()
             seed_of = self._seeds(attempt)
-            rung = () if attempt == 0 else self.policy.ladder[min(attempt, len(self.policy.ladder)) - 1]
+            rung = self._rung(attempt)
             made = self.maker.again(rows, rung, seed_of) if rows else self.maker.first(seed_of)
             rows = rows or list(range(len(self.maker.prompts)))
             hits = self.hits if made.share is not None else self.guard.judge(made.pictures())
@@ -262,15 +257,24 @@ class _Call:
             if not more:
                 break
             attempt += 1
+        for row in rows:
+            self.images[row] = None if self.policy.refuse != "blank" else self.maker.blank(*sizes[row])
+        images = [self.images[row] for row in range(len(self.maker.prompts))]
         if rows and self.policy.refuse == "raise":
             raise Refused(
-                f"{len(rows)} of {len(self.maker.prompts)} images are copies of training images in every try.\n"
+                f"{len(rows)} of {len(images)} images are copies of training images in every try.\n"
                 "Ask for something else, allow more tries, or go up another ladder",
                 self.records,
+                images,
             )
-        for row in rows:
-            self.images[row] = None if self.policy.refuse == "none" else blank(*sizes[row], self.maker.arrays)
-        return self.maker.given([self.images[row] for row in range(len(self.maker.prompts))], self.beside)
+        return self.maker.given(images, self.beside)
+
+    def _rung(self, attempt: int) -> tuple[str, ...]:
+        """The rung of a try; where the call lacks what it needs, another seed alone."""
+        if attempt == 0:
+            return ()
+        rung = self.policy.ladder[min(attempt, len(self.policy.ladder)) - 1]
+        return rung if self.maker.fits(rung) else ()
 
     def _look(self, share: float, estimates: list[Image]) -> bool:
         self.hits = self.guard.judge(estimates)

@@ -10,12 +10,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from . import __version__, stats
 from .errors import InputError
 
 SCHEMA = "copyscope.guard_log/1"
 SHOWN = 500
 """Most rows of the report's table, the last ones."""
+
+TEXTS, REAL = pa.list_(pa.string()), pa.float64()
+TABLE = pa.schema(
+    {"call": pa.int64(), "row": pa.int64(), "attempt": pa.int64(), "rung": TEXTS, "prompt": pa.string()}
+    | {"seed": pa.int64(), "score": REAL, "p_value": REAL, "match": pa.string(), "box": pa.list_(REAL)}
+    | {"signals": pa.map_(pa.string(), REAL), "flagged": TEXTS, "copy": pa.bool_(), "look": REAL}
+    | {"action": pa.string(), "seconds": REAL, "time": pa.string()}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +76,12 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
         return [Record(**{name: row[name] for name in names}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no log of a guard.\nGive a file that Guard(log=...) wrote") from None
+
+
+def as_table(records: Sequence[Record]) -> pa.Table:
+    """A row a record, its fields as columns; signals are a map of spec to score."""
+    rows = [dataclasses.asdict(record) | {"signals": list(record.signals.items())} for record in records]
+    return pa.Table.from_pylist(rows, TABLE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Calls of a model, or of the model of a run, of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from copyscope.errors import InputError
+
+from . import applied, observed
+from .denoiser import FindNearest, Step
+from .generate import SampleRecipe, opened, sample
+from .makers import Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays
+from .mitigations import NEAREST, PROMPTS, SAMPLING
+from .models import Image, Model
+
+
+class ModelCall(Maker):
+    """`(prompts, recipe=None, seeds=None) -> pictures`: a list of uint8 [h w 3], one a prompt.
+
+    prompts: a text or a list of n. recipe: a SampleRecipe, of which `prompts`, `n_images`, `signals` and `seed` do not
+    count here. seeds: of the first try [n]. The mitigations of a rung come after the recipe's own.
+    """
+
+    @classmethod
+    def check(cls, made_by: Any, ladder: Ladder, nearest: FindNearest | None) -> None:
+        model = cls.model(made_by)
+        for rung in filter(None, ladder):
+            _loaded(rung, model, 2.0, nearest)
+
+    @classmethod
+    def model(cls, made_by: Any) -> Model:
+        return opened(made_by)[0]
+
+    def __init__(
+        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
+    ) -> None:
+        self.loaded, self.watching = self.model(made_by), watching
+        prompts, recipe, self.seeds = _told(*arguments, **options)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Sequence) else []
+        if not texts or not all(isinstance(each, str) for each in texts):
+            raise InputError("There is no prompt.\nGive a text or a list of texts first, or as `prompts`")
+        if self.seeds is not None and len(self.seeds) != len(texts):
+            raise InputError(f"There are {len(self.seeds)} seeds for {len(texts)} prompts.\nGive one a prompt")
+        self.texts, self.prompts = texts, [*texts]
+        self.recipe = recipe or SampleRecipe()
+
+    def seed_used(self, row: int, attempt: int) -> bool:
+        return attempt > 0 or self.seeds is None
+
+    def fits(self, rung: Sequence[str]) -> bool:
+        try:
+            _loaded(rung, self.loaded, self.recipe.guidance, self.watching.nearest)
+        except InputError:
+            return False
+        return True
+
+    def first(self, seed_of: SeedOf) -> Made:
+        rows = range(len(self.texts))
+        return self._made(rows, self.seeds or [seed_of(row) for row in rows], ())
+
+    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
+        return self._made(rows, [seed_of(row) for row in rows], rung)
+
+    def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> list[Image]:
+        return list(images)
+
+    def _made(self, rows: Sequence[int], seeds: Sequence[int], rung: Sequence[str]) -> Made:
+        specs = (*self.recipe.mitigations, *rung)
+        settings: dict[str, Any] = {"mitigations": specs, "signals": tuple(self.watching.of(rung))}
+        recipe = dataclasses.replace(self.recipe, n_images=len(rows), **settings)
+        parts = _loaded(specs, self.loaded, recipe.guidance, self.watching.nearest)
+        texts = [
+            parts.caption([self.texts[row]], lambda number, s=seed: applied.sampling_rngs([s], number)[0])
+            for row, seed in zip(rows, seeds, strict=True)
+        ]
+        watched, looking = observed.Observed(), self.watching.looking()
+
+        def on_step(step: Step) -> None:
+            if looking:
+                looking(self.loaded, step)
+
+        try:
+            images = sample(
+                self.loaded,
+                self.loaded.condition(texts),
+                seeds,
+                recipe,
+                prompts=texts,
+                nearest=self.watching.nearest,
+                on_step=on_step,
+                watched=watched,
+            )
+        except Stopped as stopped:
+            return Made.stopped(stopped, watched.scores)
+        return Made(images, signals=arrays(watched.scores))
+
+
+def _told(
+    prompts: str | Sequence[str], recipe: SampleRecipe | None = None, seeds: Sequence[int] | None = None
+) -> tuple[str | Sequence[str], SampleRecipe | None, Sequence[int] | None]:
+    return prompts, recipe, seeds
+
+
+def _loaded(specs: Sequence[str], model: Model, guidance: float, nearest: FindNearest | None) -> applied.Mitigations:
+    has = [PROMPTS] if nearest is None else [PROMPTS, NEAREST]
+    return applied.load(specs, SAMPLING, model, guidance=guidance, has=has)
