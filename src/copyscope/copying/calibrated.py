@@ -67,7 +67,7 @@ def calibrate(
         _, rows, looks = look_at(corpus, descriptor, verify, True, **options)
         own = (groups.label[some[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
-    found = _scores(looks, state.whole, state.crops, verify, own, options)
+    found = _scores(looks, state.whole, state.coarse, state.crops, verify, own, options)
     kept: tuple[NDArray[Any], ...] = (looks.vectors, looks.thumbnails, looks.canvases.pixels, looks.canvases.extent)
     for kind, array in zip(KINDS, kept, strict=True):
         written |= files.write_array(folder, f"{name}.looks.{kind}", array)
@@ -96,8 +96,8 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     rows = files.map_table(folder, f"{name}.looks.rows")()
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     own, out = None, np.isnan(old[:, 0])
-    new = Rows(state.whole.blocks[-1:], state.directions)
-    crops = Rows(state.crops.blocks[-1:], state.directions) if state.crops else None
+    new, coarse = state.whole.last, state.coarse.last
+    crops = state.crops.last if state.crops else None
     if kept["method"] == "held-out":
         images = added.corpus.take(added.rows.tolist())
         hashes = embed(images, parts.load("descriptors", "pdq"), **options)
@@ -110,7 +110,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
         nearest = search(added.vectors, np.ascontiguousarray(looks.vectors[:, 0]), 1)
         near = nearest.score[:, 0] >= state.manifest["duplicates"]
         own = (np.arange(len(old)), np.where(near, nearest.index[:, 0], -1))
-    raised = np.fmax(old, _scores(looks, new, crops, verify, own, options))
+    raised = np.fmax(old, _scores(looks, new, coarse, crops, verify, own, options))
     raised[out] = np.nan
     if kept["scores"] != name:
         drop(state.manifest, kept["scores"])
@@ -123,6 +123,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
 def _scores(
     looks: Looks,
     whole: Rows,
+    coarse: Rows,
     crops: Rows | None,
     verify: Verify,
     own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
@@ -132,7 +133,8 @@ def _scores(
     settings = {"workers": options.get("workers"), "progress": options.get("progress")}
     alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
     columns = [
-        locate(each, whole, crops, verify, verify.top, exact=True, own=own, **settings).best for each in (alone, looks)
+        locate(each, whole, coarse, crops, verify, verify.top, exact=True, own=own, **settings).best
+        for each in (alone, looks)
     ]
     scores = np.stack(columns, axis=1)
     return np.where(np.isfinite(scores), scores, np.nan).astype(np.float32)

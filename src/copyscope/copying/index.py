@@ -26,6 +26,7 @@ from copyscope.machine import Progress, locked
 
 from . import index_files as files
 from .calibrated import calibrate, recalibrate
+from .coarse import DIM
 from .codes import rotation
 from .descriptors import Descriptor
 from .duplicates import duplicates
@@ -104,8 +105,7 @@ class Index:
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
-            directions = rotation(descriptor.dim)
-            turned = files.new_name() + ".rotation"
+            directions = rotation(descriptor.dim), rotation(DIM)
             manifest: dict[str, Any] = {
                 "schema": files.SCHEMA,
                 "copyscope": copyscope.__version__,
@@ -121,10 +121,12 @@ class Index:
                 "n_removed": 0,
                 "segments": [],
                 "removed": None,
-                "rotation": turned,
+                "rotation": files.new_name(),
                 "calibration": None,
-                "files": files.write_array(folder, turned, directions),
+                "files": {},
             }
+            for suffix, array in zip(("rotation", "coarse.rotation"), directions, strict=True):
+                manifest["files"] |= files.write_array(folder, f"{manifest['rotation']}.{suffix}", array)
             write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
             state = load(folder, manifest)
             groups = duplicates(described, rules.duplicates, **options) if held is None else None
@@ -205,7 +207,7 @@ class Index:
         answers: list[list[Hit]] = [[] for _ in range(n)]
         if len(rows):
             settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
-            found = locate(looks, state.whole, state.crops if local else None, verify, k, **settings)
+            found = locate(looks, state.whole, state.coarse, state.crops if local else None, verify, k, **settings)
             for picture, row in enumerate(rows.tolist()):
                 answers[row] = _hits(found, picture, state, k, local)
         return answers

@@ -3,6 +3,7 @@
     index.json              the manifest, renamed into place last; it carries a digest of itself and of every file
     NAME.vectors.npy        float32 [n d]          NAME.codes.npy      uint64 [w n]
     NAME.thumbnails.npy     uint8 [n s s 3]        NAME.rows.parquet   id, caption, sha256, weight
+    NAME.coarse.*.npy       the same of the coarse vectors, float32 [n 48], without thumbnails
     NAME.crops.*.npy        the same of the windows of each image, w rows an image, where crops were asked for
     NAME.removed.parquet    segment, row: what was taken out since
     NAME.looks.npy, ...     what the p-values rest on; NAME.rotation.npy, the directions of the codes
@@ -32,7 +33,7 @@ from copyscope.errors import InputError
 
 from .embed import write_file
 
-SCHEMA = "copyscope.index/1"
+SCHEMA = "copyscope.index/2"
 MANIFEST = "index.json"
 OURS = re.compile(r"[0-9a-f]{16}\.[a-z.]+\.(npy|parquet)|\.[0-9a-f]{16}\..+\.tmp|\.index\.json\..+\.tmp|\.lock")
 """Names of the files that an index may have beside its manifest; no other is ever taken away."""

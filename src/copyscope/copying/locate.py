@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .coarse import coarse_vectors
 from .codes import Rows
 from .insets import find
 from .match import combine
+from .search import NOTHING
 from .verify import Verify
 from .windows import BOXES, Looks
 
@@ -54,6 +56,7 @@ class Found:
 def locate(
     looks: Looks,
     whole: Rows,
+    coarse: Rows,
     crops: Rows | None,
     verify: Verify,
     k: int,
@@ -63,14 +66,16 @@ def locate(
     **options: Any,
 ) -> Found:
     """Candidates for every picture: as `match` finds them, the k nearest to the whole, the first `verify.top` verified;
-    with windows, the `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`,
-    the `verify.top` parts of training images that are nearest to the whole.
+    the `verify.top` whose coarse vectors are nearest to those of the whole, mirrored or not; with windows, the
+    `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the `verify.top`
+    parts of training images that are nearest to the whole.
 
     own: labels of the pictures [n] and of the training images [m]; images of a picture's own label do not count.
     options: `workers` and `progress` of `search`.
     """
     top = verify.top
     found = [_wholes(looks, whole, verify, max(k, top), exact, own, options)]
+    found.append(_coarse(looks, whole, coarse, found[0].row[:, :top], verify, exact, own, options))
     if looks.vectors.shape[1] > 1:
         found.append(_insets(looks, whole, top, exact, own, options))
         if crops is not None:
@@ -95,26 +100,53 @@ def _wholes(
     return _found(nearest.index, nearest.score, verified, np.full((*verified.shape, 4), WHOLE, np.float32))
 
 
+def _coarse(
+    looks: Looks,
+    whole: Rows,
+    coarse: Rows,
+    known: NDArray[np.int64],
+    verify: Verify,
+    exact: bool | None,
+    own: Own | None,
+    options: dict[str, Any],
+) -> Found:
+    """The rows nearest to each whole picture by coarse pixels, mirrored or not, but those that are `known` [n k]."""
+    both = np.stack([coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])], axis=1)
+    row, _ = _nearest_to_any(both, coarse, verify.top, exact, own, options)
+    row[(row[:, :, None] == known[:, None]).any(axis=2)] = -1
+    thumbnails, slots = _thumbnails(whole, row)
+    verified = verify.compare(looks.thumbnails, thumbnails, slots, **options)
+    score = whole.similarities(looks.vectors[:, 0], row)
+    return _found(row, score, verified, np.full((*verified.shape, 4), WHOLE, np.float32))
+
+
 def _insets(looks: Looks, rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]) -> Found:
     """The `top` rows nearest to any window of each picture, and where in the picture they are."""
-    n, p, d = looks.vectors.shape
-    p -= 1
-    windows = np.ascontiguousarray(looks.vectors[:, 1:].reshape(n * p, d))
+    row, best = _nearest_to_any(looks.vectors[:, 1:], rows, top, exact, own, options)
+    thumbnails, slots = _thumbnails(rows, row)
+    verified, box = find(looks.canvases, thumbnails, slots, workers=options.get("workers"))
+    return _found(row, best, verified, box)
+
+
+def _nearest_to_any(
+    vectors: NDArray[np.float32], rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The `top` rows nearest to any of the p vectors of each picture [n p d], -1 for none, and how near [n top]."""
+    n, p, d = vectors.shape
     theirs = (np.repeat(own[0], p), own[1]) if own else None
-    nearest = rows.nearest(windows, top, exact=exact, own=theirs, **options)
+    queries = np.ascontiguousarray(vectors.reshape(n * p, d))
+    nearest = rows.nearest(queries, top, exact=exact, own=theirs, **options)
     index, score = nearest.index.reshape(n, -1), nearest.score.reshape(n, -1)
     row = np.full((n, top), -1, np.int64)
-    best = np.full((n, top), -2, np.float32)
+    best = np.full((n, top), NOTHING, np.float32)
     for picture in range(n):
         order = np.lexsort((index[picture], -score[picture]))
-        # Of the windows that a training image is near to, the nearest counts.
+        # Of the vectors that a training image is near to, the nearest counts.
         _, first = np.unique(index[picture, order], return_index=True)
         chosen = order[np.sort(first)]
         chosen = chosen[index[picture, chosen] >= 0][:top]
         row[picture, : len(chosen)], best[picture, : len(chosen)] = index[picture, chosen], score[picture, chosen]
-    thumbnails, slots = _thumbnails(rows, row)
-    verified, box = find(looks.canvases, thumbnails, slots, workers=options.get("workers"))
-    return _found(row, best, verified, box)
+    return row, best
 
 
 def _thumbnails(rows: Rows, candidates: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import index_files as files
+from .coarse import coarse_vectors
 from .codes import Block, Rows, encode
 from .descriptors import Descriptor
 from .embed import Embeddings
@@ -20,6 +21,8 @@ from .verify import Verify
 from .windows import BOXES, window_thumbnails, window_vectors
 
 KINDS = ("vectors", "codes", "thumbnails")
+# Of the vectors [d bits] and of the coarse vectors [48 bits].
+Directions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,19 +35,23 @@ class Kept:
 
 @dataclasses.dataclass(eq=False)
 class State:
-    """One manifest and the files it names, mapped. A row is an image; `crops` has one for each of its windows."""
+    """One manifest and the files it names, mapped.
+
+    A row is an image; `coarse` has the same rows by their coarse vectors, `crops` one row for each window of an image.
+    """
 
     manifest: dict[str, Any]
     stamp: tuple[int, int, int] | None
     whole: Rows
+    coarse: Rows
     crops: Rows | None
     tables: list[Callable[[], pa.Table]]
     calibration: Kept
 
     @property
-    def directions(self) -> NDArray[np.float32]:
-        """Of the codes [d bits]."""
-        return self.whole.directions
+    def directions(self) -> Directions:
+        """Of the codes."""
+        return self.whole.directions, self.coarse.directions
 
     @property
     def n(self) -> int:
@@ -99,7 +106,7 @@ def write_segment(
     folder: Path,
     manifest: dict[str, Any],
     described: Embeddings,
-    directions: NDArray[np.float32],
+    directions: Directions,
     descriptor: Descriptor,
     verify: Verify,
     crops: bool,
@@ -108,11 +115,12 @@ def write_segment(
     """Write the readable images of `described` as one segment and name it in `manifest`."""
     name, corpus, rows = files.new_name(), described.corpus, described.rows
     thumbnails = verify.thumbnails(corpus, rows, **options)
-    written = _write_rows(folder, name, np.asarray(described.vectors), thumbnails, directions)
+    written = _write_rows(folder, name, np.asarray(described.vectors), thumbnails, directions[0])
+    written |= _write_rows(folder, f"{name}.coarse", coarse_vectors(thumbnails), None, directions[1])
     if crops:
         vectors = window_vectors(corpus, rows, descriptor, **options).reshape(-1, descriptor.dim)
         small = window_thumbnails(corpus, rows, verify, **options)
-        written |= _write_rows(folder, f"{name}.crops", vectors, small.reshape(-1, *small.shape[2:]), directions)
+        written |= _write_rows(folder, f"{name}.crops", vectors, small.reshape(-1, *small.shape[2:]), directions[0])
     taken = corpus.table.take(pa.array(rows))
     captions = [each[0] if each else None for each in taken["captions"].to_pylist()]
     columns = [taken["id"], pa.array(captions, pa.string()), taken["sha256"], taken["weight"]]
@@ -126,13 +134,13 @@ def _write_rows(
     folder: Path,
     name: str,
     vectors: NDArray[np.float32],
-    thumbnails: NDArray[np.uint8],
+    thumbnails: NDArray[np.uint8] | None,
     directions: NDArray[np.float32],
 ) -> dict[str, Any]:
-    found: tuple[NDArray[Any], ...] = (vectors, encode(vectors, directions), thumbnails)
     written: dict[str, Any] = {}
-    for kind, array in zip(KINDS, found, strict=True):
-        written |= files.write_array(folder, f"{name}.{kind}", array)
+    for kind, array in zip(KINDS, (vectors, encode(vectors, directions), thumbnails), strict=True):
+        if array is not None:
+            written |= files.write_array(folder, f"{name}.{kind}", array)
     return written
 
 
@@ -152,9 +160,15 @@ def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, A
         removed = files.map_table(folder, manifest["removed"])()
         for segment, row in zip(removed["segment"].to_pylist(), removed["row"].to_pylist(), strict=True):
             gone[segment][row] = True
-    directions = files.map_array(folder, manifest["rotation"])
+    directions, coarsely = (
+        files.map_array(folder, manifest["rotation"] + each) for each in (".rotation", ".coarse.rotation")
+    )
     tables = [files.map_table(folder, f"{each['name']}.rows") for each in segments]
     whole = [_block(folder, each["name"], gone[each["name"]]) for each in segments]
+    coarse = []
+    for block, each in zip(whole, segments, strict=True):
+        vectors, codes = (files.map_array(folder, f"{each['name']}.coarse.{kind}") for kind in ("vectors", "codes"))
+        coarse.append(dataclasses.replace(block, vectors=vectors, codes=codes))
     crops = None
     if manifest["crops"]:
         inner = [
@@ -165,7 +179,7 @@ def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, A
     if manifest["calibration"]:
         scores = files.map_array(folder, manifest["calibration"]["scores"] + ".scores")
         kept = Kept(*(column[np.isfinite(column)].astype(np.float64) for column in scores.T))
-    return State(manifest, stamp, Rows(whole, directions), crops, tables, kept)
+    return State(manifest, stamp, Rows(whole, directions), Rows(coarse, coarsely), crops, tables, kept)
 
 
 def _block(folder: Path, name: str, gone: NDArray[np.bool_]) -> Block:
@@ -181,9 +195,14 @@ def merge(folder: Path, state: State) -> None:
     written: dict[str, Any] = {}
     name = files.new_name()
     if state.n:
-        for suffix, rows, wide in (("", state.whole, 1), (".crops", state.crops, len(BOXES))):
+        each_window = [np.repeat(each, len(BOXES)) for each in keep]
+        for suffix, rows, wanted in (
+            ("", state.whole, keep),
+            (".coarse", state.coarse, keep),
+            (".crops", state.crops, each_window),
+        ):
             if rows is not None:
-                written |= _merged(folder, name + suffix, rows.blocks, [np.repeat(each, wide) for each in keep])
+                written |= _merged(folder, name + suffix, rows.blocks, wanted, rows is not state.coarse)
         table = state.table.filter(pa.array(~state.gone))
         written |= files.write_table(folder, f"{name}.rows", table)
     for each in (*old, manifest["removed"]):
@@ -193,13 +212,13 @@ def merge(folder: Path, state: State) -> None:
     manifest["removed"], manifest["n_removed"] = None, 0
 
 
-def _merged(folder: Path, name: str, blocks: list[Block], keep: list[NDArray[np.bool_]]) -> dict[str, Any]:
+def _merged(folder: Path, name: str, blocks: list[Block], keep: list[NDArray[np.bool_]], small: bool) -> dict[str, Any]:
     codes = np.concatenate([block.codes[:, wanted] for block, wanted in zip(blocks, keep, strict=True)], axis=1)
-    return (
-        files.write_array(folder, f"{name}.vectors", *(block.vectors for block in blocks), keep=keep)
-        | files.write_array(folder, f"{name}.codes", codes)
-        | files.write_array(folder, f"{name}.thumbnails", *(block.thumbnails for block in blocks), keep=keep)
-    )
+    written = files.write_array(folder, f"{name}.vectors", *(block.vectors for block in blocks), keep=keep)
+    written |= files.write_array(folder, f"{name}.codes", codes)
+    if small:
+        written |= files.write_array(folder, f"{name}.thumbnails", *(block.thumbnails for block in blocks), keep=keep)
+    return written
 
 
 def drop(manifest: dict[str, Any], name: str | None) -> None:
