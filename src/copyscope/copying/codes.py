@@ -164,10 +164,9 @@ class Rows:
                 out[:, gone] = GONE
 
         def rank(query: int) -> tuple[NDArray[np.int64], Vectors]:
-            enough = max(KEPT, k)
-            near = distances[query] <= min(_reach(distances[query], max(enough, len(self) // SIFTED)), GONE - 1)
-            rows = np.flatnonzero(near)
-            rest = codes[FIRST:, query]
+            enough, rest = max(KEPT, k), codes[FIRST:, query]
+            reach = _reach(distances[query], max(enough, len(self) // SIFTED) if len(rest) else enough)
+            rows = np.flatnonzero(distances[query] <= min(reach, GONE - 1))
             if len(rest):
                 more = [differing_bits(block.codes[FIRST:, of], rest) for block, of in self._parts(rows)]
                 every = np.concatenate([np.zeros(0, np.uint8), *more]) + distances[query, rows].astype(np.int64)

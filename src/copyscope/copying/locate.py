@@ -74,13 +74,12 @@ def locate(
     options: `workers` and `progress` of `search`.
     """
     top = verify.top
-    found = [_wholes(looks, whole, verify, max(k, top), exact, own, options)]
-    found.append(_coarse(looks, whole, coarse, found[0].row[:, :top], verify, exact, own, options))
+    found = [_wholes(looks, whole, coarse, verify, max(k, top), exact, own, options)]
     if looks.vectors.shape[1] > 1:
         found.append(_insets(looks, whole, top, exact, own, options))
         if crops is not None:
             theirs = (own[0], np.repeat(own[1], len(BOXES))) if own else None
-            parts = _wholes(looks, crops, verify, top, exact, theirs, options)
+            parts = _wholes(looks, crops, None, verify, top, exact, theirs, options)
             row, window = np.divmod(parts.row, len(BOXES))
             boxes = np.array(BOXES, np.float32)[window]
             found.append(dataclasses.replace(parts, row=np.where(parts.row < 0, -1, row), source_box=boxes))
@@ -90,34 +89,30 @@ def locate(
 
 
 def _wholes(
-    looks: Looks, rows: Rows, verify: Verify, k: int, exact: bool | None, own: Own | None, options: dict[str, Any]
-) -> Found:
-    """The k rows nearest to each whole picture."""
-    nearest = rows.nearest(np.ascontiguousarray(looks.vectors[:, 0]), k, exact=exact, own=own, **options)
-    verified = np.full(nearest.index.shape, np.nan, np.float32)
-    thumbnails, slots = _thumbnails(rows, nearest.index[:, : verify.top])
-    verified[:, : verify.top] = verify.compare(looks.thumbnails, thumbnails, slots, **options)
-    return _found(nearest.index, nearest.score, verified, np.full((*verified.shape, 4), WHOLE, np.float32))
-
-
-def _coarse(
     looks: Looks,
-    whole: Rows,
-    coarse: Rows,
-    known: NDArray[np.int64],
+    rows: Rows,
+    coarse: Rows | None,
     verify: Verify,
+    k: int,
     exact: bool | None,
     own: Own | None,
     options: dict[str, Any],
 ) -> Found:
-    """The rows nearest to each whole picture by coarse pixels, mirrored or not, but those that are `known` [n k]."""
-    both = np.stack([coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])], axis=1)
-    row, _ = _nearest_to_any(both, coarse, verify.top, exact, own, options)
-    row[(row[:, :, None] == known[:, None]).any(axis=2)] = -1
-    thumbnails, slots = _thumbnails(whole, row)
-    verified = verify.compare(looks.thumbnails, thumbnails, slots, **options)
-    score = whole.similarities(looks.vectors[:, 0], row)
-    return _found(row, score, verified, np.full((*verified.shape, 4), WHOLE, np.float32))
+    """The k rows nearest to each whole picture, and besides those nearest by coarse vectors, mirrored or not."""
+    vectors, top = np.ascontiguousarray(looks.vectors[:, 0]), verify.top
+    nearest = rows.nearest(vectors, k, exact=exact, own=own, **options)
+    index, score, seen = nearest.index, nearest.score, top
+    if coarse is not None:
+        both = [coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])]
+        more, _ = _nearest_to_any(np.stack(both, axis=1), coarse, top, exact, own, options)
+        more[(more[:, :, None] == index[:, None, :top]).any(axis=2)] = -1
+        index = np.concatenate([more, index], axis=1)
+        score = np.concatenate([rows.similarities(vectors, more), score], axis=1)
+        seen += top
+    verified = np.full(index.shape, np.nan, np.float32)
+    thumbnails, slots = _thumbnails(rows, index[:, :seen])
+    verified[:, :seen] = verify.compare(looks.thumbnails, thumbnails, slots, **options)
+    return _found(index, score, verified, np.full((*index.shape, 4), WHOLE, np.float32))
 
 
 def _insets(looks: Looks, rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -157,6 +158,12 @@ def _exclude(scores: NDArray[np.float32], labels: NDArray[np.int64], members: tu
 
 def one_blas_thread() -> Any:
     """One BLAS thread a call: the workers are the threads, and selection then runs in parallel too."""
-    from threadpoolctl import threadpool_limits
+    return _libraries().limit(limits=1, user_api="blas")
 
-    return threadpool_limits(1, user_api="blas")
+
+@functools.cache
+def _libraries() -> Any:
+    # Looking for them takes longer than a small search.
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
