@@ -334,17 +334,17 @@ The numbered rows are on the frontier: no other row has both fewer copies and le
 excess is more than 5 % last. Each number is of one training seed, with its 95 % interval in the JSON file, or, where
 `seeds` says more, the mean over so many.
 """
-RESULTS = Path(__file__).parents[1] / "results" / "mitigations.json"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
-def _results() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+def _results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
 def leaderboard_page() -> str:
     """docs/leaderboard.md: the rows of the leaderboard, ranked."""
-    results = _results()
+    results = _results("mitigations")
     rows = results["leaderboard"]
     shown = leaderboard.columns(rows)
     numbers = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
@@ -361,21 +361,52 @@ def leaderboard_page() -> str:
 
 BEST = 16
 README = Path(__file__).parents[1] / "README.md"
-MARKS = "<!-- leaderboard: made by `python docs/generate.py` -->", "<!-- end of the leaderboard -->"
 
 
 def readme_page() -> str:
-    """README.md with the best rows of the leaderboard between MARKS."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    """README.md with the best rows of the leaderboard, and the signals."""
+    text = README.read_text(encoding="utf-8")
+    return _with_table(_with_table(text, "leaderboard", best_rows()), "signals", signal_rows())
+
+
+def _with_table(text: str, name: str, lines: list[str]) -> str:
+    """`text` with a table between its marks."""
+    begin, end = f"<!-- {name}: made by `python docs/generate.py` -->", f"<!-- end of the {name} -->"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}"
+
+
+def best_rows() -> list[str]:
+    """The first rows of the leaderboard."""
     shown = {"fewer copies": "fewer_copies", "excess": "excess", "copies regained": "copies_regained"}
-    rows = _results()["leaderboard"]
+    rows = _results("mitigations")["leaderboard"]
     numbers_of = {label: str(number) for number, label in enumerate(leaderboard.numbered(rows), 1)}
     lines = [f"| | arm | {' | '.join(shown)} | seeds |", "|---" * (len(shown) + 3) + "|"]
     for row in rows[:BEST]:
         numbers = (_with_ends(row["estimates"].get(name) or row[name]) for name in shown.values())
         first = f"{numbers_of.get(row['label'], '')} | `{row['label']}`"
         lines.append(f"| {first} | {' | '.join(numbers)} | {len(row['seeds'])} |")
-    return f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+    return lines
+
+
+def signal_rows() -> list[str]:
+    """What each signal tells, and costs."""
+    lines = [
+        "| signal | AUC | TPR at 1 % FPR | steps it needs | more model calls | time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in _results("benchmark-signals")["signals"].items():
+        told = [_with_interval(row["known"][each]) for each in ("auc", "tpr_at_1_percent_fpr")]
+        cost = ["", "", ""]
+        if name != "combined":
+            cost = [str(row["needed_steps"]), str(row["calls"]), f"{row['ratio']:.2f}"]
+        lines.append(f"| `{name}` | {' | '.join([*told, *cost])} |")
+    return lines
+
+
+def _with_interval(estimate: dict[str, Any]) -> str:
+    """`0.73 [0.67, 0.79]`."""
+    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
 def _with_ends(estimate: dict[str, Any]) -> str:
@@ -403,7 +434,7 @@ def leaderboard_drawing() -> str:
         for look in (light, dark)
     ]
     style = f"<style>{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}</style>"
-    start, rest = leaderboard.frontier(_results()["leaderboard"]).split(">", 1)
+    start, rest = leaderboard.frontier(_results("mitigations")["leaderboard"]).split(">", 1)
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 
