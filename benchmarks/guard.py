@@ -72,6 +72,7 @@ def main() -> None:
     arguments.add_argument("runs", nargs="+")
     arguments.add_argument("--n", type=int, default=256, help="prompts of each kind, at most")
     arguments.add_argument("--rate", type=float, nargs="+", default=[Policy().rate])
+    arguments.add_argument("--again", type=float, default=Policy().rate_again, help="rate of images made again")
     arguments.add_argument("--protocol", default="sscd-288")
     arguments.add_argument("--alone", type=int, default=32, help="prompts that are looked at half way, one by one")
     arguments.add_argument("--sheet", type=Path, help="folder for a picture a run: what there was, with and without")
@@ -113,7 +114,7 @@ def one(run: Run, index: Index, train: Corpus, held_out: Corpus, options: argpar
     }
     recipe = SampleRecipe(steps=STEPS, guidance=GUIDANCE)
     for rate in options.rate:
-        guard = Guard(index, Policy(rate=rate, local=False, refuse="none"))
+        guard = Guard(index, Policy(rate=rate, rate_again=options.again, local=False, refuse="none"))
         handed = guard(run)(known, recipe, seeds=seeds["known"])
         tried, there = guard.records, np.array([each is not None for each in handed])
         out = [each for each in handed if each is not None]
@@ -123,12 +124,13 @@ def one(run: Run, index: Index, train: Corpus, held_out: Corpus, options: argpar
         checking = Guard(index, Policy(rate=rate, local=False, refuse="none", tries=1))
         checking(run)(unknown, recipe, seeds=seeds["unknown"])
         flagged = np.array([each.copy for each in checking.records])
-        half = Guard(index, Policy(rate=rate, local=False, refuse="none", look_at=(0.5,)))
+        half = Guard(index, Policy(rate=rate, local=False, refuse="none", rate_again=options.again, look_at=(0.5,)))
         for number, prompt in enumerate(known[: options.alone]):
             half(run)([prompt], recipe, seeds=[seeds["known"][number]])
         # Of as many images on each side, or the distances could not be compared.
         n = min(len(out), len(unknown))
         result["rates"][f"{rate:g}"] = {
+            "again": options.again,
             "tries_per_image": len(tried) / len(known),
             "samplings_per_image_looked_at_half_way": sum(each.look or 1 for each in half.records)
             / max(1, min(len(known), options.alone)),

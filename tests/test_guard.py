@@ -102,6 +102,17 @@ def test_the_ladder_is_gone_up_in_order_and_its_last_rung_holds():
     assert {record.prompt for record in guarding.records} == {"b"}
 
 
+def test_an_image_made_again_must_be_further_from_all_training_images():
+    class Graded:
+        def match(self, pictures):
+            p_values = [0.03 if is_copy(picture) else 0.1 if picture.mean() >= 100 else 0.5 for picture in pictures]
+            return [[Hit("t.png", 0.9, 0.8, 0.85, p_value, None, None, "t")] for p_value in p_values]
+
+    for again, wanted in ((0.2, [100, 1]), (0.05, [100, 150]), (0.01, [100, 150])):
+        guarding = Guard(Graded(), dataclasses.replace(RESEEDS, rate=0.05, rate_again=again))
+        assert values(guarding(Painter(a=[100], b=[200, 150, 1]))(["a", "b"])) == wanted
+
+
 def test_tries_and_seconds_are_a_budget(monkeypatch):
     painter = Painter(b=[200] * 9)
     with pytest.raises(Refused, match="1 of 1 images"):
@@ -259,8 +270,8 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"rate": 0.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)}, {"seconds": float("nan")},
-     {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)}, {"look_at": (1.0,)}, {"seed": -1}],
+    [{"rate": 0.0}, {"rate_again": 1.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)},
+     {"seconds": float("nan")}, {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)}, {"look_at": (1.0,)}, {"seed": -1}],
 )  # fmt: skip
 def test_a_policy_that_cannot_be(values):
     with pytest.raises(InputError, match=next(iter(values)) if "ladder" not in values else "rung"):

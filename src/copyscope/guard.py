@@ -50,16 +50,18 @@ class Policy:
     """What a guard takes for a copy and does about it.
 
     rate: an image is a copy where the p-value of the image it is most like is at most this, 0 to 1: how many of a
-    hundred that are none are made again for nothing. ladder: the rungs that tries after the first go up, each a list of
-    mitigation specs, none = another seed alone; the last holds for all tries beyond. tries: of an image, the first
-    included. seconds: after which none begins, of a call. refuse: what to do where all tries are copies: "raise"
+    hundred that are none are made again for nothing. rate_again: the same for an image that is made again, since its
+    prompt has given a copy already; no lower than `rate`. ladder: the rungs that tries after the first go up, each a
+    list of mitigation specs, none = another seed alone; the last holds for all tries beyond. tries: of an image, the
+    first included. seconds: after which none begins, of a call. refuse: what to do where all tries are copies: "raise"
     errors.Refused, or put a "blank" image or "none" in its place. look_at: shares of the steps, 0 to 1, after which
     estimates of the images are looked up; where all under way are copies, the try stops there. signals: what one that
     flags an image does: "log" alone, or count as a "hit". seed: of all that the guard draws. local: look up windows of
     the images too, ten times the work. hash_prompts: records hold the sha256 of a prompt, not its text.
     """
 
-    rate: float = 0.01
+    rate: float = 0.05
+    rate_again: float = 0.2
     ladder: tuple[tuple[str, ...], ...] = LADDER
     tries: int = 5
     seconds: float = math.inf
@@ -71,8 +73,9 @@ class Policy:
     hash_prompts: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise InputError(f"rate must lie between 0 and 1, not {self.rate}.\nTake 0.01, say")
+        for name in ("rate", "rate_again"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.\nTake 0.05, say")
         if self.tries < 1:
             raise InputError(f"tries must be at least 1, not {self.tries}.\n1 makes no image again")
         if self.tries > 1 and not self.ladder:
@@ -150,9 +153,10 @@ class Guard:
             found = self.index.match(list(pictures))
         return [hits[0] if hits else None for hits in found]
 
-    def is_copy(self, hit: Hit | None) -> bool:
-        """Whether a picture with this hit is taken for a copy."""
-        return hit is not None and (hit.p_value is None or hit.p_value <= self.policy.rate)
+    def is_copy(self, hit: Hit | None, again: bool = False) -> bool:
+        """Whether a picture with this hit is taken for a copy. again: it was made again, after a copy."""
+        rate = max(self.policy.rate, self.policy.rate_again if again else 0)
+        return hit is not None and (hit.p_value is None or hit.p_value <= rate)
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keeps them, and appends them to the log."""
@@ -234,7 +238,7 @@ class _Call:
             hits = self.hits if made.share is not None else self.guard.judge(made.pictures())
             flagged = self._flagged(made, len(rows))
             copies = [
-                self.guard.is_copy(hit) or bool(flags and self.policy.signals == "hit")
+                self.guard.is_copy(hit, attempt > 0) or bool(flags and self.policy.signals == "hit")
                 for hit, flags in zip(hits, flagged, strict=True)
             ]
             now = clock()
