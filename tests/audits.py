@@ -112,7 +112,7 @@ def make_lint() -> FakeResult:
         "units": {"entropy": "nats"},
         "recipe": {"train": f"data/{HOSTILE[2]}", "options": {"protocol": "sscd-288"}, "seed": 0},
     }
-    kept = ("copyscope", "created", "seconds", "n_train", "duplicates", "protocol")
+    kept = ("copyscope", "created", "seconds", "n_train", "duplicates", "search", "protocol")
     failures = audit.tables["failures"].to_pylist()[1:]
     tables = {
         "groups": audit.tables["groups"],
@@ -321,6 +321,7 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
             "recall": estimate(0.44), "diversity_generated": estimate(0.8), "diversity_train": estimate(0.85),
             "text_image_alignment": None, "notes": ["Not Inception-FID."],
         },
+        "search": {"method": "cells", "cells": 1024, "recall": estimate(0.93, n=200)},
         "protocol": {
             "name": "sscd-288", "descriptor": "sscd", "threshold": 0.5, "verify": "aligned", "fingerprint": "0" * 64,
         },

@@ -15,9 +15,12 @@ import pytest
 import copyscope
 from copyscope import images
 from copyscope.copying import audit as audit_module
+from copyscope.copying import cells
 from copyscope.copying.protocols import PROTOCOLS
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.report.terminal import audit_figures
+from copyscope.report.wording import limits
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +344,27 @@ def test_the_share_above_is_above_the_protocols_threshold(world, audited, monkey
     assert found["similarity"]["above_threshold"] == pytest.approx((scores > 0.9).mean())
     assert found["similarity"]["above_threshold"] < audited.summary["similarity"]["above_threshold"]
     assert found["protocol"]["threshold"] == 0.9
+
+
+def test_an_audit_by_cells_that_miss_nothing_is_the_exact_one_and_tells_its_recall(world, audited, monkeypatch):
+    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
+    monkeypatch.setattr(cells, "SHARE", 1)
+    monkeypatch.setattr(cells, "NEAR", 99)
+    found = copyscope.audit(world.generated, world.train, world.held_out, "sscd-distilled")
+    assert audited.summary["search"] == {"method": "exact", "cells": None, "recall": None}
+    assert found.summary["search"]["method"] == "cells"
+    assert found.summary["search"]["cells"] > 4
+    assert found.summary["search"]["recall"]["value"] == 1
+    assert found.summary["verdict"] == audited.summary["verdict"]
+    assert found.summary["duplicates"] == audited.summary["duplicates"]
+    rows, exact = (each.tables["generated"].to_pylist() for each in (found, audited))
+    for row, other in zip(rows, exact, strict=True):
+        for key in ("match", "copied", "next_match", "group_size"):
+            assert row[key] == other[key], key
+        assert row["combined"] == pytest.approx(other["combined"], abs=1e-5)
+    assert "nearest image found for 100" in str(audit_figures(found.summary))
+    assert any("cells were searched" in said for said in limits(found.summary)["tested"])
+    assert copyscope.lint(world.train, "sscd-distilled").summary["search"]["recall"]["value"] == 1
 
 
 def test_generated_images_that_are_the_training_images_are_copies_even_when_nothing_calibrates(world, tmp_path):

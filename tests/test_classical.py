@@ -75,7 +75,7 @@ def field(n_train=30, n_generated=12, k=8, groups=10, seed=0, away=0.02):
     similarity = generated @ train.T
     # The match of highest combined score may be of another group than the nearest, whose group is the one that counts.
     verified = rng.uniform(0, 1, found.score.shape).astype(np.float32)
-    queries, references = SimpleNamespace(vectors=generated), SimpleNamespace(vectors=train)
+    queries, references = SimpleNamespace(vectors=generated), SimpleNamespace(vectors=train, cells=None)
     unused = np.zeros(n_generated, np.int64), np.zeros(n_generated, np.float32)
     matches = Matches(queries, references, found, verified, *unused)
     return matches, SimpleNamespace(label=label), similarity, train

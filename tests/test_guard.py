@@ -271,7 +271,8 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
 @pytest.mark.parametrize(
     "values",
     [{"rate": 0.0}, {"rate_again": 1.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)},
-     {"seconds": float("nan")}, {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)}, {"look_at": (1.0,)}, {"seed": -1}],
+     {"seconds": float("nan")}, {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)},
+     {"look_at": (1.0,)}, {"seed": -1}],
 )  # fmt: skip
 def test_a_policy_that_cannot_be(values):
     with pytest.raises(InputError, match=next(iter(values)) if "ladder" not in values else "rung"):

@@ -25,6 +25,7 @@ from copyscope.machine import Progress
 
 from . import calibrate
 from .causes import Causes, causes
+from .cells import how_searched, in_cells
 from .classical import classical_tests
 from .duplicates import Groups, duplicates
 from .embed import embed
@@ -120,6 +121,7 @@ def audit(
                 f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
                 f"The first says: {failures({name: described[name]})['error'][0]}"
             )
+    described["train"] = in_cells(described["train"], workers=workers, progress=progress)
     groups = duplicates(described["train"], rules.duplicates, **options)
     matches = match(described["generated"], described["train"], verify, labels=groups.label, **options)
     baseline, baseline_scores = calibrate.baseline(described["train"], groups, verify, seed=seed, **options)
@@ -186,6 +188,7 @@ def audit(
             text=_text_pairs(described["generated"].corpus, str(clip), options) if clip else None,
             seed=seed,
         ).as_dict(),
+        "search": how_searched(described["train"], described["generated"].vectors, workers=workers),
         "protocol": {
             "name": rules.name,
             "descriptor": rules.descriptor,

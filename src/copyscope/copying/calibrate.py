@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from copyscope import parts
 from copyscope.machine import Progress
 
+from .cells import nearest
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
@@ -27,6 +28,7 @@ RULE = (
 )
 BASELINE_RULE = "training images against those outside their own near-duplicate group"
 BASELINE_SAMPLE = 2000
+SIMILARITY_SAMPLE = 100_000
 
 
 def held_out(
@@ -70,9 +72,9 @@ def alike_by_hash(
     queries: NDArray[np.float32], references: NDArray[np.float32], workers: int | None = None
 ) -> NDArray[np.bool_]:
     """Which PDQ vectors [n 256] are within LOOK_ALIKE_BITS of one of the references [m 256]."""
-    nearest = search(queries, references, 1, workers=workers)
+    found = search(queries, references, 1, workers=workers)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
-    return np.asarray(nearest.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
+    return np.asarray(found.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
 
 
 def alike_by_file(queries: list[str], references: list[str]) -> NDArray[np.bool_]:
@@ -93,19 +95,24 @@ def baseline(
 ) -> tuple[Calibration, NDArray[np.float32]]:
     """Calibration on training images, and the baseline similarity of each [n]: to the nearest outside its own group.
 
-    The second look is taken at a random sample of at most BASELINE_SAMPLE; NaN where an image's group is the whole set.
+    The second look is taken at a random sample of at most BASELINE_SAMPLE; NaN where an image's group is the whole set,
+    and where the images lie in cells, for all but a sample of SIMILARITY_SAMPLE.
     """
-    scores = search(
-        train.vectors,
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    n = len(train.rows)
+    asked = np.arange(n) if train.cells is None else np.sort(rng.permutation(n)[:SIMILARITY_SAMPLE])
+    scores = np.full(n, np.nan, np.float32)
+    scores[asked] = nearest(
+        train.vectors[asked],
         train.vectors,
         1,
-        query_labels=groups.label,
+        train.cells,
+        query_labels=groups.label[asked],
         reference_labels=groups.label,
         workers=workers,
         progress=progress,
     ).score[:, 0]
-    scores = np.where(scores < -1.5, np.nan, scores).astype(np.float32)
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    scores[scores < -1.5] = np.nan
     # One image a group: its near-duplicates would count the same distance again and again.
     _, first = np.unique(groups.label, return_index=True)
     some = np.sort(rng.permutation(first)[:BASELINE_SAMPLE])

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from copyscope import stats
 from copyscope.stats import Floats
 
+from .cells import nearest
 from .duplicates import Groups
 from .match import Matches
-from .search import search
 
 
 def distance(score: Floats) -> Floats:
@@ -103,18 +103,19 @@ def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
     if len(index) == 0 or index.shape[1] < 2 or (index[:, 1] < 0).any():
         return []
     reached = int((index >= 0).sum(axis=1).min())
-    train = matches.references.vectors
+    train, cells = matches.references.vectors, matches.references.cells
     distinct, inverse = np.unique(index[:, 0], return_inverse=True)
 
     def neighbour(labels: NDArray[np.int64]) -> Floats:
         """Similarity of each match to its own nearest neighbour of another label; -1 where there is none."""
-        found = search(train[distinct], train, 1, query_labels=labels[distinct], reference_labels=labels)
+        found = nearest(train[distinct], train, 1, cells, query_labels=labels[distinct], reference_labels=labels)
         scores: Floats = np.maximum(found.score[inverse, 0], -1)
         return scores
 
     alone = np.arange(len(train), dtype=np.int64)
     own = groups.label[index[:, 0]]
-    other = search(matches.queries.vectors, train, 1, query_labels=own, reference_labels=groups.label).score[:, 0]
+    queries = matches.queries.vectors
+    other = nearest(queries, train, 1, cells, query_labels=own, reference_labels=groups.label).score[:, 0]
     other = np.maximum(other, -1)
     return [
         ClassicalTest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress, cores
 
+from .cells import NEAR, Cells, nearest
 from .embed import Embeddings, Work, compute
-from .search import one_blas_thread, search
+from .search import one_blas_thread
 from .sharing import normalise
 from .verify import Verify
 
 BLOCK = 1024
+CELLS = 16
 # A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
 FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 2
@@ -106,12 +109,13 @@ def duplicates(
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
     threshold to it (`split_chains=False` keeps the components as they are). An image left without near-duplicates then
     joins those that the second look finds to be the same picture (`verify=None` leaves that out). Exact duplicates are
-    told by decoded pixels, not by file.
+    told by decoded pixels, not by file. Of embeddings that lie in cells pairs are looked
+    for within those, and some are missed.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
     vectors = embeddings.vectors
-    label = components(vectors, threshold, workers=workers, progress=progress)
+    label = components(vectors, threshold, cells=embeddings.cells, workers=workers, progress=progress)
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(vectors, label, threshold)
@@ -129,30 +133,43 @@ def components(
     vectors: NDArray[np.float32],
     threshold: float,
     *,
+    cells: Cells | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Connected components [n] of the graph of pairs with inner product >= threshold, in blocks of bounded memory."""
+    """Connected components [n] of the graph of pairs with inner product >= threshold, in blocks of bounded memory.
+
+    cells: of the vectors; only pairs that these find are then in the graph.
+    """
     n = len(vectors)
     label = np.arange(n, dtype=np.int64)
     workers = workers or cores()
 
-    def edges(first: int, start: int) -> NDArray[np.int64]:
-        scores = vectors[first : first + BLOCK] @ vectors[start : start + BLOCK].T
-        row, column = np.nonzero(scores >= threshold)
-        # Merged labels first: a thousand copies of one image then give one edge, not a million.
-        pairs = np.stack([label[row + first], label[column + start]], axis=1)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        return np.unique(pairs, axis=0) if len(pairs) else pairs
+    def pairs_of(first: int, start: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        row, column = np.nonzero(vectors[first : first + BLOCK] @ vectors[start : start + BLOCK].T >= threshold)
+        yield row + first, column + start
 
+    def edges(lots: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
+        found = [np.zeros((0, 2), np.int64)]
+        for one, other in lots:
+            # Merged labels first: a thousand copies of one image then give one edge, not a million.
+            pairs = np.stack([label[one], label[other]], axis=1)
+            found.append(np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0))
+        return np.unique(np.concatenate(found), axis=0)
+
+    # What is merged at once: a block of rows against all later ones, or some cells.
+    size, end = (BLOCK, n) if cells is None else (CELLS, len(cells.centres))
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        for first in range(0, n, BLOCK):
-            starts = range(first, n, BLOCK)
-            found = np.concatenate(list(pool.map(lambda start, first=first: edges(first, start), starts)))
+        for first in range(0, end, size):
+            if cells is None:
+                lots = [pairs_of(first, start) for start in range(first, n, BLOCK)]
+            else:
+                lots = [cells.pairs(cell, threshold) for cell in range(first, min(first + size, end))]
+            found = np.concatenate(list(pool.map(edges, lots)))
             if len(found):
                 label = _merge(label, found)
             if progress:
-                progress("duplicates", min(first + BLOCK, n), n)
+                progress("duplicates", min(first + size, end), end)
     return label
 
 
@@ -192,10 +209,12 @@ def _join_same_pictures(
     strays = np.flatnonzero(np.bincount(label)[label] == 1)
     if threshold <= FLOOR or len(strays) == 0:
         return label
-    found = search(
+    found = nearest(
         vectors[strays],
         vectors,
         LOOKED_AT,
+        embeddings.cells,
+        probes=NEAR,
         query_labels=label[strays],
         reference_labels=label,
         workers=options["workers"],

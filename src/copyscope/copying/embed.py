@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from copyscope.machine import Progress, cores
 from .descriptors import Descriptor, Image
 from .protocols import protocol
 from .store import KEY, ContentStore
+
+if TYPE_CHECKING:
+    from .cells import Cells
 
 BATCH = 8
 GROUP = 16 * BATCH
@@ -58,7 +61,8 @@ class Embeddings:
 
     corpus: the corpus, its columns sha256, width, height and error now filled.
     rows: corpus row of each vector [n]. vectors: float32 [n d], unit length, perhaps memory-mapped.
-    descriptor: the spec. fingerprint: what else decided the vectors (sha256 of the weights).
+    descriptor: the spec. fingerprint: what else decided the vectors (sha256 of the weights). cells: the vectors sorted
+    into cells, where they are too many to be searched exactly (`cells.in_cells`).
     """
 
     corpus: Corpus
@@ -66,6 +70,7 @@ class Embeddings:
     vectors: NDArray[np.float32]
     descriptor: str
     fingerprint: str
+    cells: Cells | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -160,7 +165,7 @@ def compute(
         with _told(store.folder):
             store.compact()
     good = chosen[~ledger.failed(chosen)]
-    values = _allocate((len(good), work.dim), work.dtype)
+    values = allocate((len(good), work.dim), work.dtype)
     while True:
         store.refresh()
         found = store.find(ledger.digests[good])
@@ -356,7 +361,7 @@ def _hex(digest: bytes) -> str | None:
     return digest.ljust(32, b"\0").hex() if digest else None
 
 
-def _allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
+def allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
     """Memory for a matrix; beyond IN_MEMORY bytes a nameless mapped file, so that a corpus may outgrow the machine."""
     if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.empty(shape, dtype)

@@ -20,6 +20,7 @@ from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
+from .cells import how_searched, in_cells
 from .duplicates import duplicates
 from .embed import embed
 from .gallery import gallery
@@ -86,6 +87,7 @@ def lint(
     if not len(described.rows):
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
+    described = in_cells(described, workers=workers, progress=progress)
     groups = duplicates(described, rules.duplicates, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
@@ -121,6 +123,7 @@ def lint(
             "actions": {name: sum(card["action"] == name for card in cards) for name in ("deduplicate", "recaption")},
             "n_measured": len(single),
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
+            "search": how_searched(described, workers=workers),
             "protocol": {
                 "name": rules.name,
                 "descriptor": rules.descriptor,

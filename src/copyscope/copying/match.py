@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress
 
+from .cells import nearest
 from .embed import Embeddings
-from .search import NOTHING, Nearest, search
+from .search import NOTHING, Nearest
 from .verify import Verify
 
 K = 50
@@ -110,22 +111,25 @@ def match(
 
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
     query [n], which does not count for it (a training image against the others).
+
+    References that lie in cells are searched by those.
     """
     labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
-    nearest = search(
+    found = nearest(
         queries.vectors,
         references.vectors,
         k,
+        references.cells,
         query_labels=own,
         reference_labels=labels if own is not None else None,
         workers=workers,
         progress=progress,
     )
-    candidates = nearest.index[:, : verify.top]
+    candidates = found.index[:, : verify.top]
     used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
     slots = np.full(candidates.shape, -1, dtype=np.int64)
     slots[candidates >= 0] = places
-    verified = np.full(nearest.index.shape, np.nan, dtype=np.float32)
+    verified = np.full(found.index.shape, np.nan, dtype=np.float32)
     if len(used):
         verified[:, : verify.top] = verify.compare(
             verify.thumbnails(queries.corpus, queries.rows, cache=cache, workers=workers, progress=progress),
@@ -136,9 +140,9 @@ def match(
             workers=workers,
             progress=progress,
         )
-    found = Matches(queries, references, nearest, verified, *_empty_next(len(queries.rows)))
-    next_index, next_score = _next_group(found, labels, own, workers)
-    return dataclasses.replace(found, next_index=next_index, next_score=next_score)
+    matches = Matches(queries, references, found, verified, *_empty_next(len(queries.rows)))
+    next_index, next_score = _next_group(matches, labels, own, workers)
+    return dataclasses.replace(matches, next_index=next_index, next_score=next_score)
 
 
 def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -163,10 +167,11 @@ def _next_group(
     # All k in one group: a picture duplicated more often than k.
     lost = np.flatnonzero(~there & (matches.match >= 0) & (kept.index[:, -1] >= 0))
     if own is None and len(lost):
-        again = search(
+        again = nearest(
             matches.queries.vectors[lost],
             matches.references.vectors,
             1,
+            matches.references.cells,
             query_labels=group[lost],
             reference_labels=labels,
             workers=workers,

@@ -56,7 +56,7 @@ def search(
     n, m = len(queries), len(references)
     workers = workers or cores()
     block = max(1, min(QUERY_BLOCK, -(-n // workers)))
-    tops = [_Top(min(block, n - start), k) for start in range(0, n, block)]
+    tops = [Best(min(block, n - start), k) for start in range(0, n, block)]
     members = _members(reference_labels) if reference_labels is not None else None
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for start in range(0, m, REFERENCE_BLOCK):
@@ -82,20 +82,26 @@ def search(
     )
 
 
-class _Top:
-    """The k best so far of each of q queries. Scores that beat the k-th best are put aside and sorted in by the lot."""
+class Best:
+    """The k best so far of each of q queries. Scores that beat the k-th best are put aside and sorted in by the lot.
+
+    index: int64 [q k], score: float32 [q k], once `settle` was called. Many threads may offer at once; which of equal
+    scores stay then depends on the order of their offers.
+    """
 
     def __init__(self, q: int, k: int) -> None:
         self.index = np.full((q, k), -1, dtype=np.int64)
         self.score = np.full((q, k), NOTHING, dtype=np.float32)
         self._aside: list[tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float32]]] = []
         self._n_aside = 0
+        self._lock = threading.Lock()
 
-    def offer(self, scores: NDArray[np.float32], start: int) -> None:
-        """Take note of a block of scores [q b] of the references from `start` on."""
+    def offer(self, scores: NDArray[np.float32], start: int, rows: NDArray[np.int64] | None = None) -> None:
+        """Take note of scores [r b] of queries `rows` [r], all unless said, and the references from `start` on."""
         q, k = self.index.shape
-        bar = self.score[:, -1]
-        if start == 0 and scores.shape[1] > k:
+        bar = self.score[:, -1] if rows is None else self.score[rows, -1]
+        first = bar <= NOTHING
+        if scores.shape[1] > k and first.all():
             # The k-th best of the first block is a bar that few later scores pass.
             bar = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
             # `>` must let through what ties with it.
@@ -103,12 +109,15 @@ class _Top:
         hot = np.flatnonzero(scores.max(axis=1) > bar)
         if len(hot) == 0:
             return
-        some = scores if len(hot) == q else scores[hot]
+        some = scores if len(hot) == len(bar) else scores[hot]
         flat = np.flatnonzero(some > bar[hot, None])
-        self._aside.append((hot[flat // scores.shape[1]], flat % scores.shape[1] + start, some.ravel()[flat]))
-        self._n_aside += len(flat)
-        if start == 0 or self._n_aside > 4 * q * k:
-            self.settle()
+        row = hot[flat // scores.shape[1]]
+        piece = row if rows is None else rows[row], flat % scores.shape[1] + start, some.ravel()[flat]
+        with self._lock:
+            self._aside.append(piece)
+            self._n_aside += len(flat)
+            if start == 0 or self._n_aside > 4 * q * k:
+                self.settle()
 
     def settle(self) -> None:
         """Sort what was put aside into the best."""

@@ -43,10 +43,18 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{summary['n_generated']} generated, {summary['n_train']} training"),
         ("near-duplicates", f"{duplicates['n_images_in_groups']} training images in {grouped}"),
     ]
+    rows += _searched(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
     return rows
+
+
+def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    search = summary["search"]
+    if search["method"] == "exact":
+        return []
+    return [("search", f"by cells; nearest image found for {estimate(search['recall'], percent=True)}")]
 
 
 def lint_panel(summary: dict[str, Any]) -> Any:
@@ -69,6 +77,7 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{summary['n_train']}, {summary['n_missing']} of them unreadable"),
         ("repeats", estimate(summary["duplicated_share"], percent=True)),
         ("near-duplicates", f"{duplicates['n_groups']} groups: {groups}; the largest has {duplicates['largest']}"),
+        *_searched(summary),
         ("captions", f"{captions['with']} images have some; {shared}"),
         ("to do", f"deduplicate {actions['deduplicate']} groups, recaption {actions['recaption']} images"),
     ]

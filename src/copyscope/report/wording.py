@@ -215,6 +215,7 @@ def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     protocol = summary.get("protocol") or {}
     n, n_train = number(summary.get("n_generated")), number(summary.get("n_train"))
     tested = [f"Each of {n} generated against each of {n_train} training images, whole to whole, {_by(protocol)}."]
+    tested += searched(summary)
     if protocol.get("verify"):
         tested.append(f"The best candidates once more, pixel by pixel after alignment: {protocol['verify']}.")
     tested.append("Near-duplicate training images as one group, so that frequent images do not hide their own copies.")
@@ -246,6 +247,7 @@ def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     by = _by(summary.get("protocol") or {})
     tested = [
         f"Each of {number(n)} training images against each other one, whole to whole, {by}.",
+        *searched(summary),
         "Images that agree in every pixel, by their decoded pixels and not by their files.",
         "Captions against each other: the same words, and nearly the same words.",
         f"How plain the pictures are, on {number(measured)} images without near-duplicates and one image a group.",
@@ -255,6 +257,19 @@ def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
         images = "image" if missing == 1 else "images"
         untested.append(f"{number(missing)} {images} that could not be read: what repeats them would not be seen.")
     return {"tested": tested, "untested": untested}
+
+
+def searched(summary: Mapping[str, Any]) -> list[str]:
+    """What is missed where not all training images were looked at, as a sentence; nothing where they were."""
+    search = summary.get("search") or {}
+    if search.get("method") != "cells":
+        return []
+    recall = search["recall"]
+    share = f"{percent(recall['value'])} (95 % interval {interval(recall, 'percent')})"
+    said = (
+        f"They are too many to look at all: only the nearest of {number(search['cells'])} cells were searched, which "
+    )
+    return [f"{said}finds the nearest training image of {share} of a sample of {number(recall['n'])}."]
 
 
 def _by(protocol: Mapping[str, Any]) -> str:
