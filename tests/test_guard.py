@@ -251,6 +251,8 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
     page = (tmp_path / "log.html").read_text()
     assert "Of 3 images asked for, 2 were handed out, 1 refused." in page
     assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
+    assert page.count('class="part" x="0" y="0" width="0.5" height="0.5"') == 6
+    assert page.count("upper left, 25 %") == 6
     assert CliRunner().invoke(cli.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
 
 
