@@ -22,9 +22,8 @@ from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, samp
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import Observed, fingerprint
-from copyscope.diffusion.scores import calibrate, scores
+from copyscope.diffusion.scores import calibrate, learned, scores
 from copyscope.diffusion.signals import _attention, bright_ending
-from copyscope.diffusion.signals.latent_update_norm import band
 from copyscope.errors import InputError, PartError
 from tests.contracts.test_mitigations import CAPTIONS, MODEL, model
 from tests.models import tiny_stable_diffusion
@@ -152,8 +151,9 @@ def test_moves_by_hand_and_against_a_band():
     norms = torch.stack([norm(b - a) for a, b in itertools.pairwise(latents)], 1)
     torch.testing.assert_close(watched.watches["latent_update_norm"].norms(), norms)
     torch.testing.assert_close(watched.scores["latent_update_norm"], norms.mean(1))
-    against = band(norms)
+    against = parts.load("signals", "latent_update_norm").fitted(list(watched.watches.values()))
     off = (norms - norms.mean(0)).abs() / norms.std(0)
+    assert not against.learns
     torch.testing.assert_close(score(model(), str(against)), off.mean(1), rtol=1e-3, atol=1e-4)
     # Of a sampling of another length the band says nothing, and one step moves nothing that is seen.
     assert score(model(), str(against), steps=3).isnan().all()
@@ -472,15 +472,54 @@ def test_calibration_of_a_copier_flags_what_it_knows(copier):
         calibrate(copier, ["a"] * 99, SampleRecipe())
 
 
+def test_calibration_learns_the_band_of_some_prompts_and_draws_the_line_by_the_others():
+    recipe = SampleRecipe(steps=4, guidance=2.0, signals=("text_conditional_norm", "latent_update_norm"))
+    prompts = [f"picture {place}" for place in range(60)]
+    drawn = calibrate(model(), prompts, recipe, rate=0.1)
+    _, banded = drawn.signals
+    assert [each.n for each in drawn.signals.values()] == [60, 48]
+    signal = parts.load("signals", banded)
+    seeds = seeds_of(dataclasses.replace(recipe, n_images=60))
+    watched, _ = watch(model(), "latent_update_norm", texts=prompts, seeds=seeds, scale=2.0)
+    norms = watched.watches["latent_update_norm"].norms()
+    torch.testing.assert_close(torch.tensor(signal.mean), norms[:12].mean(0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.tensor(signal.deviation), norms[:12].std(0), rtol=1e-3, atol=0)
+    off = ((norms - norms[:12].mean(0)).abs() / norms[:12].std(0)).mean(1)
+    # The conformal quantile of the 48: the fourth highest, since 4 of 49 are at most a tenth.
+    assert drawn.signals[banded].value == pytest.approx(off[12:].sort().values[-4].item(), rel=1e-3)
+    # What a guard does with the file: the specs in it watch.
+    found = scores(model(), prompts[:3], seeds[:3], dataclasses.replace(recipe, signals=tuple(drawn.signals)))
+    assert found[banded] == pytest.approx(off[:3].numpy(), rel=1e-2)
+    assert drawn.flagged(found)[banded].shape == (3,)
+    with pytest.raises(InputError, match=r"learns of 11 of the prompts; of the others: 44 prompts draw no line at"):
+        calibrate(model(), prompts[:55], recipe, rate=0.022)
+    with pytest.raises(InputError, match="learns of 10 prompts, and there are 10"):
+        calibrate(model(), prompts[:10], recipe, rate=0.5)
+
+
+def test_signals_that_learn_nothing_or_have_learned_stay_as_they_are():
+    specs = ("text_conditional_norm", "latent_update_norm(mean=(1.0,), deviation=(1.0,))")
+    recipe = SampleRecipe(steps=2, signals=specs)
+    assert learned(model(), ["a", "b"], [1, 2], recipe) == specs
+    found = learned(model(), ["a", "b"], [1, 2], dataclasses.replace(recipe, signals=("latent_update_norm", specs[0])))
+    assert found[1] == specs[0]
+    assert found[0].startswith("latent_update_norm(mean=(")
+
+
 def test_the_command_line(copier, tmp_path):
-    (tmp_path / "prompts.txt").write_text("".join(f"of nothing, {place}\n" for place in range(10)))
+    (tmp_path / "prompts.txt").write_text("".join(f"of nothing, {place}\n" for place in range(20)))
     options = ["--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "t.json", "--rate", "0.1", "--json"]
-    options += ["--set", "steps=2", "--signal", "text_conditional_norm", "--signal", "latent_update_norm"]
+    options += ["--set", "steps=4", "--signal", "text_conditional_norm", "--signal", "latent_update_norm"]
     found = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
     summary = json.loads(found.stdout)
     assert summary == json.loads((tmp_path / "t.json").read_text())
     assert summary["schema"] == "copyscope.thresholds/1"
-    assert list(summary["signals"]) == ["text_conditional_norm", "latent_update_norm"]
+    (plain, n), (banded, others) = ((spec, each["n"]) for spec, each in summary["signals"].items())
+    assert (plain, n, others) == ("text_conditional_norm", 20, 10)
+    assert len(parts.load("signals", banded).mean) == 3
+    options.remove("--json")
+    shown = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
+    assert "latent_update_norm(...)" in shown.stdout
     options = ["-o", tmp_path / "made", "-n", 2, "--set", "steps=2", "--prompt", "picture 0"]
     CliRunner().invoke(cli.app, ["generate", str(copier), *map(str, options), "--signal", "text_conditional_norm"])
     made = copyscope.Corpus.open(tmp_path / "made")

@@ -78,9 +78,10 @@ def parts_(
         for row in rows:
             called = row["spec"] if name != "protocols" else f"{row['name']} = {row['spec']}"
             print(f"  {called}\n      {row['about']}")
-            if "door" in row:
-                needs = f"; needs {', '.join(row['needs'])}" if row["needs"] else ""
-                print(f"      {row['door']}, in {' and '.join(row['stages'])}{needs}")
+            said = [f"{row['door']}, in {' and '.join(row['stages'])}"] if "door" in row else []
+            said += [f"needs {', '.join(row['needs'])}"] if row.get("needs") else []
+            if said:
+                print(f"      {'; '.join(said)}")
 
 
 @app.command()
