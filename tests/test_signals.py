@@ -442,7 +442,10 @@ def test_generate_that_was_stopped_goes_on_to_the_same_scores(tmp_path):
             generate(model(), tmp_path / "stopped", recipe, captions=CAPTIONS, progress=stop)
     assert len(json.loads((tmp_path / "stopped" / "scores.json").read_text())) == 2
     (tmp_path / "stopped" / "000001.png").unlink()
+    kept = (tmp_path / "stopped" / "000000.png").stat().st_ino
     made = generate(model(), tmp_path / "stopped", recipe, captions=CAPTIONS)
+    assert (tmp_path / "stopped" / "000000.png").stat().st_ino == kept, "what was there is not made again"
+    assert (tmp_path / "stopped" / "000001.png").is_file(), "what was gone is"
     for spec in SPECS:
         # Those of the first run came of blocks of two.
         assert whole.table[spec].to_pylist() == pytest.approx(made.table[spec].to_pylist(), rel=1e-4)
@@ -552,6 +555,21 @@ def test_calibration_learns_the_band_of_some_prompts_and_draws_the_line_by_the_o
         calibrate(model(), prompts[:55], recipe, rate=0.022)
     with pytest.raises(InputError, match="learns of 10 prompts, and there are 10"):
         calibrate(model(), prompts[:10], recipe, rate=0.5)
+
+
+def test_calibration_watches_prompts_as_mitigations_rewrite_them(monkeypatch):
+    told = []
+
+    def spy(model, prompts, *given, **options):
+        told.extend(prompts)
+        return scores(model, prompts, *given, **options)
+
+    monkeypatch.setattr("copyscope.diffusion.scores.scores", spy)
+    signals, rewrite = ("text_conditional_norm",), ("random_numbers(n=2, probability=1.0)",)
+    recipe = SampleRecipe(steps=1, guidance=2.0, signals=signals, mitigations=rewrite)
+    calibrate(model(), ["a red disc"] * 3, recipe, rate=0.5)
+    assert [len(each.split()) for each in told] == [5] * 3
+    assert len(set(told)) == 3
 
 
 def test_signals_that_learn_nothing_or_have_learned_stay_as_they_are():
