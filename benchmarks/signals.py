@@ -31,8 +31,7 @@ from copyscope.copying.logistic import firth
 from copyscope.diffusion import Run, SampleRecipe, observed
 from copyscope.diffusion.generate import generate, sample, seeds_of
 from copyscope.diffusion.models import Model
-from copyscope.diffusion.scores import scores
-from copyscope.diffusion.signals.latent_update_norm import Moves, band
+from copyscope.diffusion.scores import learned, scores
 from record import record
 
 SPECS = (
@@ -130,22 +129,6 @@ def costs(model: Model, prompts: list[str], recipe: SampleRecipe, specs: Sequenc
     return found
 
 
-def moves(model: Model, prompts: list[str], recipe: SampleRecipe) -> str:
-    """The spec of latent_update_norm with the band of these prompts."""
-    import torch
-
-    spec, found = "latent_update_norm", []
-    asked = dataclasses.replace(recipe, signals=(spec,), n_images=len(prompts))
-    seeds = seeds_of(asked)
-    for start in range(0, len(prompts), 64):
-        part, watched = prompts[start : start + 64], observed.Observed()
-        sample(model, model.condition(part), seeds[start : start + 64], asked, prompts=part, watched=watched)
-        watch = watched.watches[spec]
-        assert isinstance(watch, Moves)
-        found.append(watch.norms())
-    return str(band(torch.cat(found)))
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("run")
@@ -165,7 +148,8 @@ def main() -> None:
     others = [others[row] for row in rng.permutation(len(others))]
     unknown, usual, ordinary = others[:n], others[n : 2 * n], others[2 * n :]
     recipe = SampleRecipe(n_images=2 * n, steps=options.steps, guidance=options.guidance)
-    banded = moves(run.model, usual, recipe)
+    asked = dataclasses.replace(recipe, signals=("latent_update_norm",), n_images=len(usual))
+    (banded,) = learned(run.model, usual, seeds_of(asked), asked)
     named = dict(zip((*SPECS, banded), (*SPECS, "latent_update_norm(band)"), strict=True))
     recipe = dataclasses.replace(recipe, signals=tuple(named))
     with tempfile.TemporaryDirectory() as temporary:

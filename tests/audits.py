@@ -125,6 +125,43 @@ def make_lint() -> FakeResult:
     return FakeResult(summary | {name: audit.summary[name] for name in kept}, tables)
 
 
+def make_lookup(n: int = 40) -> FakeResult:
+    """What `lookup` says of n wide pictures: copies of a part first, then of a part of a training image; none of the
+    others has a box. The last two cannot be read, and the last but two has no preview."""
+    rng = np.random.default_rng(1)
+    names = [*HOSTILE, *(f"picture_{i:02d}.png" for i in range(len(HOSTILE), n))][:n]
+    matches, shots = [], []
+    for i, name in enumerate(names[: n - 2]):
+        for rank in range(1, 6):
+            p_value = 0.005 if i < 6 and rank == 1 else min(1.0, 0.2 * rank)
+            matches.append(
+                {"query_id": name, "reference_id": f"train/{HOSTILE[rank]}", "rank": rank, "score": 0.9 - rank / 10,
+                 "verified": 0.8, "combined": 1 - (i + rank) / 100, "p_value": p_value,
+                 "box": [0.5, 0.25, 0.5, 0.5] if i < 3 else None,
+                 "source_box": [0.25, 0.0, 0.25, 1.0] if 3 <= i < 6 else None, "caption": HOSTILE[rank + 1]}
+            )  # fmt: skip
+        shots.append({"corpus": "pictures", "id": name, "image": thumbnail(rng)[0], "width": 96, "height": 48})
+    for rank in range(1, 4):
+        one = {"corpus": "train", "id": f"train/{HOSTILE[rank]}", "image": thumbnail(rng)[0]}
+        shots.append(one | {"width": 200, "height": 100})
+    # The order of the tables is that of the pictures, not that of the page.
+    matches = matches[5:] + matches[:5]
+    tables = {
+        "matches": pa.Table.from_pylist(matches),
+        "failures": table(corpus=["pictures"] * 2, id=names[-2:], error=["truncated file", HOSTILE[1]]),
+        "thumbnails": pa.Table.from_pylist([shot for shot in shots if shot["id"] != names[-3]]),
+    }
+    summary = {
+        "schema": "copyscope.index-matches/1", "copyscope": "0.1.0", "created": "2026-11-24T08:00:00+00:00",
+        "seconds": 2.5, "sentence": f"6 of {n - 2} readable images have a match with a p-value of 0.01 or less.",
+        "n": n, "n_missing": 2, "n_index": 100, "protocol": "sscd-288", "local": True, "level": 0.01,
+        "flagged": estimate(6 / (n - 2), 0.05, n - 2),
+        "calibration": {"method": "held-out", "n": 200, "n_removed": 0, "rule": ""},
+        "recipe": {"pictures": [f"made/{HOSTILE[2]}"], "index": "train.index", "options": {"k": 5}},
+    }  # fmt: skip
+    return FakeResult(summary, tables)
+
+
 def bare_audit() -> FakeResult:
     """All that may be absent is absent: no readable image, no held-out set, no groups, no quality, empty tables."""
     full = make_audit(12, 0)

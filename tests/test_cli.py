@@ -141,6 +141,16 @@ def test_parts_says_of_mitigations_where_they_act_and_by_which_door():
         assert "\n" not in row["about"]
 
 
+def test_parts_says_what_signals_need():
+    code, stdout, _ = run("parts", "signals")
+    assert code == 0
+    assert stdout.count("\n      needs ") == 6, "two of the eight need nothing"
+    assert "\n      needs cross-attention, null, prompts\n" in stdout
+    rows = {row["name"]: row for row in json.loads(run("parts", "signals", "--json")[1])["signals"]}
+    assert set(rows["sharpness"]) == {"name", "spec", "about", "needs"}
+    assert (rows["two_level_difference"]["needs"], rows["seed_variation"]["needs"]) == (["guidance"], [])
+
+
 def test_fetch_without_a_name_lists_and_doctor_examines():
     assert "fluent-emoji" in run("fetch")[1]
     rows = json.loads(run("doctor", "--json")[1])

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from copyscope import Corpus, Guard, Index, Policy, cli, guard, parts, recipes
 from copyscope.copying.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
+from copyscope.diffusion.makers import Made
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
 from copyscope.errors import InputError, PartError, Refused
@@ -262,6 +264,8 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
     page = (tmp_path / "log.html").read_text()
     assert "Of 3 images asked for, 2 were handed out, 1 refused." in page
     assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
+    assert page.count('class="part" x="0" y="0" width="0.5" height="0.5"') == 6
+    assert page.count("upper left, 25 %") == 6
     assert CliRunner().invoke(cli.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
 
 
@@ -494,6 +498,14 @@ def test_a_signal_above_its_line_is_logged_or_counts(pipe):
     other = dataclasses.replace(lines, model="other")
     with pytest.raises(InputError, match="another model"):
         Guard(Listed(lambda picture: False), thresholds=other)(pipe)
+
+
+@pytest.mark.parametrize(("share", "of_missing"), [(None, ("a",)), (0.5, ())], ids=["finished", "stopped"])
+def test_signals_flag_their_own_images_and_missing_scores_of_finished_tries_alone(share, of_missing):
+    lines = Thresholds("", "", {name: Threshold(1.0, 0.01, 100, 0) for name in "ab"})
+    made = Made([None] * 3, share, signals={"a": np.array([2.0, 0.5, np.nan]), "b": np.array([0.0, 3.0, 0.0])})
+    call = types.SimpleNamespace(guard=types.SimpleNamespace(thresholds=lines))
+    assert guard._Call._flagged(call, made, 3) == [("a",), ("b",), of_missing]
 
 
 def test_what_a_pipeline_cannot_be_guarded_for_is_said_before(pipe):

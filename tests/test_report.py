@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.report import plots, render, render_lint, rows, wording
-from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, table
+from copyscope.report import lookup, plots, render, render_lint, rows, wording
+from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, make_lookup, table
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -83,8 +83,10 @@ def test_rendering_again_gives_the_same_bytes(audit: FakeResult, page: str) -> N
         lambda: render(FakeResult({}, {})),
         lambda: render_lint(make_lint()),
         lambda: render_lint(FakeResult({}, {})),
+        lambda: lookup.render(make_lookup()),
+        lambda: lookup.render(FakeResult({}, {})),
     ],
-    ids=["audit", "bare", "clean", "void", "lint", "void lint"],
+    ids=["audit", "bare", "clean", "void", "lint", "void lint", "look-up", "void look-up"],
 )
 def test_page_is_well_formed_and_its_references_hold(write: Callable[[], str]) -> None:
     outline = Outline(write())
@@ -188,7 +190,7 @@ def test_an_undecodable_path_still_gives_valid_text(audit: FakeResult) -> None:
 
 def test_templates_are_package_data() -> None:
     folder = resources.files("copyscope.report")
-    templates = [f"{name}.html.j2" for name in ("page", "audit", "lint", "sections", "macros")]
+    templates = [f"{name}.html.j2" for name in ("page", "audit", "lint", "lookup", "guard", "sections", "macros")]
     for name in (*templates, "page.css", "page.js"):
         assert folder.joinpath(name).is_file()
     script = folder.joinpath("page.js").read_text()
@@ -257,6 +259,83 @@ def test_cards_come_in_the_order_of_the_table_where_nothing_else_decides(lint_pa
     assert risk["id"] == [row["id"].translate(wording.VISIBLE) for row in make_lint().tables["risk"].to_pylist()]
     assert risk["times_copied"] == [None] * 14
     assert embedded(lint_page, "data")["units"] == {"entropy": "nats"}
+
+
+# The page of a look-up
+
+
+@pytest.fixture(scope="session")
+def lookup_page() -> str:
+    return lookup.render(make_lookup())
+
+
+def test_a_lookup_lists_every_picture_likely_copies_first_and_unreadable_ones_last(lookup_page: str) -> None:
+    data = embedded(lookup_page, "data")["pictures"]
+    assert len(data["id"]) == len(set(data["id"])) == 40
+    assert data["id"][:2] == [HOSTILE[0], HOSTILE[1]]
+    known = [value for value in data["combined"] if value is not None]
+    assert known == sorted(known, reverse=True)
+    assert data["error"][-2:] == ["truncated file", HOSTILE[1]]
+    assert data["error"][:-2] == [None] * 38
+    assert (data["flagged"], data["boxed"]) == ([1] * 6 + [0] * 34, [1] * 3 + [0] * 37)
+    assert [len(hits) for hits in data["hits"]] == [lookup.SHOWN] * 38 + [0, 0]
+    assert [place is None for place in data["img"]] == [False] * 37 + [True] * 3
+    assert data["size"][0] == [96, 48]
+    images = embedded(lookup_page, "images")
+    assert len(images) == 37 + 3, "a training image is kept once"
+
+
+def test_a_lookup_says_where_the_boxes_are(lookup_page: str) -> None:
+    hits = embedded(lookup_page, "data")["pictures"]["hits"]
+    assert (hits[0][0]["box"], hits[0][0]["placed"]) == ([0.5, 0.25, 0.5, 0.5], "middle right, 25 %")
+    assert (hits[0][0]["source"], hits[0][0]["source_placed"]) == (None, "")
+    assert (hits[3][0]["box"], hits[3][0]["placed"]) == (None, "")
+    # Of an image twice as wide as high, the second quarter from the left is the left half of the middle square.
+    assert hits[3][0]["source"] == [0, 0, 0.5, 1]
+    assert hits[3][0]["source_placed"] == "middle left, 25 %"
+    assert "6 of 38 readable images have a match" in lookup_page
+    assert "about 1 % are expected" in lookup_page
+    for term in lookup.SECTION_TERMS["pictures"]:
+        assert lookup.TERMS[term] in "".join(Outline(lookup_page).text)
+
+
+def test_a_lookup_without_scripts_says_the_first_match_or_the_error(lookup_page: str) -> None:
+    found = re.search(r"<noscript>.*?</noscript>", lookup_page, re.DOTALL)
+    assert found is not None
+    said = " ".join("".join(Outline(found[0]).text).split())
+    assert f"{HOSTILE[0]}train/{HOSTILE[1]}0.0050middle right, 25 %" in said
+    assert "truncated file" in said
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "seen"),
+    [
+        ((0, 0, 1, 1), (10, 10), [0, 0, 1, 1]),
+        ((0.25, 0.5, 0.5, 0.5), (10, 10), [0.25, 0.5, 0.5, 0.5]),
+        ((0.5, 0.0, 0.5, 0.5), (20, 10), [0.5, 0, 0.5, 0.5]),
+        ((0.0, 0.5, 0.5, 0.5), (10, 40), [0, 0.5, 0.5, 0.5]),
+        ((0.0, 0.0, 0.2, 1.0), (40, 10), None),
+        ((0.0, 0.0, 0.5, 0.5), None, None),
+    ],
+)
+def test_a_box_is_seen_in_the_middle_square(box: Any, size: Any, seen: Any) -> None:
+    found = lookup.in_square(box, size)
+    assert found == (None if seen is None else pytest.approx(seen))
+
+
+@pytest.mark.parametrize(
+    ("box", "text"),
+    [
+        ((0, 0, 0.5, 0.5), "upper left, 25 %"),
+        ((0.5, 0.5, 0.5, 0.5), "lower right, 25 %"),
+        ((0.25, 0.25, 0.5, 0.5), "middle, 25 %"),
+        ((0.25, 0.0, 0.5, 0.4), "upper middle, 20 %"),
+        ((0.0, 0.2, 0.4, 0.6), "middle left, 24 %"),
+        (None, ""),
+    ],
+)
+def test_a_place_in_words(box: Any, text: str) -> None:
+    assert wording.placed(box) == text
 
 
 def test_a_strip_of_pictures_ends_with_the_last_one_there_is() -> None:

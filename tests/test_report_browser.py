@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from copyscope.report import render, render_lint, wording
-from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint
+from copyscope.report import lookup, render, render_lint, wording
+from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, make_lookup
 
 pytest_plugins = ("tests.browser",)
 pytestmark = pytest.mark.browser
@@ -277,3 +277,55 @@ def test_links_lead_to_the_card_of_the_group_where_the_match_has_none(visit: Any
     choose(page, "gallery", "q", other)
     assert cards(page) != [None]
     assert page.locator("#gallery-rows button", has_text="Risk card of the match").count() == 0
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_a_lookup_draws_boxes_where_they_are(visit: Any, tmp_path: Path, size: str) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(lookup.render(make_lookup()), encoding="utf-8")
+    page = visit(path, size).page
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    assert (counted(page, "pictures"), len(cards(page, "pictures"))) == ("40 in all", 12)
+
+    def box(card: int, figure: int, part: str) -> dict[str, float]:
+        found: dict[str, float] = (
+            page.locator("#pictures-rows > *").nth(card).locator(".pair").first.locator("figure").nth(figure)
+            .locator(part).first.evaluate("one => one.getBoundingClientRect().toJSON()")
+        )  # fmt: skip
+        return found
+
+    picture, line = box(0, 0, "image"), box(0, 0, "rect.line")
+    # Twice as wide as high, so that a square frame leaves room above and below; the line is 2.5 pixels wide.
+    assert picture["width"] == pytest.approx(2 * picture["height"], abs=0.1)
+    assert line["left"] == pytest.approx(picture["left"] + picture["width"] / 2, abs=2)
+    assert line["width"] == pytest.approx(picture["width"] / 2, abs=3)
+    assert line["top"] == pytest.approx(picture["top"] + picture["height"] / 4, abs=2)
+    source, part = box(3, 1, "image"), box(3, 1, "rect.line")
+    assert source["width"] == pytest.approx(source["height"], abs=0.1)
+    assert part["width"] == pytest.approx(source["width"] / 2, abs=3)
+    assert page.locator("#pictures-rows > *").nth(6).locator(".pair svg").count() == 0
+    first = page.locator("#pictures-rows > *").first
+    assert (
+        first.locator("svg").first.get_attribute("aria-label")
+        == f"picture {HOSTILE[0]}, middle right, 25 % of it in a box"
+    )
+    assert first.locator(".why").inner_text() == "Fills a part of the picture: middle right, 25 %."
+    first.locator("summary", has_text="The next 2 matches").click()
+    assert first.locator(".next-match").count() == 2
+    assert first.locator(".next-match bdi").first.text_content() == f"train/{HOSTILE[2]}"
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+    for wanted, n in (("flagged", 6), ("boxed", 3), ("failed", 2)):
+        choose(page, "pictures", "filter", wanted)
+        assert counted(page, "pictures") == f"{n} of 40"
+    assert "truncated file" in page.locator("#pictures-rows").inner_text()
+    choose(page, "pictures", "filter", "all")
+    choose(page, "pictures", "q", "picture_37")
+    assert "no preview" in page.locator("#pictures-rows").inner_text()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_lookup_without_scripts_is_still_a_table(visit: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(lookup.render(make_lookup()), encoding="utf-8")
+    page = visit(path, scripts=False).page
+    assert page.locator("noscript tbody tr").count() == 40

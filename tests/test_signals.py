@@ -22,9 +22,8 @@ from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, samp
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import Observed, fingerprint
-from copyscope.diffusion.scores import calibrate, scores
+from copyscope.diffusion.scores import calibrate, learned, scores
 from copyscope.diffusion.signals import _attention, bright_ending
-from copyscope.diffusion.signals.latent_update_norm import band
 from copyscope.errors import InputError, PartError
 from tests.contracts.test_mitigations import CAPTIONS, MODEL, model
 from tests.models import tiny_stable_diffusion
@@ -152,8 +151,9 @@ def test_moves_by_hand_and_against_a_band():
     norms = torch.stack([norm(b - a) for a, b in itertools.pairwise(latents)], 1)
     torch.testing.assert_close(watched.watches["latent_update_norm"].norms(), norms)
     torch.testing.assert_close(watched.scores["latent_update_norm"], norms.mean(1))
-    against = band(norms)
+    against = parts.load("signals", "latent_update_norm").fitted(list(watched.watches.values()))
     off = (norms - norms.mean(0)).abs() / norms.std(0)
+    assert not against.learns
     torch.testing.assert_close(score(model(), str(against)), off.mean(1), rtol=1e-3, atol=1e-4)
     # Of a sampling of another length the band says nothing, and one step moves nothing that is seen.
     assert score(model(), str(against), steps=3).isnan().all()
@@ -246,6 +246,19 @@ def test_entropy_of_even_attention_is_the_logarithm_of_the_tokens(monkeypatch):
     torch.testing.assert_close(score(model(), "attention_entropy"), torch.special.entr(mean).sum().expand(3))
 
 
+def test_entropy_is_of_the_mean_over_heads_places_and_layers(monkeypatch):
+    """By hand, as Ren et al. 2024 have it: one distribution an image, then -sum p log p."""
+    rng = np.random.default_rng(0)
+    layers = [rng.dirichlet(np.full(8, 0.3), (3, 2, places)) for places in (5, 9)]
+    tensors = [torch.from_numpy(each) for each in layers]
+    where = "copyscope.diffusion.signals.attention_entropy.attention"
+    monkeypatch.setattr(where, lambda request, x, sigma, keep: [keep(each) for each in tensors])
+    found = score(model(), "attention_entropy").tolist()
+    for row in range(3):
+        p = np.mean([np.mean([each[row, head].mean(0) for head in range(2)], axis=0) for each in layers], axis=0)
+        assert found[row] == pytest.approx(-sum(value * math.log(value) for value in p))
+
+
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(InputError, match=r"layer of 4\.\nTake one from 0 to 3"):
         score(model(), "attention_entropy(layer=4)")
@@ -270,6 +283,21 @@ def test_an_ending_that_is_bright_everywhere_is_the_norm_and_one_place_is_that_p
     squares = [((step.conditional - step.unconditional) / level(step.sigma)).square().sum(1) for step in seen]
     want = torch.stack([(maps**2 * square).sum((1, 2)).sqrt() for square in squares]).mean(0) / maps.mean((1, 2))
     torch.testing.assert_close(watched.scores["bright_ending"], want)
+
+
+def test_an_ending_is_weighed_by_the_brightness_of_its_own_image(monkeypatch):
+    """By hand, as Chen et al. 2025 have it: |m e| over the mean of m, image by image."""
+    bright = torch.from_numpy(np.random.default_rng(0).random((3, 2, 16, 8), dtype=np.float32))
+    bright *= torch.tensor([0.1, 0.5, 2.0]).view(3, 1, 1, 1)
+    monkeypatch.setattr(bright_ending, "attention", lambda request, x, sigma, keep: [keep(bright)])
+    watched, seen = watch(model(), "bright_ending")
+    for row, end in enumerate((6, 7, 7)):
+        m = np.mean([bright[row, head, :, end].reshape(4, 4).numpy() for head in range(2)], axis=0)
+        norms = []
+        for step in seen:
+            e = ((step.conditional - step.unconditional)[row] / step.sigma[row]).numpy()
+            norms.append(math.sqrt(((m * e) ** 2).sum()))
+        assert watched.scores["bright_ending"][row].item() == pytest.approx(np.mean(norms) / m.mean(), rel=1e-4)
 
 
 # Where they are used
@@ -304,6 +332,35 @@ def test_a_pipeline_has_the_scores_of_our_own_sampler(folders, kind):
     for spec, found in theirs.scores.items():
         torch.testing.assert_close(found, ours.scores[spec], rtol=0.02, atol=0.02 * float(found.abs().max()), msg=spec)
     assert theirs.maps.keys() == ours.maps.keys()
+
+
+def test_signals_in_a_pipeline_have_the_seeds_and_see_what_mitigations_made(folders):
+    from diffusers import EulerDiscreteScheduler
+
+    of, pipe, texts, spec = (
+        small(folders["sd1"]),
+        loaded(folders["sd1"]),
+        TEXTS[:2],
+        "seed_variation(images=2, steps=1)",
+    )
+    keys = [np.random.SeedSequence([9, 0, row]) for row in range(2)]
+    seeds = [int(key.generate_state(1, np.uint64)[0] >> 1) for key in keys]
+    levels = sampling.noise_levels(3, *of.sigmas, of.schedule)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    options = {"sigmas": levels.tolist(), "guidance_scale": SCALE, "output_type": "latent", "height": 32, "width": 32}
+    seen = []
+    for mitigations in ((), ("gaussian_noise(scale=5.0)",)):
+        ours = Observed()
+        recipe = SampleRecipe(n_images=2, steps=3, guidance=SCALE, signals=(spec,), mitigations=mitigations)
+        sample(of, of.condition(texts), seeds, recipe, prompts=texts, watched=ours)
+        with _pipelines.quiet(), copyscope.observe(pipe, [spec], mitigations=mitigations, seed=9) as theirs:
+            pipe(texts, latents=sampling.noise(seeds, of.shape), **options)
+        torch.testing.assert_close(theirs.scores[spec], ours.scores[spec], rtol=1e-4, atol=1e-6)
+        seen.append(ours.scores[spec])
+    assert ((seen[0] - seen[1]).abs() > 1e-3 * seen[0].abs()).all(), "the mitigation makes a difference"
+    other = Observed()
+    sample(of, of.condition(texts), [0, 0], dataclasses.replace(recipe, mitigations=()), prompts=texts, watched=other)
+    assert ((seen[0] - other.scores[spec]).abs() > 1e-3 * seen[0].abs()).any(), "and so do the seeds"
 
 
 def test_a_pipeline_without_guidance_and_with_mitigations(folders):
@@ -385,7 +442,10 @@ def test_generate_that_was_stopped_goes_on_to_the_same_scores(tmp_path):
             generate(model(), tmp_path / "stopped", recipe, captions=CAPTIONS, progress=stop)
     assert len(json.loads((tmp_path / "stopped" / "scores.json").read_text())) == 2
     (tmp_path / "stopped" / "000001.png").unlink()
+    kept = (tmp_path / "stopped" / "000000.png").stat().st_ino
     made = generate(model(), tmp_path / "stopped", recipe, captions=CAPTIONS)
+    assert (tmp_path / "stopped" / "000000.png").stat().st_ino == kept, "what was there is not made again"
+    assert (tmp_path / "stopped" / "000001.png").is_file(), "what was gone is"
     for spec in SPECS:
         # Those of the first run came of blocks of two.
         assert whole.table[spec].to_pylist() == pytest.approx(made.table[spec].to_pylist(), rel=1e-4)
@@ -472,15 +532,76 @@ def test_calibration_of_a_copier_flags_what_it_knows(copier):
         calibrate(copier, ["a"] * 99, SampleRecipe())
 
 
+def test_calibration_learns_the_band_of_some_prompts_and_draws_the_line_by_the_others():
+    recipe = SampleRecipe(steps=4, guidance=2.0, signals=("text_conditional_norm", "latent_update_norm"))
+    prompts = [f"picture {place}" for place in range(60)]
+    drawn = calibrate(model(), prompts, recipe, rate=0.1)
+    _, banded = drawn.signals
+    assert [each.n for each in drawn.signals.values()] == [60, 48]
+    signal = parts.load("signals", banded)
+    seeds = seeds_of(dataclasses.replace(recipe, n_images=60))
+    watched, _ = watch(model(), "latent_update_norm", texts=prompts, seeds=seeds, scale=2.0)
+    norms = watched.watches["latent_update_norm"].norms()
+    torch.testing.assert_close(torch.tensor(signal.mean), norms[:12].mean(0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.tensor(signal.deviation), norms[:12].std(0), rtol=1e-3, atol=0)
+    off = ((norms - norms[:12].mean(0)).abs() / norms[:12].std(0)).mean(1)
+    # The conformal quantile of the 48: the fourth highest, since 4 of 49 are at most a tenth.
+    assert drawn.signals[banded].value == pytest.approx(off[12:].sort().values[-4].item(), rel=1e-3)
+    # What a guard does with the file: the specs in it watch.
+    found = scores(model(), prompts[:3], seeds[:3], dataclasses.replace(recipe, signals=tuple(drawn.signals)))
+    assert found[banded] == pytest.approx(off[:3].numpy(), rel=1e-2)
+    assert drawn.flagged(found)[banded].shape == (3,)
+    with pytest.raises(InputError, match=r"learns of 11 of the prompts; of the others: 44 prompts draw no line at"):
+        calibrate(model(), prompts[:55], recipe, rate=0.022)
+    with pytest.raises(InputError, match="learns of 10 prompts, and there are 10"):
+        calibrate(model(), prompts[:10], recipe, rate=0.5)
+
+
+def test_calibration_watches_prompts_as_mitigations_rewrite_them(monkeypatch):
+    told = []
+
+    def spy(model, prompts, *given, **options):
+        told.extend(prompts)
+        return scores(model, prompts, *given, **options)
+
+    monkeypatch.setattr("copyscope.diffusion.scores.scores", spy)
+    signals, rewrite = ("text_conditional_norm",), ("random_numbers(n=2, probability=1.0)",)
+    recipe = SampleRecipe(steps=1, guidance=2.0, signals=signals, mitigations=rewrite)
+    calibrate(model(), ["a red disc"] * 3, recipe, rate=0.5)
+    assert [len(each.split()) for each in told] == [5] * 3
+    assert len(set(told)) == 3
+
+
+def test_signals_that_learn_nothing_or_have_learned_stay_as_they_are():
+    specs = ("text_conditional_norm", "latent_update_norm(mean=(1.0,), deviation=(1.0,))")
+    recipe = SampleRecipe(steps=2, signals=specs)
+    assert learned(model(), ["a", "b"], [1, 2], recipe) == specs
+    found = learned(model(), ["a", "b"], [1, 2], dataclasses.replace(recipe, signals=("latent_update_norm", specs[0])))
+    assert found[1] == specs[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("copyscope.diffusion.scores.block_size", lambda *given: 1)
+        one_by_one = learned(model(), ["a", "b"], [1, 2], dataclasses.replace(recipe, signals=("latent_update_norm",)))
+    whole, parted = (parts.load("signals", each) for each in (found[0], one_by_one[0]))
+    assert (parted.mean, parted.deviation) == (
+        pytest.approx(whole.mean, rel=1e-3), pytest.approx(whole.deviation, rel=1e-2),
+    )  # fmt: skip
+    assert found[0].startswith("latent_update_norm(mean=(")
+
+
 def test_the_command_line(copier, tmp_path):
-    (tmp_path / "prompts.txt").write_text("".join(f"of nothing, {place}\n" for place in range(10)))
+    (tmp_path / "prompts.txt").write_text("".join(f"of nothing, {place}\n" for place in range(20)))
     options = ["--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "t.json", "--rate", "0.1", "--json"]
-    options += ["--set", "steps=2", "--signal", "text_conditional_norm", "--signal", "latent_update_norm"]
+    options += ["--set", "steps=4", "--signal", "text_conditional_norm", "--signal", "latent_update_norm"]
     found = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
     summary = json.loads(found.stdout)
     assert summary == json.loads((tmp_path / "t.json").read_text())
     assert summary["schema"] == "copyscope.thresholds/1"
-    assert list(summary["signals"]) == ["text_conditional_norm", "latent_update_norm"]
+    (plain, n), (banded, others) = ((spec, each["n"]) for spec, each in summary["signals"].items())
+    assert (plain, n, others) == ("text_conditional_norm", 20, 10)
+    assert len(parts.load("signals", banded).mean) == 3
+    options.remove("--json")
+    shown = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
+    assert "latent_update_norm(...)" in shown.stdout
     options = ["-o", tmp_path / "made", "-n", 2, "--set", "steps=2", "--prompt", "picture 0"]
     CliRunner().invoke(cli.app, ["generate", str(copier), *map(str, options), "--signal", "text_conditional_norm"])
     made = copyscope.Corpus.open(tmp_path / "made")
@@ -528,11 +649,29 @@ def test_the_gradient_is_that_of_the_norm():
     torch.testing.assert_close(torch.tensor(list(found.values())), gradient[0, 1:4].norm(dim=1), rtol=1e-3, atol=1e-7)
 
 
+def test_the_gradient_over_seeds_is_the_root_mean_square():
+    each = [
+        np.array([weight for _, weight in attribution.by_gradient(model(), "a red disc", seeds=(seed,))])
+        for seed in (5, 6, 7)
+    ]
+    found = [weight for _, weight in attribution.by_gradient(model(), "a red disc", seeds=(5, 6, 7))]
+    assert found == pytest.approx(np.sqrt(np.mean(np.square(each), axis=0)), rel=5e-5)
+    assert np.abs(found / np.mean(each, axis=0) - 1).min() > 2e-4, "a mean would be told from it"
+
+
 def test_words_of_several_tokens_words_past_the_end_and_models_without_tokens(folders):
     found = attribution.by_gradient(small(folders["sd1"]), "red fish, in a very long text")
     assert [word for word, _ in found] == ["red", "fish,", "in", "a", "very", "long", "text"]
     weights = [weight for _, weight in found]
     assert all(weight > 0 for weight in weights[:4])
+    sd = small(folders["sd1"])
+    x, sigma = sampling.noise([0], sd.shape) * sd.sigmas[1], torch.tensor([sd.sigmas[1]])
+    told = sd.condition(["red fish"])
+    text = told.text.clone().requires_grad_()
+    apart = sd(x, sigma, dataclasses.replace(told, text=text)) - sd(x, sigma, sd.condition([""])).detach()
+    (gradient,) = torch.autograd.grad(norm(apart).sum() / sd.sigmas[1], text)
+    (_, red), _ = attribution.by_gradient(sd, "red fish", seeds=(0,))
+    assert red == pytest.approx(gradient[0, 1:4].norm().item(), rel=1e-3), "three letters, one length"
     # Twenty tokens, a letter each.
     assert [math.isnan(weight) for weight in weights] == [False] * 5 + [True] * 2
     with pytest.raises(InputError, match="has no tokens"):

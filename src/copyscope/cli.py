@@ -78,22 +78,25 @@ def parts_(
         for row in rows:
             called = row["spec"] if name != "protocols" else f"{row['name']} = {row['spec']}"
             print(f"  {called}\n      {row['about']}")
-            if "door" in row:
-                needs = f"; needs {', '.join(row['needs'])}" if row["needs"] else ""
-                print(f"      {row['door']}, in {' and '.join(row['stages'])}{needs}")
+            said = [f"{row['door']}, in {' and '.join(row['stages'])}"] if "door" in row else []
+            said += [f"needs {', '.join(row['needs'])}"] if row.get("needs") else []
+            if said:
+                print(f"      {'; '.join(said)}")
 
 
 @app.command()
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR|LOG", help="Folder of a finished audit, lint or experiment, or a guard's log."),
+        typer.Argument(
+            metavar="DIR|LOG", help="Folder of a finished audit, lint, experiment or look-up, or a guard's log."
+        ),
     ],
 ) -> None:
-    """Make the HTML report of a finished audit, lint or experiment again, or, of a guard's log, a report and a Parquet
-    table beside it."""
+    """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
+    guard's log, a report and a Parquet table beside it."""
     from . import experiment
-    from .copying import audit, lint
+    from .copying import audit, lint, lookup
     from .copying.results import read_schema
 
     if folder.is_file():
@@ -113,6 +116,8 @@ def report(
         experiment.Experiment.load(folder).save(folder)
     elif schema == lint.SCHEMA:
         lint.Lint.load(folder).save(folder)
+    elif schema == lookup.SCHEMA:
+        lookup.Lookup.load(folder).save(folder)
     else:
         audit.Audit.load(folder).save(folder)
     print(f"Report: {folder / 'report.html'}")

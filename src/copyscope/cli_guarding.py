@@ -14,6 +14,12 @@ from .console import progress_bar, show_json, show_table
 
 USUAL = "text_conditional_norm"
 
+
+def shortened(spec: str) -> str:
+    """A spec for people: what a signal learned is a number a step."""
+    return spec if len(spec) <= 60 else f"{spec.partition('(')[0]}(...)"
+
+
 guard = typer.Typer(help="What tells that an image in the making is likely a copy.", no_args_is_help=True)
 
 
@@ -32,8 +38,8 @@ def calibrate(
 ) -> None:
     """Find the scores that ordinary prompts pass at a chosen rate, of each signal.
 
-    Without --signal it is text_conditional_norm. The file holds for this model and this way to make
-    images (steps, guidance, mitigations) alone.
+    Without --signal it is text_conditional_norm. latent_update_norm first learns its band of ordinary prompts, of a
+    fifth of them. The file holds for this model and this way to make images (steps, guidance, mitigations) alone.
     """
     need_torch("A guard")
     from .diffusion.generate import SampleRecipe, prompts_in
@@ -51,7 +57,8 @@ def calibrate(
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = [
-        {"signal": spec, "flagged above": f"{each.value:.6g}", "of ordinary": f"{100 * each.rate:.2g} %", "n": each.n}
+        {"signal": shortened(spec), "flagged above": f"{each.value:.6g}"}
+        | {"of ordinary": f"{100 * each.rate:.2g} %", "n": each.n}
         for spec, each in found.signals.items()
     ]
     show_table(pa.Table.from_pylist(rows), "thresholds")

@@ -168,7 +168,8 @@ def match(
 ) -> None:
     """The k most similar images of a set for every image asked about; -o writes matches.parquet.
 
-    copyscope match QUERIES REFERENCES, or copyscope match IMAGES --index DIR.
+    copyscope match QUERIES REFERENCES, or copyscope match IMAGES --index DIR; then -o writes a report.html too, with
+    the pictures, their matches and boxes.
     """
     check_out(out)
     if index:
@@ -213,38 +214,22 @@ def match(
 def _match_in_index(
     pictures: list[str], folder: Path, k: int, local: bool, out: Path | None, as_json: bool, workers: int | None
 ) -> None:
-    from .copying.index import Index, table
-    from .copying.results import write_table
-    from .corpus import Corpus
+    from .copying.index import Index
+    from .copying.lookup import lookup
 
-    index = Index.open(folder)
-    asked = [Corpus.open(path) for path in pictures]
     with progress_bar() as progress:
-        found = [index.match(corpus, k, local=local, workers=workers, progress=progress) for corpus in asked]
-    ids = [each for corpus in asked for each in corpus.ids]
-    hits = [each for answers in found for each in answers]
-    rows = table(ids, hits)
-    n_missing = sum(not each for each in hits) if len(index) else 0
+        found = lookup(Index.open(folder), pictures, k, local=local, workers=workers, progress=progress)
     if out:
-        write_table(out, "matches", rows)
+        found.save(out)
+    rows = found.tables["matches"]
     if as_json:
-        summary = index.summary()
-        show_json(
-            {
-                "schema": "copyscope.index-matches/1",
-                "n": len(ids),
-                "n_missing": n_missing,
-                "n_index": summary["n"],
-                "protocol": summary["protocol"],
-                "local": local,
-                "calibration": summary["calibration"],
-                "matches": rows.to_pylist(),
-            }
-        )
+        show_json(found.summary | {"matches": rows.to_pylist()})
         return
     shown = rows.select(["query_id", "reference_id", "score", "verified", "combined", "p_value", "box"])
     show_table(shown.slice(0, 50), f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
-    note_unreadable(n_missing)
+    note_unreadable(found.summary["n_missing"])
+    if out:
+        print(f"Report: {out / 'report.html'}")
 
 
 def duplicates(

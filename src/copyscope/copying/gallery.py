@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 
 from copyscope import images
+from copyscope.corpus import Corpus
 from copyscope.errors import ImageError
 from copyscope.machine import cores
 
@@ -44,19 +45,24 @@ def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa
         if len(shown) <= GROUPS and shown[row["group"]] <= OF_A_GROUP:
             wanted["train", row["id"]] = None
     wanted |= {("train", name): None for name in tables["risk"]["id"].slice(0, CARDS).to_pylist()}
-    chosen = [(corpus, name) for corpus, name in wanted if name is not None]
     rows = {corpus: dict(zip(each.ids, each.rows.tolist(), strict=True)) for corpus, each in described.items()}
+    chosen = [(corpus, name) for corpus, name in wanted if name is not None]
+    shots = previews([(described[corpus].corpus, rows[corpus][name]) for corpus, name in chosen])
+    found = [(*key, shot) for key, shot in zip(chosen, shots, strict=True) if shot]
+    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    types = (("corpus", pa.string()), ("id", pa.string()), ("image", pa.binary()))
+    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(types, columns, strict=True)})
 
-    def picture(key: tuple[str, str]) -> bytes | None:
-        corpus, name = key
+
+def previews(places: Sequence[tuple[Corpus, int]]) -> list[bytes | None]:
+    """The image in each place (corpus, row) as WebP, its longer side at most SIDE; None where it cannot be read."""
+
+    def picture(place: tuple[Corpus, int]) -> bytes | None:
         try:
-            image = images.decode(described[corpus].corpus.read(rows[corpus][name]))
+            image = images.decode(place[0].read(place[1]))
             return images.encode(images.thumbnail(image, SIDE), "webp", QUALITY)
         except ImageError:
             return None
 
     with ThreadPoolExecutor(cores()) as pool:
-        found: list[Any] = [(*key, data) for key, data in zip(chosen, pool.map(picture, chosen), strict=True) if data]
-    columns = list(zip(*found, strict=True)) or [(), (), ()]
-    types = (("corpus", pa.string()), ("id", pa.string()), ("image", pa.binary()))
-    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(types, columns, strict=True)})
+        return list(pool.map(picture, places))

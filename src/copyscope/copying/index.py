@@ -36,7 +36,7 @@ from .protocols import Protocol
 from .protocols import protocol as named_protocol
 from .segments import Kept, State, load, merge, write_segment
 from .verify import Verify
-from .windows import Box, look, look_at
+from .windows import Box, Looks, look, look_at
 
 COMPACT_ABOVE = 32
 
@@ -191,26 +191,48 @@ class Index:
         which is empty where the image cannot be read. local: look at windows of the pictures too, ten times the work.
         exact: True searches exactly, False by sign bits first, None whichever is faster. cache, workers: as in `embed`.
         """
-        if k < 1:
-            raise InputError(f"k must be at least 1, not {k}")
-        state = self._fresh()
-        descriptor, verify = self._descriptor(state), Verify()
+        settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
         if isinstance(pictures, (str, Path, Corpus)):
-            corpus = _corpus(pictures)
-            options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-            _, rows, looks = look_at(corpus, descriptor, verify, local, **options)
-            n = len(corpus)
-        else:
-            given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-            looks, n = look(given, descriptor, verify, local), len(given)
-            rows = np.arange(n)
-        answers: list[list[Hit]] = [[] for _ in range(n)]
-        if len(rows):
-            settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
-            found = locate(looks, state.whole, state.coarse, state.crops if local else None, verify, k, **settings)
-            for picture, row in enumerate(rows.tolist()):
-                answers[row] = _hits(found, picture, state, k, local)
-        return answers
+            return self.match_corpus(_corpus(pictures), k, local=local, cache=cache, **settings)[1]
+        state = self._fresh()
+        given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+        looks = look(given, self._descriptor(state), Verify(), local)
+        return _answers(looks, state, k, local, settings)
+
+    def match_corpus(
+        self,
+        corpus: Corpus,
+        k: int = 10,
+        *,
+        local: bool = True,
+        exact: bool | None = None,
+        cache: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Corpus, list[list[Hit]]]:
+        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`."""
+        state = self._fresh()
+        options: dict[str, Any] = {"workers": workers, "progress": progress}
+        filled, rows, looks = look_at(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
+        answers: list[list[Hit]] = [[] for _ in range(len(corpus))]
+        for row, hits in zip(rows.tolist(), _answers(looks, state, k, local, options | {"exact": exact}), strict=True):
+            answers[row] = hits
+        return filled, answers
+
+    def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int | None, int | None]]:
+        """What the index has to show of the training images of these ids: the middle square of each, uint8 [32 32 3],
+        and the width and height of the image in pixels, None in indexes that do not know them. Ids that are not there
+        are left out.
+        """
+        state = self._fresh()
+        wanted = set(ids)
+        rows = [row for row, each in enumerate(state.ids) if each in wanted and not state.gone[row]]
+        taken = state.table.take(pa.array(rows, pa.int64()))
+        squares = state.whole.thumbnails(np.array(rows, np.int64))
+        return {
+            each["id"]: (square, each["width"], each["height"])
+            for square, each in zip(squares, taken.select(["id", "width", "height"]).to_pylist(), strict=True)
+        }
 
     def add(
         self,
@@ -313,6 +335,17 @@ def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
         for rank, hit in enumerate(hits, 1)
     ]
     return pa.Table.from_pylist(rows, TABLE)
+
+
+def _answers(looks: Looks, state: State, k: int, local: bool, settings: dict[str, Any]) -> list[list[Hit]]:
+    """The hits of each picture; settings: `exact`, `workers` and `progress` of `match`."""
+    if k < 1:
+        raise InputError(f"k must be at least 1, not {k}")
+    n = len(looks.vectors)
+    if not n:
+        return []
+    found = locate(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
+    return [_hits(found, picture, state, k, local) for picture in range(n)]
 
 
 def _hits(found: Found, picture: int, state: State, k: int, local: bool) -> list[Hit]:

@@ -90,8 +90,8 @@ def protocol(name: str) -> Protocol:
 def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """The protocols and the parts of every shelf, or of one: {shelf: [{name, spec, about}]}.
 
-    A mitigation has besides: `door`, the name of its base class; `stages`, where it acts; `needs`. Raises PartError
-    when there is no such shelf.
+    A mitigation has besides: `door`, the name of its base class; `stages`, where it acts; `needs`. A signal has
+    `needs`. Raises PartError when there is no such shelf.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name in [shelf] if shelf else ["protocols", *parts.SHELVES]:
@@ -115,5 +115,7 @@ def _entry(shelf: str, name: str) -> dict[str, Any]:
         about = f"{about[:-1]} ..."
     entry: dict[str, Any] = {"name": name, "spec": parts.signature(cls, name), "about": about}
     if hasattr(cls, "stages"):
-        entry |= {"door": parts.base(cls, shelf), "stages": list(cls.stages), "needs": list(cls.needs)}
+        entry |= {"door": parts.base(cls, shelf), "stages": list(cls.stages)}
+    if hasattr(cls, "needs"):
+        entry["needs"] = list(cls.needs)
     return entry

@@ -65,8 +65,9 @@ class State:
 
     @functools.cached_property
     def table(self) -> pa.Table:
-        """id, caption, sha256, weight of every row."""
-        return pa.concat_tables([EMPTY, *(read() for read in self.tables)]).combine_chunks()
+        """id, caption, sha256, weight, width, height of every row; what an older segment lacks is null."""
+        tables = [EMPTY, *(read() for read in self.tables)]
+        return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -98,6 +99,8 @@ EMPTY = pa.table(
         "caption": pa.array([], pa.string()),
         "sha256": pa.array([], pa.string()),
         "weight": pa.array([], pa.float64()),
+        "width": pa.array([], pa.int32()),
+        "height": pa.array([], pa.int32()),
     }
 )
 
@@ -123,8 +126,8 @@ def write_segment(
         written |= _write_rows(folder, f"{name}.crops", vectors, small.reshape(-1, *small.shape[2:]), directions[0])
     taken = corpus.table.take(pa.array(rows))
     captions = [each[0] if each else None for each in taken["captions"].to_pylist()]
-    columns = [taken["id"], pa.array(captions, pa.string()), taken["sha256"], taken["weight"]]
-    table = pa.table(columns, names=EMPTY.column_names).cast(EMPTY.schema)
+    table = taken.append_column("caption", pa.array(captions, pa.string())).select(EMPTY.column_names)
+    table = table.cast(EMPTY.schema)
     written |= files.write_table(folder, f"{name}.rows", table)
     manifest["files"] |= written
     manifest["segments"].append({"name": name, "n": len(rows)})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,14 @@ from .denoiser import Step
 from .generate import SampleRecipe, block_size, made_with, opened, sample, seeds_of
 from .mitigations import PROMPTS, SAMPLING
 from .models import Model
+from .signals import Signal, Watch
 
 if TYPE_CHECKING:
     from .train import Run
+
+
+FITTED, LEAST = 0.2, 10
+"""Share of the prompts that signals learn of where they learn, and how many at least."""
 
 
 class _SeenEnough(Exception):
@@ -43,19 +49,54 @@ def scores(
     captions are not applied: give the prompts as rewritten. Raises InputError where a signal needs what is lacking.
     """
     signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
-    needed = max((signal.needed(recipe.steps) for signal in signals), default=0)
     found: dict[str, list[Floats]] = {str(signal): [] for signal in signals}
+    for watched in _watched(model, prompts, seeds, recipe, signals, progress):
+        for spec, values in watched.scores.items():
+            found[spec].append(values.double().cpu().numpy())
+    return {spec: np.concatenate(each) if each else np.zeros(0) for spec, each in found.items()}
+
+
+def learned(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    recipe: SampleRecipe,
+    *,
+    progress: Progress | None = None,
+) -> tuple[str, ...]:
+    """The signals of the recipe, with what those that learn have learned of these ordinary prompts and seeds: specs, in
+    the same order. As for `scores`.
+    """
+    signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
+    learning = [signal for signal in signals if signal.learns]
+    seen: dict[str, list[Watch]] = {str(signal): [] for signal in learning}
+    if learning:
+        recipe = dataclasses.replace(recipe, signals=tuple(seen))
+        for watched in _watched(model, prompts, seeds, recipe, learning, progress):
+            for spec, watch in watched.watches.items():
+                seen[spec].append(watch)
+    return tuple(str(each.fitted(seen[str(each)]) if each.learns else each) for each in signals)
+
+
+def _watched(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    recipe: SampleRecipe,
+    signals: Sequence[Signal],
+    progress: Progress | None,
+) -> Iterator[observed.Observed]:
+    """What the recipe's `signals` see of block after block of the prompts."""
+    needed = max((signal.needed(recipe.steps) for signal in signals), default=0)
     size = block_size(model.shape, recipe.n_images)
     for start in range(0, len(prompts), size):
         part, watched = list(prompts[start : start + size]), observed.Observed()
         options: dict[str, Any] = {"prompts": part, "watched": watched, "on_step": _stop_at(needed)}
         with contextlib.suppress(_SeenEnough):
             sample(model, model.condition(part), list(seeds[start : start + size]), recipe, **options)
-        for spec, values in watched.scores.items():
-            found[spec].append(values.double().cpu().numpy())
+        yield watched
         if progress:
             progress("watching", min(start + size, len(prompts)), len(prompts))
-    return {spec: np.concatenate(each) if each else np.zeros(0) for spec, each in found.items()}
 
 
 def calibrate(
@@ -69,22 +110,38 @@ def calibrate(
     """Of each signal of the recipe the line that ordinary prompts cross at this false-positive rate, one image each.
 
     model: as for `generate`. prompts: like those that are to be flagged when they are not ordinary, but known to the
-    model from nowhere. recipe: how the images will be made. Raises InputError where a signal needs what is lacking, or
-    there are too few prompts.
+    model from nowhere. recipe: how the images will be made. Signals that learn do so of the first FITTED of the
+    prompts, which then draw no line of theirs: scores of what was learned of are not like those of new prompts. The
+    specs in the result hold what was learned. Raises InputError where a signal needs what is lacking, or there are too
+    few prompts.
     """
     model, run = opened(model)
     if not recipe.signals:
         raise InputError("There are no signals to calibrate.\nName one: text_conditional_norm")
-    # Said before the work.
-    thresholds.calibrate({"": np.zeros(len(prompts))}, "", "", rate)
     recipe = dataclasses.replace(recipe, n_images=len(prompts))
+    signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
+    first = max(LEAST, math.ceil(FITTED * len(prompts)))
+    # Said before the work.
+    for signal in signals:
+        if signal.learns and len(prompts) < first + 1:
+            raise InputError(f"{signal} learns of {LEAST} prompts, and there are {len(prompts)}.\nGive more")
+        n = len(prompts) - (first if signal.learns else 0)
+        try:
+            thresholds.calibrate({str(signal): np.zeros(n)}, "", "", rate)
+        except InputError as error:
+            if not signal.learns:
+                raise
+            raise InputError(f"{signal} learns of {first} of the prompts; of the others: {error}") from None
     parts = applied.load(recipe.mitigations, SAMPLING, model, guidance=recipe.guidance)
     seeds = seeds_of(recipe)
     told = [
         parts.caption([prompt], lambda number, seed=seed: applied.sampling_rngs([seed], number)[0])
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    found = scores(model, told, seeds, recipe, progress=progress)
+    specs = learned(model, told[:first], seeds[:first], recipe, progress=progress)
+    found = scores(model, told, seeds, dataclasses.replace(recipe, signals=specs), progress=progress)
+    others = {spec for spec, signal in zip(specs, signals, strict=True) if signal.learns}
+    found = {spec: values[first:] if spec in others else values for spec, values in found.items()}
     return thresholds.calibrate(found, observed.fingerprint(model), made_with(model, run, recipe), rate)
 
 

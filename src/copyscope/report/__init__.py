@@ -1,4 +1,4 @@
-"""A result as one self-contained HTML page: of an audit, or of a lint.
+"""A result as one self-contained HTML page: of an audit, or of a lint; other results have a file of their own here.
 
 `render(audit)` and `render_lint(lint)` are pure functions: the same result gives the same bytes. A page loads nothing
 and sends nothing (its Content-Security-Policy forbids both), and shows whatever the user's data holds as text.
@@ -143,6 +143,7 @@ def _environment() -> jinja2.Environment:
         wording.p_value,
         wording.interval,
         wording.sentence,
+        wording.placed,
     ):
         environment.filters[filter_.__name__] = filter_
     environment.filters["span"] = _span

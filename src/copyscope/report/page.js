@@ -47,6 +47,19 @@
   const picture = (place, alt, className = "") => place === null || place === undefined
     ? el("div", { class: `absent ${className}`, role: "img", "aria-label": `${alt}: no preview` }, "no preview")
     : el("img", { src: uri(place), alt, class: className, loading: "lazy", decoding: "async" });
+  // A picture of `size` with boxes around parts of it, in shares; two lines, so that one shows on any ground.
+  const svg = (tag, attributes, ...children) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.append(...children);
+    return node;
+  };
+  const boxed = (place, alt, [width, height], box) => {
+    const [left, top, across, down] = [box[0] * width, box[1] * height, box[2] * width, box[3] * height];
+    const lines = ["ground", "line"].map((name) => svg("rect", { class: name, x: left, y: top, width: across, height: down }));
+    return svg("svg", { class: "boxed", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": alt },
+      svg("image", { href: uri(place), width, height, preserveAspectRatio: "none" }), ...lines);
+  };
   const figures = (pairs) => el("dl", { class: "facts" },
     ...pairs.filter(([, value]) => value !== null).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   const goTo = (text, list, query) => el("button", { type: "button", class: "quiet", "data-show": list, "data-query": query }, text);
@@ -242,6 +255,47 @@
     texts: (row) => [f.id[row], f.error[row] ?? ""],
     build: (row) => el("tr", {}, el("td", {}, f.corpus[row] === "train" ? "training" : f.corpus[row]),
       el("td", { dir: "auto", class: "id" }, f.id[row]), el("td", { dir: "auto" }, f.error[row] ?? "")),
+  });
+
+  const p = data.pictures ?? {};
+  const level = byId("pictures-rows")?.dataset.level;
+  const part = (said) => (said ? `, ${said} of it in a box` : "");
+  const asked = (row, hit) => el("div", { class: "frame" }, hit?.box && p.size[row] && p.img[row] !== null
+    ? boxed(p.img[row], `picture ${p.id[row]}${part(hit.placed)}`, p.size[row], hit.box)
+    : picture(p.img[row], `picture ${p.id[row]}`));
+  const source = (hit) => el("div", { class: "frame" }, hit.source && hit.img !== null
+    ? boxed(hit.img, `training image ${hit.id}${part(hit.source_placed)}`, [1, 1], hit.source)
+    : picture(hit.img, `training image ${hit.id}`));
+  const parts = (hit) => [hit.box ? `Fills a part of the picture: ${hit.placed}.` : null,
+    hit.source_placed ? `A part of the training image: ${hit.source_placed}.` : null].filter((text) => text).join(" ");
+  const scores = (hit) => figures([["p-value", pValue(hit.p_value)], ["combined", fixed(hit.combined)],
+    ["descriptor", fixed(hit.score)], ["verified", fixed(hit.verified)]]);
+  list("pictures", {
+    columns: p,
+    size: 12,
+    keeps: { all: () => true, flagged: (row) => p.flagged[row], boxed: (row) => p.boxed[row], failed: (row) => p.error[row] !== null },
+    orders: { id: [p.id, 1] },
+    texts: (row) => [p.id[row], p.error[row] ?? "", ...p.hits[row].flatMap((hit) => [hit.id, hit.caption ?? ""])],
+    build: (row) => {
+      const [first, ...others] = p.hits[row];
+      if (!first) {
+        return el("article", { class: "card", "data-id": p.id[row] }, el("p", { class: "flag" }, "could not be read"),
+          el("bdi", { class: "id" }, p.id[row]), said(p.error[row] ?? "", "text"));
+      }
+      return el("article", { class: p.flagged[row] ? "card copy" : "card", "data-id": p.id[row] },
+        el("p", { class: "flag" }, p.flagged[row] ? `■ p-value of ${level} or less` : "not flagged"),
+        el("div", { class: "pair" },
+          el("figure", {}, asked(row, first), el("figcaption", {}, el("b", {}, "Picture"), el("bdi", { class: "id" }, p.id[row]))),
+          el("figure", {}, source(first), el("figcaption", {}, el("b", {}, "Training image"), el("bdi", { class: "id" }, first.id)))),
+        scores(first),
+        parts(first) ? el("p", { class: "why" }, parts(first)) : null,
+        labelled("Training caption", [first.caption]),
+        others.length ? el("details", {}, el("summary", {}, `The next ${many(others.length, "match", "matches")}`),
+          ...others.map((hit) => el("div", { class: "next-match" },
+            el("div", { class: "pair" }, asked(row, hit), source(hit)),
+            el("div", {}, el("bdi", { class: "id" }, hit.id), scores(hit), parts(hit) ? el("p", { class: "under" }, parts(hit)) : null,
+              labelled("Training caption", [hit.caption]))))) : null);
+    },
   });
 
   document.addEventListener("click", (event) => {

@@ -180,6 +180,21 @@ def p_value(value: Any) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
 
 
+def placed(box: Any) -> str:
+    """Where a box (left, top, width, height, in shares of the picture) lies, and its share of the area, in words.
+
+    `upper left, 25 %`; nothing where there is no box, which is the whole picture.
+    """
+    if not box:
+        return ""
+    left, top, width, height = box
+    # Windows are half as wide as the picture, so that their middles lie between a quarter and three quarters.
+    across, down = left + width / 2, top + height / 2
+    words = "upper" if down < 0.4 else "lower" if down > 0.6 else "middle"
+    side = "left" if across < 0.4 else "right" if across > 0.6 else "middle"
+    return f"{words if words == side else f'{words} {side}'}, {100 * width * height:.0f} %"
+
+
 def interval(estimate: Any, style: str = "number") -> str:
     """`0.39 to 0.43`, or nothing where no interval is known."""
     if not isinstance(estimate, Mapping):

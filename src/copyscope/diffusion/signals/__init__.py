@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -49,6 +50,15 @@ class Signal(Part, abc.ABC):
         guided: the sampler itself asks for the prediction without a prompt.
         """
         return 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is of more use once it was `fitted`, which calibration then does first."""
+        return False
+
+    def fitted(self, ordinary: Sequence[Watch]) -> Signal:
+        """The signal with what it learns of ordinary prompts, of which each block was watched by one of `ordinary`."""
+        return self
 
     @abc.abstractmethod
     def watch(self, request: Request) -> Watch:

@@ -21,8 +21,8 @@ class LatentUpdateNorm(Signal):
     sigma^2), the norms |y_(i+1) - y_i| of all steps but the last, whose end is not seen; the score is the mean over
     steps of | |y_(i+1) - y_i| - mean_i | / deviation_i. The authors' code is not public; this is from their abstract.
 
-    mean, deviation: of the norms of ordinary prompts, one number a step but the last, as `band` makes them of what
-    `Moves.norms` gave. Without them the score is the mean norm itself.
+    mean, deviation: of the norms of ordinary prompts, one number a step but the last; `guard calibrate` finds them.
+    Without them the score is the mean norm itself.
 
     Cost: no model call.
     """
@@ -37,13 +37,18 @@ class LatentUpdateNorm(Signal):
     def needed(self, steps: int) -> int:
         return max(steps, 2)
 
+    @property
+    def learns(self) -> bool:
+        return not self.mean
+
+    def fitted(self, ordinary: Sequence[Watch]) -> LatentUpdateNorm:
+        """Against the band of two ordinary prompts or more, each number to six digits, since a spec is read."""
+        norms = torch.cat([watch.norms() for watch in ordinary if isinstance(watch, Moves)])
+        ends = (norms.mean(0), norms.std(0).clamp(min=1e-12))
+        return LatentUpdateNorm(*(tuple(float(f"{each:.6g}") for each in end.tolist()) for end in ends))
+
     def watch(self, request: Request) -> Moves:
         return Moves(self, request)
-
-
-def band(norms: Tensor) -> LatentUpdateNorm:
-    """The signal against the band of ordinary prompts. norms: theirs [n steps - 1], n at least 2."""
-    return LatentUpdateNorm(tuple(norms.mean(0).tolist()), tuple(norms.std(0).clamp(min=1e-12).tolist()))
 
 
 @dataclasses.dataclass(eq=False)

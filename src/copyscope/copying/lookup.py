@@ -1,0 +1,157 @@
+"""Pictures looked up in an index, kept: their matches, and small pictures to see them by."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+import copyscope
+from copyscope import images, stats
+from copyscope.corpus import Corpus
+from copyscope.errors import InputError
+from copyscope.machine import Progress
+
+from .gallery import QUALITY, ROWS, previews
+from .index import Hit, Index, table
+from .results import load_result, save_result, versions
+
+SCHEMA = "copyscope.index-matches/1"
+LEVEL = 0.01
+"""Of pictures that copy nothing, the share whose first match may have a p-value as small as those that are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """The result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
+
+    summary: dict[str, Any]
+    tables: dict[str, pa.Table]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        from copyscope.report.lookup import render
+
+        return save_result(folder, self.summary, self.tables, render(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Lookup:
+        """What `save` wrote. Raises InputError when the folder holds no finished look-up."""
+        return cls(*load_result(folder, SCHEMA))
+
+
+def lookup(
+    index: Index,
+    pictures: Sequence[str | Path],
+    k: int = 10,
+    *,
+    local: bool = True,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Lookup:
+    """The k training images that each picture is most like, with small pictures of the first of both.
+
+    pictures: what `Corpus.open` takes, each. The rest as in `Index.match`. Raises InputError where two of the pictures
+    have one id.
+    """
+    began = time.time()
+    asked = [Corpus.open(path) for path in dict.fromkeys(pictures)]
+    _refuse_repeats([each for corpus in asked for each in corpus.ids])
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]
+    places = [(corpus, row) for corpus, _ in found for row in range(len(corpus))]
+    hits = [each for _, answers in found for each in answers]
+    known = pa.concat_tables([corpus.table.select(["id", "width", "height", "error"]) for corpus, _ in found])
+    ids = known["id"].to_pylist()
+    failed = known.filter(pa.compute.is_valid(known["error"])).select(["id", "error"])
+    about, n = index.summary(), len(known) - len(failed)
+    images_said = f"{n} {'readable ' if len(failed) else ''}{'image' if n == 1 else 'images'}"
+    if about["calibration"]["n"] < 1 / LEVEL - 1:
+        counted = None
+        sentence = (
+            f"{images_said} looked up. With {about['calibration']['n']} calibration images no p-value can be as small "
+            f"as {LEVEL:g}, which takes {round(1 / LEVEL) - 1}."
+        )
+    else:
+        flagged = sum(bool(each) and each[0].p_value is not None and each[0].p_value <= LEVEL for each in hits)
+        counted = stats.proportion(flagged, n, missing=len(failed)).as_dict()
+        have = "has" if flagged == 1 else "have"
+        sentence = f"{flagged} of {images_said} {have} a match with a p-value of {LEVEL:g} or less."
+    return Lookup(
+        {
+            "schema": SCHEMA,
+            "copyscope": copyscope.__version__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - began, 2),
+            "sentence": sentence,
+            "n": len(known),
+            "n_missing": len(failed),
+            "n_index": about["n"],
+            "protocol": about["protocol"],
+            "local": local,
+            "level": LEVEL,
+            "flagged": counted,
+            "calibration": about["calibration"],
+            "recipe": {
+                "pictures": [corpus.origin for corpus in asked],
+                "index": str(index.folder),
+                "options": {"k": k, "local": local},
+                "versions": versions(),
+            },
+        },
+        {
+            "matches": table(ids, hits),
+            "failures": failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string())),
+            "thumbnails": _thumbnails(index, known, places, hits),
+        },
+    )
+
+
+SIZED = pa.schema(
+    {"corpus": pa.string(), "id": pa.string(), "image": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+)
+
+
+def _thumbnails(index: Index, known: pa.Table, places: list[tuple[Corpus, int]], hits: list[list[Hit]]) -> pa.Table:
+    """Of the ROWS pictures with the highest combined scores, and of what the report shows of their matches: the image
+    as WebP, with the size of what it was made of. Of training images it is what the index has, their middle square."""
+    from copyscope.report.lookup import SHOWN
+
+    order = sorted((row for row, each in enumerate(hits) if each), key=lambda row: -(hits[row][0].combined or -1.0))
+    chosen = order[:ROWS]
+    sizes = known.select(["id", "width", "height"]).take(pa.array(chosen, pa.int64())).to_pylist()
+    shots = previews([places[row] for row in chosen])
+    found = [
+        {"corpus": "pictures", "image": shot} | size
+        for shot, size in zip(shots, sizes, strict=True)
+        if shot is not None
+    ]
+    squares = index.thumbnails([hit.id for row in chosen for hit in hits[row][:SHOWN]])
+    found += [
+        {
+            "corpus": "train",
+            "id": each,
+            "image": images.encode(square, "webp", QUALITY),
+            "width": width,
+            "height": height,
+        }
+        for each, (square, width, height) in squares.items()
+    ]
+    return pa.Table.from_pylist(found, SIZED)
+
+
+def _refuse_repeats(ids: list[str]) -> None:
+    seen: set[str] = set()
+    for each in ids:
+        if each in seen:
+            raise InputError(
+                f"Two of the images asked about are called {each!r}.\nLook them up apart, or give the folder above both"
+            )
+        seen.add(each)
