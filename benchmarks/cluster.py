@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,15 +123,15 @@ class Outcome:
     done: NDArray[np.int64]
 
 
-def run(tasks: Tasks, cluster: Cluster, seed: np.random.SeedSequence) -> Outcome:
+def run(tasks: Tasks, cluster: Cluster, seed: Sequence[int] = (0,)) -> Outcome:
     """Run the tasks, the longest first. The same seed gives the same outcome."""
     return _Stage(tasks, cluster, seed).run()
 
 
 class _Stage:
-    def __init__(self, tasks: Tasks, cluster: Cluster, seed: np.random.SeedSequence) -> None:
+    def __init__(self, tasks: Tasks, cluster: Cluster, seed: Sequence[int]) -> None:
         self.cluster = cluster
-        drawn, lost, machines = (np.random.default_rng(each) for each in seed.spawn(3))
+        drawn, lost, machines = (np.random.default_rng(np.random.SeedSequence([*seed, stream])) for stream in range(3))
         self.draws, self.lost = _draws(drawn), lost
         speeds = np.exp(cluster.machine_sigma * machines.standard_normal(cluster.machines))
         self.speeds: list[float] = (speeds / speeds.mean()).tolist()
@@ -179,9 +179,8 @@ class _Stage:
             self._assign(now)
         for number in list(self.under_way):
             self._stop(number, now)
-        return Outcome(
-            now, self.busy, self.wasted, self.executions, self.again, self.losses, self.given_up, self.done
-        )  # fmt: skip
+        counts = self.executions, self.again, self.losses, self.given_up
+        return Outcome(now, self.busy, self.wasted, *counts, self.done)
 
     def _push(self, when: float, kind: int, which: int) -> None:
         heapq.heappush(self.events, (when, kind, which))
