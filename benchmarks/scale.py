@@ -1,6 +1,6 @@
 """A lint of LAION-2B and an audit of ten million generations, simulated on a cluster: hours, bytes, dollars, limits.
 
-    python benchmarks/scale.py             # about two minutes
+    python benchmarks/scale.py             # about a minute of processor time
     python benchmarks/scale.py --machines 100 --task_sigma 0.8 --speculate 0
 
 Nothing of this size was run. Rates are those of one core, read from results/ (benchmarks embed, search, audit and
@@ -25,6 +25,7 @@ GROWTH = (1e6, 1e7, 1e8, 1e9, 2.3e9, 1e10)
 MACHINES = (1, 5, 25, 100, 400)
 GPUS = 8
 HOT = (1e5, 1e6, 3e6, 1e7)
+WAVES = (1, 2, 5, 20)
 SIGMAS = (0.0, 0.4, 0.8, 1.2)
 
 
@@ -53,7 +54,8 @@ def main() -> None:
             "machines": [on_machines(assumed, rates, seed, n) for n in MACHINES],
             "hot": [hot(assumed, rates, seed, times) for times in HOT],
             "stragglers": [stragglers(assumed, rates, seed, sigma) for sigma in SIGMAS],
-            "losses": [losses(jobs["lint"], assumed, seed, hours) for hours in (500, 50, 5)],
+            "shuffle": [shuffled(assumed, rates, seed, waves) for waves in WAVES],
+            "losses": [losses(jobs["lint"], assumed, seed, hours, runs) for hours in (500, 50, 5)],
             "limits": [
                 {"where": each.where, "what": each.what, "unit": each.unit, "there": each.there, "answer": each.answer}
                 | {"breaks_at": number(each.breaks_at()) if np.isfinite(each.breaks_at()) else None}
@@ -171,8 +173,11 @@ def in_short(stages: list[Stage], a: Assumed, seed: int) -> dict[str, float]:
     )
     compute = sum(float(each.tasks.compute.sum()) * each.rounds for each in stages if not each.gpu) / HOUR
     moved = sum(float(each.tasks.read.sum() + each.tasks.written.sum()) * each.rounds for each in stages)
+    requests = sum(float(each.tasks.requests.sum()) * a.get_price * each.rounds for each in stages)
     dollars = hours * a.machines * (a.cores * a.core_price + a.gpus * a.gpu_price)
-    return rounded({"hours": hours, "core_hours": compute, "moved": moved, "machine_dollars": dollars})
+    return rounded(
+        {"hours": hours, "core_hours": compute, "moved": moved, "machine_dollars": dollars, "request_dollars": requests}
+    )
 
 
 def grown(a: Assumed, r: Rates, seed: int, images: float) -> dict[str, Any]:
@@ -233,18 +238,29 @@ def stragglers(a: Assumed, r: Rates, seed: int, sigma: float) -> dict[str, Any]:
     return found
 
 
-def losses(stages: list[Stage], a: Assumed, seed: int, hours: float) -> dict[str, Any]:
-    """The stage of describing when a machine is lost every so many hours."""
+def losses(stages: list[Stage], a: Assumed, seed: int, hours: float, runs: int) -> dict[str, Any]:
+    """The stage of describing when a machine is lost every so many hours; the mean of `runs`."""
     (describe,) = (each for each in stages if each.name == "describe")
-    outcome = run(describe.tasks, dataclasses.replace(a.cluster(), between_losses=hours * HOUR), [seed, 1])
+    cluster = dataclasses.replace(a.cluster(), between_losses=hours * HOUR)
+    found = [run(describe.tasks, cluster, [seed, 1, number]) for number in range(runs)]
     return rounded(
         {
             "hours_between_losses": float(hours),
-            "hours": outcome.seconds / HOUR,
-            "machines_lost": outcome.losses,
-            "wasted_share": outcome.wasted / outcome.busy,
+            "hours": float(np.mean([each.seconds for each in found])) / HOUR,
+            "machines_lost": float(np.mean([each.losses for each in found])),
+            "wasted_share": float(np.mean([each.wasted / each.busy for each in found])),
         }
     )
+
+
+def shuffled(a: Assumed, r: Rates, seed: int, waves: float) -> dict[str, Any]:
+    """Both jobs with so many tasks a core on either side of a shuffle."""
+    a = dataclasses.replace(a, shuffle_waves=waves)
+    return {
+        "waves": waves,
+        "lint": in_short(lint(a, r, seed), a, seed),
+        "audit": in_short(audit(a, r, seed), a, seed),
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rates of one thread, and what cells and short vectors lose: what benchmarks/scale.py needs beside the other results.
 
     copyscope fetch photographs
-    python benchmarks/scale_rates.py       # about 3 minutes on two cores
+    python benchmarks/scale_rates.py       # about a minute on two cores
 
 Processor time, so that other work on the machine counts little. The vectors whose precision is measured are those of
 tiles of photographs by SSCD's student; those that cells are measured on are drawn: clusters without a common direction.

@@ -170,9 +170,19 @@ def stragglers(results: Results) -> list[str]:
     return table(["sigma of a task", *ways], rows)
 
 
+def shuffle(results: Results) -> list[str]:
+    """Hours, and dollars of requests, by the tasks on either side of a shuffle."""
+    rows = [
+        [f"{each['waves']:g}"]
+        + [digits(each[job][what], 3) for job in ("lint", "audit") for what in ("hours", "request_dollars")]
+        for each in results["shuffle"]
+    ]
+    return table(["tasks a core", "lint: hours", "$ of requests", "audit: hours", "$ of requests"], rows)
+
+
 def losses(results: Results) -> list[str]:
     rows = [
-        [f"{each['hours_between_losses']:g}", f"{each['machines_lost']}", f"{each['hours']:.1f}",
+        [f"{each['hours_between_losses']:g}", f"{each['machines_lost']:.1f}", f"{each['hours']:.1f}",
          f"{100 * each['wasted_share']:.1f} %"]
         for each in results["losses"]
     ]  # fmt: skip
@@ -244,6 +254,7 @@ TABLES = {
     "scale hot": hot,
     "scale stragglers": stragglers,
     "scale losses": losses,
+    "scale shuffle": shuffle,
     "scale limits": limits,
 }
 OF_RATES = {"scale precision": precision, "scale cells": cells}

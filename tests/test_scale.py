@@ -95,6 +95,14 @@ def test_second_executions_lose_nothing_and_shorten_the_tail():
         assert found.losses > 0
 
 
+def test_a_task_runs_at_most_twice_at_a_time():
+    eager = Cluster(machines=1, slots=4, failure=0.6, retries=10**6, speculate=True, late=0.0)
+    for seed in range(20):
+        found = run(Tasks.of(1, compute=1.0), eager, [seed])
+        assert found.busy <= 2 * found.seconds + 1e-9
+        assert found.executions >= 2
+
+
 def test_work_of_a_lost_machine_is_done_again():
     tasks = Tasks.of(400, compute=1.0, read=10.0)
     sound, rough = Cluster(4, 2), Cluster(4, 2, between_losses=10.0, replacement=5.0)
@@ -190,6 +198,7 @@ def test_merging_ends_in_one_file():
     plan = scale_jobs.Plan(ASSUMED, RATES)
     sizes = [len(stage.tasks) for stage in scale_jobs.merged(plan, 100_000)]
     assert sizes == [1563, 25, 1]
+    assert [len(stage.tasks) for stage in scale_jobs.merged(plan, 64**3 + 1)] == [4097, 65, 2, 1]
     assert [len(stage.tasks) for stage in scale_jobs.merged(plan, 1)] == [1]
 
 
