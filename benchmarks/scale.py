@@ -1,7 +1,7 @@
 """A lint of LAION-2B and an audit of ten million generations, simulated on a cluster: hours, bytes, dollars, limits.
 
     python benchmarks/scale.py             # about a minute of processor time
-    python benchmarks/scale.py --machines 100 --task_sigma 0.8 --speculate 0
+    python benchmarks/scale.py --machines 100 --task-sigma 0.8 --speculate 0
 
 Nothing of this size was run. Rates are those of one core, read from results/ (benchmarks embed, search, audit and
 scale_rates); all else is an assumption, an argument with its source (`--help`), and stands in the result beside the
@@ -23,6 +23,7 @@ from scale_jobs import HOUR, Assumed, Rates, Stage, audit, limits, lint
 
 GROWTH = (1e6, 1e7, 1e8, 1e9, 2.3e9, 1e10)
 MACHINES = (1, 5, 25, 100, 400)
+SWITCHES = ("collapse", "split", "speculate")
 GPUS = 8
 HOT = (1e5, 1e6, 3e6, 1e7)
 WAVES = (1, 2, 5, 20)
@@ -73,7 +74,10 @@ def arguments(given: list[str] | None = None) -> tuple[Assumed, int, int]:
     for field in dataclasses.fields(Assumed):
         # argparse formats help with %, which no source has.
         parser.add_argument(
-            f"--{field.name}", type=type(field.default), default=field.default, help=field.metadata["said"]
+            f"--{field.name.replace('_', '-')}",
+            type=int if field.name in SWITCHES else float,
+            default=field.default,
+            help=field.metadata["said"],
         )
     values = vars(parser.parse_args(given))
     seed, runs = values.pop("seed"), values.pop("runs")

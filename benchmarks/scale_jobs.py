@@ -35,10 +35,10 @@ def _assumed(default: Any, said: str) -> Any:
 class Assumed:
     """What was not measured here, each an argument of benchmarks/scale.py."""
 
-    images: float = _assumed(2.3e9, "images to lint: LAION-2B-en has 2.3 thousand million, by its name and authors")
+    images: float = _assumed(2.3e9, "images to lint: LAION-2B, by its name two thousand million, as usually given 2.3")
     generations: float = _assumed(1e7, "images to audit: the task this page answers")
     image_bytes: float = _assumed(60e3, "bytes of an image file: a JPEG of 512 px; a guess of ours")
-    shard: float = _assumed(10_000, "images a shard: what img2dataset writes")
+    shard: float = _assumed(10_000, "images a shard: what img2dataset writes, in the set-up of Somepalli et al. 2023")
     duplicated: float = _assumed(0.3, "share of images with a near-duplicate: Webster et al. 2023 (arXiv 2303.12733)")
     exact: float = _assumed(0.1, "share of images whose file another has too, byte for byte; a guess of ours")
     hot: float = _assumed(1e6, "times the most duplicated image stands in the set; a guess of ours")

@@ -100,7 +100,8 @@ def test_a_task_runs_at_most_twice_at_a_time():
     for seed in range(20):
         found = run(Tasks.of(1, compute=1.0), eager, [seed])
         assert found.busy <= 2 * found.seconds + 1e-9
-        assert found.executions >= 2
+        # Only when both have failed do two more begin.
+        assert found.executions % 2 == 0
 
 
 def test_work_of_a_lost_machine_is_done_again():
@@ -224,8 +225,8 @@ def test_the_bottleneck_is_what_alone_would_take_longest():
 
 
 def test_every_assumption_is_an_argument_with_a_source():
-    assumed, seed, runs = scale.arguments(["--machines", "7", "--speculate", "0", "--seed", "3"])
-    assert (assumed.machines, assumed.speculate, seed, runs) == (7, 0, 3, 3)
+    assumed, seed, runs = scale.arguments(["--machines", "7", "--task-sigma", "0.8", "--speculate", "0", "--seed", "3"])
+    assert (assumed.machines, assumed.task_sigma, assumed.speculate, seed, runs) == (7, 0.8, 0, 3, 3)
     assert scale.arguments([])[0] == ASSUMED
     assert all(len(field.metadata["said"]) >= 15 for field in dataclasses.fields(ASSUMED))
 
