@@ -19,7 +19,8 @@ import numpy as np
 
 from cluster import Cluster, Outcome, run
 from record import record
-from scale_jobs import HOUR, Assumed, Rates, Stage, audit, limits, lint
+from scale_jobs import HOUR, Assumed, Rates, Stage, audit, lint
+from scale_limits import limits
 
 GROWTH = (1e6, 1e7, 1e8, 1e9, 2.3e9, 1e10)
 MACHINES = (1, 5, 25, 100, 400)

@@ -15,6 +15,7 @@ try:
     import cluster
     import scale
     import scale_jobs
+    import scale_limits
     from cluster import Cluster, Tasks, run
 finally:
     sys.path.remove(BENCHMARKS)
@@ -204,10 +205,10 @@ def test_merging_ends_in_one_file():
 
 
 def test_a_limit_is_where_more_is_asked_than_there_is():
-    limit = scale_jobs.Limit("", "", "", 5e8, "", lambda n: n * n / 2)
+    limit = scale_limits.Limit("", "", "", 5e8, "", lambda n: n * n / 2)
     assert limit.breaks_at() == pytest.approx(np.sqrt(1e9), rel=0.01)
-    assert scale_jobs.Limit("", "", "", 1.0, "", lambda n: 0.0).breaks_at() == np.inf
-    found = {each.what: each.breaks_at() for each in scale_jobs.limits(ASSUMED, RATES)}
+    assert scale_limits.Limit("", "", "", 1.0, "", lambda n: 0.0).breaks_at() == np.inf
+    found = {each.what: each.breaks_at() for each in scale_limits.limits(ASSUMED, RATES)}
     patience = ASSUMED.patience * 3600 * ASSUMED.cores
     assert found["all pairs"] == pytest.approx(np.sqrt(patience * RATES.pairs_flops / RATES.dim), rel=0.01)
 
