@@ -6,6 +6,7 @@ tests/test_docs.py fails when one of them is not what this would write.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -426,7 +427,12 @@ def _written(estimate: dict[str, Any], style: str) -> str:
 
 
 def leaderboard_drawing() -> str:
-    """docs/leaderboard.svg: the report's drawing as a file of its own, in the colours of its page, light and dark."""
+    """docs/leaderboard.svg: the report's drawing of the leaderboard."""
+    return _own_file(leaderboard.frontier(_results("mitigations")["leaderboard"]))
+
+
+def _own_file(drawing: str) -> str:
+    """A drawing of the report as a file of its own, in the colours of its page, light and dark."""
     css = (Path(plots.__file__).parent / "page.css").read_text(encoding="utf-8")
     light, dark = (dict(re.findall(r"--(\w+): (#\w+)", css.split("{")[place])) for place in (1, 2))
     rules = [
@@ -434,8 +440,32 @@ def leaderboard_drawing() -> str:
         for look in (light, dark)
     ]
     style = f"<style>{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}</style>"
-    start, rest = leaderboard.frontier(_results("mitigations")["leaderboard"]).split(">", 1)
+    start, rest = drawing.split(">", 1)
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+
+
+def _beside(name: str) -> Any:
+    """A module that lies beside this file, however this one was loaded."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def scale_page() -> str:
+    """docs/scale.md with its tables, out of the results of the simulation."""
+    page, text = _beside("scale_page"), (Path(__file__).parent / "scale.md").read_text(encoding="utf-8")
+    for results, tables in (("benchmark-scale", page.TABLES), ("benchmark-scale-rates", page.OF_RATES)):
+        for name, make in tables.items():
+            text = _with_table(text, name, make(_results(results)))
+    return text
+
+
+def scale_drawing() -> str:
+    """docs/scale.svg: hours and bytes against the number of training images."""
+    return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -446,6 +476,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "mitigations.md": mitigations_page,
     "parts.md": parts_page,
     "recipes.md": recipes_page,
+    "scale.md": scale_page,
+    "scale.svg": scale_drawing,
 }
 
 if __name__ == "__main__":

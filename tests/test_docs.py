@@ -56,9 +56,11 @@ def prose(text):
 # Generated pages
 
 
-@pytest.mark.parametrize(
-    "name", ["../README.md", "cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
-)
+MADE = ["../README.md", "cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
+MADE += ["scale.md", "scale.svg"]
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_generated_pages_are_up_to_date(name):
     assert name in GENERATE.PAGES
     stale = f"docs/{name} is stale: run python docs/generate.py"

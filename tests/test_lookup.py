@@ -6,7 +6,6 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from copyscope import Corpus, Index, cli, images, stats, worlds
 from copyscope.copying import lookup as module
 from copyscope.copying.lookup import Lookup, lookup
-from copyscope.copying.segments import EMPTY
 from copyscope.errors import InputError
 from tests.test_report import embedded
 
@@ -119,14 +117,3 @@ def test_the_index_shows_the_middle_square_of_what_is_in_it(index, world, tmp_pa
     np.testing.assert_array_equal(square, middle)
     mine.compact()
     assert mine.thumbnails([index.ids[2]])[index.ids[2]][1:] == (width, height)
-
-
-def test_an_index_made_before_sizes_were_kept_is_still_read(index):
-    state = index._fresh()
-    old = [lambda read=read: read().drop_columns(["width", "height"]) for read in state.tables]
-    table = type(state)(state.manifest, state.stamp, state.whole, state.crops, old, state.calibration).table
-    assert table.schema == EMPTY.schema
-    assert table["id"].equals(state.table["id"])
-    assert table["width"].null_count == len(table)
-    assert pa.types.is_int32(state.table["width"].type)
-    assert not state.table["width"].null_count

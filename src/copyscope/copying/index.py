@@ -219,10 +219,9 @@ class Index:
             answers[row] = hits
         return filled, answers
 
-    def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int | None, int | None]]:
+    def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:
         """What the index has to show of the training images of these ids: the middle square of each, uint8 [32 32 3],
-        and the width and height of the image in pixels, None in indexes that do not know them. Ids that are not there
-        are left out.
+        and the width and height of the image in pixels. Ids that are not there are left out.
         """
         state = self._fresh()
         wanted = set(ids)

@@ -65,9 +65,8 @@ class State:
 
     @functools.cached_property
     def table(self) -> pa.Table:
-        """id, caption, sha256, weight, width, height of every row; what an older segment lacks is null."""
-        tables = [EMPTY, *(read() for read in self.tables)]
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+        """id, caption, sha256, weight, width, height of every row."""
+        return pa.concat_tables([EMPTY, *(read() for read in self.tables)]).combine_chunks()
 
     @functools.cached_property
     def ids(self) -> list[str]:
