@@ -1,7 +1,6 @@
 """What the guard adds to a clean image: by operations beside Stable Diffusion 1.5, and by the clock on `small_unet`.
 
-    python benchmarks/overhead.py                    # an untrained small_unet: training changes no time; 6 minutes
-    python benchmarks/overhead.py --run RUN          # a run of `copyscope train`
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py    # some minutes, most of them for SSCD
 
 Operations: those of the networks as torch counts them on its meta device, of Stable Diffusion 1.5 by its public
 configuration at 512 x 512 with classifier-free guidance, of SSCD as the ResNet-50 that it is, at 288 pixels. One
@@ -9,8 +8,8 @@ multiplication and one addition are two, in whatever number format: the packaged
 estimated, every assumption in the code below.
 
 By the clock: calls of the guarded model and of `sample` itself in one process, in turn, each pair on the same prompts
-and seeds; the ratio is taken within each pair. Nothing in the index is like what the model makes, and one try is
-allowed, so that every image costs what a clean one does.
+and seeds; the ratio is taken within each pair. The model is untrained, which changes no time. One try is allowed, so
+that every image costs what a clean one does.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from copyscope import Guard, Index, Policy, Run, SampleRecipe, parts, worlds
+from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
 from copyscope.copying import codes, insets, windows
 from copyscope.copying.protocols import protocol
 from copyscope.copying.verify import Verify
@@ -43,13 +42,12 @@ LOOKS = {"whole": 1, "windows": 1 + len(windows.BOXES)}
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--run", help="of `copyscope train`; else an untrained model")
     arguments.add_argument("--pairs", type=int, default=9)
     arguments.add_argument("--images", type=int, default=16, help="of a call")
     options = arguments.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     counted = operations()
-    model = Run.open(options.run).model if options.run else parts.load("models", "small_unet")
+    model = parts.load("models", "small_unet")
     with tempfile.TemporaryDirectory() as folder:
         measured = clock(model, Path(folder), options.pairs, options.images)
     record("overhead", {"bar_percent": BAR, "operations": counted, "clock": measured})
@@ -171,7 +169,8 @@ def clock(model: Any, folder: Path, pairs: int, n: int) -> dict[str, Any]:
     """Seconds of guarded and bare calls of n images, in turn, for the slow and the fast descriptor."""
     # So few, since the search in an index is counted above, and is as fast in all small ones.
     world = worlds.world(folder / "world", n_train=20, n_generated=8, n_held_out=20)
-    recipe = SampleRecipe(steps=25, guidance=2.0)
+    # As many as are made: a batch is filled up to blocks of a size that depends on it.
+    recipe = SampleRecipe(n_images=n, steps=25, guidance=2.0)
     prompts = [f"a picture of {number}" for number in range(n)]
     found: dict[str, Any] = {
         "model": str(model),
