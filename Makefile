@@ -36,13 +36,13 @@ test: install browser check  ## formatting, lint, types, then the whole test sui
 	$(BIN)/python -m pytest
 
 check: install  ## formatting, lint, types
-	$(BIN)/ruff format --check src tests benchmarks docs
-	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs examples
+	$(BIN)/ruff check src tests benchmarks docs examples
 	$(BIN)/mypy
 
 format: install  ## rewrite the code as `check` wants it
-	$(BIN)/ruff check --fix-only --quiet src tests benchmarks docs
-	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix-only --quiet src tests benchmarks docs examples
+	$(BIN)/ruff format src tests benchmarks docs examples
 
 clean:  ## remove the environment and what the tools leave behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)

@@ -50,6 +50,17 @@ def pictures(n=4, size=32):
     return list(np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8))
 
 
+def train_and_held_out(root, copied, others):
+    """Folders `train/`, of the pictures `copied` and eight of `others`, and `held-out/`, of the rest of those."""
+    from PIL import Image
+
+    for name, there in (("train", [*copied, *others[:8]]), ("held-out", others[8:])):
+        (root / name).mkdir()
+        for number, picture in enumerate(there):
+            Image.fromarray(np.asarray(picture)).save(root / name / f"{number:03d}.png")
+    return root / "train", root / "held-out"
+
+
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 

@@ -30,7 +30,7 @@ from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard_log import Record, read_log, summed_up
 from copyscope.thresholds import Threshold, Thresholds
 from tests.models import tiny_stable_diffusion
-from tests.pipelines import loaded
+from tests.pipelines import loaded, train_and_held_out
 
 TEXTS = ["a red fish", "two blue houses by the sea", "a dog"]
 RESEEDS = Policy(ladder=((),))
@@ -580,7 +580,40 @@ def test_what_a_model_cannot_be_asked_is_said(model):
         Guard(Listed(is_copy), Policy(ladder=(("antimemorization_guidance",),)))(model)
 
 
-# A real index, and the perfect copier
+# A real index
+
+KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionImg2ImgPipeline")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_stops_a_pipelines_copies_and_leaves_its_other_images_as_they_are(kind, tmp_path):
+    pipe = loaded(tiny_stable_diffusion(tmp_path / "sd", "sdxl" if "XL" in kind else "sd1"))
+    options = ASKED
+    if "Img2Img" in kind:
+        from diffusers import StableDiffusionImg2ImgPipeline
+
+        pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        start = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        options = {"image": Image.fromarray(start), "num_inference_steps": 4, "strength": 0.75}
+    assert type(pipe).__name__ == kind
+    others = pipe("a red fish", num_images_per_prompt=47, generator=generators(47, 100), **options).images
+    bare = arrays(pipe(TEXTS, generator=generators(3), **options).images)
+    train, held = train_and_held_out(tmp_path, [bare[1]], others)
+    index = Index.build(train, tmp_path / "index", "sscd-distilled", held_out=held)
+
+    guarding = Guard(index, Policy(rate=0.03))
+    found = arrays(guarding(pipe)(TEXTS, generator=generators(3), **options).images)
+    assert np.array_equal(found[[0, 2]], bare[[0, 2]])
+    assert not np.array_equal(found[1], bare[1])
+    assert all(hits[0].p_value > 0.03 for hits in index.match(list(found)))
+    first = guarding.records[1]
+    assert (first.row, first.match, first.action) == (1, "000.png", "redone")
+    assert guarding.records[-1].action == "delivered"
+    assert {record.row for record in guarding.records if record.attempt} == {1}
+
+
+# And the perfect copier
 
 
 def test_the_perfect_copier_hands_out_no_copy(world, tmp_path):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -394,8 +395,10 @@ class Service:
         self.process = subprocess.Popen(
             [*map(str, command), *options], stderr=subprocess.PIPE, text=True, env=os.environ | environment
         )
-        self.said = self.process.stderr.readline()
-        self.port = int(re.search(r"answers at http://127.0.0.1:(\d+), 40 images", self.said)[1])
+        for line in self.process.stderr:
+            if found := re.search(r"answers at http://127.0.0.1:(\d+), 40 images", line):
+                break
+        self.port = int(found[1])
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -435,6 +438,46 @@ def test_over_a_socket_the_answer_is_the_same(service, client, copied):
     here = client.post("/check", content=copied, headers=PNG).json()
     assert status == 200
     assert {**found, "seconds": 0} == {**here, "seconds": 0}
+
+
+def test_windows_are_looked_at_for_many_at_once_and_every_answer_is_to_its_own_image(service, index, copied, world):
+    held = Corpus.open(world.held_out)
+    bodies = [Corpus.open(world.train).read(row) for row in (3, 14, 30)] + [held.read(row) for row in (100, 110)]
+    bodies.append(images.encode(inset(held.read(90), copied), "png"))
+    expected = []
+    for body in bodies:
+        (hits,) = index.match([images.decode(body)], 3)
+        expected.append([(hit.id, hit.combined, hit.box and list(hit.box)) for hit in hits])
+    assert expected[-1][0][2], "what is in a part is found by its windows alone"
+
+    def ask(body):
+        status, found = service.ask("POST", "/check?k=3&local=true", body)
+        return status, [(each["id"], each["combined"], each["box"]) for each in found["matches"]]
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, bodies * 2))
+    assert answers == [(200, each) for each in expected * 2]
+
+
+def inset(whole, part):
+    """An image of which a quarter is another."""
+    found = images.decode(whole)
+    height, width = found.shape[:2]
+    found[: height // 2, : width // 2] = images.resize(images.decode(part), (height // 2, width // 2))
+    return found
+
+
+def test_a_body_that_stalls_is_told_so_and_gives_its_place_back(index):
+    with Service(index.folder, "--seconds", "0.2", "--workers", "1", "--queue", "0") as service:
+        for _ in range(2):
+            with contextlib.closing(service.connect()) as connection:
+                connection.putrequest("POST", "/check")
+                connection.putheader("Content-Length", "1000")
+                connection.endheaders(b"the first bytes alone")
+                response = connection.getresponse()
+                assert response.status == 408
+                assert "0.2 seconds" in json.loads(response.read())["error"]
+        assert "copyscope_under_way 0.0" in metrics(service)
 
 
 def test_a_hundred_megabytes_are_answered_and_not_kept(service, copied):
