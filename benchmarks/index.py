@@ -1,4 +1,4 @@
-"""One picture in an index: how fast it is answered beside faiss's flat index, what sign bits lose, what windows find.
+"""One picture in an index: how fast it is answered, beside faiss's flat index, and what sign bits lose.
 
     python benchmarks/index.py             # 1,000,000 x 512: some minutes, 6 GB of disk, 3 GB of memory for faiss
     python benchmarks/index.py --n 100000
@@ -6,9 +6,7 @@
 Wall time depends on what else the machine does, so processor time stands beside it; on idle cores the wall time is half
 of it. `picture` is all of a look-up but the embedding: ten searches by the descriptor, two by coarse pixels, the second
 look at the whole and at parts. The coarse vectors are drawn from a normal law with the mean and covariance of those of
-emoji. The insets are training pictures at half their side, a quarter of the picture, anywhere on another one that is in
-no set; pictures come from `copyscope fetch fluent-emoji` and `copyscope fetch photographs` (tiles of these). Recall:
-the right family was named with p <= 0.01.
+emoji. These come from `copyscope fetch fluent-emoji`.
 """
 
 from __future__ import annotations
@@ -24,35 +22,27 @@ from typing import Any
 import numpy as np
 
 import altered
-from copyscope import Corpus, Index, assets, images, stats, worlds
+from copyscope import Corpus, assets, stats
 from copyscope.copying.coarse import coarse_vectors
 from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.insets import Canvases
 from copyscope.copying.locate import locate
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
-from duplication import photographs
 from record import record
 from search import DIM, THREADS, clustered
 
 SIMILARITIES, QUERIES = (0.35, 0.5, 0.7), 64
-LEVEL = 0.01
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--n", type=int, default=1_000_000)
     arguments.add_argument("--pairs", type=int, default=7, help="how often the two are timed in turn")
-    arguments.add_argument("--insets", nargs="*", default=["emoji", "photographs"], choices=["emoji", "photographs"])
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fast = speed(Path(folder), options.n, options.pairs)
-    found: dict[str, Any] = {"search": fast, "insets": []}
-    for kind in options.insets:
-        for protocol in ("sscd-distilled", "sscd-288"):
-            with tempfile.TemporaryDirectory() as folder:
-                found["insets"].append({"pictures": kind} | insets(Path(folder), kind, protocol))
-    record("index", found)
+    record("index", fast)
 
 
 def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
@@ -156,62 +146,6 @@ def near(rng: np.random.Generator, vectors: np.ndarray, similarity: float) -> np
     away -= (away * vectors).sum(axis=1, keepdims=True) * vectors
     away /= np.linalg.norm(away, axis=1, keepdims=True)
     return np.asarray(similarity * vectors + np.sqrt(1 - similarity**2) * away, np.float32)
-
-
-def insets(folder: Path, kind: str, protocol: str) -> dict[str, Any]:
-    """Recall and false alarms on planted insets of the whole-picture match and of the one with windows."""
-    rng = np.random.default_rng(0)
-    if kind == "emoji":
-        crowds = altered._crowds(altered._read(assets.fetch(altered.SOURCE)))
-        train, held, unseen, rest = altered._split(crowds, (600, 200, 200), 300, rng)
-    else:
-        tiles = [altered._Picture(path, {"file_name": path.name, "base": path.name}) for path in photographs(folder)]
-        # As many each of held-out and unseen tiles, and of those that insets lie on, as there are for training.
-        train, held, unseen, rest = (tiles[start::4] for start in range(4))
-    for name, pictures in (("train", train), ("held-out", held), ("unseen", unseen)):
-        altered._copy_files(folder / name, pictures)
-    family = {picture.id: picture.family for picture in train}
-    truth = {}
-    (folder / "planted").mkdir()
-    for number, at in enumerate(rng.permutation(len(train))[:150]):
-        picture = images.decode(train[at].file)
-        height, width = picture.shape[:2]
-        whole = images.resize(images.decode(rest[int(rng.integers(len(rest)))].file), (height, width))
-        small = images.resize(picture, (height // 2, width // 2))
-        top, left = int(rng.integers(height - height // 2 + 1)), int(rng.integers(width - width // 2 + 1))
-        whole[top : top + height // 2, left : left + width // 2] = small
-        name = f"{number:04d}.png"
-        (folder / "planted" / name).write_bytes(images.encode(whole, "png"))
-        truth[name] = (train[at].id, (left / width, top / height, 0.5, 0.5))
-    worlds.write_metadata(folder / "planted", [{"file_name": name} for name in truth])
-    index = Index.build(folder / "train", folder / "index", protocol, held_out=folder / "held-out")
-    result: dict[str, Any] = {"protocol": protocol, "n_train": len(train), "area": 0.25, "level": LEVEL}
-    for name, local in (("whole", False), ("with_windows", True)):
-        planted = [hits[0] for hits in index.match(folder / "planted", local=local)]
-        others = [hits[0] for hits in index.match(folder / "unseen", local=local)]
-        named = [family[hit.id] == family[source] for hit, (source, _) in zip(planted, truth.values(), strict=True)]
-        sure = [right and hit.p_value <= LEVEL for right, hit in zip(named, planted, strict=True)]
-        # What was found in the whole picture counts as a box of all of it.
-        overlaps = [
-            overlap(hit.box or (0, 0, 1, 1), box)
-            for right, hit, (_, box) in zip(named, planted, truth.values(), strict=True)
-            if right
-        ]
-        result[name] = {
-            "recall": stats.proportion(sum(sure), len(sure)).as_dict(),
-            "named": stats.proportion(sum(named), len(named)).as_dict(),
-            "false_alarms": stats.proportion(sum(hit.p_value <= LEVEL for hit in others), len(others)).as_dict(),
-            "mean_overlap_of_boxes": round(float(np.mean(overlaps)), 3) if overlaps else None,
-        }
-    return result | {"calibration": index.summary()["calibration"]}
-
-
-def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes x, y, width, height."""
-    across = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    down = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    shared = max(across, 0) * max(down, 0)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
 
 
 if __name__ == "__main__":
