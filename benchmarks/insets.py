@@ -4,9 +4,9 @@
     copyscope fetch photographs
     python benchmarks/insets.py            # half an hour; SSCD looks ten times at 1,700 pictures
 
-The insets are training pictures at half their side, a quarter of the picture, anywhere on another one that is in no set:
-emoji, and tiles of photographs. Recall: the right family was named with p <= 0.01; false alarms: unseen pictures with
-p <= 0.01.
+The insets are training pictures at half their side, a quarter of the picture, anywhere on another one that is in no
+set: emoji, and tiles of photographs. Recall: the right family was named with p <= 0.01; false alarms: unseen pictures
+with p <= 0.01.
 """
 
 from __future__ import annotations
