@@ -295,7 +295,7 @@ def test_the_notebook_runs_and_its_guard_stops_a_copy(here):
         exec(compile(each, f"cell {number}", "exec"), namespace)
     first, *_ = namespace["guard"].records
     assert (first.match, first.action) == ("000.png", "redone")
-    assert [record.action for record in read_log("guard.jsonl")][1:] == ["delivered", "delivered"]
+    assert [record.action for record in read_log("guard.jsonl")].count("delivered") == 2
     copied = np.asarray(Image.open(here / "train" / "000.png"))
     assert not any(np.array_equal(np.asarray(image), copied) for image in namespace["images"])
 
