@@ -82,26 +82,29 @@ def test_both_searches_are_brute_force_over_all_blocks_and_skip_what_was_removed
 
 
 def test_codes_keep_a_near_row_among_very_many(monkeypatch):
-    monkeypatch.setattr(codes_module, "KEPT", 200)
-    monkeypatch.setattr(codes_module, "SAMPLED", 4000)
+    monkeypatch.setattr(codes_module, "KEPT", 40)
     rng = np.random.default_rng(1)
-    vectors = unit(rng, 40_000, 128)
-    source = rng.integers(0, len(vectors), 30)
-    queries = 0.7 * vectors[source] + np.sqrt(1 - 0.49) * unit(rng, 30, 128)
-    found = rows_of(vectors, [slice(0, 40_000)]).nearest(queries, 1, exact=False)
-    assert (found.index[:, 0] == source).mean() > 0.9
-
-
-def test_all_bits_count_after_the_first(monkeypatch):
-    monkeypatch.setattr(codes_module, "KEPT", 20)
-    rng = np.random.default_rng(6)
     vectors = unit(rng, 40_000, 512)
     source = rng.integers(0, len(vectors), 30)
     queries = 0.4 * vectors[source] + np.sqrt(1 - 0.16) * unit(rng, 30, 512)
     rows = rows_of(vectors, [slice(0, 15_000), slice(15_000, 40_000)])
     found = rows.nearest(queries, 1, exact=False)
-    # By 256 bits four of five would be left, by 512 nearly all.
     assert (found.index[:, 0] == source).mean() > 0.9
+    assert found.score[:, 0] == pytest.approx((queries * vectors[found.index[:, 0]]).sum(axis=1), abs=1e-5)
+
+
+def test_few_queries_of_many_rows_go_by_codes_where_faiss_is(monkeypatch):
+    monkeypatch.setattr(codes_module, "FAST_ROWS", 100)
+    vectors = unit(np.random.default_rng(2), 200)
+    rows, taken = rows_of(vectors, [slice(0, 200)]), []
+    for way in ("_exact", "_by_codes"):
+        method = getattr(Rows, way)
+        monkeypatch.setattr(Rows, way, lambda *given, way=way, method=method: taken.append(way) or method(*given))
+    rows.nearest(vectors[:3], 1)
+    rows.nearest(vectors[:40], 1)
+    monkeypatch.setattr(codes_module.importlib.util, "find_spec", lambda name: None)
+    assert rows.nearest(vectors[:3], 1).index[:, 0].tolist() == [0, 1, 2]
+    assert taken == ["_by_codes", "_exact", "_exact"]
 
 
 def test_the_angle_is_the_share_of_bits_that_differ():
@@ -111,8 +114,7 @@ def test_the_angle_is_the_share_of_bits_that_differ():
     for weight in (0.0, 0.3, 1.0):
         mixed = (1 - weight) * one + weight * other
         angle = np.arccos(np.clip((one @ mixed.T / np.linalg.norm(mixed)).item(), -1, 1))
-        pairs = zip(encode(one, directions).reshape(2, 4), encode(mixed, directions).reshape(2, 4), strict=True)
-        bits = sum(int(codes_module.differing_bits(mine[:, None], theirs)[0]) for mine, theirs in pairs)
+        bits = np.unpackbits(encode(one, directions) ^ encode(mixed, directions)).sum()
         assert bits / 512 == pytest.approx(angle / np.pi, abs=0.09)
     assert np.allclose(directions.T @ directions, np.eye(512), atol=1e-5)
 

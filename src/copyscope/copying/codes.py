@@ -1,14 +1,16 @@
 """The nearest of very many rows to a few queries: sign bits choose candidates, exact inner products rank them.
 
 A code is the signs of a rotated vector. The share of bits in which two codes differ is the angle of the vectors over
-pi, with a standard deviation of at most 0.031 at 256 bits and 0.022 at 512 (Charikar 2002). The first 256 bits leave
-one row in SIFTED, all bits leave KEPT of those: at a million rows of 512 bits a similarity of 0.5 lies three deviations
-from the edge of what the first leave. Many queries, or few rows, are searched exactly, which is then as fast.
+pi, with a standard deviation of at most 0.022 at 512 bits (Charikar 2002): at a million rows a similarity of 0.5 lies
+four deviations from the edge of the KEPT nearest codes, which faiss finds. Many queries, or few rows, are searched
+exactly, which is then as fast; and all are where faiss is not installed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,19 +23,11 @@ from copyscope.machine import Progress, cores
 from .search import NOTHING, Nearest, one_blas_thread, search
 
 Vectors = NDArray[np.float32]
-Codes = NDArray[np.uint64]
+Codes = NDArray[np.uint8]
 
 LEAST_BITS = 256
-# Words of a code that every row is compared by; their distances fit into a byte.
-FIRST = 4
-# A distance that no row has which is worth a look: that of a row which was removed.
-GONE = 255
-# One row in so many is then compared by all words.
-SIFTED = 64
-KEPT = 512
+KEPT = 256
 BLOCK = 32768
-# Rows whose distances say how far to look for enough of them.
-SAMPLED = 65536
 # Above so many rows and up to so many queries codes are faster than the exact search.
 FAST_ROWS, FAST_QUERIES = 50_000, 32
 
@@ -47,23 +41,28 @@ def rotation(dim: int, seed: int = 0) -> Vectors:
 
 
 def encode(vectors: Vectors, directions: Vectors) -> Codes:
-    """Codes [bits/64 n] of vectors [n d]; all rows of one word lie side by side, which is how they are read."""
-    words = directions.shape[1] // 64
-    codes = np.empty((words, len(vectors)), np.uint64)
+    """Codes [n bits/8] of vectors [n d]."""
+    codes = np.empty((len(vectors), directions.shape[1] // 8), np.uint8)
     for start in range(0, len(vectors), BLOCK):
         signs = np.asarray(vectors[start : start + BLOCK]) @ directions > 0
-        codes[:, start : start + BLOCK] = np.packbits(signs, axis=1).view(np.uint64).T
+        codes[start : start + BLOCK] = np.packbits(signs, axis=1)
     return codes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """Rows that lie in one set of files: vectors [n d], codes [w n], thumbnails [n s s 3], `gone` [n] = removed."""
+    """Rows that lie in one set of files: vectors [n d], codes [n b], thumbnails [n s s 3], `gone` [n] = removed."""
 
     vectors: Vectors
     codes: Codes
     thumbnails: NDArray[np.uint8]
     gone: NDArray[np.bool_]
+
+    @functools.cached_property
+    def there(self) -> tuple[NDArray[np.int64], Codes]:
+        """The rows that were not removed, and their codes."""
+        rows = np.flatnonzero(~self.gone)
+        return rows, self.codes if len(rows) == len(self.codes) else self.codes[rows]
 
 
 class Rows:
@@ -109,11 +108,12 @@ class Rows:
     ) -> Nearest:
         """The k rows of largest inner product with each of the queries [n d]; rows removed do not count.
 
-        exact: True for the exact search, False for codes, None for whichever is faster. own: labels of the queries [n]
-        and of all rows [m]; a row of the query's own label does not count (exact search).
+        exact: True for the exact search, False for codes (needs faiss), None for whichever is faster. own: labels of
+        the queries [n] and of all rows [m]; a row of the query's own label does not count (exact search).
         """
         if exact is None:
-            exact = len(self) <= FAST_ROWS or len(queries) > FAST_QUERIES
+            few = len(self) <= FAST_ROWS or len(queries) > FAST_QUERIES
+            exact = few or importlib.util.find_spec("faiss") is None
         if exact or own is not None:
             return self._exact(queries, k, own, workers, progress)
         return self._by_codes(queries, k, workers or cores())
@@ -146,31 +146,20 @@ class Rows:
         return Nearest(np.take_along_axis(every, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def _by_codes(self, queries: Vectors, k: int, workers: int) -> Nearest:
-        codes = encode(queries, self.directions)
-        distances = np.empty((len(queries), len(self)), np.uint8)
-        pieces = [
-            (block, first, distances[:, start + first : start + min(first + BLOCK, len(block.vectors))])
-            for block, start in zip(self.blocks, self.starts, strict=False)
-            for first in range(0, len(block.vectors), BLOCK)
-        ]
+        import faiss
 
-        def measure(piece: tuple[Block, int, NDArray[np.uint8]]) -> None:
-            block, first, out = piece
-            words = block.codes[:FIRST, first : first + BLOCK]
-            gone = block.gone[first : first + BLOCK]
-            for query in range(len(queries)):
-                out[query] = differing_bits(words, codes[:FIRST, query])
-            if gone.any():
-                out[:, gone] = GONE
+        codes, enough = encode(queries, self.directions), max(KEPT, k)
+        near, far = [np.zeros((len(queries), 0), np.int64)], [np.zeros((len(queries), 0), np.int32)]
+        for block, start in zip(self.blocks, self.starts, strict=False):
+            rows, theirs = block.there
+            if len(rows):
+                distances, found = faiss.knn_hamming(codes, theirs, min(enough, len(rows)))
+                near.append(rows[found] + start)
+                far.append(distances)
+        candidates, bits = np.concatenate(near, axis=1), np.concatenate(far, axis=1)
 
         def rank(query: int) -> tuple[NDArray[np.int64], Vectors]:
-            enough, rest = max(KEPT, k), codes[FIRST:, query]
-            reach = _reach(distances[query], max(enough, len(self) // SIFTED) if len(rest) else enough)
-            rows = np.flatnonzero(distances[query] <= min(reach, GONE - 1))
-            if len(rest):
-                more = [differing_bits(block.codes[FIRST:, of], rest) for block, of in self._parts(rows)]
-                every = np.concatenate([np.zeros(0, np.uint8), *more]) + distances[query, rows].astype(np.int64)
-                rows = rows[every <= _reach(every, enough)]
+            rows = np.sort(candidates[query, np.argsort(bits[query], kind="stable")[:enough]])
             scores = [np.asarray(block.vectors[of]) @ queries[query] for block, of in self._parts(rows)]
             scored = np.concatenate([np.zeros(0, np.float32), *scores])
             best = np.lexsort((rows, -scored))[:k]
@@ -179,7 +168,6 @@ class Rows:
         index = np.full((len(queries), k), -1, np.int64)
         score = np.full((len(queries), k), NOTHING, np.float32)
         with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-            list(pool.map(measure, pieces))
             for query, (rows, scores) in enumerate(pool.map(rank, range(len(queries)))):
                 index[query, : len(rows)], score[query, : len(rows)] = rows, scores
         return Nearest(index, score)
@@ -190,26 +178,3 @@ class Rows:
         for block, start, low, high in zip(self.blocks, self.starts, place[:-1], place[1:], strict=False):
             if high > low:
                 yield block, rows[low:high] - start
-
-
-def _reach(distances: NDArray[np.integer[Any]], enough: int) -> int:
-    """The least distance within which `enough` of the rows [n] lie, as a sample of them tells."""
-    step = max(1, len(distances) // SAMPLED)
-    return int(np.searchsorted(np.cumsum(np.bincount(distances[::step])), enough / step))
-
-
-def differing_bits(words: Codes, code: Codes) -> NDArray[np.uint8]:
-    """Bits [n] in which codes [w n] differ from one [w], of up to four words; 256 of 256 is 0."""
-    # Sums of bytes stay bytes: numpy is several times slower at wider ones.
-    counts: NDArray[np.uint8] = _popcount(words ^ code[:, None]).sum(axis=0, dtype=np.uint8)
-    return counts
-
-
-if hasattr(np, "bitwise_count"):
-    _popcount: Any = np.bitwise_count
-else:  # numpy 1
-    _TABLE = np.array([number.bit_count() for number in range(65536)], np.uint8)
-
-    def _popcount(words: Codes) -> NDArray[np.uint8]:
-        counts: NDArray[np.uint8] = _TABLE[words.view(np.uint16)].reshape(*words.shape, 4).sum(axis=-1, dtype=np.uint8)
-        return counts

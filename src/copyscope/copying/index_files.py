@@ -1,7 +1,7 @@
 """An index on disk: files that never change, and one manifest, replaced whole, that says which of them are the index.
 
     index.json              the manifest, renamed into place last; it carries a digest of itself and of every file
-    NAME.vectors.npy        float32 [n d]          NAME.codes.npy      uint64 [w n]
+    NAME.vectors.npy        float32 [n d]          NAME.codes.npy      uint8 [n b]
     NAME.thumbnails.npy     uint8 [n s s 3]        NAME.rows.parquet   id, caption, sha256, weight
     NAME.coarse.*.npy       the same of the coarse vectors, float32 [n 48], without thumbnails
     NAME.crops.*.npy        the same of the windows of each image, w rows an image, where crops were asked for

@@ -204,7 +204,9 @@ def merge(folder: Path, state: State) -> None:
             (".crops", state.crops, each_window),
         ):
             if rows is not None:
-                written |= _merged(folder, name + suffix, rows.blocks, wanted, rows is not state.coarse)
+                written |= _merged(
+                    folder, name + suffix, rows.blocks, wanted, KINDS[:2] if rows is state.coarse else KINDS
+                )
         table = state.table.filter(pa.array(~state.gone))
         written |= files.write_table(folder, f"{name}.rows", table)
     for each in (*old, manifest["removed"]):
@@ -214,12 +216,12 @@ def merge(folder: Path, state: State) -> None:
     manifest["removed"], manifest["n_removed"] = None, 0
 
 
-def _merged(folder: Path, name: str, blocks: list[Block], keep: list[NDArray[np.bool_]], small: bool) -> dict[str, Any]:
-    codes = np.concatenate([block.codes[:, wanted] for block, wanted in zip(blocks, keep, strict=True)], axis=1)
-    written = files.write_array(folder, f"{name}.vectors", *(block.vectors for block in blocks), keep=keep)
-    written |= files.write_array(folder, f"{name}.codes", codes)
-    if small:
-        written |= files.write_array(folder, f"{name}.thumbnails", *(block.thumbnails for block in blocks), keep=keep)
+def _merged(
+    folder: Path, name: str, blocks: list[Block], keep: list[NDArray[np.bool_]], kinds: tuple[str, ...]
+) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    for kind in kinds:
+        written |= files.write_array(folder, f"{name}.{kind}", *(getattr(block, kind) for block in blocks), keep=keep)
     return written
 
 
