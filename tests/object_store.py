@@ -37,12 +37,16 @@ class Asked:
 class ObjectStore:
     """The server. `fault(request number of that key, method, path)` names what goes wrong with a request, or gives "":
     an S3 error code, "reset" (the connection is closed) or "cut" (half of the body). delay: seconds before each answer.
+    most: how many requests were answered at once, at most.
     """
 
     url: str = ""
     asked: list[Asked] = dataclasses.field(default_factory=list)
     fault: Callable[[int, str, str], str] = lambda number, method, path: ""
     delay: float = 0.0
+    most: int = 0
+    _here: int = 0
+    _gathered: threading.Barrier | None = None
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     _seen: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -73,7 +77,11 @@ class ObjectStore:
     def forget(self) -> None:
         """Begins a new record, without faults."""
         with self._lock:
-            self.asked, self._seen, self.fault = [], {}, lambda number, method, path: ""
+            self.asked, self._seen, self.fault, self.most = [], {}, lambda number, method, path: "", 0
+
+    def gather(self, n: int) -> None:
+        """The next n requests are answered when all of them are there; where they never are, they fail."""
+        self._gathered = threading.Barrier(n, timeout=20)
 
     def put(self, files: dict[str, bytes]) -> None:
         """Puts objects by their keys into the bucket, past the network."""
@@ -103,6 +111,20 @@ class ObjectStore:
         get_backend("s3")["123456789012"]["aws"].delete_object(BUCKET, key)
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._lock:
+            self._here += 1
+            self.most = max(self.most, self._here)
+            gathered = self._gathered
+        try:
+            if gathered and not gathered.broken:
+                gathered.wait()
+                self._gathered = None
+            return self._answered(environ, start_response)
+        finally:
+            with self._lock:
+                self._here -= 1
+
+    def _answered(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         if self.delay:
             time.sleep(self.delay)
