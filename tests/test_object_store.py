@@ -180,8 +180,9 @@ def test_faults_that_pass_cost_time_and_nothing_else(
 ) -> None:
     LAYOUTS[layout](tmp_path / "data")
     url = store.upload(tmp_path / "data", f"passing-{layout}-{fault}")
+    times = 2 if fault == "reset" else 1  # aiohttp itself asks again once where a connection was closed
     # A body is never cut where there is none.
-    store.fault = lambda number, method, path: fault if number == 1 and (fault != "cut" or method == "GET") else ""
+    store.fault = lambda number, method, path: fault if number <= times and (fault != "cut" or method == "GET") else ""
     remote, local = Corpus.open(url), Corpus.open(tmp_path / "data")
     assert remote.table.drop_columns("image").equals(local.table.drop_columns("image"))
     assert list(remote.stream()) == list(local.stream())
