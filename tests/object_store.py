@@ -37,13 +37,15 @@ class Asked:
 class ObjectStore:
     """The server. `fault(request number of that key, method, path)` names what goes wrong with a request, or gives "":
     an S3 error code, "reset" (the connection is closed) or "cut" (half of the body). delay: seconds before each answer.
-    most: how many requests were answered at once, at most.
+    pace: seconds a byte of it, as a connection to a distant store has its limit. most: how many requests were answered
+    at once, at most.
     """
 
     url: str = ""
     asked: list[Asked] = dataclasses.field(default_factory=list)
     fault: Callable[[int, str, str], str] = lambda number, method, path: ""
     delay: float = 0.0
+    pace: float = 0.0
     most: int = 0
     _here: int = 0
     _gathered: threading.Barrier | None = None
@@ -145,6 +147,8 @@ class ObjectStore:
             return [] if method == "HEAD" else [body]
         body = b"".join(self._app(environ, start_response))
         self._note(environ, len(body))
+        if self.pace:
+            time.sleep(self.pace * len(body))
         if wrong == "cut":
             return _cut(body, environ["werkzeug.socket"])
         return [body]
