@@ -68,11 +68,14 @@ class ObjectStore:
 
     def options(self, key: str = KEY) -> dict[str, Any]:
         """What s3fs must be told to come here, and to leave trying again to us."""
+        # What s3fs and botocore would else add to this dict, and then take it for the options of another file system.
+        times = {"connect_timeout": 5, "read_timeout": 15}
         return {
             "key": key,
             "secret": SECRET,
             "endpoint_url": self.url,
-            "config_kwargs": {"retries": {"total_max_attempts": 1}, "s3": {"addressing_style": "path"}},
+            "config_kwargs": times
+            | {"retries": {"total_max_attempts": 1, "mode": "legacy"}, "s3": {"addressing_style": "path"}},
             "client_kwargs": {"region_name": "us-east-1"},
         }
 

@@ -91,6 +91,14 @@ def test_the_same_rows_bytes_and_vectors_as_from_disk(tmp_path, store: ObjectSto
     assert there.n_missing == 0
 
 
+def test_an_image_file_is_one_request(tmp_path, store: ObjectStore) -> None:
+    as_folder(tmp_path)
+    corpus = Corpus.open(store.upload(tmp_path, "requests"))
+    store.forget()
+    assert all(isinstance(data, bytes) for _, data in corpus.stream())
+    assert [asked.method for asked in store.asked] == ["GET"] * 6
+
+
 def test_one_shard_and_one_image_by_their_url(tmp_path, store: ObjectStore) -> None:
     as_tars(tmp_path)
     as_parquet(tmp_path)
