@@ -35,7 +35,7 @@ class Asked:
 
 @dataclasses.dataclass
 class ObjectStore:
-    """The server. `fault(request number of that key, method, path)` names what goes wrong with a request, or gives "":
+    """The server. `fault(request number of that key, method, path, range)` names what goes wrong with a request, or gives "":
     an S3 error code, "reset" (the connection is closed) or "cut" (half of the body). delay: seconds before each answer.
     pace: seconds a byte of it, as a connection to a distant store has its limit. most: how many requests were answered
     at once, at most.
@@ -43,7 +43,7 @@ class ObjectStore:
 
     url: str = ""
     asked: list[Asked] = dataclasses.field(default_factory=list)
-    fault: Callable[[int, str, str], str] = lambda number, method, path: ""
+    fault: Callable[[int, str, str, str], str] = lambda number, method, path, range: ""
     delay: float = 0.0
     pace: float = 0.0
     most: int = 0
@@ -82,7 +82,7 @@ class ObjectStore:
     def forget(self) -> None:
         """Begins a new record, without faults."""
         with self._lock:
-            self.asked, self._seen, self.fault, self.most = [], {}, lambda number, method, path: "", 0
+            self.asked, self._seen, self.fault, self.most = [], {}, lambda number, method, path, range: "", 0
 
     def gather(self, n: int) -> None:
         """The next n requests are answered when all of them are there; where they never are, they fail."""
@@ -135,7 +135,7 @@ class ObjectStore:
             time.sleep(self.delay)
         with self._lock:
             number = self._seen[path] = self._seen.get(path, 0) + 1
-            wrong = self.fault(number, method, path)
+            wrong = self.fault(number, method, path, environ.get("HTTP_RANGE", ""))
         if f"Credential={KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
             wrong = "InvalidAccessKeyId"
         if wrong == "reset":

@@ -190,7 +190,9 @@ def test_faults_that_pass_cost_time_and_nothing_else(
     url = store.upload(tmp_path / "data", f"passing-{layout}-{fault}")
     times = 2 if fault == "reset" else 1  # aiohttp itself asks again once where a connection was closed
     # A body is never cut where there is none.
-    store.fault = lambda number, method, path: fault if number <= times and (fault != "cut" or method == "GET") else ""
+    store.fault = lambda number, method, path, range: (
+        fault if number <= times and (fault != "cut" or method == "GET") else ""
+    )
     remote, local = Corpus.open(url), Corpus.open(tmp_path / "data")
     assert remote.table.drop_columns("image").equals(local.table.drop_columns("image"))
     assert list(remote.stream()) == list(local.stream())
@@ -202,7 +204,7 @@ def test_what_stays_unreadable_is_a_row(tmp_path, store: ObjectStore, layout: st
     LAYOUTS[layout](tmp_path / "data")
     corpus = Corpus.open(store.upload(tmp_path / "data", f"staying-{layout}"))
     bad = {"folder": "1/3.png", "tars": "1.tar", "parquet": "1.parquet"}[layout]
-    store.fault = lambda number, method, path: "InternalError" if path.endswith(bad) else ""
+    store.fault = lambda number, method, path, range: "InternalError" if path.endswith(bad) else ""
     found = embed(corpus, "phash", cache=tmp_path / "cache")
     errors = dict(zip(corpus.ids, found.corpus.table["error"].to_pylist(), strict=True))
     wrong = {id for id, error in errors.items() if error}
@@ -213,10 +215,24 @@ def test_what_stays_unreadable_is_a_row(tmp_path, store: ObjectStore, layout: st
     assert len(asked) <= 3 * Patience().tries, "tries are bounded"
 
 
+def test_a_row_group_that_cannot_be_read_is_its_rows_alone(tmp_path, store: ObjectStore) -> None:
+    data = [noise(number, 200) for number in range(6)]
+    parquet(tmp_path / "a.parquet", {"image": data}, rows=2)
+    corpus = Corpus.open(store.upload(tmp_path, "broken-group"))
+    store.forget()
+    list(corpus.stream([2]))
+    second = next(asked.range for asked in store.asked if asked.range and asked.answered > len(data[2]) * 2)
+    store.forget()
+    store.fault = lambda number, method, path, range: "InternalError" if range == second else ""
+    found = [data for _, data in corpus.stream()]
+    assert [found[row] for row in (0, 1, 4, 5)] == [data[row] for row in (0, 1, 4, 5)]
+    assert ["damaged Parquet: as asked for by the test"] * 2 == [str(found[row]) for row in (2, 3)]
+
+
 def test_a_shard_that_cannot_be_read_when_it_is_opened_is_a_row(tmp_path, store: ObjectStore) -> None:
     as_tars(tmp_path)
     url = store.upload(tmp_path, "shut")
-    store.fault = lambda number, method, path: "InternalError" if path.endswith("1.tar") else ""
+    store.fault = lambda number, method, path, range: "InternalError" if path.endswith("1.tar") else ""
     corpus = Corpus.open(url)
     assert corpus.ids == ["00", "01", "02", "03", "1.tar"]
     assert "damaged tar" in corpus.table["error"].to_pylist()[-1]
@@ -226,9 +242,9 @@ def test_captions_beside_images_survive_faults(tmp_path, store: ObjectStore) -> 
     fill(tmp_path, *(f"{number}.png" for number in range(4)))
     write(tmp_path, {f"{number}.txt": f"caption {number}" for number in range(4)})
     url = store.upload(tmp_path, "captions")
-    store.fault = lambda number, method, path: "InternalError" if path.endswith(".txt") and number == 1 else ""
+    store.fault = lambda number, method, path, range: "InternalError" if path.endswith(".txt") and number == 1 else ""
     assert Corpus.open(url).captions == [[f"caption {number}"] for number in range(4)]
-    store.fault = lambda number, method, path: "InternalError" if path.endswith("2.txt") else ""
+    store.fault = lambda number, method, path, range: "InternalError" if path.endswith("2.txt") else ""
     with pytest.raises(InputError, match=r"Cannot read the captions in .*2\.txt"):
         Corpus.open(url)
 
