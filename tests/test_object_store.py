@@ -226,7 +226,7 @@ def test_a_row_group_that_cannot_be_read_is_its_rows_alone(tmp_path, store: Obje
     store.fault = lambda number, method, path, range: "InternalError" if range == second else ""
     found = [data for _, data in corpus.stream()]
     assert [found[row] for row in (0, 1, 4, 5)] == [data[row] for row in (0, 1, 4, 5)]
-    assert ["damaged Parquet: as asked for by the test"] * 2 == [str(found[row]) for row in (2, 3)]
+    assert [str(found[row]) for row in (2, 3)] == ["damaged Parquet: as asked for by the test"] * 2
 
 
 def test_a_shard_that_cannot_be_read_when_it_is_opened_is_a_row(tmp_path, store: ObjectStore) -> None:

@@ -88,7 +88,7 @@ class Corpus:
         """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
 
         In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time. From
-        a file system that is not local many are read at once, before they are asked for (`Storage.ahead`).
+        an object store many are read at once, before they are asked for (`Storage.ahead`).
         """
         for found in self._storage.ahead(self._pieces(range(len(self)) if rows is None else list(rows))):
             yield from found
@@ -122,7 +122,7 @@ class Corpus:
     def _numbered(self, rows: list[int], read: Callable[[], Iterable[bytes | ImageError]]) -> Iterable[_Read]:
         found = zip(rows, read(), strict=True)
         # Whoever reads ahead has read when it returns.
-        return found if self._storage.local else list(found)
+        return list(found) if self._storage.by_many else found
 
     def take(self, rows: Sequence[int]) -> Corpus:
         """The corpus of these rows, in this order."""

@@ -1,7 +1,7 @@
 """Files by path or URL, through fsspec: one code for a local disk, a zip, memory, an object store.
 
 A path here is the file system's own (`/data/a.jpg`, `bucket/a.jpg`); `connect` makes one from what the user typed.
-What is not local is asked again where that may help (`Patience`), and many files at once (`Storage.ahead`).
+What is not local is asked again where that may help (`Patience`), an object store many things at once (`ahead`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CUT_SHORT = "truncated: the file ends before the image does"
 TOO_LARGE = f"too large: more than {MAX_BYTES >> 20} MiB"
 
 READERS = 16
-"""Threads that read from a file system which is not local: it is the waiting that they share, not the processor."""
+"""Threads that read from an object store: it is the waiting that they share, not the processor."""
 
 AHEAD_BYTES = 128 << 20
 """What is read before it is asked for is not more than this (128 MiB), or a single piece."""
@@ -57,6 +57,12 @@ class Storage:
 
     fs: Any
     local: bool
+
+    @property
+    def by_many(self) -> bool:
+        """Whether many threads may read at once: file systems made of one connection or one archive mix up the answers."""
+        kinds = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        return bool(self.fs.async_impl) or "hf" in kinds
 
     def steadily(self, read: Callable[[], T]) -> T:
         """What `read` gives, asked with patience unless the file system is local."""
@@ -122,10 +128,10 @@ class Storage:
     def ahead(self, pieces: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
         """What each of many calls gives, in their order; `pieces` are (bytes it will hold, about; call).
 
-        Where the file system is not local, READERS threads make the calls before they are asked for, as far as
-        AHEAD_BYTES go: so one large shard is read by all of them, as many small ones are. A call may not raise.
+        Of an object store, READERS threads make the calls before they are asked for, as far as AHEAD_BYTES go: so one
+        large shard is read by all of them, as many small ones are. A call may not raise.
         """
-        if self.local:
+        if not self.by_many:
             for _, read in pieces:
                 yield read()
             return
