@@ -35,10 +35,10 @@ class Asked:
 
 @dataclasses.dataclass
 class ObjectStore:
-    """The server. `fault(request number of that key, method, path, range)` names what goes wrong with a request, or gives
-    "": an S3 error code, "reset" (the connection is closed) or "cut" (half of the body). delay: seconds before each answer.
-    pace: seconds a byte of it, as a connection to a distant store has its limit. most: how many requests were answered
-    at once, at most.
+    """The server. `fault(request number of that key, method, path, range)` names what goes wrong with a request, or is
+    "": an S3 error code, "reset" (the connection is closed) or "cut" (half of the body). delay: seconds before each
+    answer. pace: seconds a byte of it, as a connection to a distant store has its limit. most: how many requests were
+    answered at once, at most.
     """
 
     url: str = ""

@@ -60,7 +60,7 @@ class Storage:
 
     @property
     def by_many(self) -> bool:
-        """Whether many threads may read at once: file systems made of one connection or one archive mix up the answers."""
+        """Whether many threads may read at once: those of one connection or one archive could mix up the answers."""
         kinds = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         return bool(self.fs.async_impl) or "hf" in kinds
 
