@@ -107,14 +107,7 @@ class Storage:
                 raise ImageError("not a regular file")
             if size is not None and size > MAX_BYTES:
                 raise ImageError(TOO_LARGE)
-            if not self.local and size is None and not offset:
-                # What is listed is known without asking; and one request then brings the whole file.
-                if (self.steadily(lambda: self.fs.info(path)).get("size") or 0) > MAX_BYTES:
-                    raise ImageError(TOO_LARGE)
-                return bytes(self.steadily(lambda: self.fs.cat_file(path)))
-            if not self.local and size is not None:
-                return bytes(self.steadily(lambda: self.fs.cat_file(path, start=offset, end=offset + size)))
-            with self.open(path) as file:
+            with self.open(path, 1) as file:  # nothing beyond: one request for these bytes
                 file.seek(offset)
                 data = bytes(file.read(MAX_BYTES + 1 if size is None else size))
             if len(data) > MAX_BYTES:
