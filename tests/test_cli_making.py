@@ -325,3 +325,17 @@ def test_what_needs_torch_says_so_and_the_parts_are_listed_all_the_same(tmp_path
     assert listed.returncode == 0, listed.stderr
     assert "small_unet\n      The part 'small_unet' needs the package 'torch'" in listed.stdout
     assert "sscd(" in listed.stdout
+
+
+def test_a_training_leaves_out_what_a_list_names(world, tmp_path):
+    first = Corpus.open(world.train).ids[0]
+    (tmp_path / "list.txt").write_text(f"{first}\nnowhere\n")
+    command = ["train", world.train, "-o", tmp_path / "run", *SETTINGS, "--json"]
+    summary = output(*command, "--without", tmp_path / "list.txt")
+    assert summary["n"] == 59
+    assert summary["without"] == {
+        "list": str(tmp_path / "list.txt"), "n_listed": 2, "n_removed": 1, "n_unmatched": 1
+    }  # fmt: skip
+    # The model of the run has not seen it: with it, that is another run.
+    with pytest.raises(InputError, match="differs in its images"):
+        run(*command)

@@ -154,6 +154,17 @@ def test_any_file_system_gives_the_same_rows(tmp_path, as_url, kind: str, layout
     assert len(set(map(len, (remote.ids, remote.captions, remote.prompts)))) == 1
 
 
+def test_an_archive_is_read_by_one_thread(tmp_path) -> None:
+    # Its members share one file, and threads would take each other's place in it.
+    fill(tmp_path / "data", *(f"{number}.png" for number in range(40)))
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "data")
+    corpus = Corpus.open(f"zip://::{tmp_path / 'packed.zip'}")
+    before = threading.active_count()
+    for row, data in corpus.stream():
+        assert data == picture(int(corpus.ids[row].removesuffix(".png")))
+        assert threading.active_count() == before
+
+
 def test_prompts(tmp_path) -> None:
     fill(tmp_path, "a.png", "b.png", "c.png")
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import pytest
@@ -10,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from copyscope import storage
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
+from copyscope.patience import Patience
 from tests.pictures import fill, write
 
 
@@ -52,6 +54,32 @@ def test_captions_that_cannot_be_read_name_their_file(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(storage.Storage, "open", refuse)
     with pytest.raises(InputError, match=r"a\.txt: no permission to read it"):
         Corpus.open(tmp_path)
+
+
+class Breaking(io.BytesIO):
+    """A file of a network library that breaks off half-way through a read, once."""
+
+    broken = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        if not self.broken:
+            self.broken = True
+            super().read(2)
+            raise ConnectionResetError
+        return super().read(size)
+
+
+def test_a_read_that_broke_off_begins_again_where_it_began(monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE", Patience(sleep=lambda seconds: None))
+    memory = storage.file_system("memory://x")[0]
+    monkeypatch.setattr(type(memory.fs), "open", lambda self, path, mode, **options: Breaking(b"0123456789"))
+    with memory.open("/x") as file:
+        file.seek(3)
+        assert file.read(4) == b"3456"
+        assert (file.tell(), file.read()) == (7, b"789")
+    with memory.open("/x") as file:
+        assert file.read() == b"0123456789"
+    assert file.closed
 
 
 @pytest.mark.parametrize("name", [b"plain", b"\xff\xfe", "ä".encode(), b"%bytes:", b"a%ffb"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import operator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +23,12 @@ from .cli_options import (
     Seed,
     Strict,
     Train,
+    Without,
     Workers,
     check_out,
     exit_with,
+    opened,
+    told,
 )
 from .console import note, note_unreadable, progress_bar, show, show_json, show_table
 from .errors import InputError
@@ -93,6 +99,7 @@ def audit(
 def lint(
     train: Train,
     protocol: ProtocolName = "sscd-288",
+    without: Without = None,
     out: Out = None,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -104,7 +111,9 @@ def lint(
 
     check_out(out)
     with progress_bar() as progress:
-        result = run(train, protocol, seed=seed, workers=workers, progress=progress)
+        corpus, left_out = opened(train, without, progress)
+        result = run(corpus, protocol, seed=seed, workers=workers, progress=progress)
+    result = dataclasses.replace(result, summary=result.summary | left_out)
     if out:
         result.save(out)
     if as_json:
@@ -125,20 +134,24 @@ def embed(
         ),
     ],
     protocol: ProtocolName = "sscd-288",
+    without: Without = None,
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
 ) -> None:
     """Describe every image of CORPUS; killed and started again, it goes on where it was."""
     from .copying.embed import embed as run
+    from .copying.embed import write_file
     from .copying.protocols import protocol as named
-    from .corpus import Corpus
 
     check_out(out)
     with progress_bar() as progress:
-        described = run(Corpus.open(corpus), named(protocol).load(), workers=workers, progress=progress)
+        images, left_out = opened(corpus, without, progress)
+        described = run(images, named(protocol).load(), workers=workers, progress=progress)
     described.save(out)
-    summary = json.loads((out / "embeddings.json").read_text())
+    summary = json.loads((out / "embeddings.json").read_text()) | left_out
+    if left_out:
+        write_file(out / "embeddings.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
     if as_json:
         show_json(summary)
     else:
@@ -238,6 +251,7 @@ def duplicates(
         float | None, typer.Option("--threshold", help="Similarity of near-duplicates; the protocol's by default.")
     ] = None,
     protocol: ProtocolName = "sscd-288",
+    without: Without = None,
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -247,12 +261,12 @@ def duplicates(
     from .copying.embed import embed as describe
     from .copying.protocols import protocol as named
     from .copying.results import write_table
-    from .corpus import Corpus
 
     check_out(out)
     rules = named(protocol)
     with progress_bar() as progress:
-        described = describe(Corpus.open(corpus), rules.load(), workers=workers, progress=progress)
+        images, left_out = opened(corpus, without, progress)
+        described = describe(images, rules.load(), workers=workers, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
         groups = run(described, bar, workers=workers, progress=progress)
     table, summary = groups.table(), groups.summary()
@@ -262,6 +276,7 @@ def duplicates(
         show_json(
             summary
             | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()}
+            | left_out
         )
         return
     print(
@@ -290,6 +305,14 @@ def index(
     remove: Annotated[
         list[str] | None, typer.Option("--remove", metavar="ID", help="Take an image out; may be repeated.")
     ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(
+            "--without",
+            metavar="LIST",
+            help="Leave out of TRAIN, and take out of an index that is there, what LIST names: see embed.",
+        ),
+    ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Free the space of what was removed.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check every byte against its checksum.")] = False,
     as_json: AsJson = False,
@@ -302,23 +325,35 @@ def index(
     Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
     """
     from .copying.index import Index
+    from .corpus import Corpus
+    from .removals import Removed, ids_of, leave_out, read_list
 
     check_out(out)
+    if add and not train:
+        raise InputError("--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add")
     n_before = 0
+    removed: list[Removed] = []
+    listed = read_list(without) if without else None
     with progress_bar() as progress:
-        if train and not add:
-            found = Index.build(
-                train, out, protocol, held_out=held_out, crops=crops, seed=seed, workers=workers, progress=progress
-            )
-        else:
-            if add and not train:
-                raise InputError(
-                    "--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add"
-                )
-            found = Index.open(out)
+        found = None if train and not add else Index.open(out)
+        if found:
             n_before = found.summary()["n_missing"]
-            if train:
-                found.add(train, workers=workers, progress=progress)
+            if listed is not None:
+                ids, there = ids_of(found.ids, found.sha256, listed)
+                found.remove(ids)
+                removed.append(there)
+        if train:
+            images = Corpus.open(train)
+            if listed is not None:
+                images, given = leave_out(images, listed, progress=progress)
+                removed.append(given)
+            if found:
+                found.add(images, workers=workers, progress=progress)
+            else:
+                found = Index.build(
+                    images, out, protocol, held_out=held_out, crops=crops, seed=seed, workers=workers, progress=progress
+                )
+        assert found
         if remove:
             found.remove(remove)
         if compact:
@@ -326,6 +361,8 @@ def index(
         if check:
             found.check(progress)
     summary = found.summary()
+    if without:
+        summary |= told(without, functools.reduce(operator.and_, removed))
     if as_json:
         show_json(summary)
     else:

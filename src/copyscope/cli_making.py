@@ -20,9 +20,11 @@ from .cli_options import (
     Seed,
     Settings,
     SignalSpecs,
+    Without,
     Workers,
     check_out,
     need_torch,
+    opened,
 )
 from .console import note, note_unreadable, progress_bar, show_json, show_table
 from .errors import InputError
@@ -45,6 +47,7 @@ experiment = typer.Typer(
 def curate(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
+    without: Without = None,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
         typer.Option("--drop-duplicates", help="What becomes of the images of a near-duplicate group."),
@@ -78,13 +81,12 @@ def curate(
     Image files are copied as they are, with captions, weight and all other columns.
     """
     from .captions import conditioned
-    from .corpus import Corpus
     from .curate import duplicate, subset
     from .export import write
 
     check_out(out)
-    made = Corpus.open(corpus)
     with progress_bar() as progress:
+        made, left_out = opened(corpus, without, progress)
         if drop_duplicates:
             made = _deduplicated(made, drop_duplicates, protocol, workers, progress)
         if n:
@@ -102,7 +104,7 @@ def curate(
         "n": len(written),
         "n_duplicated": sum(made.table["duplicated"].to_pylist()),
         "n_missing": len(made) - len(written),
-    }
+    } | left_out
     if as_json:
         show_json(summary)
         return
@@ -157,6 +159,7 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
 def train(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
+    without: Without = None,
     recipe: Recipe = None,
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
@@ -174,7 +177,6 @@ def train(
     Duplicates, captions, model and all else are in the recipe: a TOML file, the preset dcr-2023, or the defaults.
     """
     need_torch("Training")
-    from .corpus import Corpus
     from .diffusion.train import PRESETS, TrainRecipe
     from .diffusion.train import train as run
     from .recipes import as_dict
@@ -191,12 +193,12 @@ def train(
         show_json(as_dict(resolved))
         return
     check_out(out)
-    images = Corpus.open(corpus)
     with progress_bar() as progress:
+        images, left_out = opened(corpus, without, progress)
         look = make_watch(images, held_out, protocol, workers=workers) if watch else None
         finished = run(images, out, resolved, watch=look, progress=progress)
     if as_json:
-        show_json(finished.summary)
+        show_json(finished.summary | left_out)
         return
     if watch:
         curve = finished.history.select(["step", *(f"replication{end}" for end in ("", "_low", "_high", "_n"))])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import note
 from .errors import MissingExtra
+
+if TYPE_CHECKING:
+    from .corpus import Corpus
+    from .machine import Progress
+    from .removals import Removed
 
 EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_STOPPED = 1, 2, 3, 130
 
@@ -44,6 +49,10 @@ SignalSpecs = Annotated[
 Recipe = Annotated[
     str | None, typer.Option("--recipe", metavar="TOML|PRESET", help="Where the values come from; else the defaults.")
 ]
+Without = Annotated[
+    str | None,
+    typer.Option("--without", metavar="LIST", help="Leave out the images that LIST names by id, sha256, URL or key."),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
@@ -55,6 +64,27 @@ def check_out(out: Path | None) -> None:
         from .copying.results import check_folder
 
         check_folder(out)
+
+
+def opened(path: str, without: str | None, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus at `path` without what the list of --without names, and what the summary says of that."""
+    from . import removals
+    from .corpus import Corpus
+
+    corpus = Corpus.open(path)
+    if without is None:
+        return corpus, {}
+    corpus, removed = removals.leave_out(corpus, removals.read_list(without), progress=progress)
+    return corpus, told(without, removed)
+
+
+def told(without: str, removed: Removed) -> dict[str, Any]:
+    """What a summary says of a removal list; said to the person too."""
+    note(f"{removed.n_removed} images are left out, as {without} asks.")
+    if removed.unmatched:
+        first = min(removed.unmatched)
+        note(f"{len(removed.unmatched)} of its {removed.n_listed} entries name no image, the first {first!r}.")
+    return {"without": {"list": without, **removed.summary()}}
 
 
 def need_torch(what: str) -> None:

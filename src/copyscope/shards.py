@@ -1,29 +1,38 @@
 """Images inside bigger files: Parquet with image bytes, and WebDataset tars as img2dataset writes them.
 
 `index_*` reads names, captions and offsets of a shard, no pixels. A locator inside a shard is the shard's path with
-`#row=N` (Parquet) or `#bytes=OFFSET+SIZE` (tar) appended.
+`#row=N` (Parquet) or `#bytes=OFFSET+SIZE` (tar) appended. Images are read in pieces, of which a shard has many: row
+groups of Parquet, neighbours in a tar.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import posixpath
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import ImageError, InputError
-from .rows import CAPTION_COLUMNS, Rows, captions_of, distinct, extras_of, texts
+from .errors import ImageError
+from .rows import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .sidecars import is_image_name
-from .storage import Storage, join, reason
+from .storage import CUT_SHORT, Storage, join, reason
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ID_COLUMNS = ("id", "key", "__key__", "file_name")
 _CACHED_BYTES = 256 << 20  # row groups up to this size are kept whole for random access
+_TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
+_TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
+_TAR_GAP = 64 << 10  # unless more than this lies between them, which nobody wants
+
+Piece = tuple[int, int, Callable[[], Iterator[bytes | ImageError]]]
+"""Images that are read together: how many, how many bytes (about), and what gives them or why they cannot be had."""
 
 
 def image_column(schema: pa.Schema) -> str:
@@ -33,30 +42,51 @@ def image_column(schema: pa.Schema) -> str:
     return (named or held or [""])[0]
 
 
-def index_parquet(storage: Storage, path: str, rows: Rows, name: str) -> list[dict[str, Any]]:
-    """Adds the rows of one Parquet file; its id is provisional, `name:ROW`. Gives the id candidates of each row."""
-    with storage.open(path) as file:
-        parquet = pq.ParquetFile(file)
-        schema = parquet.schema_arrow
-        image = image_column(schema)
-        if not image:
-            raise InputError(f"no column with image bytes; its columns are: {', '.join(schema.names)}")
-        plain = [field.name for field in schema if field.name != image and _is_plain(field)]
-        inner = ""
-        if _is_image_struct(schema.field(image).type) and schema.field(image).type.get_field_index("path") >= 0:
-            inner = f"{image}.path"  # that leaf alone, without the bytes beside it
-        candidates: list[dict[str, Any]] = []
-        for batch in parquet.iter_batches(batch_size=4096, columns=plain + [inner] * bool(inner)):
-            for record in batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]:
-                own = record.pop(image, None) if inner else None
-                ids = {column: record[column] for column in _ID_COLUMNS if record.get(column) is not None}
-                if own and own.get("path"):
-                    ids["path"] = own["path"]
-                candidates.append(ids)
-                row = len(candidates) - 1
-                extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
-                rows.add(f"{name}:{row}", f"{path}#row={row}", captions_of(record), extras=extras)
-        return candidates
+@dataclasses.dataclass
+class Indexed:
+    """What is in a shard. rows: arguments of `Rows.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
+    candidates: of each row of Parquet, values of columns that may become its id. damage: why there is no more, or "".
+    """
+
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    damage: str = ""
+
+
+def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
+    """The rows of one Parquet file, as far as it can be read."""
+    found = Indexed()
+    try:
+        with storage.open(path) as file:
+            _scan_parquet(pq.ParquetFile(file), path, name, found)
+    except Exception as error:
+        found.damage = reason(error)
+    found.candidates += [{} for _ in range(len(found.rows) - len(found.candidates))]
+    return found
+
+
+def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed) -> None:
+    schema = parquet.schema_arrow
+    image = image_column(schema)
+    if not image:
+        found.damage = f"no column with image bytes; its columns are: {', '.join(schema.names)}"
+        return
+    plain = [field.name for field in schema if field.name != image and _is_plain(field)]
+    inner = ""
+    if _is_image_struct(schema.field(image).type) and schema.field(image).type.get_field_index("path") >= 0:
+        inner = f"{image}.path"  # that leaf alone, without the bytes beside it
+    for batch in parquet.iter_batches(batch_size=4096, columns=plain + [inner] * bool(inner)):
+        for record in batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]:
+            own = record.pop(image, None) if inner else None
+            ids = {column: record[column] for column in _ID_COLUMNS if record.get(column) is not None}
+            if own and own.get("path"):
+                ids["path"] = own["path"]
+            found.candidates.append(ids)
+            row = len(found.rows)
+            extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
+            found.rows.append(
+                {"id": f"{name}:{row}", "image": f"{path}#row={row}", "captions": captions_of(record), "extras": extras}
+            )
 
 
 def chosen_ids(candidates: list[dict[str, Any]], provisional: list[str]) -> list[str]:
@@ -89,31 +119,46 @@ class ParquetImages:
             cell = column[row - first].as_py()
         return self._bytes(path, cell)
 
-    def stream(self, path: str, rows: list[int]) -> Iterator[bytes | ImageError]:
-        """Bytes of many images of one file, `rows` ascending, holding a small batch of them at a time."""
+    def pieces(self, path: str, rows: list[int]) -> Iterator[Piece]:
+        """Many images of one file, `rows` ascending: a row group a piece, which holds a small batch at a time."""
         done = 0
         try:
             with self._storage.open(path) as file:
                 parquet = pq.ParquetFile(file)
-                image = image_column(parquet.schema_arrow)
-                wanted = iter(rows)
-                row = next(wanted, None)
-                for group, first in enumerate(_group_starts(parquet)):
-                    if row is None or row >= first + parquet.metadata.row_group(group).num_rows:
-                        continue
-                    for batch in parquet.iter_batches(16, row_groups=[group], columns=[image]):
-                        column = batch.column(0)
-                        while row is not None and row < first + len(column):
-                            yield self._bytes_or_error(path, column[row - first].as_py())
-                            done += 1
-                            row = next(wanted, None)
-                        first += len(column)
-                        if row is None:
-                            return
+            image = image_column(parquet.schema_arrow)
+            for group, first in enumerate(_group_starts(parquet)):
+                known = parquet.metadata.row_group(group)
+                wanted = [row - first for row in rows[done:] if row < first + known.num_rows]
+                if wanted:
+                    done += len(wanted)
+                    read = functools.partial(self._stream_group, path, parquet.metadata, image, group, wanted)
+                    yield len(wanted), known.total_byte_size, read
         except Exception as error:
             failure = ImageError(f"damaged Parquet: {reason(error)}")
         else:
             failure = ImageError("the Parquet file has fewer rows than when it was opened")
+        if rest := len(rows) - done:
+            yield rest, 0, lambda: iter([failure] * rest)
+
+    def _stream_group(
+        self, path: str, metadata: Any, image: str, group: int, rows: list[int]
+    ) -> Iterator[bytes | ImageError]:
+        done = first = 0
+        failure = ImageError("damaged Parquet: the row group ends early")
+        try:
+            with self._storage.open(path) as file:
+                parquet = pq.ParquetFile(file, metadata=metadata)
+                for batch in parquet.iter_batches(16, row_groups=[group], columns=[image]):
+                    column = batch.column(0)
+                    while done < len(rows) and rows[done] < first + len(column):
+                        cell = column[rows[done] - first].as_py()
+                        done += 1
+                        yield self._bytes_or_error(path, cell)
+                    if done == len(rows):
+                        return
+                    first += len(column)
+        except Exception as error:
+            failure = ImageError(f"damaged Parquet: {reason(error)}")
         for _ in rows[done:]:
             yield failure
 
@@ -148,26 +193,55 @@ class ParquetImages:
         raise ImageError("no image bytes in this row")
 
 
-def index_tar(storage: Storage, path: str, rows: Rows, name: str) -> None:
-    """Adds the samples of one tar in one pass over its headers; a damaged tar adds an error row after what it gave."""
+def index_tar(storage: Storage, path: str) -> Indexed:
+    """The samples of one tar in one pass over its headers, as far as it can be read."""
     samples: dict[str, dict[str, Any]] = {}
-    damage = ""
+    found = Indexed()
     try:
-        with storage.open(path) as file:
+        with storage.open(path, _TAR_BLOCK) as file:
             size = file.seek(0, 2)
             file.seek(0)
-            damage = _scan_tar(file, size, samples)
+            found.damage = _scan_tar(file, size, samples)
     except Exception as error:
-        damage = reason(error)
+        found.damage = reason(error)
     for key, sample in samples.items():
         listed = sample.get("json", {})
-        captions = distinct(texts(sample.get("txt")) + captions_of(listed))
-        extras = extras_of(listed, without=["key"]) | ({"class": sample["cls"]} if "cls" in sample else {})
         where = sample.get("image", sample.get("other"))
-        missing = None if where else "no image in this sample"
-        rows.add(key, where and f"{path}#bytes={where[0]}+{where[1]}", captions, error=missing, extras=extras)
-    if damage:
-        rows.add(name, None, error=f"damaged tar: {damage}")
+        found.rows.append(
+            {
+                "id": key,
+                "image": where and f"{path}#bytes={where[0]}+{where[1]}",
+                "captions": distinct(texts(sample.get("txt")) + captions_of(listed)),
+                "error": None if where else "no image in this sample",
+                "extras": extras_of(listed, without=["key"]) | ({"class": sample["cls"]} if "cls" in sample else {}),
+            }
+        )
+    return found
+
+
+def tar_pieces(storage: Storage, path: str, places: list[tuple[int, int]]) -> Iterator[Piece]:
+    """Many images of one tar by (offset, size) in bytes, ascending: neighbours are one piece, read at once."""
+    first = 0
+    for number in range(1, len(places) + 1):
+        start, end = places[first][0], sum(places[number - 1])
+        if number < len(places):
+            offset, size = places[number]
+            if offset - end <= _TAR_GAP and offset + size - start <= _TAR_PIECE:
+                continue
+        run, first = places[first:number], number
+        yield len(run), end - start, functools.partial(_read_run, storage, path, run)
+
+
+def _read_run(storage: Storage, path: str, run: list[tuple[int, int]]) -> Iterator[bytes | ImageError]:
+    start = run[0][0]
+    try:
+        data = storage.span(path, start, sum(run[-1]) - start)
+    except ImageError as error:
+        yield from [error] * len(run)
+        return
+    for offset, size in run:
+        whole = offset + size - start <= len(data)
+        yield data[offset - start : offset + size - start] if whole else ImageError(CUT_SHORT)
 
 
 def _scan_tar(file: Any, size: int, samples: dict[str, dict[str, Any]]) -> str:

@@ -1,24 +1,43 @@
 """Files by path or URL, through fsspec: one code for a local disk, a zip, memory, an object store.
 
 A path here is the file system's own (`/data/a.jpg`, `bucket/a.jpg`); `connect` makes one from what the user typed.
+What is not local is asked again where that may help (`Patience`), an object store many things at once (`ahead`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import os
 import posixpath
-from collections.abc import Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from .errors import ImageError, InputError
+from .patience import PATIENCE
 
 MAX_BYTES = 1 << 30
 """Files larger than this (1 GiB) are not read as images."""
 
+CUT_SHORT = "truncated: the file ends before the image does"
+TOO_LARGE = f"too large: more than {MAX_BYTES >> 20} MiB"
+
+READERS = 16
+"""Threads that read from an object store: it is the waiting that they share, not the processor."""
+
+AHEAD_BYTES = 128 << 20
+"""What is read before it is asked for is not more than this (128 MiB), or a single piece."""
+
+BLOCK_BYTES = 64 << 10
+"""What is read of an opened file that is not local beyond what is asked (64 KiB), unless `open` says otherwise."""
+
 _RAW = "%bytes:"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,36 +58,92 @@ class Storage:
     fs: Any
     local: bool
 
+    @property
+    def by_many(self) -> bool:
+        """Whether many threads may read at once: those of one connection or one archive could mix up the answers."""
+        kinds = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        return bool(self.fs.async_impl) or "hf" in kinds
+
+    def steadily(self, read: Callable[[], T]) -> T:
+        """What `read` gives, asked with patience unless the file system is local."""
+        return read() if self.local else PATIENCE(read)
+
     def kind(self, path: str) -> str:
         """What is at `path`: "file", "directory", "other", or "" if nothing is."""
         try:
-            return str(self.fs.info(path)["type"])
+            return str(self.steadily(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
             return ""
 
     def names(self, folder: str) -> list[str]:
         """Names of what is directly in `folder`; none where it cannot be listed."""
         try:
-            return sorted(posixpath.basename(str(name).rstrip("/")) for name in self.fs.ls(folder, detail=False))
+            found = self.steadily(lambda: self.fs.ls(folder, detail=False))
+            return sorted(posixpath.basename(str(name).rstrip("/")) for name in found)
         except Exception:
             return []
 
-    def open(self, path: str) -> Any:
-        """`path` opened for reading bytes, seekable."""
-        return open(path, "rb") if self.local else self.fs.open(path, "rb")
+    def open(self, path: str, block: int | None = None) -> Any:
+        """`path` opened for reading bytes, seekable. Where it is not local, `block` bytes more than asked are read, for
+        whoever goes on reading (None = BLOCK_BYTES)."""
+        if self.local:
+            return open(path, "rb")
+        # The default of s3fs is 50 MiB, which are then read for a header of 512 bytes.
+        asked = {"block_size": block or BLOCK_BYTES, "cache_type": "readahead"}
+        return _Steady(self, self.steadily(lambda: self.fs.open(path, "rb", **asked)))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """The bytes of a file, or `size` of them from `offset`. Raises ImageError: it is images that are read so."""
+        data = self.span(path, offset, size)
+        if size is not None and len(data) < size:
+            raise ImageError(CUT_SHORT)
+        return data
+
+    def span(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        """As `read`, but fewer bytes than `size` where the file ends before."""
         try:
             # Opening a pipe would wait for a writer for ever.
             if self.local and os.path.exists(path) and not os.path.isfile(path):
                 raise ImageError("not a regular file")
-            with self.open(path) as file:
-                return read_from(file, offset, size)
+            if size is not None and size > MAX_BYTES:
+                raise ImageError(TOO_LARGE)
+            with self.open(path, 1) as file:  # nothing beyond: one request for these bytes
+                file.seek(offset)
+                data = bytes(file.read(MAX_BYTES + 1 if size is None else size))
+            if len(data) > MAX_BYTES:
+                raise ImageError(TOO_LARGE)
+            return data
         except ImageError:
             raise
         except Exception as error:
             raise ImageError(reason(error)) from None
+
+    def ahead(self, pieces: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
+        """What each of many calls gives, in their order; `pieces` are (bytes it will hold, about; call).
+
+        Of an object store, READERS threads make the calls before they are asked for, as far as AHEAD_BYTES go: so one
+        large shard is read by all of them, as many small ones are. A call may not raise.
+        """
+        if not self.by_many:
+            for _, read in pieces:
+                yield read()
+            return
+        under_way: deque[tuple[int, Future[T]]] = deque()
+        held = 0
+        with ThreadPoolExecutor(READERS, thread_name_prefix="copyscope-reader") as pool:
+            try:
+                for size, read in pieces:
+                    while under_way and (len(under_way) >= 2 * READERS or held + size > AHEAD_BYTES):
+                        before, future = under_way.popleft()
+                        held -= before
+                        yield future.result()
+                    under_way.append((size, pool.submit(read)))
+                    held += size
+                while under_way:
+                    yield under_way.popleft()[1].result()
+            finally:
+                for _, future in under_way:
+                    future.cancel()
 
     def read_all(self, paths: list[str]) -> Iterator[tuple[str, bytes]]:
         """(path, bytes) of many small text files. Raises InputError for the first that cannot be read."""
@@ -82,9 +157,7 @@ class Storage:
                 # A single path gives its bytes alone.
                 found = found if isinstance(found, dict) else {batch[0]: found}
                 for path, value in found.items():
-                    if isinstance(value, Exception):
-                        raise _cannot_read(path, value)
-                    yield path, value
+                    yield path, self.text_bytes(path) if isinstance(value, Exception) else value
 
     def text_bytes(self, path: str) -> bytes:
         """The bytes of a file of captions. Raises InputError where it cannot be read."""
@@ -102,7 +175,7 @@ class Storage:
         while pending:
             folder, prefix, trail = pending.pop()
             try:
-                entries = self.fs.ls(folder, detail=True)
+                entries = self._entries(folder)
             except Exception as error:
                 if not prefix:
                     raise InputError(
@@ -126,6 +199,9 @@ class Storage:
                     files[prefix + name] = entry.get("size")
         return Listing(dict(sorted(files.items())), dict(sorted(unreadable.items())))
 
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
+        return list(self.steadily(lambda: self.fs.ls(folder, detail=True)))
+
     def _followed(self, entry: dict[str, Any], path: str) -> str:
         if not entry.get("islink"):
             return str(entry["type"])
@@ -133,6 +209,48 @@ class Storage:
             return "directory"
         # A dangling link is a file that cannot be read, and so a row that says so.
         return "file" if os.path.isfile(path) or not os.path.exists(path) else "other"
+
+
+class _Steady(io.RawIOBase):
+    """A file of fsspec whose reads are tried again where that may help."""
+
+    def __init__(self, storage: Storage, file: Any) -> None:
+        self._storage, self._file = storage, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readall(self) -> bytes:
+        return self._read(-1)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _read(self, size: int) -> bytes:
+        at = self._file.tell()
+
+        def read() -> bytes:
+            if self._file.tell() != at:  # a try that failed half-way
+                self._file.seek(at)
+            return bytes(self._file.read(size))
+
+        return self._storage.steadily(read)
 
 
 def file_system(origin: str) -> tuple[Storage, str]:
@@ -156,28 +274,22 @@ def connect(origin: str) -> tuple[Storage, str]:
     """As `file_system`, and something is there. Raises InputError, with the closest name there is, if not."""
     storage, path = file_system(origin)
     try:
+        # Listings are kept as long as the process lives; what is opened now is what is there now.
+        storage.fs.invalidate_cache()
         found = bool(origin) and (path.strip("/") == "" or storage.kind(path) != "")
     except Exception as error:
-        raise InputError(f"Cannot open {origin!r}: {reason(error)}.\nCheck the path or URL") from None
+        advice = "Check the path or URL" + ("" if storage.local else ", and the credentials for it")
+        raise InputError(f"Cannot open {origin!r}: {reason(error)}.\n{advice}") from None
     if not found:
         folder, _, name = path.rstrip("/").rpartition("/")
         near = storage.names(folder or "/") if origin and (storage.local or folder) else []
         close = difflib.get_close_matches(name, near, 1)
-        hint = f"Did you mean {join(folder, close[0])!r}?" if close else "Check the path"
+        meant = join(folder, close[0]) if close else ""
+        if close and "://" in origin and "::" not in origin:
+            meant = str(storage.fs.unstrip_protocol(meant))
+        hint = f"Did you mean {meant!r}?" if close else "Check the path"
         raise InputError(f"Cannot open {origin!r}: no such file or folder.\n{hint}")
     return storage, path
-
-
-def read_from(file: Any, offset: int, size: int | None) -> bytes:
-    """`size` bytes from `offset` of an open file, or all to its end. Raises ImageError beyond MAX_BYTES."""
-    if offset:
-        file.seek(offset)
-    data = bytes(file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1)))
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"too large: more than {MAX_BYTES >> 20} MiB")
-    if size is not None and len(data) < size:
-        raise ImageError("truncated: the file ends before the image does")
-    return data
 
 
 def join(folder: str, name: str) -> str:

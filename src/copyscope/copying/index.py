@@ -156,6 +156,12 @@ class Index:
         state = self._fresh()
         return [each for each, gone in zip(state.ids, state.gone, strict=True) if not gone]
 
+    @property
+    def sha256(self) -> list[str | None]:
+        """sha256 (hex) of the file of each training image, in the order of `ids`."""
+        state = self._fresh()
+        return [each for each, gone in zip(state.table["sha256"].to_pylist(), state.gone, strict=True) if not gone]
+
     def summary(self) -> dict[str, Any]:
         """What the index is, as plain values; docs/json.md has its keys."""
         state = self._fresh()

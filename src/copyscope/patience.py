@@ -1,0 +1,87 @@
+"""Asking again: after which errors of a file system that is not local, how often, and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_ERRNOS = {
+    getattr(errno, name, None)
+    for name in ("EBUSY", "EAGAIN", "EREMOTEIO", "ENETUNREACH", "ENETDOWN", "EHOSTUNREACH", "ENETRESET")
+} - {None}
+# Not all network libraries say ConnectionError or OSError; these are of aiohttp, botocore, httpx, urllib3, http.client.
+_NETWORK = {"ClientConnectionError", "ClientPayloadError", "HTTPClientError", "TransportError", "HTTPError"}
+_NETWORK |= {"IncompleteRead", "IncompleteReadError", "ResponseStreamingError"}
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How often and how long something is asked for again that failed for a while only.
+
+    tries: at most. seconds: after these, counted from the first try, no other is begun. Before try n + 1 it waits
+    between half and all of first * 2**(n - 1) seconds, at most `longest`: by chance, so that readers who failed at once
+    do not come again at once.
+    """
+
+    tries: int = 4
+    seconds: float = 60.0
+    first: float = 0.5
+    longest: float = 10.0
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def __call__(self, read: Callable[[], T]) -> T:
+        """What `read` gives. Raises its error where that will not pass, or has not by the last try."""
+        start = self.clock()
+        for number in range(1, self.tries):
+            try:
+                return read()
+            except Exception as error:
+                # Jitter decides no result, so it needs no seed.
+                wait = min(self.first * 2 ** (number - 1), self.longest) * (0.5 + random.random() / 2)
+                if not passes(error) or self.clock() + wait - start > self.seconds:
+                    raise
+            self.sleep(wait)
+        return read()
+
+
+PATIENCE = Patience()
+"""That of every file system but the local one."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error may be gone when one asks again: a lost connection, a timeout, a server that is too busy.
+
+    What is not there, not allowed or wrongly asked stays so.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (status := _status(cause)) is not None:
+            return status in (408, 425, 429) or status >= 500
+        if isinstance(cause, (ConnectionError, TimeoutError)) or (
+            isinstance(cause, OSError) and cause.errno in _ERRNOS
+        ):
+            return True
+        if _NETWORK & {kind.__name__ for kind in type(cause).__mro__}:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of a network library carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(response, "status_code", getattr(error, "status", getattr(error, "code", None)))
+    try:
+        return int(found) if found is not None and 100 <= int(found) < 600 else None
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,133 @@
+"""Removal lists (opt-outs): images that shall not be used, named by id, sha256, URL or key, are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from .corpus import Corpus
+from .errors import ImageError, InputError
+from .machine import Progress
+from .sidecars import records
+from .storage import connect
+
+COLUMNS = ("id", "sha256", "url", "key", "image", "file_name")
+"""Columns of a table that name what shall be removed, and of a corpus that are compared with it."""
+
+_COMPARED = {*COLUMNS, "original_id", "listed_sha256"}
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """What a removal list did. n_listed: different entries of it. n_removed: images that one or more of them name.
+    unmatched: entries that name none."""
+
+    n_listed: int
+    n_removed: int
+    unmatched: frozenset[str]
+
+    def __and__(self, other: Removed) -> Removed:
+        """What the same list did to two sets of images."""
+        return Removed(self.n_listed, self.n_removed + other.n_removed, self.unmatched & other.unmatched)
+
+    def summary(self) -> dict[str, int]:
+        """As plain values: n_listed, n_removed, n_unmatched."""
+        return {"n_listed": self.n_listed, "n_removed": self.n_removed, "n_unmatched": len(self.unmatched)}
+
+
+def read_list(path_or_url: str | os.PathLike[str]) -> list[str]:
+    """The entries of a removal list: of a .csv, .tsv, .jsonl or .parquet table all values in COLUMNS, of any other file
+    its lines without those that are empty. Raises InputError where it cannot be read, or the table has no such column.
+    """
+    origin = os.fspath(path_or_url)
+    storage, path = connect(origin)
+    if posixpath.splitext(path)[1].lower() not in (".csv", ".tsv", ".jsonl", ".parquet"):
+        try:
+            lines = storage.read(path).decode("utf-8-sig", "replace").splitlines()
+        except ImageError as error:
+            raise InputError(
+                f"Cannot read {origin}: {error}.\nGive a text file, one id, sha256 or URL a line"
+            ) from None
+        return [line.strip() for line in lines if line.strip()]
+    entries = []
+    for where, record in records(storage, path):
+        named = [str(value) for name, value in record.items() if name.lower() in COLUMNS and value is not None]
+        if not named:
+            raise InputError(f"{origin}, {where}: names no image.\nEach record has one of: {', '.join(COLUMNS)}")
+        entries += named
+    return entries
+
+
+def leave_out(corpus: Corpus, listed: Iterable[str], *, progress: Progress | None = None) -> tuple[Corpus, Removed]:
+    """The corpus without the images that are listed, and what became of the list.
+
+    An entry names every image whose column `id`, `sha256`, `url`, `key`, `file_name`, `image`, `original_id` or
+    `listed_sha256` is equal to it, or whose URL or key in its store is. Where an entry looks like a sha256, files whose
+    sha256 is not known yet are read for it, and it is in the corpus then. A row that cannot be read has none, and
+    stays, with its error. Raises InputError where no image is left.
+    """
+    wanted = {_plain(entry) for entry in listed}
+    columns = [corpus.table[name].to_pylist() for name in corpus.table.column_names if str(name).lower() in _COMPARED]
+    rows, matched = _named([*columns, *_addresses(corpus)], wanted)
+    if any(_SHA256.fullmatch(entry) for entry in wanted):  # the same file may be there under other names too
+        corpus = _hashed(corpus, rows, progress)
+        more, found = _named([corpus.table["sha256"].to_pylist()], wanted)
+        rows, matched = rows | more, matched | found
+    if rows and len(rows) == len(corpus):
+        raise InputError(f"All {len(rows)} images in {corpus.origin} are to be removed.\nName other images")
+    kept = [row for row in range(len(corpus)) if row not in rows]
+    return corpus.take(kept), Removed(len(wanted), len(rows), frozenset(wanted - matched))
+
+
+def ids_of(ids: Sequence[str], sha256: Sequence[str | None], listed: Iterable[str]) -> tuple[list[str], Removed]:
+    """The ids that are listed of images known by id and sha256 alone, as in an index, and what became of the list."""
+    wanted = {_plain(entry) for entry in listed}
+    rows, matched = _named([ids, sha256], wanted)
+    return [ids[row] for row in sorted(rows)], Removed(len(wanted), len(rows), frozenset(wanted - matched))
+
+
+def _plain(entry: str) -> str:
+    return entry.lower() if _SHA256.fullmatch(entry) else entry
+
+
+def _named(columns: Iterable[Sequence[Any]], wanted: set[str]) -> tuple[set[int], set[str]]:
+    """Rows that some entry names, and these entries."""
+    rows, matched = set[int](), set[str]()
+    for column in columns:
+        for row, value in enumerate(column):
+            if value is not None and (entry := _plain(str(value))) in wanted:
+                rows.add(row)
+                matched.add(entry)
+    return rows, matched
+
+
+def _addresses(corpus: Corpus) -> list[list[str | None]]:
+    """URL and key of each image that is a file of its own in a store."""
+    protocol, found, _ = corpus.origin.partition("://")
+    if not found or "::" in corpus.origin:
+        return []
+    paths = [path and path.removeprefix(f"{protocol}://").lstrip("/") for path in corpus.table["image"].to_pylist()]
+    return [
+        [path and f"{protocol}://{path}" for path in paths],
+        [path and path.partition("/")[2] for path in paths],
+    ]
+
+
+def _hashed(corpus: Corpus, skipped: set[int], progress: Progress | None) -> Corpus:
+    """With the sha256 of every file that can be read, but of the rows that are removed anyway."""
+    digests = corpus.table["sha256"].to_pylist()
+    unknown = [row for row, digest in enumerate(digests) if digest is None and row not in skipped]
+    for done, (row, data) in enumerate(corpus.stream(unknown), 1):
+        if isinstance(data, bytes):
+            digests[row] = hashlib.sha256(data).hexdigest()
+        if progress:
+            progress("hash", done, len(unknown))
+    return corpus.with_column("sha256", pa.array(digests, pa.string()))
