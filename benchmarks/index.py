@@ -3,10 +3,11 @@
     python benchmarks/index.py             # 1,000,000 x 512: some minutes, 6 GB of disk, 3 GB of memory for faiss
     python benchmarks/index.py --n 100000
 
-Wall time depends on what else the machine does, so processor time stands beside it; on idle cores the wall time is half
-of it. `picture` is all of a look-up but the embedding: ten searches by the descriptor, two by coarse pixels, the second
-look at the whole and at parts. The coarse vectors are drawn from a normal law with the mean and covariance of those of
-emoji. These come from `copyscope fetch fluent-emoji`.
+Wall time depends on what else the machine does, so processor time stands beside it. Each call is timed the second time
+in a row, `picture_first` the first time, with the caches full of the rival's 2 GB. `picture` is all of a look-up but
+the embedding: ten searches by the descriptor, two by coarse pixels, the second look at the whole and at parts. The
+coarse vectors are drawn from a normal law with the mean and covariance of those of emoji, which come from `copyscope
+fetch fluent-emoji`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
     thumbnails = np.lib.format.open_memmap(folder / "thumbnails.npy", "w+", np.uint8, (n, 32, 32, 3))
     for start in range(0, n, 50_000):
         thumbnails[start : start + 50_000] = rng.integers(0, 256, thumbnails[start : start + 50_000].shape, np.uint8)
+    # Nothing is to be written back while the clock runs; an index is mapped read-only too.
+    for each in (vectors, thumbnails):
+        each.flush()
+    vectors, thumbnails = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "thumbnails"))
     rows = rows_of(np.asarray(vectors), np.asarray(thumbnails))
     (block,) = rows.blocks
     coarse = rows_of(layouts(rng, n), np.asarray(thumbnails))
@@ -82,8 +87,13 @@ def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
     }
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
+    first: list[float] = []
     for _ in range(pairs):
         for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if name == "picture":
+                first.append(1000 * (time.perf_counter() - began))
             began, spent = time.perf_counter(), time.process_time()
             call()
             wall[name].append(1000 * (time.perf_counter() - began))
@@ -98,6 +108,7 @@ def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
         for kind, spent in (("wall_ms", wall), ("cpu_ms", cpu))
     }
     setting = {"references": n, "dim": DIM, "k": 10, "threads": THREADS, "faiss": faiss.__version__}
+    medians["wall_ms"]["picture_first"] = round(float(np.median(first)), 1)
     load = {"load_average": round(os.getloadavg()[0], 1)}
     return (
         setting

@@ -148,15 +148,19 @@ class Rows:
     def _by_codes(self, queries: Vectors, k: int, workers: int) -> Nearest:
         import faiss
 
-        codes, enough = encode(queries, self.directions), max(KEPT, k)
-        near, far = [np.zeros((len(queries), 0), np.int64)], [np.zeros((len(queries), 0), np.int32)]
-        for block, start in zip(self.blocks, self.starts, strict=False):
-            rows, theirs = block.there
-            if len(rows):
-                distances, found = faiss.knn_hamming(codes, theirs, min(enough, len(rows)))
-                near.append(rows[found] + start)
-                far.append(distances)
-        candidates, bits = np.concatenate(near, axis=1), np.concatenate(far, axis=1)
+        enough = max(KEPT, k)
+
+        def sift(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+            # The workers are the threads. Those of OpenMP, once woken, spin and take the time of what comes next.
+            faiss.omp_set_num_threads(1)
+            near, far = [np.zeros((len(codes), 0), np.int64)], [np.zeros((len(codes), 0), np.int32)]
+            for block, start in zip(self.blocks, self.starts, strict=False):
+                rows, theirs = block.there
+                if len(rows):
+                    distances, found = faiss.knn_hamming(codes, theirs, min(enough, len(rows)))
+                    near.append(rows[found] + start)
+                    far.append(distances)
+            return np.concatenate(near, axis=1), np.concatenate(far, axis=1)
 
         def rank(query: int) -> tuple[NDArray[np.int64], Vectors]:
             rows = np.sort(candidates[query, np.argsort(bits[query], kind="stable")[:enough]])
@@ -168,6 +172,8 @@ class Rows:
         index = np.full((len(queries), k), -1, np.int64)
         score = np.full((len(queries), k), NOTHING, np.float32)
         with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+            shares = np.array_split(encode(queries, self.directions), max(1, min(workers, len(queries))))
+            candidates, bits = (np.concatenate(each) for each in zip(*pool.map(sift, shares), strict=True))
             for query, (rows, scores) in enumerate(pool.map(rank, range(len(queries)))):
                 index[query, : len(rows)], score[query, : len(rows)] = rows, scores
         return Nearest(index, score)

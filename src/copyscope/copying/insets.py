@@ -63,23 +63,14 @@ def find(
     scores = np.full(candidates.shape, np.nan, np.float32)
     boxes = np.zeros((*candidates.shape, 4), np.float32)
 
-    workers = workers or cores()
-    # Of few pictures the candidates are shared out.
-    shares = max(1, workers // max(1, len(candidates)))
-
-    def task(piece: tuple[int, NDArray[np.intp]]) -> None:
-        picture, there = piece
+    def task(picture: int) -> None:
+        there = np.flatnonzero(candidates[picture] >= 0)
         if len(there):
             found = _in_one(pictures.pixels[picture], references[candidates[picture, there]])
             scores[picture, there], boxes[picture, there] = found[0], _box(found[1], pictures.extent[picture])
 
-    pieces = [
-        (picture, there)
-        for picture, mine in enumerate(candidates)
-        for there in np.array_split(np.flatnonzero(mine >= 0), shares)
-    ]
-    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(task, pieces))
+    with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
+        list(pool.map(task, range(len(candidates))))
     return scores, boxes
 
 

@@ -88,28 +88,18 @@ class Verify:
         candidates: int64 [n k], rows of references, -1 for none. A flat picture has nothing to align and scores 0.
         """
         scores = np.full(candidates.shape, np.nan, dtype=np.float32)
-        workers = workers or cores()
-        # Of few queries the candidates are shared out.
-        width = candidates.shape[1] if len(queries) >= workers else -(-candidates.shape[1] // workers)
-        starts = [
-            (start, slot)
-            for start in range(0, len(queries), CHUNK)
-            for slot in range(0, candidates.shape[1], max(1, width))
-        ]
+        starts = range(0, len(queries), CHUNK)
 
-        def task(at: tuple[int, int]) -> None:
-            start, first = at
-            mine = candidates[start : start + CHUNK, first : first + width]
+        def task(start: int) -> None:
+            mine = candidates[start : start + CHUNK]
             query, slot = np.nonzero(mine >= 0)
             if len(query):
                 used, reference = np.unique(mine[query, slot], return_inverse=True)
                 pairs = query, reference.ravel()
-                scores[start + query, first + slot] = self._pairs(
-                    queries[start : start + CHUNK], references[used], pairs
-                )
+                scores[start + query, slot] = self._pairs(queries[start : start + CHUNK], references[used], pairs)
 
-        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-            for (start, _), _ in zip(starts, pool.map(task, starts), strict=True):
+        with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
+            for start, _ in zip(starts, pool.map(task, starts), strict=True):
                 if progress:
                     progress("verify", min(start + CHUNK, len(queries)), len(queries))
         return scores
