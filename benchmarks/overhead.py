@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
-from copyscope.copying import codes, insets, windows
+from copyscope.copying import coarse, codes, insets, windows
 from copyscope.copying.protocols import protocol
 from copyscope.copying.verify import Verify
 from copyscope.diffusion.generate import sample
@@ -130,17 +130,19 @@ def others(looks: int) -> dict[str, float]:
     """10^9 operations, of whole numbers too, of what is done for a picture beside the descriptor, estimated."""
     verify = Verify()
     bits = codes.rotation(DIM).shape[1]
-    # A row: XOR, count of bits and sum a word, and one comparison; the histogram is of some rows alone.
-    scan = ROWS * (3 * bits / 64 + 1) + codes.SAMPLED
-    rank = 2 * DIM * codes.KEPT
-    search = looks * (2 * DIM * bits + scan + rank)
+    # A row: XOR, count of bits and sum a word, and one comparison.
+    scan = ROWS * (3 * bits / 64 + 1)
+    # Two searches by coarse pixels, mirrored and not, besides those by the descriptor; their codes have as many bits.
+    search = looks * (2 * DIM * (bits + codes.KEPT) + scan) + 2 * (2 * coarse.DIM * (bits + codes.KEPT) + scan)
     # Three planes; transforms of real numbers; a complex product and sum is 8.
     size = verify.size
     templates = 1 + len(verify.zooms)
     mirrored = 2 if verify.flip else 1
-    prepared = (verify.top + mirrored) * 3 * (1 + templates) * transform(size)
+    # Candidates of both searches.
+    candidates = 2 * verify.top
+    prepared = (candidates + mirrored) * 3 * (1 + templates) * transform(size)
     found_in = 3 * 8 * size * (size // 2 + 1) + transform(size) + 2 * size**2
-    compare = prepared + verify.top * mirrored * 2 * templates * found_in
+    compare = prepared + candidates * mirrored * 2 * templates * found_in
     if looks > 1:
         size = insets.SIDE
         place = 3 * transform(size) + 3 * 8 * size * (size // 2 + 1) + transform(size) + 2 * size**2

@@ -25,8 +25,8 @@ from .search import NOTHING, Nearest, one_blas_thread, search
 Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
-LEAST_BITS = 256
-KEPT = 256
+LEAST_BITS = 512
+KEPT = 512
 BLOCK = 32768
 # Above so many rows and up to so many queries codes are faster than the exact search.
 FAST_ROWS, FAST_QUERIES = 50_000, 32

@@ -13,7 +13,7 @@ from .coarse import coarse_vectors
 from .codes import Rows
 from .insets import find
 from .match import combine
-from .search import NOTHING
+from .search import NOTHING, Nearest
 from .verify import Verify
 from .windows import BOXES, Looks
 
@@ -74,64 +74,42 @@ def locate(
     options: `workers` and `progress` of `search`.
     """
     top = verify.top
-    found = [_wholes(looks, whole, coarse, verify, max(k, top), exact, own, options)]
+    nearest = _nearest(looks.vectors, whole, max(k, top), exact, own, options)
+    found = [_wholes(looks, whole, coarse, _of(nearest, slice(0, 1)), verify, exact, own, options)]
     if looks.vectors.shape[1] > 1:
-        found.append(_insets(looks, whole, top, exact, own, options))
+        found.append(_insets(looks, whole, _of(nearest, slice(1, None)), top, options))
         if crops is not None:
             theirs = (own[0], np.repeat(own[1], len(BOXES))) if own else None
-            parts = _wholes(looks, crops, None, verify, top, exact, theirs, options)
-            row, window = np.divmod(parts.row, len(BOXES))
+            parts = _nearest(looks.vectors[:, :1], crops, top, exact, theirs, options)
+            cut = _wholes(looks, crops, None, parts, verify, exact, theirs, options)
+            row, window = np.divmod(cut.row, len(BOXES))
             boxes = np.array(BOXES, np.float32)[window]
-            found.append(dataclasses.replace(parts, row=np.where(parts.row < 0, -1, row), source_box=boxes))
+            found.append(dataclasses.replace(cut, row=np.where(cut.row < 0, -1, row), source_box=boxes))
     return Found(
         *(np.concatenate([getattr(each, field.name) for each in found], axis=1) for field in dataclasses.fields(Found))
     )
 
 
-def _wholes(
-    looks: Looks,
-    rows: Rows,
-    coarse: Rows | None,
-    verify: Verify,
-    k: int,
-    exact: bool | None,
-    own: Own | None,
-    options: dict[str, Any],
-) -> Found:
-    """The k rows nearest to each whole picture, and besides those nearest by coarse vectors, mirrored or not."""
-    vectors, top = np.ascontiguousarray(looks.vectors[:, 0]), verify.top
-    nearest = rows.nearest(vectors, k, exact=exact, own=own, **options)
-    index, score, seen = nearest.index, nearest.score, top
-    if coarse is not None:
-        both = [coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])]
-        more, _ = _nearest_to_any(np.stack(both, axis=1), coarse, top, exact, own, options)
-        more[(more[:, :, None] == index[:, None, :top]).any(axis=2)] = -1
-        index = np.concatenate([more, index], axis=1)
-        score = np.concatenate([rows.similarities(vectors, more), score], axis=1)
-        seen += top
-    verified = np.full(index.shape, np.nan, np.float32)
-    thumbnails, slots = _thumbnails(rows, index[:, :seen])
-    verified[:, :seen] = verify.compare(looks.thumbnails, thumbnails, slots, **options)
-    return _found(index, score, verified, np.full((*index.shape, 4), WHOLE, np.float32))
-
-
-def _insets(looks: Looks, rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]) -> Found:
-    """The `top` rows nearest to any window of each picture, and where in the picture they are."""
-    row, best = _nearest_to_any(looks.vectors[:, 1:], rows, top, exact, own, options)
-    thumbnails, slots = _thumbnails(rows, row)
-    verified, box = find(looks.canvases, thumbnails, slots, workers=options.get("workers"))
-    return _found(row, best, verified, box)
-
-
-def _nearest_to_any(
-    vectors: NDArray[np.float32], rows: Rows, top: int, exact: bool | None, own: Own | None, options: dict[str, Any]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `top` rows nearest to any of the p vectors of each picture [n p d], -1 for none, and how near [n top]."""
+def _nearest(
+    vectors: NDArray[np.float32], rows: Rows, k: int, exact: bool | None, own: Own | None, options: dict[str, Any]
+) -> Nearest:
+    """The k rows nearest to each of the p vectors of each picture [n p d]: index and score [n p k]."""
     n, p, d = vectors.shape
     theirs = (np.repeat(own[0], p), own[1]) if own else None
     queries = np.ascontiguousarray(vectors.reshape(n * p, d))
-    nearest = rows.nearest(queries, top, exact=exact, own=theirs, **options)
-    index, score = nearest.index.reshape(n, -1), nearest.score.reshape(n, -1)
+    found = rows.nearest(queries, k, exact=exact, own=theirs, **options)
+    return Nearest(found.index.reshape(n, p, k), found.score.reshape(n, p, k))
+
+
+def _of(nearest: Nearest, some: slice) -> Nearest:
+    """What is nearest to some of the vectors."""
+    return Nearest(nearest.index[:, some], nearest.score[:, some])
+
+
+def _to_any(nearest: Nearest, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The `top` rows nearest to any of the vectors of each picture, -1 for none, and how near [n top]."""
+    n = len(nearest.index)
+    index, score = (each[:, :, :top].reshape(n, -1) for each in (nearest.index, nearest.score))
     row = np.full((n, top), -1, np.int64)
     best = np.full((n, top), NOTHING, np.float32)
     for picture in range(n):
@@ -142,6 +120,39 @@ def _nearest_to_any(
         chosen = chosen[index[picture, chosen] >= 0][:top]
         row[picture, : len(chosen)], best[picture, : len(chosen)] = index[picture, chosen], score[picture, chosen]
     return row, best
+
+
+def _wholes(
+    looks: Looks,
+    rows: Rows,
+    coarse: Rows | None,
+    nearest: Nearest,
+    verify: Verify,
+    exact: bool | None,
+    own: Own | None,
+    options: dict[str, Any],
+) -> Found:
+    """The rows nearest to each whole picture, and besides those nearest by coarse vectors, mirrored or not."""
+    index, score, seen = nearest.index[:, 0], nearest.score[:, 0], verify.top
+    if coarse is not None:
+        both = [coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])]
+        more, _ = _to_any(_nearest(np.stack(both, axis=1), coarse, seen, exact, own, options), seen)
+        more[(more[:, :, None] == index[:, None, :seen]).any(axis=2)] = -1
+        score = np.concatenate([rows.similarities(looks.vectors[:, 0], more), score], axis=1)
+        index = np.concatenate([more, index], axis=1)
+        seen *= 2
+    verified = np.full(index.shape, np.nan, np.float32)
+    thumbnails, slots = _thumbnails(rows, index[:, :seen])
+    verified[:, :seen] = verify.compare(looks.thumbnails, thumbnails, slots, **options)
+    return _found(index, score, verified, np.full((*index.shape, 4), WHOLE, np.float32))
+
+
+def _insets(looks: Looks, rows: Rows, nearest: Nearest, top: int, options: dict[str, Any]) -> Found:
+    """The `top` rows nearest to any window of each picture, and where in the picture they are."""
+    row, best = _to_any(nearest, top)
+    thumbnails, slots = _thumbnails(rows, row)
+    verified, box = find(looks.canvases, thumbnails, slots, workers=options.get("workers"))
+    return _found(row, best, verified, box)
 
 
 def _thumbnails(rows: Rows, candidates: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
