@@ -38,8 +38,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--n", type=int, nargs="+", default=[1_000_000])
     arguments.add_argument("--no-faiss", action="store_true", help="where its index would not fit into memory")
+    arguments.add_argument("--name", default="large", help="of the result")
     options = arguments.parse_args()
-    record("large", {"dim": DIM, "threads": THREADS, "sizes": [measure(n, not options.no_faiss) for n in options.n]})
+    record(
+        options.name, {"dim": DIM, "threads": THREADS, "sizes": [measure(n, not options.no_faiss) for n in options.n]}
+    )
 
 
 def measure(n: int, beside: bool) -> dict[str, Any]:
