@@ -105,6 +105,9 @@ def test_few_queries_of_many_rows_go_by_codes_where_faiss_is(monkeypatch):
     monkeypatch.setattr(codes_module.importlib.util, "find_spec", lambda name: None)
     assert rows.nearest(vectors[:3], 1).index[:, 0].tolist() == [0, 1, 2]
     assert taken == ["_by_codes", "_exact", "_exact"]
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match="by sign bits, which needs faiss"):
+        rows.nearest(vectors[:3], 1, exact=False)
 
 
 def test_the_angle_is_the_share_of_bits_that_differ():

@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
-from copyscope.errors import InputError
 from copyscope.machine import Progress, cores
 from copyscope.stats import Estimate
 
 from .embed import Embeddings, allocate
-from .search import NOTHING, Best, Nearest, one_blas_thread, search
+from .search import NOTHING, Best, Nearest, faiss_for, one_blas_thread, search
 
 EXACT_ROWS = 1_000_000
 """Up to so many rows are searched exactly."""
@@ -224,13 +223,7 @@ def _by_cell(near: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray
 
 
 def _centres(sample: Vectors, count: int, seed: int) -> Vectors:
-    try:
-        import faiss
-    except ImportError:
-        raise InputError(
-            f"More than {EXACT_ROWS:,} images are searched by cells, which needs faiss.\n"
-            "Install it with: pip install 'copyscope[scale]'"
-        ) from None
+    faiss = faiss_for(f"More than {EXACT_ROWS:,} images are searched by cells")
     found = faiss.Kmeans(
         sample.shape[1], count, niter=ROUNDS, spherical=True, seed=seed + 1, max_points_per_centroid=SAMPLED_PER_CELL
     )

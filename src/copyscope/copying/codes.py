@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress, cores
 
-from .search import NOTHING, Nearest, one_blas_thread, search
+from .search import NOTHING, Nearest, faiss_for, one_blas_thread, search
 
 Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -146,9 +146,7 @@ class Rows:
         return Nearest(np.take_along_axis(every, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def _by_codes(self, queries: Vectors, k: int, workers: int) -> Nearest:
-        import faiss
-
-        enough = max(KEPT, k)
+        faiss, enough = faiss_for("exact=False searches by sign bits"), max(KEPT, k)
 
         def sift(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
             # The workers are the threads. Those of OpenMP, once woken, spin and take the time of what comes next.

@@ -176,3 +176,12 @@ def _libraries() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+def faiss_for(what: str) -> Any:
+    """faiss. Raises InputError where it is not installed: `what`, a clause, needs it."""
+    try:
+        import faiss
+    except ImportError:
+        raise InputError(f"{what}, which needs faiss.\nInstall it with: pip install 'copyscope[scale]'") from None
+    return faiss
