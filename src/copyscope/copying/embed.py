@@ -51,7 +51,7 @@ class Work:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
         root = cache or cache_folder()
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
-        with _told(root):
+        with told(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
 
 
@@ -162,7 +162,7 @@ def compute(
     unread = chosen[~known & ~ledger.failed(chosen)]
     if len(unread):
         _fill(corpus, unread, work, store, ledger, workers or cores(), progress)
-        with _told(store.folder):
+        with told(store.folder):
             store.compact()
     good = chosen[~ledger.failed(chosen)]
     values = allocate((len(good), work.dim), work.dtype)
@@ -183,17 +183,22 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Makes the folder. Raises InputError where nothing can be written there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        replace_file(path, write)
     except OSError as error:
         raise unwritable(path.parent, error) from None
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_file`, raising what the system says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def unwritable(folder: Path, error: OSError) -> InputError:
@@ -299,14 +304,14 @@ def _fill(
 
 def _commit(store: ContentStore, pending: list[_Done]) -> None:
     if any(len(piece.keys) for piece in pending):
-        with _told(store.folder):
+        with told(store.folder):
             store.add(
                 np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
             )
 
 
 @contextlib.contextmanager
-def _told(cache: Path) -> Iterator[None]:
+def told(cache: Path) -> Iterator[None]:
     """What the system says of a cache that cannot be written, for people."""
     try:
         yield
