@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MEMORY = "COPYSCOPE_MEMORY"
 """The variable that says how much memory a run may take: bytes, or as `4GB`."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-GROUPS = Path("/sys/fs/cgroup")
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Progress(Protocol):
@@ -51,7 +51,7 @@ def memory() -> int:
 def _has() -> int:
     has = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30]
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in OWN_GROUPS.read_text().splitlines():
             _, kind, group = line.split(":", 2)
             if kind in ("", "memory"):
                 folder, file = GROUPS / kind, "memory.limit_in_bytes" if kind else "memory.max"

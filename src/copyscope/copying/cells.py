@@ -46,7 +46,7 @@ PIECE = 16384
 COPY_LIKE = 0.5
 MEASURED = 200
 """Queries that recall is measured on."""
-DONE = "cells.json"
+DONE, SCHEMA = "cells.json", "copyscope.cells/1"
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -234,7 +234,7 @@ def _make(
     for name in ("near.part", "keys.part"):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
-    about = {"schema": "copyscope.cells/1", "n": n, "dim": vectors.shape[1], "cells": count}
+    about = {"schema": SCHEMA, "n": n, "dim": vectors.shape[1], "cells": count}
     replace_file(folder / DONE, lambda path: path.write_text(json.dumps(about) + "\n"))
     for array in (halves, in_order):
         let_go(array)
@@ -353,7 +353,7 @@ def in_cells(
 
 def _identity(embeddings: Embeddings) -> str:
     """Hex digest of what decides the vectors: the descriptor, its weights, and the images in their order."""
-    digest = hashlib.sha256(f"{embeddings.descriptor}\n{embeddings.fingerprint}\n".encode())
+    digest = hashlib.sha256(f"{SCHEMA}\n{embeddings.descriptor}\n{embeddings.fingerprint}\n".encode())
     images = embeddings.corpus.table["sha256"]
     for start, stop in _pieces(0, len(embeddings.rows), BLOCK):
         digest.update("".join(images.take(embeddings.rows[start:stop]).to_pylist()).encode())
