@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from copyscope.copying import cells as cells_module
 from copyscope.copying import components as components_module
+from copyscope.copying import duplicates as duplicates_module
 from copyscope.copying.cells import Cells, in_cells, nearest
 from copyscope.copying.components import Closest, by_cells, components
 from copyscope.copying.embed import Embeddings
@@ -180,6 +181,50 @@ def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
     assert together > 0.99
     # No group is larger than it should be: each lies in one of the true ones.
     assert len({(a, b) for a, b in zip(label.tolist(), wanted.tolist(), strict=True)}) == len(set(label.tolist()))
+
+
+@pytest.mark.parametrize("stars", [2, 64])
+def test_a_chain_in_cells_is_split_into_stars_and_what_is_left_cell_by_cell(monkeypatch, stars):
+    angles = np.deg2rad(np.random.default_rng(0).permutation(np.arange(0, 720)) / 2)
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    star = np.tile(np.array([[0.0, 0.0, 1.0]], np.float32), (40, 1))
+    vectors = np.concatenate([np.pad(ring, ((0, 0), (0, 1))), star])
+    threshold = float(np.cos(np.deg2rad(4.25)))
+    every = dataclasses.replace(embedded(vectors), cells=Cells.build(vectors, 8))
+    joined = components(vectors, threshold, cells=every.cells)
+    assert len(set(joined.tolist())) == 2
+    for name, value in (("STARS", stars), ("PIECE", 50)):
+        monkeypatch.setattr(duplicates_module, name, value)
+    taken = []
+    one = duplicates_module._star
+    monkeypatch.setattr(duplicates_module, "_star", lambda *given: taken.append(len(given[1])) or one(*given))
+    label, n_chained = duplicates_module._stars(every, joined, threshold)
+    assert n_chained == 1
+    assert len(set(label[720:].tolist())) == 1
+    for group in set(label.tolist()):
+        mine = vectors[label == group]
+        assert (mine @ mine.T >= threshold - 1e-6).all(axis=1).any(), "no member reaches all others"
+    # What is left after so many stars is gone through a cell at a time.
+    assert sorted(taken)[-stars - 2] <= 200 if stars == 2 else sum(taken) > 5000
+
+
+def test_a_star_is_told_by_the_vectors_where_halves_are_not_sure():
+    rng = np.random.default_rng(0)
+    centre = np.eye(1, 64, dtype=np.float32)
+    threshold = 0.8
+    away = rng.standard_normal((400, 64)).astype(np.float32) * (np.arange(64) > 0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    at = threshold + rng.uniform(-5e-5, 5e-5, 400).astype(np.float32)[:, None]
+    vectors = np.concatenate([np.repeat(centre, 3000, axis=0), at * centre + np.sqrt(1 - at**2) * away])
+    wanted = vectors @ centre[0] >= threshold
+    rows = np.arange(len(vectors))
+
+    def exact(one, other):
+        return np.einsum("ed,ed->e", vectors[one], vectors[other])
+
+    found = duplicates_module._star(vectors.astype(np.float16), rows, threshold, exact)
+    np.testing.assert_array_equal(found, wanted)
+    assert (duplicates_module._star(vectors.astype(np.float16), rows, threshold, None) != wanted).any()
 
 
 def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_equal(vectors, monkeypatch):
