@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -293,6 +298,50 @@ def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monke
         assert len(calls) == 3, "asked again, nothing is computed"
         by_cells(made, 0.8, k=2, floor=0.7)
         assert len(calls) > 3, "another threshold is another graph"
+
+
+SLOW = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from copyscope.copying import cells, components
+folder = Path(sys.argv[1])
+cells.BLOCK, components.LOT = 256, 500
+for module, name in ((cells, "search"), (cells, "_scatter"), (components, "_stretch")):
+    def slowly(*arguments, real=getattr(module, name), **options):
+        time.sleep(0.03)
+        return real(*arguments, **options)
+    setattr(module, name, slowly)
+made = cells.Cells.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
+label, closest = components.by_cells(made, 0.9, k=2, floor=0.7)
+np.save(folder / "label.npy", label)
+np.save(folder / "closest.npy", closest.index)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeypatch):
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")
+    np.save(tmp_path / "vectors.npy", vectors)
+    rng, kills = np.random.default_rng(0), 0
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "closest.npy").exists():
+        assert time.monotonic() < deadline
+        left = {path.name: path.stat().st_size for path in (tmp_path / "cells").glob("*")}
+        victim = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)])
+        while victim.poll() is None and left == {p.name: p.stat().st_size for p in (tmp_path / "cells").glob("*")}:
+            time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            victim.wait(rng.uniform(0.1, 0.4))
+        kills += victim.poll() is None
+        victim.kill()
+        assert victim.wait() in (0, -signal.SIGKILL)
+    assert kills > 2
+    assert not list((tmp_path / "cells").glob(".*.tmp"))
+    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    label, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    assert same(np.load(tmp_path / "label.npy"), label)
+    np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)
 
 
 def test_temporary_cells_are_gone_when_nobody_has_them(vectors):

@@ -31,7 +31,7 @@ from copyscope.assets import cache_folder
 from copyscope.machine import Progress, cores, let_go, locked, memory
 from copyscope.stats import Estimate
 
-from .embed import Embeddings, replace_file, told
+from .embed import Embeddings, replace_file, sweep, told
 from .search import NOTHING, Best, Nearest, faiss_for, one_blas_thread, search
 
 EXACT_ROWS = 1_000_000
@@ -214,6 +214,7 @@ def _make(
     """Write the files of cells into `folder`, DONE last."""
     n = len(vectors)
     centres = folder / "centres.npy"
+    sweep(centres)
     if not centres.is_file():
         rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
         sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from copyscope.machine import Progress, cores, let_go, locked, memory
 
 from .cells import Cells
-from .embed import replace_file, told
+from .embed import replace_file, sweep, told
 from .search import NOTHING, Nearest, one_blas_thread
 
 BLOCK = 1024
@@ -154,6 +154,7 @@ def by_cells(
     n, dim = cells.halves.shape
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
     with told(cells.folder), locked(kept.with_suffix(".lock")):
+        sweep(kept)
         labels, closest, done = _begun(kept, cells, k, floor)
         for start in range(done, n, size := max(LOT, memory() // 4 // (4 * dim))):
             stop = min(start + size, n)

@@ -199,6 +199,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def sweep(path: Path) -> None:
+    """Take away what processes that were killed in `replace_file` have left of it. Nobody else may write it now."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink()
+
+
 def unwritable(folder: Path, error: OSError) -> InputError:
     """What to say where results cannot be written."""
     return InputError(f"Cannot write results to {folder}: {error.strerror or error}.\nGive another folder with -o")
