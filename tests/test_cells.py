@@ -158,6 +158,14 @@ def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monke
         assert (found.index[wanted.score < 0.6 - 1e-3] == -1).all()
 
 
+def test_of_equal_rows_the_first_alone_is_close_to_anything(vectors):
+    some = np.concatenate([vectors[:300], vectors[:50]])
+    _, found = by_cells(Cells.build(some, 4), 0.9, k=2, floor=0.6)
+    assert (found.index[300:] == -1).all()
+    assert (found.index < 300).all()
+    assert (found.index[:300, 0] >= 0).mean() > 0.5
+
+
 def test_closest_keeps_the_best_of_what_it_is_offered_once_each():
     rng = np.random.default_rng(0)
     closest = Closest.none(30, 3, 0.2)
@@ -269,6 +277,9 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
         else:
             Cells.build(vectors, 64, folder=tmp_path)
             assert len(calls) == 24
+    if n == 5:  # killed between the two files
+        with (tmp_path / "near.part").open("ab") as file:
+            file.write(b"x" * 1000)
     with monkeypatch.context() as patch:
         calls = killed_after(patch, cells_module, "search", 24 - n)
         made = Cells.build(vectors, 64, folder=tmp_path)
@@ -358,7 +369,9 @@ def test_cells_of_a_training_set_are_kept_by_what_decides_them(vectors, tmp_path
     embeddings = embedded(vectors[:300])
     first = in_cells(embeddings, cache=tmp_path).cells
     assert first.folder.parent == tmp_path / "cells"
-    assert in_cells(embeddings, cache=tmp_path).cells.folder == first.folder
+    with monkeypatch.context() as patch:
+        patch.setattr(cells_module, "_make", None)
+        assert in_cells(embeddings, cache=tmp_path).cells.folder == first.folder
     for other in ({"fingerprint": "2"}, {"descriptor": "phash"}, {"rows": np.arange(300)[::-1]}):
         folder = in_cells(dataclasses.replace(embeddings, **other), cache=tmp_path).cells.folder
         assert folder != first.folder
