@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,7 @@ class ContentStore:
 
     def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
         """Commit one shard: keys [n] of dtype KEY, values [n dim]. Seen by `find` after `refresh`."""
-        name = uuid.uuid4().hex
-        self._write(name, keys, iter([values]))
+        self.write(keys, [values])
 
     def compact(self) -> None:
         """Merge many small shards into one. Safe beside other readers and writers."""
@@ -131,7 +130,7 @@ class ContentStore:
         rows = np.flatnonzero(self.find(self._keys["sha256"]) == np.arange(len(self)))
         old = self._names
         try:
-            self._write(uuid.uuid4().hex, self._keys[rows], self._pieces(rows))
+            self.write(self._keys[rows], self._pieces(rows))
         except FileNotFoundError:  # another process compacts the same shards
             return
         for name in old:
@@ -147,7 +146,9 @@ class ContentStore:
     def _values(self, name: str) -> Path:
         return self.folder / f"{name}.values.npy"
 
-    def _write(self, name: str, keys: NDArray[Any], pieces: Iterator[NDArray[Any]]) -> None:
+    def write(self, keys: NDArray[Any], pieces: Iterable[NDArray[Any]]) -> None:
+        """As `add`, of values that come in pieces [m dim], n rows together."""
+        name = uuid.uuid4().hex
         temporary = self.folder / f"{name}.tmp"
         try:
             with temporary.open("wb") as file:
