@@ -265,6 +265,15 @@ def killed_after(monkeypatch, module, name, n):
     return calls
 
 
+def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, monkeypatch):
+    whole = Cells.build(vectors, 64)
+    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "200KB")
+    made = Cells.build(vectors, 64)
+    for name in ("centres", "starts", "rows", "near", "halves", "first"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
+
+
 @pytest.mark.parametrize("n", [0, 1, 5, 24])
 def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path, monkeypatch, n):
     monkeypatch.setattr(cells_module, "BLOCK", 256)
