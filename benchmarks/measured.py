@@ -24,7 +24,8 @@ MB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """A process that has ended. peak_mb: own memory of it and its children together; code: None when it was stopped."""
+    """A process that has ended. code: None when it was stopped. peak_mb: own memory of it and its children together.
+    others: processor seconds that other processes had meanwhile: whether the machine was quiet."""
 
     code: int | None
     text: str
@@ -32,15 +33,20 @@ class Ran:
     seconds: float
     cpu_seconds: float
     peak_mb: int
+    others: float
 
     def as_dict(self) -> dict[str, Any]:
-        return {"whole_seconds": round(self.seconds, 2), "whole_cpu_seconds": round(self.cpu_seconds, 2),
-                "peak_mb": self.peak_mb}  # fmt: skip
+        return {
+            "whole_seconds": round(self.seconds, 2),
+            "whole_cpu_seconds": round(self.cpu_seconds, 2),
+            "peak_mb": self.peak_mb,
+            "others_cpu_seconds": round(self.others, 1),
+        }
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], allowed: float) -> Ran:
     """Run a command for `allowed` seconds at most, and watch its memory and that of its children."""
-    began = time.perf_counter()
+    began, before = time.perf_counter(), busy()
     # A session of its own, so that its children can be stopped with it.
     child = subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              start_new_session=True)  # fmt: skip
@@ -63,10 +69,19 @@ def run(command: Sequence[str], environment: Mapping[str, str], allowed: float) 
         time.sleep(0.05)
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    for reader in readers:
+    for reader, pipe in zip(readers, (child.stdout, child.stderr), strict=True):
         reader.join()
-    return Ran(None if stopped else child.returncode, said["text"], said["errors"], seconds,
-               usage.ru_utime + usage.ru_stime, round(peak / MB))  # fmt: skip
+        if pipe:
+            pipe.close()
+    code, spent = None if stopped else child.returncode, usage.ru_utime + usage.ru_stime
+    others = max(0.0, busy() - before - spent)
+    return Ran(code, said["text"], said["errors"], seconds, spent, round(peak / MB), others)
+
+
+def busy() -> float:
+    """Processor seconds of the whole machine since it started, without those that it idled."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
 
 
 def of_tree(pid: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from copyscope import assets, images
 from copyscope.worlds import alter
-from peers import COPIES, KINDS, TILE
+from peers import COPIES, KINDS, PLAIN, TILE
 from vectors import SAME, made
 
 
@@ -85,6 +85,7 @@ def tiles() -> list[tuple[Place, str]]:
             ((path, top, left), path.stem)
             for top in range(0, height - TILE + 1, TILE)
             for left in range(0, width - TILE + 1, TILE)
+            if tile(path, top, left).mean(axis=2).std() >= PLAIN
         ]
     return found
 
