@@ -123,7 +123,8 @@ def usearch_index(folder: Path) -> Ready:
 
     def work() -> Found:
         vectors = load(folder)
-        index = Index(ndim=vectors.shape[1], metric="ip", dtype="f16")
+        # The fastest of its kinds of number here.
+        index = Index(ndim=vectors.shape[1], metric="ip", dtype="bf16")
         index.add(np.arange(len(vectors)), vectors, threads=THREADS)
         found = index.search(vectors, NEIGHBOURS, threads=THREADS)
         return of_neighbours(0, 1 - found.distances, found.keys.astype(np.int64))
@@ -308,8 +309,8 @@ VECTORS = [
     Rival("hnswlib", "hnswlib", hnswlib_index),
     Rival("usearch", "usearch", usearch_index),
     Rival("scikit-learn, radius", "scikit-learn", sklearn_radius),
-    # Above 10,000 rows blocks in half precision, then all of them stacked.
-    Rival("imagededup CNN, given vectors", "imagededup", imagededup_cnn, square=4),
+    # Blocks in half precision, all of them stacked, and what it masks: as measured at 30,000 rows.
+    Rival("imagededup CNN, given vectors", "imagededup", imagededup_cnn, square=6.5),
     # The matrix in single precision, and which of it reach the threshold.
     Rival("DCR's dense matrix", "torch", dense, square=5),
 ]

@@ -14,6 +14,8 @@ from copyscope.report.svg import ROLES, inline
 Results = dict[str, Any]
 LARGE = 100_000
 """A slope is that of the sizes from here on, where three or more of them were measured: small ones are overhead."""
+DISTURBED = 10
+"""Per cent of the processors that others may have before times are called disturbed."""
 BY_CELLS, EXACT, FAISS = "-", (0, (1, 2)), (0, (5, 2))
 # stage: what it does, the work that it is compared with others on, and how its line is drawn.
 STAGES: dict[str, tuple[str, str, Any]] = {
@@ -152,6 +154,26 @@ def kinds(results: Results) -> list[str]:
     return table(["", "files", *(kind.replace("_", " ") for kind in names)], rows)
 
 
+def growth_machine(results: Results) -> list[str]:
+    return machine(
+        results, [row for each in results["sizes"].values() for name, row in each.items() if name.startswith("process")]
+    )
+
+
+def peers_machine(results: Results) -> list[str]:
+    rows = [row for what in ("vectors", "files") for each in results[what].values() for row in each.values()]
+    return machine(results, rows)
+
+
+def machine(results: Results, processes: list[dict[str, Any]]) -> list[str]:
+    """How quiet the machine was."""
+    processes = [row for row in processes if "others_cpu_seconds" in row]
+    had = sum(row["whole_seconds"] for row in processes) * results["cores"]
+    others = 100 * sum(row["others_cpu_seconds"] for row in processes) / had if had else 0.0
+    said = "" if others < DISTURBED else ": **seconds are too many, and not to be compared**"
+    return [f"Other processes took {others:.0f} % of the machine's processor time meanwhile{said}."]
+
+
 def drawing(results: Results) -> str:
     """Seconds and own memory against the number of rows, a line a stage, as an inline `<svg>`."""
     from matplotlib.figure import Figure
@@ -165,6 +187,13 @@ def drawing(results: Results) -> str:
             for stage, (_, work, pattern) in STAGES.items():
                 axes.loglog(*points(results, stage, what), color=ROLES[WORK[work][1]], linestyle=pattern, marker="o",
                             markersize=3, linewidth=1.4)  # fmt: skip
+            if what == "peak_mb":
+                for allowed in sorted(
+                    {each["cells"]["memory_mb"] for each in results["sizes"].values() if "cells" in each}
+                ):
+                    axes.axhline(allowed, color=ROLES["ink"], linewidth=1, linestyle=(0, (1, 1)))
+                    axes.annotate("allowed", (0.02, allowed), xycoords=("axes fraction", "data"), xytext=(0, -4),
+                                  textcoords="offset points", va="top", fontsize=10)  # fmt: skip
             axes.xaxis.set_major_formatter(lambda value, _: count(int(value)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.minorticks_off()
@@ -183,8 +212,14 @@ def drawing(results: Results) -> str:
         return inline(figure, "growth", "Seconds and memory against the number of rows", f"Seconds grow as: {said}.")
 
 
-TABLES = {"growth in seconds": seconds, "growth in memory": memory, "growth and what is found": found}
+TABLES = {
+    "growth machine": growth_machine,
+    "growth in seconds": seconds,
+    "growth in memory": memory,
+    "growth and what is found": found,
+}
 OF_PEERS = {
+    "peers machine": peers_machine,
     "peers by vectors": lambda results: peers(results, "vectors"),
     "peers by files": lambda results: peers(results, "files"),
     "peers by kind": kinds,

@@ -42,6 +42,14 @@ def test_the_slope_is_of_large_sizes_where_there_are_enough():
     assert page().slope(sizes[:4], seconds[:4]) < 0.9
 
 
+def test_a_machine_that_others_used_is_called_disturbed():
+    quiet = {"whole_seconds": 10.0, "others_cpu_seconds": 0.4}
+    assert page().machine({"cores": 2}, [quiet, {}]) == [
+        "Other processes took 2 % of the machine's processor time meanwhile."
+    ]
+    assert "not to be compared" in page().machine({"cores": 2}, [quiet | {"others_cpu_seconds": 9.0}])[0]
+
+
 def test_bytes_are_read_as_they_are_written():
     assert [growth.in_bytes(text) for text in ("4GB", "512 MB", "1.5gb", "7")] == [
         4 * 10**9,
