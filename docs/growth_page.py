@@ -168,8 +168,10 @@ def peers_machine(results: Results) -> list[str]:
 def machine(results: Results, processes: list[dict[str, Any]]) -> list[str]:
     """How quiet the machine was."""
     processes = [row for row in processes if "others_cpu_seconds" in row]
+    if not processes:
+        return ["Whether the machine was quiet meanwhile is not known."]
     had = sum(row["whole_seconds"] for row in processes) * results["cores"]
-    others = 100 * sum(row["others_cpu_seconds"] for row in processes) / had if had else 0.0
+    others = 100 * sum(row["others_cpu_seconds"] for row in processes) / had
     said = "" if others < DISTURBED else ": **seconds are too many, and not to be compared**"
     return [f"Other processes took {others:.0f} % of the machine's processor time meanwhile{said}."]
 

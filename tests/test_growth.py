@@ -48,6 +48,7 @@ def test_a_machine_that_others_used_is_called_disturbed():
         "Other processes took 2 % of the machine's processor time meanwhile."
     ]
     assert "not to be compared" in page().machine({"cores": 2}, [quiet | {"others_cpu_seconds": 9.0}])[0]
+    assert "not known" in page().machine({"cores": 2}, [{}])[0]
 
 
 def test_bytes_are_read_as_they_are_written():
