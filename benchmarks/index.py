@@ -31,7 +31,8 @@ from copyscope.copying.locate import locate
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from record import record
-from search import DIM, THREADS, clustered
+from search import THREADS
+from vectors import DIM, clustered
 
 SIMILARITIES, QUERIES = (0.35, 0.5, 0.7), 64
 

@@ -28,10 +28,11 @@ from copyscope.copying.cells import Cells
 from copyscope.copying.components import components
 from copyscope.copying.search import search
 from record import record
-from search import DIM, THREADS, Memory, clustered
+from search import THREADS, Memory
+from vectors import BLOCK, DIM, SAME, clustered, made, near
 
-CLUSTER, PLANTED, SAME, QUERIES, K, SAMPLE = 250, 50, 1000, 10_000, 50, 100_000
-DUPLICATES, BLOCK = 0.75, 50_000
+QUERIES, K, SAMPLE = 10_000, 50, 100_000
+DUPLICATES = 0.75
 
 
 def main() -> None:
@@ -73,31 +74,6 @@ def measure(n: int, beside: bool) -> dict[str, Any]:
         found["sample"] = sampled(np.random.default_rng(1), Path(folder) / "vectors.npy")
     found["peak_resident_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return found
-
-
-def made(rng: np.random.Generator, path: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors [n d] on disk, and the rows [m 2] of each planted pair."""
-    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (n, DIM))
-    centres = rng.standard_normal((max(1, n // CLUSTER), DIM), dtype=np.float32)
-    twins = []
-    for start in range(0, n, BLOCK):
-        some = clustered(rng, centres, min(BLOCK, n - start))
-        place = np.arange(0, len(some) - 1, PLANTED)
-        some[place + 1] = near(rng, some[place], np.full(len(place), 0.9))
-        twins.append(start + np.stack([place, place + 1], axis=1))
-        vectors[start : start + len(some)] = some
-    vectors[-SAME:] = vectors[-1]
-    pairs = np.concatenate(twins)
-    return vectors, pairs[pairs[:, 1] < n - SAME]
-
-
-def near(rng: np.random.Generator, vectors: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Unit vectors [n d] at `similarity` [n] to `vectors` [n d]."""
-    away = rng.standard_normal(vectors.shape, dtype=np.float32)
-    away -= (away * vectors).sum(axis=1, keepdims=True) * vectors
-    away /= np.linalg.norm(away, axis=1, keepdims=True)
-    at = similarity[:, None].astype(np.float32)
-    return at * vectors + np.sqrt(1 - at**2) * away
 
 
 def sampled(rng: np.random.Generator, path: Path) -> dict[str, Any]:

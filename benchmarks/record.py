@@ -14,8 +14,8 @@ from copyscope.machine import cores
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def record(name: str, found: dict[str, Any]) -> None:
-    """Print what was found and write it with the command and the machine it was found on."""
+def record(name: str, found: dict[str, Any], *, show: bool = True) -> None:
+    """Write what was found with the command and the machine it was found on, and print it."""
     model = next(
         (line.partition(":")[2].strip() for line in _cpu() if line.startswith("model name")), platform.machine()
     )
@@ -26,7 +26,8 @@ def record(name: str, found: dict[str, Any]) -> None:
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     whole = {"command": command, "cpu": model, "cores": cores(), "python": platform.python_version()} | versions | found
     text = json.dumps(whole, indent=1)
-    print(text)
+    if show:
+        print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"benchmark-{name}.json").write_text(text + "\n")
 

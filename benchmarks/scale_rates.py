@@ -22,7 +22,7 @@ from copyscope.copying.components import components, merged
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.verify import Verify
 from record import record
-from search import DIM, clustered
+from vectors import DIM, clustered
 
 Vectors = NDArray[np.float32]
 

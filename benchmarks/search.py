@@ -20,8 +20,9 @@ import psutil
 
 from copyscope.copying.search import search
 from record import record
+from vectors import DIM, clustered
 
-DIM, K, THREADS = 512, 10, 2
+K, THREADS = 10, 2
 
 
 def main() -> None:
@@ -72,11 +73,6 @@ def main() -> None:
                 "faiss": faiss.__version__,
             },
         )
-
-
-def clustered(rng: np.random.Generator, centres: np.ndarray, n: int) -> np.ndarray:
-    vectors = centres[rng.integers(0, len(centres), n)] + rng.standard_normal((n, DIM), dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Memory:

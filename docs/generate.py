@@ -468,12 +468,28 @@ def scale_drawing() -> str:
     return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
 
 
+def numbers_page() -> str:
+    """docs/numbers.md with its measured tables."""
+    page, text = _beside("growth_page"), (Path(__file__).parent / "numbers.md").read_text(encoding="utf-8")
+    for results, tables in (("benchmark-growth", page.TABLES), ("benchmark-peers", page.OF_PEERS)):
+        for name, make in tables.items():
+            text = _with_table(text, name, make(_results(results)))
+    return text
+
+
+def growth_drawing() -> str:
+    """docs/growth.svg: seconds and memory of each stage against the number of rows."""
+    return _own_file(_beside("growth_page").drawing(_results("benchmark-growth")))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "../README.md": readme_page,
     "cli.md": cli_page,
+    "growth.svg": growth_drawing,
     "leaderboard.md": leaderboard_page,
     "leaderboard.svg": leaderboard_drawing,
     "mitigations.md": mitigations_page,
+    "numbers.md": numbers_page,
     "parts.md": parts_page,
     "recipes.md": recipes_page,
     "scale.md": scale_page,

@@ -57,7 +57,7 @@ def prose(text):
 
 
 MADE = ["../README.md", "cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
-MADE += ["scale.md", "scale.svg"]
+MADE += ["scale.md", "scale.svg", "numbers.md", "growth.svg"]
 
 
 @pytest.mark.parametrize("name", MADE)
