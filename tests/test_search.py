@@ -87,3 +87,10 @@ def test_progress_tells_references_up_to_the_last(monkeypatch):
     told = []
     search(np.zeros((2, 3), np.float32), np.zeros((10, 3), np.float32), 1, progress=lambda *values: told.append(values))
     assert told == [("search", 4, 10), ("search", 8, 10), ("search", 10, 10)]
+
+
+def test_the_order_of_whole_numbers_is_the_opposite_of_that_of_the_scores():
+    rng = np.random.default_rng(0)
+    score = np.concatenate([rng.standard_normal(999), [0, -0.0, -2, 1, -1, 1e-30, -1e-30, np.inf]]).astype(np.float32)
+    wanted = np.argsort(-score, kind="stable")
+    np.testing.assert_array_equal(np.argsort(search_module._falling(score), kind="stable"), wanted)

@@ -84,10 +84,12 @@ class Labels:
 
     def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         """Rows [e] and rows [e] are in one component."""
-        labels = np.sort(np.stack([self.now[one], self.now[other]], axis=1), axis=1)
+        these, those = self.now[one], self.now[other]
+        apart = np.flatnonzero(these != those)
+        these, those = these[apart], those[apart]
         # One edge for each two components: a thousand copies of one image then give one, not a million.
-        _, kept = np.unique(labels, axis=0, return_index=True)
-        kept = kept[labels[kept, 0] != labels[kept, 1]]
+        both = np.minimum(these, those) * len(self.now) + np.maximum(these, those)
+        kept = apart[np.unique(both, return_index=True)[1]]
         with self._lock:
             self._aside.append(np.stack([one[kept], other[kept]], axis=1))
             self._n_aside += len(kept)

@@ -131,11 +131,18 @@ class Best:
         row = np.concatenate([np.repeat(np.arange(q), k), *(piece[0] for piece in self._aside)])
         index = np.concatenate([self.index.ravel(), *(piece[1] for piece in self._aside)])
         score = np.concatenate([self.score.ravel(), *(piece[2] for piece in self._aside)])
-        order = np.lexsort((-score, row))
+        order = np.argsort((row.astype(np.uint64) << np.uint64(32)) | _falling(score), kind="stable")
         starts = np.searchsorted(row[order], np.arange(q))
         best = order[(starts[:, None] + np.arange(k)).ravel()]
         self.index, self.score = index[best].reshape(q, k), score[best].reshape(q, k)
         self._aside, self._n_aside = [], 0
+
+
+def _falling(score: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Numbers of 32 bits [n] in the opposite order of scores [n]: one sort of whole numbers takes a third of the time
+    of two."""
+    bits = (score + np.float32(0)).view(np.uint32)  # 0 and -0 are one score
+    return np.where(bits >> 31, bits, ~(bits | np.uint32(2**31))).astype(np.uint64)
 
 
 _local = threading.local()
