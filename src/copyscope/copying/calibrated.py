@@ -93,7 +93,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     name = kept["looks"]
     vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
     looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
-    rows = files.map_table(folder, f"{name}.looks.rows")()
+    rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     own, out = None, np.isnan(old[:, 0])
     new, coarse = state.whole.last, state.coarse.last

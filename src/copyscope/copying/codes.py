@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress, cores
 
+from .precision import Stored, Vectors
 from .search import NOTHING, Nearest, faiss_for, one_blas_thread, search
 
-Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 LEAST_BITS = 512
@@ -53,7 +53,7 @@ def encode(vectors: Vectors, directions: Vectors) -> Codes:
 class Block:
     """Rows that lie in one set of files: vectors [n d], codes [n b], thumbnails [n s s 3], `gone` [n] = removed."""
 
-    vectors: Vectors
+    vectors: Vectors | Stored
     codes: Codes
     thumbnails: NDArray[np.uint8]
     gone: NDArray[np.bool_]
@@ -137,7 +137,8 @@ class Rows:
                 # What is removed shares a label with all queries.
                 ours = np.zeros(len(queries), np.int64)
                 labels = {"query_labels": ours, "reference_labels": (~block.gone).astype(np.int64)}
-            found = search(queries, block.vectors, k, workers=workers, progress=progress, **labels)
+            references: Any = block.vectors  # of which it takes slices, which are float32
+            found = search(queries, references, k, workers=workers, progress=progress, **labels)
             index.append(np.where(found.score > NOTHING, found.index + start, -1))
             score.append(found.score)
         # The blocks come in order, so that the stable sort leaves ties in the order of the rows.
