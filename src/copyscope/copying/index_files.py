@@ -36,8 +36,8 @@ from copyscope.errors import InputError
 from .embed import unwritable, write_file
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
-"""Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope that
-knows of no choice would read wrongly, and so must not read."""
+"""Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope
+that knows of no choice would read wrongly, and so must not read."""
 MANIFEST = "index.json"
 OURS = re.compile(r"[0-9a-f]{16}\.[a-z.]+\.(npy|parquet)|\.[0-9a-f]{16}\..+\.tmp|\.index\.json\..+\.tmp|\.lock")
 """Names of the files that an index may have beside its manifest; no other is ever taken away."""
