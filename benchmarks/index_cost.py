@@ -35,7 +35,7 @@ from copyscope.copying import index_files as files
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.index import _answers
 from copyscope.copying.insets import Canvases
-from copyscope.copying.precision import PRECISIONS, Stored, shorten
+from copyscope.copying.precision import PRECISIONS, Stored, kinds, shorten
 from copyscope.copying.protocols import protocol
 from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
@@ -164,20 +164,15 @@ def build(folder: Path, n: int, precision: str) -> dict[str, Any]:
     files.write_array = sparse
     with Memory() as memory:
         index = Index.build("drawn", folder / "index", PROTOCOL, held_out=held, precision=precision, workers=THREADS)
+    manifest = files.read_manifest(folder / "index")
+    kept, name = manifest["files"], manifest["segments"][0]["name"]
     return {
         **seconds,
         "bytes": index.summary()["bytes"],
-        "vectors_bytes": sum(
-            _length(path) for path in (folder / "index").glob("*.vectors.npy") if "coarse" not in path.name
-        )
-        + sum(_length(path) for path in (folder / "index").glob("*.scales.npy") if "coarse" not in path.name),
+        "vectors_bytes": sum(kept[f"{name}.{kind}.npy"]["bytes"] for kind in kinds(precision)),
         "thumbnails": "drawn" if n <= SPARSE_ABOVE else "a file without content",
         "build_memory": memory.peak,
     }
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size
 
 
 def use(folder: Path, n: int, precision: str) -> dict[str, Any]:

@@ -372,9 +372,10 @@ def index(
         show_json(summary)
     else:
         kept = summary["calibration"]
+        short = f" ({summary['precision']})" if summary["precision"] != "float32" else ""
         print(
-            f"{summary['n']} images by {summary['descriptor']} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; p-values "
-            f"rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
+            f"{summary['n']} images by {summary['descriptor']}{short} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; "
+            f"p-values rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
         )
         note_unreadable(summary["n_missing"] - n_before)
     exit_with({"n_missing": summary["n_missing"] - n_before}, strict, None)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from . import index_files as files
@@ -21,7 +22,7 @@ from .coarse import DIM, coarse_vectors
 from .codes import Block, Rows, encode
 from .descriptors import Descriptor
 from .embed import Embeddings
-from .precision import Stored, Vectors, kinds, shorten
+from .precision import PRECISIONS, Stored, Vectors, kinds, shorten
 from .row_table import RowTable
 from .verify import Verify
 from .windows import BOXES, window_thumbnails, window_vectors
@@ -97,8 +98,17 @@ class State:
 
 
 def precision_of(manifest: dict[str, Any]) -> str:
-    """In what the vectors are kept; an index that was made before there was a choice does not say."""
-    return str(manifest.get("precision", "float32"))
+    """In what the vectors are kept; an index that was made before there was a choice does not say.
+
+    Raises InputError where it is in something that a later Copyscope knows.
+    """
+    precision = str(manifest.get("precision", "float32"))
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"The index keeps its vectors in {precision!r}, which this Copyscope does not know.\n"
+            "Update Copyscope, or build the index again"
+        )
+    return precision
 
 
 def write_segment(
