@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BATCH = 8
 GROUP = 16 * BATCH
 IN_MEMORY = 32 * 2**20
+PIECE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,23 +207,34 @@ class _Ledger:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        known = [bytes.fromhex(value) if value else b"" for value in corpus.table["sha256"].to_pylist()]
-        self.digests = np.array(known, dtype="S32")
-        self.errors: dict[int, str] = {
-            row: error for row, error in enumerate(corpus.table["error"].to_pylist()) if error is not None
-        }
-        self.widths = np.array([value or 0 for value in corpus.table["width"].to_pylist()], dtype=np.int64)
-        self.heights = np.array([value or 0 for value in corpus.table["height"].to_pylist()], dtype=np.int64)
+        self.digests = np.zeros(len(corpus), dtype="S32")
+        for piece in self._pieces():
+            known = corpus.table["sha256"][piece].to_pylist()
+            self.digests[piece] = [bytes.fromhex(value) if value else b"" for value in known]
+        failed = np.flatnonzero(corpus.table["error"].is_valid().to_numpy())
+        messages = corpus.table["error"].take(pa.array(failed)).to_pylist()
+        self.errors: dict[int, str] = dict(zip(failed.tolist(), messages, strict=True))
+        self.widths, self.heights = (
+            corpus.table[name].cast(pa.int64()).fill_null(0).to_numpy().copy() for name in ("width", "height")
+        )
 
     def failed(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-        return np.fromiter((int(row) in self.errors for row in rows), dtype=bool, count=len(rows))
+        return np.isin(rows, np.fromiter(self.errors, np.intp, len(self.errors)))
 
     def filled(self) -> Corpus:
-        corpus = self.corpus.with_column("sha256", pa.array([_hex(digest) for digest in self.digests], pa.string()))
+        digests = [pa.array(map(_hex, self.digests[piece].tolist()), pa.string()) for piece in self._pieces()]
+        corpus = self.corpus.with_column("sha256", pa.chunked_array(digests, pa.string()))
         for name, values in (("width", self.widths), ("height", self.heights)):
             corpus = corpus.with_column(name, pa.array(values, pa.int64(), mask=values == 0))
-        errors = [self.errors.get(row) for row in range(len(corpus))]
-        return corpus.with_column("error", pa.array(errors, pa.string()))
+        errors = [
+            pa.array(map(self.errors.get, range(piece.start, piece.stop)), pa.string()) for piece in self._pieces()
+        ]
+        return corpus.with_column("error", pa.chunked_array(errors, pa.string()))
+
+    def _pieces(self) -> Iterator[slice]:
+        # Of very many rows, those that are Python objects at one time.
+        for start in range(0, len(self.corpus), PIECE):
+            yield slice(start, min(start + PIECE, len(self.corpus)))
 
 
 @dataclasses.dataclass
