@@ -102,7 +102,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
         images = added.corpus.take(added.rows.tolist())
         hashes = embed(images, parts.load("descriptors", "pdq"), **options)
         alike = alike_by_hash(files.map_array(folder, f"{name}.looks.pdq"), hashes.vectors)
-        alike |= alike_by_file(rows["sha256"].to_pylist(), images.table["sha256"].to_pylist())
+        alike |= alike_by_file(rows["sha256"], images.table["sha256"])
         kept["n_removed"] += int((alike & ~out).sum())
         out = out | alike
     else:
