@@ -81,6 +81,22 @@ def test_both_searches_are_brute_force_over_all_blocks_and_skip_what_was_removed
         np.testing.assert_allclose(found.score, np.take_along_axis(scores, order, axis=1), atol=1e-5)
 
 
+@pytest.mark.parametrize("each", [3, 80], ids=["few removed", "many removed"])
+def test_codes_skip_what_was_removed_however_much_it_is(each):
+    rng = np.random.default_rng(6)
+    vectors = unit(rng, 3000)
+    queries = vectors[rng.integers(0, 3000, 20)] + 0.1 * unit(rng, 20)
+    scores = queries @ vectors.T
+    gone = np.unique(np.argsort(-scores, axis=1)[:, :each])
+    assert (len(gone) > codes_module.KEPT) == (each > 3)
+    scores[:, gone] = -9
+    found = rows_of(vectors, [slice(0, 3000)], gone).nearest(queries, 5, exact=False)
+    # The nearest are gone, and what is left is not near: codes of 64 bits find most of it.
+    assert not np.isin(found.index, gone).any()
+    assert (found.index >= 0).all()
+    assert (found.index[:, 0] == scores.argmax(axis=1)).mean() >= 0.9
+
+
 def test_codes_keep_a_near_row_among_very_many(monkeypatch):
     monkeypatch.setattr(codes_module, "KEPT", 40)
     rng = np.random.default_rng(1)
