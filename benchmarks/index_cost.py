@@ -2,7 +2,7 @@
 
     copyscope fetch fluent-emoji
     python benchmarks/index_cost.py                      # some twenty minutes, 9 GB of disk
-    python benchmarks/index_cost.py --sizes 100000 --precisions int8
+    python benchmarks/index_cost.py --sizes 100000 --precisions int8      # the other rows of the results stay
 
 Embedding and small pictures are simulated: clustered vectors, and noise, are drawn as they are asked for. All else is
 `Index.build`, in a process of its own, with calibration on HELD_OUT real pictures, their look-alikes not looked for.
@@ -41,7 +41,7 @@ from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from index import near
-from record import record
+from record import RESULTS, record
 from search import DIM, THREADS, clustered
 
 PROTOCOL, HELD_OUT, LOOKUPS, SPARSE_ABOVE = "sscd-distilled", 20, 15, 1_000_000
@@ -61,18 +61,24 @@ def main() -> None:
         what, folder, n, precision = options.child
         print(json.dumps({"build": build, "use": use}[what](Path(folder), int(n), precision)))
         return
-    found: dict[str, Any] = {"dim": DIM, "threads": THREADS, "load_average": round(os.getloadavg()[0], 1)}
-    found |= {"error": errors(), "cost": []}
+    found: dict[str, Any] = {"dim": DIM, "threads": THREADS, "error": errors(), "cost": kept()}
     for n in options.sizes:
         for precision in options.precisions or SIZES.get(n, PRECISIONS):
             with tempfile.TemporaryDirectory(prefix="idx-") as folder:
-                row = {"rows": n, "precision": precision}
+                row = {"rows": n, "precision": precision, "load_average": round(os.getloadavg()[0], 1)}
                 for what in ("build", "use"):
                     command = [sys.executable, __file__, "--child", what, folder, str(n), precision]
                     row |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
                 print(row, file=sys.stderr, flush=True)
-                found["cost"].append(row)
-    record("index-cost", found)
+            others = [each for each in found["cost"] if (each["rows"], each["precision"]) != (n, precision)]
+            found["cost"] = sorted([*others, row], key=lambda each: (each["rows"], PRECISIONS.index(each["precision"])))
+            record("index-cost", found)
+
+
+def kept() -> list[dict[str, Any]]:
+    """What was measured before, of other sizes too: each row says what else the machine did."""
+    path = RESULTS / "benchmark-index-cost.json"
+    return list(json.loads(path.read_text())["cost"]) if path.is_file() else []
 
 
 class Drawn:
