@@ -224,7 +224,10 @@ def test_adding_removing_and_merging_keep_the_precision(built, world, tmp_path, 
 
 def test_crops_are_kept_short_too(world, tmp_path):
     held = Corpus.open(world.held_out).take(range(4))
-    index = Index.build(first(world, 14, 10), tmp_path / "index", FAST, held_out=held, crops=True, precision="int8")
+    told = []
+    options = {"held_out": held, "crops": True, "precision": "int8", "progress": lambda *each: told.append(each)}
+    index = Index.build(first(world, 14, 10), tmp_path / "index", FAST, **options)
+    assert {("index", 4, 4), ("index", 36, 36)} <= set(told)
     assert sizes(index.folder)["crops.vectors"] == 4 * 9 * 512
     index.remove(index.ids[:1])
     index.compact()
