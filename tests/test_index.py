@@ -97,6 +97,17 @@ def test_codes_skip_what_was_removed_however_much_it_is(each):
     assert (found.index[:, 0] == scores.argmax(axis=1)).mean() >= 0.9
 
 
+@pytest.mark.parametrize("others", [20, 500])
+def test_what_was_removed_takes_no_place_among_candidates(monkeypatch, others):
+    monkeypatch.setattr(codes_module, "KEPT", 40)
+    rng = np.random.default_rng(9)
+    query = unit(rng, 1)
+    vectors = np.concatenate([query + 0.01 * unit(rng, 40), unit(rng, others)])
+    found = rows_of(vectors, [slice(0, 40 + others)], range(40)).nearest(query, 5, exact=False)
+    assert len(set(found.index[0].tolist())) == 5
+    assert found.index.min() >= 40
+
+
 def test_codes_keep_a_near_row_among_very_many(monkeypatch):
     monkeypatch.setattr(codes_module, "KEPT", 40)
     rng = np.random.default_rng(1)
