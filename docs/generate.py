@@ -463,6 +463,14 @@ def scale_page() -> str:
     return text
 
 
+def index_page() -> str:
+    """docs/index.md with its tables of what an index costs."""
+    text = (Path(__file__).parent / "index.md").read_text(encoding="utf-8")
+    for name, make in _beside("index_page").TABLES.items():
+        text = _with_table(text, name, make(_results("benchmark-index-cost")))
+    return text
+
+
 def scale_drawing() -> str:
     """docs/scale.svg: hours and bytes against the number of training images."""
     return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
@@ -486,6 +494,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "../README.md": readme_page,
     "cli.md": cli_page,
     "growth.svg": growth_drawing,
+    "index.md": index_page,
     "leaderboard.md": leaderboard_page,
     "leaderboard.svg": leaderboard_drawing,
     "mitigations.md": mitigations_page,

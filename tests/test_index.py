@@ -81,6 +81,33 @@ def test_both_searches_are_brute_force_over_all_blocks_and_skip_what_was_removed
         np.testing.assert_allclose(found.score, np.take_along_axis(scores, order, axis=1), atol=1e-5)
 
 
+@pytest.mark.parametrize("each", [3, 80], ids=["few removed", "many removed"])
+def test_codes_skip_what_was_removed_however_much_it_is(each):
+    rng = np.random.default_rng(6)
+    vectors = unit(rng, 3000)
+    queries = vectors[rng.integers(0, 3000, 20)] + 0.1 * unit(rng, 20)
+    scores = queries @ vectors.T
+    gone = np.unique(np.argsort(-scores, axis=1)[:, :each])
+    assert (len(gone) > codes_module.KEPT) == (each > 3)
+    scores[:, gone] = -9
+    found = rows_of(vectors, [slice(0, 3000)], gone).nearest(queries, 5, exact=False)
+    # The nearest are gone, and what is left is not near: codes of 64 bits find most of it.
+    assert not np.isin(found.index, gone).any()
+    assert (found.index >= 0).all()
+    assert (found.index[:, 0] == scores.argmax(axis=1)).mean() >= 0.9
+
+
+@pytest.mark.parametrize("others", [20, 500])
+def test_what_was_removed_takes_no_place_among_candidates(monkeypatch, others):
+    monkeypatch.setattr(codes_module, "KEPT", 40)
+    rng = np.random.default_rng(9)
+    query = unit(rng, 1)
+    vectors = np.concatenate([query + 0.01 * unit(rng, 40), unit(rng, others)])
+    found = rows_of(vectors, [slice(0, 40 + others)], range(40)).nearest(query, 5, exact=False)
+    assert len(set(found.index[0].tolist())) == 5
+    assert found.index.min() >= 40
+
+
 def test_codes_keep_a_near_row_among_very_many(monkeypatch):
     monkeypatch.setattr(codes_module, "KEPT", 40)
     rng = np.random.default_rng(1)
@@ -428,11 +455,11 @@ def read(folder, stop, results):
     """What a reader sees until it is told to stop: numbers of images, and whether every answer was right."""
     index = Index.open(folder)
     vectors = np.array(index._state.whole.blocks[0].vectors[10:13])
-    seen, right = [], True
+    expected, seen, right = index.ids[10:13], [], True
     while not stop.is_set() or len(seen) < 3:
         state = index._fresh()
         found = state.whole.nearest(vectors, 1)
-        right &= [state.ids[row] for row in found.index[:, 0].tolist()] == state.ids[10:13]
+        right &= [each["id"] for each in state.table.take(found.index[:, 0], ["id"])] == expected
         seen.append(len(index))
     results.put((seen, right))
 

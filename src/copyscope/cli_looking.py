@@ -7,7 +7,7 @@ import functools
 import json
 import operator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -301,6 +301,10 @@ def index(
     crops: Annotated[
         bool, typer.Option("--crops", help="Describe parts of the training images too: ten times the size.")
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option("--precision", help="How vectors are kept: float32, float16 (half the bytes), int8 (a quarter)."),
+    ] = "float32",
     add: Annotated[bool, typer.Option("--add", help="Add TRAIN to an index that is there.")] = False,
     remove: Annotated[
         list[str] | None, typer.Option("--remove", metavar="ID", help="Take an image out; may be repeated.")
@@ -350,8 +354,9 @@ def index(
             if found:
                 found.add(images, workers=workers, progress=progress)
             else:
+                options: dict[str, Any] = {"crops": crops, "precision": precision, "seed": seed}
                 found = Index.build(
-                    images, out, protocol, held_out=held_out, crops=crops, seed=seed, workers=workers, progress=progress
+                    images, out, protocol, held_out=held_out, **options, workers=workers, progress=progress
                 )
         assert found
         if remove:
@@ -367,9 +372,10 @@ def index(
         show_json(summary)
     else:
         kept = summary["calibration"]
+        short = f" ({summary['precision']})" if summary["precision"] != "float32" else ""
         print(
-            f"{summary['n']} images by {summary['descriptor']} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; p-values "
-            f"rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
+            f"{summary['n']} images by {summary['descriptor']}{short} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; "
+            f"p-values rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
         )
         note_unreadable(summary["n_missing"] - n_before)
     exit_with({"n_missing": summary["n_missing"] - n_before}, strict, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts
@@ -63,7 +64,7 @@ def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArra
     references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
     # An image that cannot be read again cannot be cleared of being one.
     alike = np.ones(len(images.rows), dtype=bool)
-    mine, theirs = (each.corpus.table["sha256"].to_pylist() for each in (queries, references))
+    mine, theirs = (each.corpus.table["sha256"] for each in (queries, references))
     alike[queries.rows] = alike_by_hash(queries.vectors, references.vectors, options.get("workers"))
     return alike | alike_by_file(mine, theirs)
 
@@ -77,10 +78,9 @@ def alike_by_hash(
     return np.asarray(found.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
 
 
-def alike_by_file(queries: list[str], references: list[str]) -> NDArray[np.bool_]:
+def alike_by_file(queries: pa.ChunkedArray, references: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Which file digests [n] are among the references'."""
-    trained = set(references)
-    return np.array([digest in trained for digest in queries], dtype=bool)
+    return np.asarray(pc.is_in(queries, value_set=references).to_numpy(), bool)
 
 
 def baseline(

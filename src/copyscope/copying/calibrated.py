@@ -93,7 +93,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     name = kept["looks"]
     vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
     looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
-    rows = files.map_table(folder, f"{name}.looks.rows")()
+    rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     own, out = None, np.isnan(old[:, 0])
     new, coarse = state.whole.last, state.coarse.last
@@ -102,7 +102,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
         images = added.corpus.take(added.rows.tolist())
         hashes = embed(images, parts.load("descriptors", "pdq"), **options)
         alike = alike_by_hash(files.map_array(folder, f"{name}.looks.pdq"), hashes.vectors)
-        alike |= alike_by_file(rows["sha256"].to_pylist(), images.table["sha256"].to_pylist())
+        alike |= alike_by_file(rows["sha256"], images.table["sha256"])
         kept["n_removed"] += int((alike & ~out).sum())
         out = out | alike
     else:

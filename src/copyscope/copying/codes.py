@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress, cores
 
+from .precision import Stored, Vectors
 from .search import NOTHING, Nearest, faiss_for, one_blas_thread, search
 
-Vectors = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 LEAST_BITS = 512
 KEPT = 512
+FURTHEST = np.iinfo(np.int32).max
 BLOCK = 32768
 # Above so many rows and up to so many queries codes are faster than the exact search.
 FAST_ROWS, FAST_QUERIES = 50_000, 32
@@ -53,16 +54,24 @@ def encode(vectors: Vectors, directions: Vectors) -> Codes:
 class Block:
     """Rows that lie in one set of files: vectors [n d], codes [n b], thumbnails [n s s 3], `gone` [n] = removed."""
 
-    vectors: Vectors
+    vectors: Vectors | Stored
     codes: Codes
     thumbnails: NDArray[np.uint8]
     gone: NDArray[np.bool_]
 
     @functools.cached_property
-    def there(self) -> tuple[NDArray[np.int64], Codes]:
-        """The rows that were not removed, and their codes."""
+    def n_gone(self) -> int:
+        """Rows that were removed."""
+        return int(self.gone.sum())
+
+    @functools.cached_property
+    def there(self) -> tuple[NDArray[np.int64] | None, Codes]:
+        """The rows that were not removed, and their codes; None and all codes where so few were that it is cheaper to
+        find more than to copy the rest."""
+        if self.n_gone <= KEPT:
+            return None, self.codes
         rows = np.flatnonzero(~self.gone)
-        return rows, self.codes if len(rows) == len(self.codes) else self.codes[rows]
+        return rows, self.codes[rows]
 
 
 class Rows:
@@ -137,7 +146,8 @@ class Rows:
                 # What is removed shares a label with all queries.
                 ours = np.zeros(len(queries), np.int64)
                 labels = {"query_labels": ours, "reference_labels": (~block.gone).astype(np.int64)}
-            found = search(queries, block.vectors, k, workers=workers, progress=progress, **labels)
+            references: Any = block.vectors  # of which it takes slices, which are float32
+            found = search(queries, references, k, workers=workers, progress=progress, **labels)
             index.append(np.where(found.score > NOTHING, found.index + start, -1))
             score.append(found.score)
         # The blocks come in order, so that the stable sort leaves ties in the order of the rows.
@@ -154,14 +164,18 @@ class Rows:
             near, far = [np.zeros((len(codes), 0), np.int64)], [np.zeros((len(codes), 0), np.int32)]
             for block, start in zip(self.blocks, self.starts, strict=False):
                 rows, theirs = block.there
-                if len(rows):
-                    distances, found = faiss.knn_hamming(codes, theirs, min(enough, len(rows)))
-                    near.append(rows[found] + start)
-                    far.append(distances)
+                if len(theirs):
+                    more = block.n_gone if rows is None else 0
+                    distances, found = faiss.knn_hamming(codes, theirs, min(enough + more, len(theirs)))
+                    found = found if rows is None else rows[found]
+                    gone = block.gone[found]
+                    near.append(np.where(gone, -1, found + start))
+                    far.append(np.where(gone, FURTHEST, distances))
             return np.concatenate(near, axis=1), np.concatenate(far, axis=1)
 
         def rank(query: int) -> tuple[NDArray[np.int64], Vectors]:
             rows = np.sort(candidates[query, np.argsort(bits[query], kind="stable")[:enough]])
+            rows = rows[rows >= 0]
             scores = [np.asarray(block.vectors[of]) @ queries[query] for block, of in self._parts(rows)]
             scored = np.concatenate([np.zeros(0, np.float32), *scores])
             best = np.lexsort((rows, -scored))[:k]

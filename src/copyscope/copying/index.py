@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import copyscope
@@ -32,9 +34,10 @@ from .descriptors import Descriptor
 from .duplicates import duplicates
 from .embed import Embeddings, embed
 from .locate import WHOLE, Found, locate
+from .precision import checked
 from .protocols import Protocol
 from .protocols import protocol as named_protocol
-from .segments import Kept, State, load, merge, write_segment
+from .segments import Kept, State, load, merge, precision_of, write_segment
 from .verify import Verify
 from .windows import Box, Looks, look, look_at
 
@@ -85,6 +88,7 @@ class Index:
         *,
         held_out: str | Path | Corpus | None = None,
         crops: bool = False,
+        precision: str = "float32",
         seed: int = 0,
         cache: Path | None = None,
         workers: int | None = None,
@@ -94,10 +98,11 @@ class Index:
 
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
-        size, so that a picture is found that shows a quarter of one. The rest as in `audit`. Raises InputError where
-        `out` holds an index, or no image can be read.
+        size, so that a picture is found that shows a quarter of one. precision: `float32`, `float16` or `int8`, in
+        which vectors are kept; scores are moved by less than they tell apart (docs/index.md). The rest as in `audit`.
+        Raises InputError where `out` holds an index, or no image can be read.
         """
-        folder, rules = Path(out), named_protocol(protocol)
+        folder, rules, precision = Path(out), named_protocol(protocol), checked(precision)
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
@@ -105,9 +110,10 @@ class Index:
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
+            files.sweep(folder)
             directions = rotation(descriptor.dim), rotation(DIM)
             manifest: dict[str, Any] = {
-                "schema": files.SCHEMA,
+                "schema": files.SCHEMA if precision == "float32" else files.SHORT_SCHEMA,
                 "copyscope": copyscope.__version__,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "protocol": rules.name,
@@ -117,6 +123,7 @@ class Index:
                 "duplicates": rules.duplicates,
                 "dim": descriptor.dim,
                 "crops": crops,
+                "precision": precision,
                 "n_missing": described.n_missing,
                 "n_removed": 0,
                 "segments": [],
@@ -153,14 +160,12 @@ class Index:
     @property
     def ids(self) -> list[str]:
         """Ids of the training images, in the order they were added."""
-        state = self._fresh()
-        return [each for each, gone in zip(state.ids, state.gone, strict=True) if not gone]
+        return self._fresh().column("id")
 
     @property
     def sha256(self) -> list[str | None]:
         """sha256 (hex) of the file of each training image, in the order of `ids`."""
-        state = self._fresh()
-        return [each for each, gone in zip(state.table["sha256"].to_pylist(), state.gone, strict=True) if not gone]
+        return self._fresh().column("sha256")
 
     def summary(self) -> dict[str, Any]:
         """What the index is, as plain values; docs/json.md has its keys."""
@@ -168,6 +173,7 @@ class Index:
         keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
         kept = state.manifest["calibration"]
         return {key: state.manifest[key] for key in keys} | {
+            "precision": precision_of(state.manifest),
             "n": state.n,
             "n_removed": state.manifest["n_removed"],
             "n_segments": len(state.manifest["segments"]),
@@ -230,13 +236,11 @@ class Index:
         and the width and height of the image in pixels. Ids that are not there are left out.
         """
         state = self._fresh()
-        wanted = set(ids)
-        rows = [row for row, each in enumerate(state.ids) if each in wanted and not state.gone[row]]
-        taken = state.table.take(pa.array(rows, pa.int64()))
-        squares = state.whole.thumbnails(np.array(rows, np.int64))
+        rows, _ = state.find(pa.array(ids, pa.string()))
+        taken = state.table.take(rows, ["id", "width", "height"])
         return {
             each["id"]: (square, each["width"], each["height"])
-            for square, each in zip(squares, taken.select(["id", "width", "height"]).to_pylist(), strict=True)
+            for square, each in zip(state.whole.thumbnails(rows), taken, strict=True)
         }
 
     def add(
@@ -257,11 +261,12 @@ class Index:
         described = _described(train, descriptor, options)
         with locked(self.folder / ".lock"):
             state = load(self.folder)
-            there = {each for each, gone in zip(state.ids, state.gone, strict=True) if not gone}
-            known = [each for each in described.ids if each in there]
-            if known:
+            ids = described.corpus.table["id"].take(pa.array(described.rows))
+            _, there = state.find(ids)
+            if there:
+                known = ids.filter(pc.is_in(ids, value_set=pa.array(there)))
                 raise InputError(
-                    f"{len(known)} of the images are in the index already, the first is {known[0]!r}.\n"
+                    f"{len(known)} of the images are in the index already, the first is {known[0].as_py()!r}.\n"
                     "Remove them first, or give only new ones"
                 )
             manifest = state.manifest
@@ -283,15 +288,16 @@ class Index:
         """
         with locked(self.folder / ".lock"):
             state = load(self.folder)
-            rows = {each: row for row, each in enumerate(state.ids) if not state.gone[row]}
             wanted = list(dict.fromkeys(ids))
-            unknown = [each for each in wanted if each not in rows]
+            rows, known = state.find(pa.array(wanted, pa.string()))
+            there = set(known)
+            unknown = [each for each in wanted if each not in there]
             if unknown:
                 raise InputError(
                     f"{len(unknown)} of the images are not in the index, the first is {unknown[0]!r}.\n"
                     "Give ids as `copyscope match` shows them"
                 )
-            state.write_removed(self.folder, np.array([rows[each] for each in wanted], np.int64))
+            state.write_removed(self.folder, rows)
             files.write_manifest(self.folder, state.manifest)
         self.refresh()
         return len(wanted)
@@ -350,32 +356,34 @@ def _answers(looks: Looks, state: State, k: int, local: bool, settings: dict[str
     if not n:
         return []
     found = locate(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
-    return [_hits(found, picture, state, k, local) for picture in range(n)]
+    chosen = [list(itertools.islice(found.of(picture), k)) for picture in range(n)]
+    rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
+    said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
+    return [_hits(found, picture, chosen[picture], said, state.calibration, local) for picture in range(n)]
 
 
-def _hits(found: Found, picture: int, state: State, k: int, local: bool) -> list[Hit]:
-    """The first k candidates of a picture."""
+def _hits(
+    found: Found, picture: int, chosen: list[int], said: dict[int, dict[str, Any]], kept: Kept, local: bool
+) -> list[Hit]:
+    """The chosen candidates of a picture; said: id and caption of a row."""
     hits = []
-    kept: Kept = state.calibration
-    for at in found.of(picture):
+    for at in chosen:
         combined = float(found.combined[picture, at])
         seen = math.isfinite(combined)
         scores = kept.local if local else kept.whole
-        row = int(found.row[picture, at])
+        row = said[int(found.row[picture, at])]
         hits.append(
             Hit(
-                state.ids[row],
+                row["id"],
                 float(found.score[picture, at]),
                 float(found.verified[picture, at]) if seen else None,
                 combined if seen else None,
                 float(stats.conformal_p_values(np.array([combined]), scores)[0]) if seen else None,
                 _box(found.box[picture, at]),
                 _box(found.source_box[picture, at]),
-                state.table["caption"][row].as_py(),
+                row["caption"],
             )
         )
-        if len(hits) == k:
-            break
     return hits
 
 

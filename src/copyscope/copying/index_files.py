@@ -1,9 +1,11 @@
 """An index on disk: files that never change, and one manifest, replaced whole, that says which of them are the index.
 
     index.json              the manifest, renamed into place last; it carries a digest of itself and of every file
-    NAME.vectors.npy        float32 [n d]          NAME.codes.npy      uint8 [n b]
-    NAME.thumbnails.npy     uint8 [n s s 3]        NAME.rows.parquet   id, caption, sha256, weight
-    NAME.coarse.*.npy       the same of the coarse vectors, float32 [n 48], without thumbnails
+    NAME.vectors.npy        [n d], float32, float16 or int8, as the manifest's `precision` says
+    NAME.scales.npy         float32 [n], of int8 alone: what a row is multiplied by
+    NAME.codes.npy          uint8 [n b]
+    NAME.thumbnails.npy     uint8 [n s s 3]        NAME.rows.parquet   id, caption, sha256, weight, width, height
+    NAME.coarse.*.npy       the same of the coarse vectors [n 48], without thumbnails
     NAME.crops.*.npy        the same of the windows of each image, w rows an image, where crops were asked for
     NAME.removed.parquet    segment, row: what was taken out since
     NAME.looks.npy, ...     what the p-values rest on; NAME.rotation.npy, the directions of the codes
@@ -20,7 +22,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +33,11 @@ from numpy.typing import NDArray
 
 from copyscope.errors import InputError
 
-from .embed import write_file
+from .embed import unwritable, write_file
 
-SCHEMA = "copyscope.index/2"
+SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
+"""Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope
+that knows of no choice would read wrongly, and so must not read."""
 MANIFEST = "index.json"
 OURS = re.compile(r"[0-9a-f]{16}\.[a-z.]+\.(npy|parquet)|\.[0-9a-f]{16}\..+\.tmp|\.index\.json\..+\.tmp|\.lock")
 """Names of the files that an index may have beside its manifest; no other is ever taken away."""
@@ -60,8 +64,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         schema = manifest["schema"]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise damaged(folder, MANIFEST, "is not a manifest") from None
-    if schema != SCHEMA:
-        raise InputError(f"{folder} holds {schema!r}, and this Copyscope reads {SCHEMA!r}.\nBuild the index again")
+    if schema not in (SCHEMA, SHORT_SCHEMA):
+        raise InputError(
+            f"{folder} holds {schema!r}, and this Copyscope reads {SCHEMA!r} and {SHORT_SCHEMA!r}.\n"
+            "Build the index again"
+        )
     if claimed != digest_of(manifest):
         raise damaged(folder, MANIFEST, "is not what its own checksum says")
     return manifest
@@ -72,8 +79,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     whole = manifest | {"digest": digest_of(manifest)}
     text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / MANIFEST, lambda path: _synced(path, lambda file: file.write(text.encode())))
+    sweep(folder, manifest["files"])
+
+
+def sweep(folder: Path, named: Iterable[str] = ()) -> None:
+    """Take away every file of ours but those that are `named`: the rest of a writer that was killed."""
+    kept = {".lock", *named}
     for path in folder.iterdir():
-        if OURS.fullmatch(path.name) and path.name not in {".lock", *manifest["files"]}:
+        if OURS.fullmatch(path.name) and path.name not in kept:
             with contextlib.suppress(OSError):  # Windows keeps what a reader has open
                 path.unlink()
 
@@ -94,35 +107,94 @@ def write_array(
     """Write arrays [n ...], or the rows of each that `keep` says, one after the other as `NAME.npy`; its entry in the
     manifest. A few rows at a time are in memory."""
     kept = keep or [np.ones(len(array), bool) for array in arrays]
-    shape = (int(sum(each.sum() for each in kept)), *arrays[0].shape[1:])
 
-    def write(file: Any) -> None:
-        descr = np.lib.format.dtype_to_descr(arrays[0].dtype)
-        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    def pieces() -> Iterator[tuple[NDArray[Any]]]:
         for array, wanted in zip(arrays, kept, strict=True):
             for start in range(0, len(array), COPY_ROWS):
                 piece = slice(start, start + COPY_ROWS)
-                file.write(np.ascontiguousarray(array[piece][wanted[piece]]).data)
+                yield (array[piece] if wanted[piece].all() else array[piece][wanted[piece]],)
 
-    return _written(folder, f"{name}.npy", write)
+    empty = (np.zeros((0, *arrays[0].shape[1:]), arrays[0].dtype),)
+    return write_arrays(folder, [name], int(sum(each.sum() for each in kept)), pieces(), empty)
+
+
+def write_arrays(
+    folder: Path,
+    names: Sequence[str],
+    n: int,
+    pieces: Iterable[tuple[NDArray[Any], ...]],
+    like: tuple[NDArray[Any], ...],
+) -> dict[str, Any]:
+    """Write several arrays of n rows side by side, each a `NAME.npy`; their entries in the manifest.
+
+    pieces: of each array some rows, as they come; nothing is held. like: arrays of no rows, of the same kinds.
+    """
+    entries: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_growing(folder, f"{name}.npy", entries)) for name in names]
+        for file, array in zip(files, like, strict=True):
+            descr = np.lib.format.dtype_to_descr(array.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (n, *array.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            for file, array, kind in zip(files, piece, like, strict=True):
+                file.write(np.ascontiguousarray(array, kind.dtype).data)
+    return entries
+
+
+class _Summed:
+    """A file that is written from its beginning to its end, and the sha256 of what went in."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> None:
+        self.file.write(data)
+        self.sha256.update(data)
+        self.bytes += memoryview(data).nbytes
+
+
+@contextlib.contextmanager
+def _growing(folder: Path, name: str, entries: dict[str, Any]) -> Iterator[_Summed]:
+    """A file to be filled, put in place and noted in `entries` at the end, or not at all; as `write_file`."""
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                summed = _Summed(file)
+                yield summed
+                _sync(file)
+            os.replace(temporary, folder / name)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    entries[name] = {"bytes": summed.bytes, "sha256": summed.sha256.hexdigest()}
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
     """Write `NAME.parquet`; its entry in the manifest."""
-    return _written(folder, f"{name}.parquet", lambda file: pq.write_table(table, file))
+    return write_with(folder, f"{name}.parquet", lambda file: pq.write_table(table, file))
 
 
-def _written(folder: Path, file: str, write: Callable[[Any], object]) -> dict[str, Any]:
+def write_with(folder: Path, file: str, write: Callable[[Any], object]) -> dict[str, Any]:
+    """Write a file by a function of it, opened; its entry in the manifest."""
     write_file(folder / file, lambda path: _synced(path, write))
     return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)}}
 
 
 def _synced(path: Path, write: Callable[[Any], object]) -> None:
-    # What the manifest promises must be on the disk before the manifest is.
     with path.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file)
+
+
+def _sync(file: Any) -> None:
+    # What the manifest promises must be on the disk before the manifest is.
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:
@@ -160,22 +232,30 @@ def map_array(folder: Path, name: str) -> NDArray[Any]:
     return array.view(np.ndarray)
 
 
-def map_table(folder: Path, name: str) -> Callable[[], pa.Table]:
-    """A function that reads `NAME.parquet`, which is open from now on, so that a writer cannot take it away."""
+def hold(folder: Path, name: str) -> pa.MemoryMappedFile:
+    """`NAME.parquet`, which is open from now on, so that a writer cannot take it away."""
     try:
-        held = pa.memory_map(str(folder / f"{name}.parquet"))
+        return pa.memory_map(str(folder / f"{name}.parquet"))
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise damaged(folder, f"{name}.parquet", f"cannot be read: {error}") from None
 
-    def read() -> pa.Table:
-        try:
-            return pq.read_table(held)
-        except (OSError, pa.ArrowException) as error:
-            raise damaged(folder, f"{name}.parquet", f"cannot be read: {error}") from None
 
-    return read
+def read_table(folder: Path, name: str) -> pa.Table:
+    """`NAME.parquet`. Raises FileNotFoundError, or Damaged where it is no such file."""
+    held = hold(folder, name)
+    with told(folder, f"{name}.parquet"):
+        return pq.read_table(held)
+
+
+@contextlib.contextmanager
+def told(folder: Path, file: str) -> Iterator[None]:
+    """What cannot be read of a table is said as damage to its file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(folder, file, f"cannot be read: {error}") from None
 
 
 def damaged(folder: Path, file: str, what: str) -> Damaged:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from copyscope.errors import InputError
+from copyscope.machine import Progress
+
 from . import index_files as files
-from .coarse import coarse_vectors
+from . import row_table
+from .coarse import DIM, coarse_vectors
 from .codes import Block, Rows, encode
 from .descriptors import Descriptor
 from .embed import Embeddings
+from .precision import PRECISIONS, Stored, Vectors, kinds, shorten
+from .row_table import RowTable
 from .verify import Verify
 from .windows import BOXES, window_thumbnails, window_vectors
 
-KINDS = ("vectors", "codes", "thumbnails")
 # Of the vectors [d bits] and of the coarse vectors [48 bits].
 Directions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -45,7 +51,7 @@ class State:
     whole: Rows
     coarse: Rows
     crops: Rows | None
-    tables: list[Callable[[], pa.Table]]
+    table: RowTable
     calibration: Kept
 
     @property
@@ -63,15 +69,14 @@ class State:
         """Which rows were removed [n]."""
         return np.concatenate([np.zeros(0, bool), *(block.gone for block in self.whole.blocks)])
 
-    @functools.cached_property
-    def table(self) -> pa.Table:
-        """id, caption, sha256, weight, width, height of every row."""
-        return pa.concat_tables([EMPTY, *(read() for read in self.tables)]).combine_chunks()
+    def column(self, name: str) -> list[Any]:
+        """A column of the rows that were not removed, as plain values."""
+        return list(self.table.column(name).filter(pa.array(~self.gone)).to_pylist())
 
-    @functools.cached_property
-    def ids(self) -> list[str]:
-        """Id of every row."""
-        return list(self.table["id"].to_pylist())
+    def find(self, ids: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+        """Rows that were not removed and whose id is among `ids`, in their order, and the id of each."""
+        rows = self.table.find(ids, self.gone)
+        return rows, [each["id"] for each in self.table.take(rows, ["id"])]
 
     def write_removed(self, folder: Path, rows: NDArray[np.int64]) -> None:
         """Note in the manifest that `rows` are removed too."""
@@ -79,10 +84,10 @@ class State:
         gone[rows] = True
         found = np.flatnonzero(gone)
         segment = np.searchsorted(self.whole.starts, found, side="right") - 1
-        names = [each["name"] for each in self.manifest["segments"]]
+        names = pa.array([each["name"] for each in self.manifest["segments"]], pa.string())
         table = pa.table(
             {
-                "segment": pa.array([names[at] for at in segment], pa.string()),
+                "segment": names.take(pa.array(segment)),
                 "row": pa.array(found - self.whole.starts[segment], pa.int64()),
             }
         )
@@ -92,16 +97,18 @@ class State:
         self.manifest["n_removed"] = len(found)
 
 
-EMPTY = pa.table(
-    {
-        "id": pa.array([], pa.string()),
-        "caption": pa.array([], pa.string()),
-        "sha256": pa.array([], pa.string()),
-        "weight": pa.array([], pa.float64()),
-        "width": pa.array([], pa.int32()),
-        "height": pa.array([], pa.int32()),
-    }
-)
+def precision_of(manifest: dict[str, Any]) -> str:
+    """In what the vectors are kept; an index that was made before there was a choice does not say.
+
+    Raises InputError where it is in something that a later Copyscope knows.
+    """
+    precision = str(manifest.get("precision", "float32"))
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"The index keeps its vectors in {precision!r}, which this Copyscope does not know.\n"
+            "Update Copyscope, or build the index again"
+        )
+    return precision
 
 
 def write_segment(
@@ -117,33 +124,47 @@ def write_segment(
     """Write the readable images of `described` as one segment and name it in `manifest`."""
     name, corpus, rows = files.new_name(), described.corpus, described.rows
     thumbnails = verify.thumbnails(corpus, rows, **options)
-    written = _write_rows(folder, name, np.asarray(described.vectors), thumbnails, directions[0])
-    written |= _write_rows(folder, f"{name}.coarse", coarse_vectors(thumbnails), None, directions[1])
+    n, vectors = len(rows), described.vectors
+    precision, progress = precision_of(manifest), options.get("progress")
+    write = functools.partial(_write_rows, folder, precision=precision, progress=progress)
+    written = write(name, n, descriptor.dim, lambda piece: vectors[piece], directions[0])
+    written |= files.write_array(folder, f"{name}.thumbnails", thumbnails)
+    written |= write(f"{name}.coarse", n, DIM, lambda piece: coarse_vectors(thumbnails[piece]), directions[1])
     if crops:
-        vectors = window_vectors(corpus, rows, descriptor, **options).reshape(-1, descriptor.dim)
+        windows = window_vectors(corpus, rows, descriptor, **options).reshape(-1, descriptor.dim)
         small = window_thumbnails(corpus, rows, verify, **options)
-        written |= _write_rows(folder, f"{name}.crops", vectors, small.reshape(-1, *small.shape[2:]), directions[0])
-    taken = corpus.table.take(pa.array(rows))
-    captions = [each[0] if each else None for each in taken["captions"].to_pylist()]
-    table = taken.append_column("caption", pa.array(captions, pa.string())).select(EMPTY.column_names)
-    table = table.cast(EMPTY.schema)
-    written |= files.write_table(folder, f"{name}.rows", table)
+        written |= write(f"{name}.crops", len(windows), descriptor.dim, lambda piece: windows[piece], directions[0])
+        written |= files.write_array(folder, f"{name}.crops.thumbnails", small.reshape(-1, *small.shape[2:]))
+    written |= row_table.write(folder, name, row_table.described(corpus.table, rows))
     manifest["files"] |= written
-    manifest["segments"].append({"name": name, "n": len(rows)})
+    manifest["segments"].append({"name": name, "n": n})
 
 
 def _write_rows(
     folder: Path,
     name: str,
-    vectors: NDArray[np.float32],
-    thumbnails: NDArray[np.uint8] | None,
-    directions: NDArray[np.float32],
+    n: int,
+    dim: int,
+    of: Callable[[slice], Vectors],
+    directions: Vectors,
+    *,
+    precision: str,
+    progress: Progress | None,
 ) -> dict[str, Any]:
-    written: dict[str, Any] = {}
-    for kind, array in zip(KINDS, (vectors, encode(vectors, directions), thumbnails), strict=True):
-        if array is not None:
-            written |= files.write_array(folder, f"{name}.{kind}", array)
-    return written
+    """Write the vectors [n dim] that `of` gives a slice at a time, as they are kept, and their codes."""
+
+    def kept(vectors: Vectors) -> tuple[NDArray[Any], ...]:
+        return *shorten(vectors, precision), encode(vectors, directions)
+
+    def pieces() -> Iterator[tuple[NDArray[Any], ...]]:
+        for start in range(0, n, files.COPY_ROWS):
+            stop = min(start + files.COPY_ROWS, n)
+            yield kept(np.ascontiguousarray(of(slice(start, stop)), np.float32))
+            if progress:
+                progress("index", stop, n)
+
+    names = [f"{name}.{kind}" for kind in (*kinds(precision), "codes")]
+    return files.write_arrays(folder, names, n, pieces(), kept(np.zeros((0, dim), np.float32)))
 
 
 def load(folder: Path, manifest: dict[str, Any] | None = None) -> State:
@@ -159,34 +180,33 @@ def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, A
     segments = manifest["segments"]
     gone = {each["name"]: np.zeros(each["n"], bool) for each in segments}
     if manifest["removed"]:
-        removed = files.map_table(folder, manifest["removed"])()
-        for segment, row in zip(removed["segment"].to_pylist(), removed["row"].to_pylist(), strict=True):
-            gone[segment][row] = True
+        removed = files.read_table(folder, manifest["removed"])
+        segment, row = pc.index_in(removed["segment"], value_set=pa.array(list(gone))).to_numpy(), removed["row"]
+        for at, each in enumerate(gone.values()):
+            each[row.to_numpy()[segment == at]] = True
     directions, coarsely = (
         files.map_array(folder, manifest["rotation"] + each) for each in (".rotation", ".coarse.rotation")
     )
-    tables = [files.map_table(folder, f"{each['name']}.rows") for each in segments]
-    whole = [_block(folder, each["name"], gone[each["name"]]) for each in segments]
-    coarse = []
-    for block, each in zip(whole, segments, strict=True):
-        vectors, codes = (files.map_array(folder, f"{each['name']}.coarse.{kind}") for kind in ("vectors", "codes"))
-        coarse.append(dataclasses.replace(block, vectors=vectors, codes=codes))
+    precision = precision_of(manifest)
+    table = RowTable(folder, [each["name"] for each in segments])
+    whole = [_block(folder, name, precision, each) for name, each in gone.items()]
+    coarse = [_block(folder, f"{name}.coarse", precision, each, name) for name, each in gone.items()]
     crops = None
     if manifest["crops"]:
-        inner = [
-            _block(folder, f"{each['name']}.crops", np.repeat(gone[each["name"]], len(BOXES))) for each in segments
-        ]
+        inner = [_block(folder, f"{name}.crops", precision, np.repeat(each, len(BOXES))) for name, each in gone.items()]
         crops = Rows(inner, directions)
     kept = Kept(np.zeros(0), np.zeros(0))
     if manifest["calibration"]:
         scores = files.map_array(folder, manifest["calibration"]["scores"] + ".scores")
         kept = Kept(*(column[np.isfinite(column)].astype(np.float64) for column in scores.T))
-    return State(manifest, stamp, Rows(whole, directions), Rows(coarse, coarsely), crops, tables, kept)
+    return State(manifest, stamp, Rows(whole, directions), Rows(coarse, coarsely), crops, table, kept)
 
 
-def _block(folder: Path, name: str, gone: NDArray[np.bool_]) -> Block:
-    vectors, codes, thumbnails = (files.map_array(folder, f"{name}.{kind}") for kind in KINDS)
-    return Block(vectors, codes, thumbnails, gone)
+def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], shown: str | None = None) -> Block:
+    """The files of a name as a block; thumbnails are those of the name `shown`, or its own."""
+    stored = Stored(*(files.map_array(folder, f"{name}.{kind}") for kind in kinds(precision)))
+    codes, thumbnails = files.map_array(folder, f"{name}.codes"), files.map_array(folder, f"{shown or name}.thumbnails")
+    return Block(stored, codes, thumbnails, gone)
 
 
 def merge(folder: Path, state: State) -> None:
@@ -197,32 +217,23 @@ def merge(folder: Path, state: State) -> None:
     written: dict[str, Any] = {}
     name = files.new_name()
     if state.n:
-        each_window = [np.repeat(each, len(BOXES)) for each in keep]
-        for suffix, rows, wanted in (
-            ("", state.whole, keep),
-            (".coarse", state.coarse, keep),
-            (".crops", state.crops, each_window),
-        ):
-            if rows is not None:
-                written |= _merged(
-                    folder, name + suffix, rows.blocks, wanted, KINDS[:2] if rows is state.coarse else KINDS
-                )
-        table = state.table.filter(pa.array(~state.gone))
-        written |= files.write_table(folder, f"{name}.rows", table)
+        of_rows = (*kinds(precision_of(manifest)), "codes")
+        suffixes = {"": (*of_rows, "thumbnails"), ".coarse": of_rows}
+        suffixes |= {".crops": suffixes[""]} if manifest["crops"] else {}
+        for suffix, each in suffixes.items():
+            wanted = [np.repeat(some, len(BOXES)) for some in keep] if suffix == ".crops" else keep
+            for kind in each:
+                arrays = [files.map_array(folder, f"{segment}{suffix}.{kind}") for segment in old]
+                written |= files.write_array(folder, f"{name}{suffix}.{kind}", *arrays, keep=wanted)
+        there = (
+            piece.filter(pa.array(~state.gone[start : start + len(piece)])) for start, piece in state.table.pieces()
+        )
+        written |= row_table.write(folder, name, there)
     for each in (*old, manifest["removed"]):
         drop(manifest, each)
     manifest["files"] |= written
     manifest["segments"] = [{"name": name, "n": state.n}] if state.n else []
     manifest["removed"], manifest["n_removed"] = None, 0
-
-
-def _merged(
-    folder: Path, name: str, blocks: list[Block], keep: list[NDArray[np.bool_]], kinds: tuple[str, ...]
-) -> dict[str, Any]:
-    written: dict[str, Any] = {}
-    for kind in kinds:
-        written |= files.write_array(folder, f"{name}.{kind}", *(getattr(block, kind) for block in blocks), keep=keep)
-    return written
 
 
 def drop(manifest: dict[str, Any], name: str | None) -> None:
