@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import stats
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.images import Image
 from copyscope.machine import Progress, locked
@@ -94,14 +95,15 @@ class Index:
 
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
-        size, so that a picture is found that shows a quarter of one. The rest as in `audit`. Raises InputError where
+        size, so that a picture is found that shows a quarter of one. engine: describes the training images whole, not
+        their windows. The rest as in `audit`. Raises InputError where
         `out` holds an index, or no image can be read.
         """
         folder, rules = Path(out), named_protocol(protocol)
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
-        described = _described(train, descriptor, options)
+        described = _described(train, descriptor, options | {"engine": engine})
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
@@ -254,7 +256,7 @@ class Index:
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
         descriptor = self._descriptor(self._fresh())
-        described = _described(train, descriptor, options)
+        described = _described(train, descriptor, options | {"engine": engine})
         with locked(self.folder / ".lock"):
             state = load(self.folder)
             there = {each for each, gone in zip(state.ids, state.gone, strict=True) if not gone}

@@ -34,6 +34,11 @@ class ContentStore:
     def __len__(self) -> int:
         return len(self._digests)
 
+    @property
+    def digests(self) -> NDArray[np.bytes_]:
+        """S32 [n], sorted: the contents whose values are here."""
+        return self._digests
+
     def refresh(self) -> None:
         """Look again at what is on disk: what other processes, and `add`, have put there."""
         self._names: list[str] = []
