@@ -10,13 +10,17 @@ import abc
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import multiprocessing
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any, TypeVar
 
 from . import parts
@@ -64,8 +68,8 @@ class Engine(abc.ABC):
 
         At most about twice `width` tasks are taken from `tasks` ahead of what was handed back. shared: what all tasks
         are told, sent once and not with each. All of it must be what can be pickled, the function by its name in a
-        module. A task whose worker dies, or that raises, is tried TRIES times in all and is then Lost; where it raises a
-        CopyscopeError, which is told on purpose, at once.
+        module. A task whose worker dies, or that raises, is tried TRIES times in all and is then Lost; at once where it
+        raises a CopyscopeError, which is said on purpose.
         """
 
 
@@ -73,7 +77,8 @@ class Engine(abc.ABC):
 class Processes(Engine):
     """Processes of this machine, one thread each. What kills one of them costs a task and not the run.
 
-    workers: how many (0 = one a processor that this process may use).
+    workers: how many (0 = one a processor that this process may use). They start with the first task and end with this
+    object.
     """
 
     workers: int = 0
@@ -95,11 +100,13 @@ class Processes(Engine):
         # done again alone. Else one that kills its worker each time would take its neighbours with it.
         suspects: deque[tuple[int, T, int]] = deque()
         under_way: dict[Future[R | Lost], tuple[int, T, int]] = {}
-        pool = self._pool(shared)
+        folder = tempfile.TemporaryDirectory(prefix="copyscope-engine-")
+        told = Path(folder.name) / "shared"
+        told.write_bytes(ForkingPickler.dumps(shared))
 
         def begin(number: int, task: T, tries: int) -> bool:
             try:
-                under_way[pool.submit(_in_process, function, task)] = number, task, tries
+                under_way[self._pool.submit(_in_process, function, str(told), task)] = number, task, tries
             except BrokenProcessPool:  # since we last looked
                 suspects.append((number, task, tries))
                 return False
@@ -131,15 +138,17 @@ class Processes(Engine):
                 if not whole:
                     suspects.extend(under_way.values())
                     under_way.clear()
-                    pool.shutdown()
-                    pool = self._pool(shared)
+                    self.__dict__.pop("_pool").shutdown()
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
+            folder.cleanup()
 
-    def _pool(self, shared: Any) -> ProcessPoolExecutor:
+    @functools.cached_property
+    def _pool(self) -> ProcessPoolExecutor:
         # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.width(), context, initializer=_tell, initargs=(shared,))
+        return ProcessPoolExecutor(self.width(), multiprocessing.get_context("spawn"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +216,7 @@ class Ray(Engine):
         except ImportError:
             raise MissingExtra("The engine 'ray'", "ray", "ray") from None
         if not ray.is_initialized():
+            _errors_to_stderr()
             try:
                 # What workers print belongs into Ray's logs, not among our results on stdout.
                 ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=_if_own(self))
@@ -254,6 +264,19 @@ def _if_own(engine: Ray) -> bool | None:
     return None if engine.address or os.environ.get("RAY_ADDRESS") else False
 
 
+def _errors_to_stderr() -> None:
+    """Ray tells of workers that died on stdout, whatever it is asked; there our results are, as JSON for instance."""
+    worker = importlib.import_module("ray._private.worker")
+    plain = getattr(worker, "print_to_stdstream", None)
+    if plain and not hasattr(plain, "plain"):
+
+        def told(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+            plain(data | {"is_err": True}, *arguments, **options)
+
+        told.plain = plain  # type: ignore[attr-defined]
+        setattr(worker, "print_to_stdstream", told)  # noqa: B010
+
+
 def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | Lost:
     try:
         return function(shared, task)
@@ -261,15 +284,15 @@ def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | Lost:
         return Lost(" ".join(str(error).split("\n")), told=True)
 
 
-_told: list[Any] = []
+_told: dict[str, Any] = {}
 
 
-def _tell(shared: Any) -> None:
-    _told[:] = [shared]
-
-
-def _in_process(function: Callable[[Any, T], R], task: T) -> R | Lost:
-    return _answer(function, _told[0], task)
+def _in_process(function: Callable[[Any, T], R], told: str, task: T) -> R | Lost:
+    if told not in _told:  # once a process and map, whatever the number of tasks
+        shared = ForkingPickler.loads(Path(told).read_bytes())
+        _told.clear()
+        _told[told] = shared
+    return _answer(function, _told[told], task)
 
 
 def _died(tries: int) -> str:

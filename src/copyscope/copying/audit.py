@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import parts
 from copyscope.corpus import Corpus
-from copyscope.engine import Engine
+from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -117,6 +117,7 @@ def audit(
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    engine = open_engine(engine) if engine is not None else None
     described = {name: embed(corpus, descriptor, engine=engine, **options) for name, corpus in corpora.items()}
     for name in ("train", "held-out"):
         if name in described and not len(described[name].rows):
@@ -127,11 +128,13 @@ def audit(
     described["train"] = in_cells(described["train"], workers=workers, progress=progress)
     groups = duplicates(described["train"], rules.duplicates, **options)
     matches = match(described["generated"], described["train"], verify, labels=groups.label, engine=engine, **options)
-    baseline, baseline_scores = calibrate.baseline(described["train"], groups, verify, seed=seed, **options)
+    baseline, baseline_scores = calibrate.baseline(
+        described["train"], groups, verify, seed=seed, engine=engine, **options
+    )
     calibration, held_scores, removed = baseline, None, []
     if "held-out" in described:
         calibration, held_matches, alike = calibrate.held_out(
-            described["held-out"], described["train"], groups, verify, **options
+            described["held-out"], described["train"], groups, verify, engine=engine, **options
         )
         held_scores, removed = held_matches.similarity, calibrate.removed_ids(described["held-out"], alike)
     judged = verdict(

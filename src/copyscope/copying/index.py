@@ -89,6 +89,7 @@ class Index:
         seed: int = 0,
         cache: Path | None = None,
         workers: int | None = None,
+        engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> Index:
         """Describe the training images and write the index into the folder `out`.
@@ -247,9 +248,11 @@ class Index:
         *,
         cache: Path | None = None,
         workers: int | None = None,
+        engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Add images, whose ids must be new; returns how many. Waits for another writer. The calibration follows.
+        engine: as in `build`.
 
         Raises InputError where an id is there already, or no image can be read.
         """

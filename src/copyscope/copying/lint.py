@@ -78,7 +78,7 @@ def lint(
 
     train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
     is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    cache, workers, engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
+    cache, workers, engine: as in `embed`. Raises InputError when the folder cannot be used, or no image can be read.
     """
     began = time.time()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from copyscope.engine import Engine, open_engine
+from copyscope.engine import Engine
 from copyscope.machine import Progress
 
 from .cells import nearest
 from .embed import Embeddings
 from .search import NOTHING, Nearest
-from .spread_search import search_by
+from .spread_search import nearest_by
 from .verify import Verify
 
 K = 50
@@ -119,12 +118,17 @@ def match(
     References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
     labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
-    known: dict[str, Any] = {"query_labels": own, "reference_labels": labels if own is not None else None}
-    known |= {"workers": workers, "progress": progress}
-    if engine is not None and references.cells is None:
-        found = search_by(open_engine(engine), queries.vectors, references.vectors, k, **known)
-    else:
-        found = nearest(queries.vectors, references.vectors, k, references.cells, **known)
+    found = nearest_by(
+        engine,
+        queries.vectors,
+        references.vectors,
+        k,
+        references.cells,
+        query_labels=own,
+        reference_labels=labels if own is not None else None,
+        workers=workers,
+        progress=progress,
+    )
     candidates = found.index[:, : verify.top]
     used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
     slots = np.full(candidates.shape, -1, dtype=np.int64)

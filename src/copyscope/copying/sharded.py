@@ -68,18 +68,19 @@ def write(
     descriptor: Descriptor | str = "sscd-288",
     *,
     engine: Engine | str = "processes",
-    without: Iterable[str] | None = None,
+    without: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], removals.Removed | None]:
     """Describe `corpus` by an engine into the folder or URL `out`: the manifest, and what became of the removal list.
 
-    without: entries of a removal list (`removals.read_list`). Its images are left out by the manifest, so that the list
-    may change without making parts again; their rows stay in the parts. Raises InputError where nothing can be written,
-    or `out` holds other results.
+    without: path or URL of a removal list. Its images are left out by the manifest, so that the list may change without
+    making parts again; their rows stay in the parts. Raises InputError where nothing can be written, or `out` holds
+    other results.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
     engine, out = open_engine(engine), os.fspath(out)
+    listed = removals.read_list(without) if without is not None else None
     before = _manifest(out) or {}
     if before and before.get("schema") != SCHEMA:
         raise InputError(
@@ -116,8 +117,9 @@ def write(
         "removed": None,
     }
     removed = None
-    if without is not None:
-        removed = _leave_out(out, manifest, without, progress)
+    if without is not None and listed is not None:
+        removed = _leave_out(out, manifest, listed, progress)
+        manifest["without"] = {"list": os.fspath(without), **removed.summary()}
     _put_bytes(out, MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest, removed
 
@@ -322,6 +324,8 @@ def _manifest(out: str) -> dict[str, Any] | None:
         if not storage.kind(join(root, MANIFEST)):
             return None
         found = json.loads(storage.read(join(root, MANIFEST)))
+    except NotADirectoryError:
+        return None
     except Exception as error:
         raise InputError(
             f"Cannot read {MANIFEST} in {out}: {reason(error)}.\nCheck the path, and that it may be read"

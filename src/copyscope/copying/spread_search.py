@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.engine import Engine, Lost
+from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import CopyscopeError
 from copyscope.machine import Progress, cores
 
 from . import search as searching
+from .cells import Cells, nearest
 from .search import Nearest, query_block, search
 
 RANGE = 16
@@ -95,6 +96,20 @@ def search_by(
         if progress:
             progress("search", min(done * size, m), m)
     return best
+
+
+def nearest_by(
+    engine: Engine | str | None,
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+    k: int,
+    cells: Cells | None,
+    **options: Any,
+) -> Nearest:
+    """As `cells.nearest`; by an engine, if there is one, where that searches exactly. options: as of `search_by`."""
+    if engine is None or cells is not None:
+        return nearest(queries, references, k, cells, **options)
+    return search_by(open_engine(engine), queries, references, k, **options)
 
 
 def search_range(asked: Asked, part: Range) -> Nearest:
