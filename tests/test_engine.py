@@ -311,15 +311,15 @@ def test_an_image_that_kills_its_worker_is_a_row_and_tried_again(
     found = embed(tmp_path / "data", Logged(str(log), deadly=True), cache=tmp_path / "cache", engine=engine)
     assert found.n_missing == 1
     assert "not described: its worker died 4 times" in errors(found)["99.png"]
-    assert described(log) == 12
+    # A piece beside it may be done twice: a pool cannot tell who killed a worker.
+    assert 12 <= (n := described(log)) <= 18
     again = embed(tmp_path / "data", Logged(str(log), deadly=True), cache=tmp_path / "cache", engine=engine)
     assert errors(again) == errors(found)
-    assert described(log) == 12, "what was described is kept"
-    # Its colour does not kill now: as if what killed the worker was not the image.
-    monkeypatch.setattr(Logged, "__str__", lambda self: f"Logged(log={str(log)!r}, deadly=True)")
-    cured = embed(tmp_path / "data", Logged(str(log), deadly=False), cache=tmp_path / "cache", engine=None)
-    assert cured.n_missing == 0
-    assert described(log) in (13, 25)
+    assert described(log) == n, "what was described is kept"
+    cured = Logged(str(log), deadly=True)
+    monkeypatch.setattr(tasks, "DEADLY", ())  # here, where it is described now without an engine
+    whole = embed(tmp_path / "data", cured, cache=tmp_path / "cache")
+    assert (whole.n_missing, described(log)) == (0, n + 1)
 
 
 def test_a_shard_that_cannot_be_read_is_its_rows(tmp_path, log: Path, engine: Engine) -> None:
@@ -346,8 +346,7 @@ def test_a_shard_that_cannot_be_read_is_its_rows(tmp_path, log: Path, engine: En
 
 
 def test_where_nothing_can_be_done_it_stops(tmp_path, log: Path, engine: Engine, monkeypatch) -> None:
-    monkeypatch.setattr(pieces, "GIVE_UP", 2)
-    monkeypatch.setattr(pieces, "SIZES", (2, 1))
+    monkeypatch.setattr(pieces, "GIVE_UP", 1)
     write(tmp_path / "data", {f"{number}.png": noise(number) for number in range(8)})
     (tmp_path / "weights-pid").write_text("x")
     # Its fingerprint is another one in each process.
@@ -663,7 +662,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path) -> None:
 def test_where_nothing_can_be_written_it_is_told_before_the_work(tmp_path, log: Path, store: ObjectStore) -> None:
     as_tars(tmp_path / "data")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"Cannot write .* to .*file.*Give another folder"):
+    with pytest.raises(InputError, match=r"(?s)Cannot write .* to .*file.*Give another folder"):
         sharded.write(tmp_path / "data", tmp_path / "file" / "out", Logged(str(log)), engine=Backwards())
     with pytest.raises(InputError, match=r"Cannot (write|read) .*s3://nowhere"):
         sharded.write(tmp_path / "data", "s3://nowhere/out", Logged(str(log)), engine=Backwards())

@@ -131,8 +131,7 @@ def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
     if name in asked.made and _size(out, name) == asked.made[name]["bytes"]:
         return asked.made[name]
     with contextlib.suppress(Exception):  # there is none, of a job that was killed, or not a whole one
-        data = _bytes(out, {"name": name})
-        return _entry(name, data, pq.read_table(io.BytesIO(data), columns=["error"])["error"])
+        return _known(out, name)
     vectors = np.zeros((len(corpus), asked.descriptor.dim), np.float32)
     unread = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
     filled = corpus
@@ -151,6 +150,8 @@ def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
     )
     if n_read < len(corpus):
         name = f"some-{digest}-{n_read}.parquet"
+        if name == some:  # a manifest may name it: what is there stays as it is
+            return _known(out, name)
     return _put(out, name, _table(filled, vectors, None))
 
 
@@ -349,6 +350,12 @@ def _put(out: str, name: str, table: pa.Table) -> dict[str, Any]:
     data = file.getvalue()
     _put_bytes(out, name, data)
     return _entry(name, data, table["error"] if "error" in table.column_names else pa.nulls(len(table)))
+
+
+def _known(out: str, name: str) -> dict[str, Any]:
+    """The entry of a part that is there."""
+    data = _bytes(out, {"name": name})
+    return _entry(name, data, pq.read_table(io.BytesIO(data), columns=["error"])["error"])
 
 
 def _entry(name: str, data: bytes, errors: Any) -> dict[str, Any]:
