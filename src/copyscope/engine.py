@@ -296,7 +296,8 @@ def _in_process(function: Callable[[Any, T], R], told: str, task: T) -> R | Lost
 
 
 def _died(tries: int) -> str:
-    return f"its worker died {tries} times: killed, out of memory, or not able to start"
+    often = f" {tries} times" if tries > 1 else ""
+    return f"its worker died{often}: killed, out of memory, or not able to start"
 
 
 def _raised(error: BaseException) -> str:
