@@ -25,7 +25,7 @@ import numpy as np
 from copyscope import stats
 from copyscope.copying import cells as cells_module
 from copyscope.copying.cells import Cells
-from copyscope.copying.duplicates import components
+from copyscope.copying.components import components
 from copyscope.copying.search import search
 from record import record
 from search import DIM, THREADS, Memory, clustered

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from copyscope import assets, images
+from copyscope.copying.components import components, merged
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
-from copyscope.copying.duplicates import _merge, components
 from copyscope.copying.verify import Verify
 from record import record
 from search import DIM, clustered
@@ -77,7 +77,7 @@ def edges(rng: np.random.Generator) -> float:
     """Edges a second made into components, half as many images as edges."""
     label = np.arange(EDGES // 2, dtype=np.int64)
     found = rng.integers(0, len(label), (EDGES, 2))
-    return EDGES / best(lambda: _merge(label, found))
+    return EDGES / best(lambda: merged(label, found))
 
 
 def digests(rng: np.random.Generator) -> float:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gc
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from copyscope.copying import cells as cells_module
-from copyscope.copying import duplicates
-from copyscope.copying.cells import Cells, nearest
+from copyscope.copying import components as components_module
+from copyscope.copying import duplicates as duplicates_module
+from copyscope.copying.cells import Cells, in_cells, nearest
+from copyscope.copying.components import Closest, by_cells, components
+from copyscope.copying.embed import Embeddings
 from copyscope.copying.search import search
+from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 
 
@@ -18,6 +31,11 @@ def clustered(rng, n, d=32, groups=60, spread=0.6):
     centres = rng.standard_normal((groups, d))
     vectors = centres[rng.integers(0, groups, n)] + spread * rng.standard_normal((n, d))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embedded(vectors):
+    table = pa.table({"sha256": [f"{row:064x}" for row in range(len(vectors))]})
+    return Embeddings(Corpus(table, "here", "imagefolder"), np.arange(len(vectors)), vectors, "pdq", "1")
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +117,61 @@ def test_recall_among_the_rows_is_of_their_nearest_other_row(vectors, cells, mon
     assert 0.2 < told.value < 0.98
 
 
-def test_pairs_of_all_cells_are_all_pairs(vectors, monkeypatch):
+def every_pair(vectors, threshold):
+    pairs = np.nonzero(vectors @ vectors.T >= threshold)
+    return pairs, connected_components(coo_array((np.ones(len(pairs[0])), pairs)), directed=False)[1]
+
+
+def same(one, other):
+    """Two labellings of one partition."""
+    return (
+        len(set(zip(one.tolist(), other.tolist(), strict=True))) == len(set(one.tolist())) == len(set(other.tolist()))
+    )
+
+
+@pytest.mark.parametrize("crowd", [1, 64, 10**9])
+def test_with_all_cells_near_components_are_those_of_all_pairs_whatever_the_pieces(vectors, monkeypatch, crowd):
     monkeypatch.setattr(cells_module, "NEAR", 64)
-    monkeypatch.setattr(cells_module, "LOT", 50)
-    some = vectors[:900]
-    whole = Cells.build(some, 8)
-    threshold = 0.9
-    found = set()
-    for cell in range(8):
-        for one, other in whole.pairs(cell, threshold):
-            found |= set(zip(one.tolist(), other.tolist(), strict=True))
-    row, column = np.nonzero(some @ some.T >= threshold)
-    assert found == set(zip(row.tolist(), column.tolist(), strict=True))
+    for name, value in (("LOT", 50), ("PIECE", 16), ("MANY", 20), ("CROWD", crowd)):
+        monkeypatch.setattr(components_module, name, value)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "400KB")  # 800 rows a stretch: cells lie in two
+    some = np.concatenate([vectors[:900], np.repeat(vectors[:1], 40, axis=0), vectors[500:600]])
+    for threshold in (0.7, 0.8, 0.85):
+        _, wanted = every_pair(some, threshold)
+        assert 1 < len(set(wanted.tolist())) < 900
+        assert same(components(some, threshold, cells=Cells.build(some, 8)), wanted)
+
+
+def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monkeypatch):
+    monkeypatch.setattr(components_module, "LOT", 500)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "1MB")
+    made = Cells.build(vectors, 64)
+    for threshold in (0.8, 0.99):
+        _, found = by_cells(made, threshold, k=2, floor=0.6)
+        own = np.arange(len(vectors))
+        wanted = made.nearest(vectors, 2, probes=8, query_labels=own, reference_labels=own)
+        there = wanted.score >= 0.6 + 1e-3
+        assert 0.2 < there.mean() < 1
+        # Half precision may tell two apart that are as near as that.
+        assert (found.index == wanted.index)[there].mean() > 0.99
+        np.testing.assert_allclose(found.score[there], wanted.score[there], atol=1e-3)
+        assert (found.index[wanted.score < 0.6 - 1e-3] == -1).all()
+
+
+def test_closest_keeps_the_best_of_what_it_is_offered_once_each():
+    rng = np.random.default_rng(0)
+    closest = Closest.none(30, 3, 0.2)
+    scores = rng.random((30, 40)).astype(np.float32)
+    places, others = rng.integers(0, 30, 4000), rng.integers(0, 40, 4000)
+    for piece in np.array_split(np.arange(4000), 50):
+        closest.offer(places[piece], others[piece], scores[places[piece], others[piece]])
+    for place in range(30):
+        offered = np.unique(others[places == place])
+        best = offered[np.argsort(-scores[place, offered])][:3]
+        np.testing.assert_array_equal(closest.place[place], best)
+        np.testing.assert_array_equal(closest.score[place], scores[place, best])
+    assert closest.bar(np.arange(30)).min() >= 0.2
+    assert Closest.none(3, 2, 0.4).bar(np.arange(3)).tolist() == pytest.approx([0.4] * 3)
 
 
 def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
@@ -118,9 +179,8 @@ def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
     _, twins = copies(rng, vectors, 500, 0.04)
     hub = np.repeat(vectors[:1], 300, axis=0)
     every = np.concatenate([vectors, twins, hub]).astype(np.float32)
-    label = duplicates.components(every, 0.95, cells=Cells.build(every, 64))
-    pairs = np.nonzero(every @ every.T >= 0.95)
-    _, wanted = connected_components(coo_array((np.ones(len(pairs[0])), pairs)), directed=False)
+    label = components(every, 0.95, cells=Cells.build(every, 64))
+    pairs, wanted = every_pair(every, 0.95)
     both = {(a, b) for a, b in zip(*pairs, strict=True) if a < b}
     together = np.mean([label[a] == label[b] for a, b in both])
     assert together > 0.99
@@ -128,14 +188,190 @@ def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
     assert len({(a, b) for a, b in zip(label.tolist(), wanted.tolist(), strict=True)}) == len(set(label.tolist()))
 
 
-def test_few_rows_are_searched_exactly_and_many_need_faiss(vectors, monkeypatch):
-    assert Cells.of(vectors) is None
+@pytest.mark.parametrize("stars", [2, 64])
+def test_a_chain_in_cells_is_split_into_stars_and_what_is_left_cell_by_cell(monkeypatch, stars):
+    angles = np.deg2rad(np.random.default_rng(0).permutation(np.arange(0, 720)) / 2)
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    star = np.tile(np.array([[0.0, 0.0, 1.0]], np.float32), (40, 1))
+    vectors = np.concatenate([np.pad(ring, ((0, 0), (0, 1))), star])
+    threshold = float(np.cos(np.deg2rad(4.25)))
+    every = dataclasses.replace(embedded(vectors), cells=Cells.build(vectors, 8))
+    joined = components(vectors, threshold, cells=every.cells)
+    assert len(set(joined.tolist())) == 2
+    for name, value in (("STARS", stars), ("PIECE", 50)):
+        monkeypatch.setattr(duplicates_module, name, value)
+    taken = []
+    one = duplicates_module._star
+    monkeypatch.setattr(duplicates_module, "_star", lambda *given: taken.append(len(given[1])) or one(*given))
+    label, n_chained = duplicates_module._stars(every, joined, threshold)
+    assert n_chained == 1
+    assert len(set(label[720:].tolist())) == 1
+    for group in set(label.tolist()):
+        mine = vectors[label == group]
+        assert (mine @ mine.T >= threshold - 1e-6).all(axis=1).any(), "no member reaches all others"
+    # What is left after so many stars is gone through a cell at a time.
+    assert sorted(taken)[-stars - 2] <= 200 if stars == 2 else sum(taken) > 5000
+
+
+def test_a_star_is_told_by_the_vectors_where_halves_are_not_sure():
+    rng = np.random.default_rng(0)
+    centre = np.eye(1, 64, dtype=np.float32)
+    threshold = 0.8
+    away = rng.standard_normal((400, 64)).astype(np.float32) * (np.arange(64) > 0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    at = threshold + rng.uniform(-5e-5, 5e-5, 400).astype(np.float32)[:, None]
+    vectors = np.concatenate([np.repeat(centre, 3000, axis=0), at * centre + np.sqrt(1 - at**2) * away])
+    wanted = vectors @ centre[0] >= threshold
+    rows = np.arange(len(vectors))
+
+    def exact(one, other):
+        return np.einsum("ed,ed->e", vectors[one], vectors[other])
+
+    found = duplicates_module._star(vectors.astype(np.float16), rows, threshold, exact)
+    np.testing.assert_array_equal(found, wanted)
+    assert (duplicates_module._star(vectors.astype(np.float16), rows, threshold, None) != wanted).any()
+
+
+def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_equal(vectors, monkeypatch):
+    some = np.concatenate([vectors[:300], vectors[100:200], vectors[100:110]])
+    made = Cells.build(some, 8)
+    first = made.rows[made.first][np.argsort(made.rows)]
+    np.testing.assert_array_equal(first, [*range(300), *range(100, 200), *range(100, 110)])
+    keys = np.zeros(len(some), np.uint64)  # as if all had one
+    found = cells_module._first(keys, made.halves)
+    equal = (made.halves[:, None] == made.halves[found][:, None]).all(axis=(1, 2))
+    assert equal.all()
+
+
+def killed_after(monkeypatch, module, name, n):
+    """The n-th call of a function, and all later ones, raise as a killed process would end."""
+    real, calls = getattr(module, name), []
+
+    def call(*arguments, **options):
+        calls.append(1)
+        if len(calls) > n:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 24])
+def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path, monkeypatch, n):
+    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    whole = Cells.build(vectors, 64)
+    with monkeypatch.context() as patch:
+        calls = killed_after(patch, cells_module, "search", n)
+        if n < 24:
+            with pytest.raises(KeyboardInterrupt):
+                Cells.build(vectors, 64, folder=tmp_path)
+        else:
+            Cells.build(vectors, 64, folder=tmp_path)
+            assert len(calls) == 24
+    with monkeypatch.context() as patch:
+        calls = killed_after(patch, cells_module, "search", 24 - n)
+        made = Cells.build(vectors, 64, folder=tmp_path)
+        assert len(calls) == 24 - n, "what was done is not done again"
+    for name in ("centres", "starts", "rows", "near", "halves", "first"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(components_module, "LOT", 500)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")  # twelve stretches
+    made = Cells.build(vectors, 64, folder=tmp_path)
+    wanted, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    with monkeypatch.context() as patch:
+        killed_after(patch, components_module, "_stretch", 7)
+        with pytest.raises(KeyboardInterrupt):
+            by_cells(made, 0.9, k=2, floor=0.7)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "500KB")
+    with monkeypatch.context() as patch:
+        calls = killed_after(patch, components_module, "_stretch", 99)
+        label, found = by_cells(made, 0.9, k=2, floor=0.7)
+        assert len(calls) == 3
+        assert same(label, wanted)
+        np.testing.assert_array_equal(found.index, closest.index)
+        by_cells(made, 0.9, k=2, floor=0.7)
+        assert len(calls) == 3, "asked again, nothing is computed"
+        by_cells(made, 0.8, k=2, floor=0.7)
+        assert len(calls) > 3, "another threshold is another graph"
+
+
+SLOW = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from copyscope.copying import cells, components
+folder = Path(sys.argv[1])
+cells.BLOCK, components.LOT = 256, 500
+for module, name in ((cells, "search"), (cells, "_scatter"), (components, "_stretch")):
+    def slowly(*arguments, real=getattr(module, name), **options):
+        time.sleep(0.03)
+        return real(*arguments, **options)
+    setattr(module, name, slowly)
+made = cells.Cells.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
+label, closest = components.by_cells(made, 0.9, k=2, floor=0.7)
+np.save(folder / "label.npy", label)
+np.save(folder / "closest.npy", closest.index)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeypatch):
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")
+    np.save(tmp_path / "vectors.npy", vectors)
+    rng, kills = np.random.default_rng(0), 0
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "closest.npy").exists():
+        assert time.monotonic() < deadline
+        left = {path.name: path.stat().st_size for path in (tmp_path / "cells").glob("*")}
+        victim = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)])
+        while victim.poll() is None and left == {p.name: p.stat().st_size for p in (tmp_path / "cells").glob("*")}:
+            time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            victim.wait(rng.uniform(0.1, 0.4))
+        kills += victim.poll() is None
+        victim.kill()
+        assert victim.wait() in (0, -signal.SIGKILL)
+    assert kills > 2
+    assert not list((tmp_path / "cells").glob(".*.tmp"))
+    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    label, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    assert same(np.load(tmp_path / "label.npy"), label)
+    np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)
+
+
+def test_temporary_cells_are_gone_when_nobody_has_them(vectors):
+    made = Cells.build(vectors[:500], 4)
+    folder = made.folder
+    assert folder.is_dir()
+    del made
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_cells_of_a_training_set_are_kept_by_what_decides_them(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells_module, "EXACT_ROWS", 100)
+    embeddings = embedded(vectors[:300])
+    first = in_cells(embeddings, cache=tmp_path).cells
+    assert first.folder.parent == tmp_path / "cells"
+    assert in_cells(embeddings, cache=tmp_path).cells.folder == first.folder
+    for other in ({"fingerprint": "2"}, {"descriptor": "phash"}, {"rows": np.arange(300)[::-1]}):
+        folder = in_cells(dataclasses.replace(embeddings, **other), cache=tmp_path).cells.folder
+        assert folder != first.folder
+
+
+def test_few_rows_are_searched_exactly_and_many_need_faiss(vectors, tmp_path, monkeypatch):
+    assert in_cells(embedded(vectors)).cells is None
     exact = search(vectors[:5], vectors, 3)
     np.testing.assert_array_equal(nearest(vectors[:5], vectors, 3, None).index, exact.index)
     monkeypatch.setattr(cells_module, "EXACT_ROWS", 100)
-    made = Cells.of(vectors[:200])
+    made = in_cells(embedded(vectors[:200]), cache=tmp_path).cells
     assert made is not None
     np.testing.assert_array_equal(nearest(vectors[:5], vectors[:200], 1, made).index[:, 0], range(5))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(InputError, match="needs faiss"):
-        Cells.of(vectors[:200])
+        in_cells(embedded(vectors[:300]), cache=tmp_path)

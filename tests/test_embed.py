@@ -15,6 +15,7 @@ import pytest
 
 from copyscope import images, worlds
 from copyscope.copying import embed as embed_module
+from copyscope.copying import store as store_module
 from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.copying.store import ContentStore
@@ -220,7 +221,7 @@ def test_values_of_the_wrong_shape_are_an_error_of_the_part(folder, tmp_path):
 def test_a_matrix_too_large_for_memory_is_mapped_and_the_same(folder, tmp_path, monkeypatch):
     plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
     assert not isinstance(plain.vectors, np.memmap)
-    monkeypatch.setattr(embed_module, "IN_MEMORY", 100)
+    monkeypatch.setattr(store_module, "IN_MEMORY", 100)
     mapped = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
     assert isinstance(mapped.vectors, np.memmap)
     np.testing.assert_array_equal(mapped.vectors, plain.vectors)

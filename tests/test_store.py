@@ -128,3 +128,37 @@ def test_two_processes_that_compact_at_once_lose_nothing(tmp_path, monkeypatch):
     mine.refresh()
     values = mine.take(mine.find(digests_of(range(3))), np.empty((3, 2), np.float32))
     assert values[:, 0].tolist() == [0, 1, 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(numbers=st.lists(st.integers(0, 300), min_size=1, max_size=60), asked=st.lists(st.integers(0, 300), max_size=60))
+def test_digests_that_begin_alike_are_told_apart(tmp_path_factory, numbers, asked):
+    def late(numbers):
+        return np.array([f"{number % 3:08d}{number:024d}".encode() for number in numbers], "S32")
+
+    store = ContentStore(tmp_path_factory.mktemp("store"), 1, np.int64)
+    keys = np.zeros(len(numbers), KEY)
+    keys["sha256"] = late(numbers)
+    store.add(keys, np.array(numbers)[:, None])
+    store.refresh()
+    found = store.find(late(asked))
+    wanted = [numbers.index(number) if number in numbers else -1 for number in asked]
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_values_are_mapped_where_they_lie_and_copied_where_they_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "IN_MEMORY", 8)
+    store = ContentStore(tmp_path, 2, np.float32)
+    for numbers in (range(5), range(5, 9)):
+        store.add(keys_of(numbers), np.repeat(np.array(numbers, np.float32)[:, None], 2, axis=1))
+    store.refresh()
+
+    def shown(numbers):
+        values = store.values(store.find(digests_of(numbers)))
+        np.testing.assert_array_equal(values[:, 0], list(numbers))
+        assert isinstance(values, np.memmap)
+        return values.mode
+
+    assert shown([1, 2, 3]) == shown([5, 6, 7, 8]) == "r"
+    assert shown([3, 2, 1]) == shown([1, 3]) == shown([3, 4, 5]) == shown([2, 2, 3]) == "w+"
+    assert not isinstance(store.values(store.find(digests_of([4]))), np.memmap)

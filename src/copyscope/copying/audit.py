@@ -125,7 +125,7 @@ def audit(
                 f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
                 f"The first says: {failures({name: described[name]})['error'][0]}"
             )
-    described["train"] = in_cells(described["train"], workers=workers, progress=progress)
+    described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, **options)
     matches = match(described["generated"], described["train"], verify, labels=groups.label, engine=engine, **options)
     baseline, baseline_scores = calibrate.baseline(

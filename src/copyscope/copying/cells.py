@@ -4,25 +4,34 @@ are nearest to a query are searched.
 An inverted file (Jegou et al. 2011): centres by spherical k-means on a sample; every row in the cell of its nearest
 centre, in half precision, in the order of the cells, on disk; what is found is ranked again by the vectors themselves.
 It misses some: `recall` measures how many, against exact search.
+
+All files are read from their beginning to their end, piece by piece: 10 million rows are 20 GB, and a disk that is
+asked here and there for a kilobyte gives a hundredth of what it could.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
+import hashlib
+import json
 import math
+import tempfile
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from copyscope import stats
-from copyscope.machine import Progress, cores
+from copyscope.assets import cache_folder
+from copyscope.machine import Progress, cores, let_go, locked, memory
 from copyscope.stats import Estimate
 
-from .embed import Embeddings, allocate
+from .embed import Embeddings, replace_file, sweep, told
 from .search import NOTHING, Best, Nearest, faiss_for, one_blas_thread, search
 
 EXACT_ROWS = 1_000_000
@@ -33,12 +42,11 @@ NEAR = 8
 """Cells that are searched for near-duplicates of a row: those are nearer than what a query is looked for."""
 SAMPLED_PER_CELL, ROUNDS = 32, 8
 BLOCK = 32768
+PIECE = 16384
 COPY_LIKE = 0.5
-LOT = 2048
-# Half precision moves an inner product of unit vectors by less.
-ROUNDING = 1e-3
 MEASURED = 200
 """Queries that recall is measured on."""
+DONE, SCHEMA = "cells.json", "copyscope.cells/1"
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -46,27 +54,21 @@ Labels = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
-    """Rows of `vectors` [n d], unit length, sorted into c cells.
+    """Rows of `vectors` [n d], unit length, sorted into c cells. A place is a row's number in the order of the cells.
 
-    centres: float32 [c d]. near: int32 [n p], the cells nearest to each row, its own first. starts: int64 [c+1], where
-    each cell begins among `rows`, int64 [n], and `halves`, float16 [n d], both in the order of the cells.
+    folder: where they lie on disk. centres: float32 [c d]. starts: int64 [c+1], the first place of each cell. Of each
+    place: rows, int64 [n], its row; near, int32 [n p], the cells nearest to it, its own first; halves, float16 [n d],
+    its vector; first, int64 [n], the first place that has the very same vector.
     """
 
     vectors: Vectors
+    folder: Path
     centres: Vectors
-    near: NDArray[np.int32]
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
+    near: NDArray[np.int32]
     halves: NDArray[np.float16]
-
-    @classmethod
-    def of(
-        cls, vectors: Vectors, *, seed: int = 0, workers: int | None = None, progress: Progress | None = None
-    ) -> Cells | None:
-        """Cells of more than EXACT_ROWS vectors; None for fewer, which are searched exactly."""
-        if len(vectors) <= EXACT_ROWS:
-            return None
-        return cls.build(vectors, seed=seed, workers=workers, progress=progress)
+    first: NDArray[np.int64]
 
     @classmethod
     def build(
@@ -74,29 +76,34 @@ class Cells:
         vectors: Vectors,
         count: int | None = None,
         *,
+        folder: Path | None = None,
         seed: int = 0,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Cells:
-        """Sort vectors [n d] into `count` cells, about the square root of n unless said. Needs the extra `scale`."""
-        n = len(vectors)
-        count = count or 2 ** round(math.log2(max(1, n)) / 2)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
-        sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))
-        centres = _centres(np.ascontiguousarray(vectors[sample]), count, seed)
-        near = allocate((n, min(NEAR, count)), np.int32)
-        for start in range(0, n, BLOCK):
-            piece = slice(start, start + BLOCK)
-            near[piece] = search(np.ascontiguousarray(vectors[piece]), centres, near.shape[1], workers=workers).index
-            if progress:
-                progress("cells", min(start + BLOCK, n), 2 * n)
-        rows, starts = _by_cell(near[:, :1], count)
-        halves = allocate((n, vectors.shape[1]), np.float16)
-        for start in range(0, n, BLOCK):
-            halves[start : start + BLOCK] = vectors[rows[start : start + BLOCK]]
-            if progress:
-                progress("cells", n + min(start + BLOCK, n), 2 * n)
-        return cls(vectors, centres, near, starts, rows, halves)
+        """Sort vectors [n d] into `count` cells, about the square root of n unless said. Needs the extra `scale`.
+
+        folder: where they are kept, for these vectors alone; what is there is used, and what a killed process left is
+        gone on with. None = a temporary one.
+        """
+        kept = folder or Path(tempfile.mkdtemp(prefix="copyscope-"))
+        with told(kept), locked(kept / ".lock"):
+            if not (kept / DONE).is_file():
+                _make(kept, vectors, count or 2 ** round(math.log2(max(1, len(vectors))) / 2), seed, workers, progress)
+        names = ("centres", "starts", "rows", "near", "halves", "first")
+        arrays = {name: np.load(kept / f"{name}.npy", mmap_mode="r") for name in names}
+        for name in ("centres", "starts", "rows", "first"):
+            arrays[name] = np.array(arrays[name])
+        made = cls(vectors=vectors, folder=kept, **arrays)
+        if folder is None:
+            weakref.finalize(made, _forget, kept)
+        return made
+
+    def read(self, start: int, stop: int) -> NDArray[np.float16]:
+        """Vectors of the places from `start` to `stop`, in memory: a map would stay with the process."""
+        dim = self.halves.shape[1]
+        offset = self.halves.offset + start * dim * 2  # type: ignore[attr-defined]
+        return np.fromfile(self.folder / "halves.npy", np.float16, (stop - start) * dim, offset=offset).reshape(-1, dim)
 
     def nearest(
         self,
@@ -113,11 +120,12 @@ class Cells:
         wrong. One cell in SHARE unless said."""
         index = np.full((len(queries), k), -1, np.int64)
         score = np.full((len(queries), k), NOTHING, np.float32)
-        for start in range(0, len(queries), BLOCK):
-            piece = slice(start, start + BLOCK)
+        reach = min(probes or max(1, -(-len(self.centres) // SHARE)), len(self.centres))
+        lot = max(BLOCK, memory() // 8 // (4 * queries.shape[1]))
+        for start in range(0, len(queries), lot):
+            piece = slice(start, start + lot)
             mine = query_labels[piece] if query_labels is not None else None
             some = np.ascontiguousarray(queries[piece])
-            reach = min(probes or max(1, -(-len(self.centres) // SHARE)), len(self.centres))
             place = self._places(some, k + max(8, k // 4), reach, mine, reference_labels, workers, progress)
             found = self._ranked(some, place, k)
             index[piece], score[piece] = found.index, found.score
@@ -143,35 +151,6 @@ class Cells:
         hit = found.score[:, 0] >= exact.score[:, 0] - 1e-5
         return stats.proportion(int((hit & counts).sum()), int(counts.sum()))
 
-    def pairs(self, cell: int, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Pairs of rows of inner product >= threshold, one in the cell, the other with the cell among its NEAR.
-
-        They come in lots, those [e] and these [e]; some pairs twice, as (a, b) and (b, a), and every row with itself.
-        """
-        visitors, bounds, place = self._visitors
-        mine = self.rows[self.starts[cell] : self.starts[cell + 1]]
-        for first in range(bounds[cell], bounds[cell + 1], LOT):
-            others = visitors[first : min(first + LOT, bounds[cell + 1])]
-            theirs = self.halves[place[others]].astype(np.float32)
-            for start in range(0, len(mine), LOT):
-                inside = slice(self.starts[cell] + start, min(self.starts[cell] + start + LOT, self.starts[cell + 1]))
-                scores = theirs @ self.halves[inside].astype(np.float32).T
-                row, column = np.nonzero(scores >= threshold - ROUNDING)
-                one, other = others[row], mine[start + column]
-                unsure = np.flatnonzero(scores[row, column] < threshold + ROUNDING)
-                exact = np.einsum("ed,ed->e", self.vectors[one[unsure]], self.vectors[other[unsure]])
-                there = np.ones(len(one), bool)
-                there[unsure] = exact >= threshold
-                yield one[there], other[there]
-
-    @functools.cached_property
-    def _visitors(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows in the order of the cells that they have among their NEAR, where each cell begins among them [c+1], and
-        the place of each row among `rows` [n]."""
-        place = np.empty(len(self.rows), np.int64)
-        place[self.rows] = np.arange(len(self.rows))
-        return *_by_cell(self.near, len(self.centres)), place
-
     def _places(
         self,
         queries: Vectors,
@@ -182,20 +161,24 @@ class Cells:
         workers: int | None,
         progress: Progress | None,
     ) -> NDArray[np.int64]:
-        """Places among `rows` [q k] of what is nearest to each query in half precision; -1 for none."""
+        """Places [q k] of what is nearest to each query in half precision; -1 for none."""
         near = search(queries, self.centres, probes, workers=workers).index
-        asking, bounds = _by_cell(near, len(self.centres))
+        asking, bounds = by_cell(near, len(self.centres))
         best = Best(len(queries), k)
 
         def task(cell: int) -> None:
             mine = asking[bounds[cell] : bounds[cell + 1]]
-            inside = slice(self.starts[cell], self.starts[cell + 1])
-            if not len(mine) or inside.start == inside.stop:
+            if not len(mine):
                 return
-            scores = queries[mine] @ self.halves[inside].astype(np.float32).T
-            if query_labels is not None and reference_labels is not None:
-                scores[query_labels[mine][:, None] == reference_labels[self.rows[inside]]] = NOTHING
-            best.offer(scores, inside.start, mine)
+            for start, stop in _pieces(self.starts[cell], self.starts[cell + 1], PIECE):
+                halves = self.read(start, stop).astype(np.float32)
+                for one, other in _pieces(0, len(mine), BLOCK // 16):
+                    asked = mine[one:other]
+                    scores = queries[asked] @ halves.T
+                    if query_labels is not None and reference_labels is not None:
+                        same = query_labels[asked][:, None] == reference_labels[self.rows[start:stop]]
+                        scores[same] = NOTHING
+                    best.offer(scores, start, asked)
 
         with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
             for cell, _ in enumerate(pool.map(task, range(len(self.centres)))):
@@ -208,18 +191,119 @@ class Cells:
         """The k best of each query's places [q p], by the vectors themselves."""
         index = np.where(place >= 0, self.rows[place], -1)
         score = np.full(place.shape, NOTHING, np.float32)
-        for start in range(0, len(queries), 512):
-            piece = slice(start, start + 512)
-            vectors = np.asarray(self.vectors[np.maximum(index[piece], 0)])
-            score[piece] = np.where(index[piece] >= 0, np.einsum("qpd,qd->qp", vectors, queries[piece]), NOTHING)
+        there = np.flatnonzero(place.ravel() >= 0)
+        there = there[np.argsort(index.ravel()[there], kind="stable")]
+        asking = there // place.shape[1]
+        for start, stop in _pieces(0, len(there), PIECE):
+            vectors = np.asarray(self.vectors[index.ravel()[there[start:stop]]])
+            score.ravel()[there[start:stop]] = np.einsum("ed,ed->e", vectors, queries[asking[start:stop]])
+            let_go(self.vectors)
         order = np.lexsort((index, -score))[:, :k]
         return Nearest(np.take_along_axis(index, order, axis=1), np.take_along_axis(score, order, axis=1))
 
 
-def _by_cell(near: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def by_cell(near: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cells [n p] that rows are near to -> the rows in the order of the cells, and where each cell begins [count+1]."""
     order = np.argsort(near, axis=None, kind="stable")
     return order // near.shape[1], np.searchsorted(near.ravel()[order], np.arange(count + 1))
+
+
+def _make(
+    folder: Path, vectors: Vectors, count: int, seed: int, workers: int | None, progress: Progress | None
+) -> None:
+    """Write the files of cells into `folder`, DONE last."""
+    n = len(vectors)
+    centres = folder / "centres.npy"
+    sweep(centres)
+    if not centres.is_file():
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
+        sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))
+        found = _centres(np.ascontiguousarray(vectors[sample]), count, seed)
+        replace_file(centres, lambda path: _save(path, found))
+        let_go(vectors)
+    near, keys = _assigned(folder, vectors, np.load(centres), workers, progress)
+    own = np.array(near[:, 0])
+    rows = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[rows], np.arange(count + 1))
+    halves = _mapped(folder / "halves.npy", np.float16, vectors.shape)
+    _scatter(vectors, own, starts, halves, progress)
+    in_order = _mapped(folder / "near.npy", np.int32, near.shape)
+    for start, stop in _pieces(0, n, BLOCK):
+        in_order[start:stop] = near[rows[start:stop]]
+    for name, array in (("rows", rows), ("starts", starts), ("first", _first(keys[rows], halves))):
+        np.save(folder / f"{name}.npy", array)
+    for name in ("near.part", "keys.part"):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    about = {"schema": SCHEMA, "n": n, "dim": vectors.shape[1], "cells": count}
+    replace_file(folder / DONE, lambda path: path.write_text(json.dumps(about) + "\n"))
+    for array in (halves, in_order):
+        let_go(array)
+
+
+def _assigned(
+    folder: Path, vectors: Vectors, centres: Vectors, workers: int | None, progress: Progress | None
+) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    """The cells nearest to each row [n p], and a number [n] that rows of the very same vector share.
+
+    Both are appended to as they come: of what a killed process has left at most the last block is made again.
+    """
+    n, width = len(vectors), min(NEAR, len(centres))
+    factors = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], np.uint64) | np.uint64(1)
+    paths = folder / "near.part", folder / "keys.part"
+    with paths[0].open("ab", buffering=0) as near, paths[1].open("ab", buffering=0) as keys:
+        done = min(near.tell() // (4 * width), keys.tell() // 8) // BLOCK * BLOCK
+        near.truncate(done * 4 * width)
+        keys.truncate(done * 8)
+        for start, stop in _pieces(done, n, BLOCK):
+            block = np.ascontiguousarray(vectors[start:stop], np.float32)
+            let_go(vectors)
+            found = search(block, centres, width, workers=workers).index
+            near.write(np.ascontiguousarray(found, np.int32).data)
+            keys.write((block.view(np.uint32) * factors).sum(axis=1).data)
+            if progress:
+                progress("cells", stop, 2 * n)
+    return np.memmap(paths[0], np.int32, "r", shape=(n, width)), np.fromfile(paths[1], np.uint64)
+
+
+def _scatter(
+    vectors: Vectors,
+    own: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    halves: NDArray[np.float16],
+    progress: Progress | None,
+) -> None:
+    """Write vectors [n d] in the order of their cells: as many at a time as memory has room for, so that what goes to
+    one cell is long enough to be written at once."""
+    n, dim = vectors.shape
+    free = starts[:-1].copy()
+    for start, stop in _pieces(0, n, max(BLOCK, memory() // 8 // (2 * dim))):
+        lot = np.empty((stop - start, dim), np.float16)
+        for first, last in _pieces(start, stop, BLOCK):
+            lot[first - start : last - start] = vectors[first:last]
+            let_go(vectors)
+            if progress:
+                progress("cells", n + last, 2 * n)
+        order = np.argsort(own[start:stop], kind="stable")
+        cells, bounds = np.unique(own[start:stop][order], return_index=True)
+        for cell, mine in zip(cells, np.split(order, bounds[1:]), strict=True):
+            halves[free[cell] : free[cell] + len(mine)] = lot[mine]
+            free[cell] += len(mine)
+        let_go(halves)
+
+
+def _first(keys: NDArray[np.uint64], halves: NDArray[np.float16]) -> NDArray[np.int64]:
+    """Of each place [n] the first that has the very same vector."""
+    order = np.argsort(keys, kind="stable")
+    fresh = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
+    first = np.empty(len(keys), np.int64)
+    first[order] = np.repeat(order[fresh], np.diff(fresh, append=len(keys)))
+    again = np.flatnonzero(first != np.arange(len(keys)))
+    for start, stop in _pieces(0, len(again), PIECE):
+        mine = again[start:stop]
+        other = (halves[mine] != halves[first[mine]]).any(axis=1)
+        first[mine[other]] = mine[other]
+    return first
 
 
 def _centres(sample: Vectors, count: int, seed: int) -> Vectors:
@@ -232,9 +316,49 @@ def _centres(sample: Vectors, count: int, seed: int) -> Vectors:
     return np.asarray(found.centroids, np.float32)
 
 
-def in_cells(embeddings: Embeddings, **options: Any) -> Embeddings:
-    """The same, with cells where there are more than EXACT_ROWS vectors. options: `workers` and `progress`."""
-    return dataclasses.replace(embeddings, cells=Cells.of(embeddings.vectors, **options))
+def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(int(start), int(stop), size):
+        yield first, min(first + size, int(stop))
+
+
+def _forget(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_cells(
+    embeddings: Embeddings,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """The same, with cells where there are more than EXACT_ROWS vectors. They are kept in the cache, by what decides
+    them, so that they are made once for a training set. cache, workers: as in `embed`."""
+    if len(embeddings.vectors) <= EXACT_ROWS:
+        return embeddings
+    folder = (cache or cache_folder()) / "cells" / _identity(embeddings)
+    cells = Cells.build(embeddings.vectors, folder=folder, workers=workers, progress=progress)
+    return dataclasses.replace(embeddings, cells=cells)
+
+
+def _identity(embeddings: Embeddings) -> str:
+    """Hex digest of what decides the vectors: the descriptor, its weights, and the images in their order."""
+    digest = hashlib.sha256(f"{SCHEMA}\n{embeddings.descriptor}\n{embeddings.fingerprint}\n".encode())
+    images = embeddings.corpus.table["sha256"]
+    for start, stop in _pieces(0, len(embeddings.rows), BLOCK):
+        digest.update("".join(images.take(embeddings.rows[start:stop]).to_pylist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def how_searched(references: Embeddings, queries: Vectors | None = None, **options: Any) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
-from copyscope.machine import Progress, cores
+from copyscope.machine import Progress, let_go
 
-from .cells import NEAR, Cells, nearest
+from .components import ROUNDING, by_cells, components, merged
 from .embed import Embeddings, Work, compute
-from .search import one_blas_thread
+from .search import Nearest, search
 from .sharing import normalise
 from .verify import Verify
 
-BLOCK = 1024
-CELLS = 16
+BLOCK, PIECE = 1024, 16384
+STARS = 64
+"""So many stars are taken from a whole component before its cells are gone through one by one."""
 # A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
 FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 2
@@ -114,112 +114,141 @@ def duplicates(
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
-    vectors = embeddings.vectors
-    label = components(vectors, threshold, cells=embeddings.cells, workers=workers, progress=progress)
+    vectors, cells = embeddings.vectors, embeddings.cells
+    again = verify is not None and threshold > FLOOR
+    closest: Nearest | None = None
+    if cells is None:
+        label = components(vectors, threshold, workers=workers, progress=progress)
+    else:
+        k, floor = (LOOKED_AT, FLOOR) if again else (0, 1.0)
+        label, closest = by_cells(cells, threshold, k=k, floor=floor, workers=workers, progress=progress)
     n_chained = 0
     if split_chains:
-        label, n_chained = _stars(vectors, label, threshold)
-    if verify is not None:
+        label, n_chained = _stars(embeddings, label, threshold)
+    if verify is not None and again:
         options = {"cache": cache, "workers": workers, "progress": progress}
-        label = _join_same_pictures(embeddings, label, threshold, verify, options)
+        label = _join_same_pictures(embeddings, label, closest, verify, options)
     label = _by_size(label)
     exact = _exact(embeddings, label, cache, workers, progress)
-    captions = embeddings.corpus.table["captions"].take(pa.array(embeddings.rows)).to_pylist()
-    kind = _kinds(label, captions)
+    kind = _kinds(embeddings, label)
     return Groups(embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained)
 
 
-def components(
-    vectors: NDArray[np.float32],
-    threshold: float,
-    *,
-    cells: Cells | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> NDArray[np.int64]:
-    """Connected components [n] of the graph of pairs with inner product >= threshold, in blocks of bounded memory.
-
-    cells: of the vectors; only pairs that these find are then in the graph.
-    """
-    n = len(vectors)
-    label = np.arange(n, dtype=np.int64)
-    workers = workers or cores()
-
-    def pairs_of(first: int, start: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        row, column = np.nonzero(vectors[first : first + BLOCK] @ vectors[start : start + BLOCK].T >= threshold)
-        yield row + first, column + start
-
-    def edges(lots: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
-        found = [np.zeros((0, 2), np.int64)]
-        for one, other in lots:
-            # Merged labels first: a thousand copies of one image then give one edge, not a million.
-            pairs = np.stack([label[one], label[other]], axis=1)
-            found.append(np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0))
-        return np.unique(np.concatenate(found), axis=0)
-
-    # What is merged at once: a block of rows against all later ones, or some cells.
-    size, end = (BLOCK, n) if cells is None else (CELLS, len(cells.centres))
-    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        for first in range(0, end, size):
-            if cells is None:
-                lots = [pairs_of(first, start) for start in range(first, n, BLOCK)]
-            else:
-                lots = [cells.pairs(cell, threshold) for cell in range(first, min(first + size, end))]
-            found = np.concatenate(list(pool.map(edges, lots)))
-            if len(found):
-                label = _merge(label, found)
-            if progress:
-                progress("duplicates", min(first + size, end), end)
-    return label
-
-
-def _stars(vectors: NDArray[np.float32], label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
+def _stars(embeddings: Embeddings, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Split every component that is not a star around its centre (the member nearest to the mean of its vectors)."""
+    cells = embeddings.cells
+    if cells is None:
+        return _split(embeddings.vectors, label, threshold)
+
+    def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = np.einsum(
+            "ed,ed->e", cells.vectors[cells.rows[one]], cells.vectors[cells.rows[other]]
+        )
+        return scores
+
+    # In the order of the cells: members of a group lie side by side there.
+    split, n_chained = _split(cells.halves, label[cells.rows], threshold, exact, cells.starts)
+    found = np.empty_like(label)
+    found[cells.rows] = split
+    return found, n_chained
+
+
+def _split(
+    vectors: NDArray[Any],
+    label: NDArray[np.int64],
+    threshold: float,
+    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None,
+    starts: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int]:
+    """Stars of the components `label` [n], and how many were split.
+
+    exact: similarities of rows [e] and rows [e], where those of `vectors` are not sure to ROUNDING. starts: where the
+    cells begin in which the rows lie; of what is left of a component after STARS stars each is split by itself, for a
+    chain of a million would otherwise be gone through a hundred thousand times.
+    """
     label = np.unique(label, return_inverse=True)[1].astype(np.int64)
     counts = np.bincount(label)
     order = np.argsort(label, kind="stable")
-    starts = np.cumsum(counts) - counts
+    begins = np.cumsum(counts) - counts
     fresh, n_chained = len(counts), 0
-    for group in np.flatnonzero(counts > 2):
-        left = order[starts[group] : starts[group] + counts[group]]
-        split = False
-        while True:
-            mine = vectors[left]
-            centre = int(np.argmax(mine @ mine.mean(axis=0)))
-            near = mine @ mine[centre] >= threshold
-            near[centre] = True
-            if near.all():
+    many = np.flatnonzero(counts > 2)
+    for number, group in enumerate(many[np.argsort(order[begins[many]])]):
+        parts, taken = [order[begins[group] : begins[group] + counts[group]]], 0
+        while parts:
+            left = parts.pop()
+            near = _star(vectors, left, threshold, exact)
+            if near.all() and not taken:
                 break
-            split = True
             label[left[near]] = fresh
             fresh += 1
-            left = left[~near]
-        n_chained += split
+            taken += 1
+            rest = left[~near]
+            if taken == STARS and starts is not None:
+                parts += np.split(rest, np.flatnonzero(np.diff(np.searchsorted(starts, rest, side="right"))) + 1)
+            elif len(rest):
+                parts.append(rest)
+        n_chained += taken > 0
+        if number % BLOCK == 0:
+            let_go(vectors)
     return label, n_chained
 
 
+def _star(
+    vectors: NDArray[Any],
+    rows: NDArray[np.int64],
+    threshold: float,
+    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None,
+) -> NDArray[np.bool_]:
+    """Which of the rows [m] reach the threshold to their centre, itself among them [m]."""
+    pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+    held = vectors[rows].astype(np.float32) if len(pieces) == 1 else None
+
+    def scores(towards: NDArray[np.float32]) -> NDArray[np.float32]:
+        if held is not None:
+            return held @ towards
+        return np.concatenate([vectors[piece].astype(np.float32) @ towards for piece in pieces])
+
+    if held is not None:
+        mean = held.mean(axis=0)
+    else:
+        mean = np.sum([vectors[piece].astype(np.float32).sum(axis=0) for piece in pieces], axis=0) / len(rows)
+    centre = int(np.argmax(scores(mean)))
+    found = scores(vectors[rows[centre]].astype(np.float32))
+    near = found >= threshold
+    unsure = np.flatnonzero(np.abs(found - threshold) < ROUNDING) if exact else np.zeros(0, np.intp)
+    if exact and len(unsure):
+        near[unsure] = exact(rows[unsure], np.repeat(rows[centre], len(unsure))) >= threshold
+    near[centre] = True
+    return near
+
+
 def _join_same_pictures(
-    embeddings: Embeddings, label: NDArray[np.int64], threshold: float, verify: Verify, options: dict[str, Any]
+    embeddings: Embeddings,
+    label: NDArray[np.int64],
+    closest: Nearest | None,
+    verify: Verify,
+    options: dict[str, Any],
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 
-    Whole groups are not joined to each other: one pair of look-alikes would chain two families.
+    closest: the nearest of all rows, where they are known. Whole groups are not joined to each other: one pair of
+    look-alikes would chain two families.
     """
-    vectors, progress = embeddings.vectors, options["progress"]
     strays = np.flatnonzero(np.bincount(label)[label] == 1)
-    if threshold <= FLOOR or len(strays) == 0:
+    if len(strays) == 0:
         return label
-    found = nearest(
-        vectors[strays],
-        vectors,
-        LOOKED_AT,
-        embeddings.cells,
-        probes=NEAR,
-        query_labels=label[strays],
-        reference_labels=label,
-        workers=options["workers"],
-        progress=progress,
-    )
+    if closest is not None:
+        found = Nearest(closest.index[strays], closest.score[strays])
+    else:
+        found = search(
+            embeddings.vectors[strays],
+            embeddings.vectors,
+            LOOKED_AT,
+            query_labels=label[strays],
+            reference_labels=label,
+            workers=options["workers"],
+            progress=options["progress"],
+        )
     near = found.score >= FLOOR
     query, other = strays[np.nonzero(near)[0]], found.index[near]
     # Two strays that are near each other are one pair, not two.
@@ -237,20 +266,9 @@ def _join_same_pictures(
     slots = np.full((len(queries), count.max()), -1, dtype=np.int64)
     at = np.arange(len(pairs)) - (np.cumsum(count) - count)[row]
     slots[row, at] = places[:, 1]
+    progress = options["progress"]
     scores = verify.compare(thumbnails[queries], thumbnails, slots, workers=options["workers"], progress=progress)
-    return _merge(label, label[pairs[scores[row, at] >= SAME]])
-
-
-def _merge(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels [n] with the labels of each pair [p 2] made one."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    size = int(label.max(initial=-1)) + 1
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    _, merged = connected_components(graph, directed=False)
-    joined: NDArray[np.int64] = merged.astype(np.int64)[label]
-    return joined
+    return merged(label, label[pairs[scores[row, at] >= SAME]])
 
 
 def _by_size(label: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -286,17 +304,23 @@ def _pixel_digests(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
 
 
-def _kinds(label: NDArray[np.int64], captions: list[list[str]]) -> list[str]:
-    members: list[list[int]] = [[] for _ in range(int(label.max(initial=-1)) + 1)]
-    for position, group in enumerate(label):
-        members[group].append(position)
-    return [_kind([captions[position] for position in positions]) for positions in members]
+def _kinds(embeddings: Embeddings, label: NDArray[np.int64]) -> list[str]:
+    sizes = np.bincount(label)
+    kinds = ["none"] * len(sizes)
+    grouped = np.flatnonzero(sizes[label] > 1)
+    grouped = grouped[np.argsort(label[grouped], kind="stable")]
+    captions = embeddings.corpus.table["captions"].take(pa.array(embeddings.rows[grouped])).to_pylist()
+    ends = np.cumsum(sizes[sizes > 1]).tolist()
+    start = 0
+    # The groups of two or more have the lowest numbers, for they are numbered by size.
+    for group, end in enumerate(ends):
+        kinds[group] = _kind(captions[start:end])
+        start = end
+    return kinds
 
 
 def _kind(captions: list[list[str]]) -> str:
     """ "full" when some caption stands at two or more images of the group: then image and caption repeat together."""
-    if len(captions) == 1:
-        return "none"
     if not any(captions):
         return "uncaptioned"
     seen: set[str] = set()

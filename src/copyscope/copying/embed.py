@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 BATCH = 8
 GROUP = 16 * BATCH
-IN_MEMORY = 32 * 2**20
+PIECE = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +196,13 @@ def compute(
         with told(store.folder):
             store.compact()
     good = chosen[~ledger.failed(chosen)]
-    values = allocate((len(good), work.dim), work.dtype)
     while True:
         store.refresh()
         found = store.find(ledger.digests[good])
         if (found < 0).any():
             raise CopyscopeError(f"The cache {store.folder} was cleared while it was in use.\nRun the command again")
         with contextlib.suppress(FileNotFoundError):  # another process compacted the store just now: look again
-            store.take(found, values)
+            values = store.values(found)
             break
     ledger.widths[good], ledger.heights[good] = store.sizes(found)
     return ledger.filled(), good, values
@@ -215,17 +213,28 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Makes the folder. Raises InputError where nothing can be written there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        replace_file(path, write)
     except OSError as error:
         raise unwritable(path.parent, error) from None
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_file`, raising what the system says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def sweep(path: Path) -> None:
+    """Take away what processes that were killed in `replace_file` have left of it. Nobody else may write it now."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink()
 
 
 def unwritable(folder: Path, error: OSError) -> InputError:
@@ -249,23 +258,37 @@ class Ledger:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        known = [bytes.fromhex(value) if value else b"" for value in corpus.table["sha256"].to_pylist()]
-        self.digests = np.array(known, dtype="S32")
-        self.errors: dict[int, str] = {
-            row: error for row, error in enumerate(corpus.table["error"].to_pylist()) if error is not None
-        }
-        self.widths = np.array([value or 0 for value in corpus.table["width"].to_pylist()], dtype=np.int64)
-        self.heights = np.array([value or 0 for value in corpus.table["height"].to_pylist()], dtype=np.int64)
+        table = corpus.table
+        self.digests = np.zeros(len(corpus), dtype="S32")
+        for start in range(0, len(corpus), PIECE):
+            values = table["sha256"].slice(start, PIECE).to_pylist()
+            self.digests[start : start + PIECE] = [bytes.fromhex(value) if value else b"" for value in values]
+        self.any_new = False
+        bad = np.flatnonzero(table["error"].is_valid().to_numpy(zero_copy_only=False))
+        messages = table["error"].take(pa.array(bad)).to_pylist()
+        self.errors: dict[int, str] = dict(zip(bad.tolist(), messages, strict=True))
+        self.widths, self.heights = (
+            table[name].cast(pa.int64()).fill_null(0).to_numpy().copy() for name in ("width", "height")
+        )
 
     def failed(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-        return np.fromiter((int(row) in self.errors for row in rows), dtype=bool, count=len(rows))
+        return np.isin(rows, np.fromiter(self.errors, np.intp, len(self.errors)))
 
     def filled(self) -> Corpus:
-        corpus = self.corpus.with_column("sha256", pa.array([_hex(digest) for digest in self.digests], pa.string()))
+        corpus = self.corpus
+        if self.any_new:
+            corpus = corpus.with_column("sha256", self._pieces(lambda row: _hex(self.digests[row])))
         for name, values in (("width", self.widths), ("height", self.heights)):
             corpus = corpus.with_column(name, pa.array(values, pa.int64(), mask=values == 0))
-        errors = [self.errors.get(row) for row in range(len(corpus))]
-        return corpus.with_column("error", pa.array(errors, pa.string()))
+        return corpus.with_column("error", self._pieces(self.errors.get))
+
+    def _pieces(self, value: Callable[[int], str | None]) -> pa.ChunkedArray:
+        """A column of texts: few of them are Python objects at one time."""
+        n = len(self.corpus)
+        starts = range(0, max(n, 1), PIECE)
+        return pa.chunked_array(
+            [pa.array([value(row) for row in range(start, min(start + PIECE, n))], pa.string()) for start in starts]
+        )
 
 
 @dataclasses.dataclass
@@ -309,7 +332,7 @@ def fill(
                 ledger.errors[row] = str(content)
                 continue
             digest = hashlib.sha256(content).digest()
-            ledger.digests[row] = digest
+            ledger.digests[row], ledger.any_new = digest, True
             if digest in scheduled or store.find(np.array([digest], dtype="S32"))[0] >= 0:
                 continue
             scheduled.add(digest)
@@ -402,14 +425,6 @@ def _describe(batch: _Batch, work: Work) -> _Done:
 
 def _hex(digest: bytes) -> str | None:
     return digest.ljust(32, b"\0").hex() if digest else None
-
-
-def allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory for a matrix; beyond IN_MEMORY bytes a nameless mapped file, so that a corpus may outgrow the machine."""
-    if shape[0] * shape[1] * np.dtype(dtype).itemsize <= IN_MEMORY:
-        return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def _save_array(path: Path, array: NDArray[Any]) -> None:

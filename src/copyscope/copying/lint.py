@@ -89,7 +89,7 @@ def lint(
     if not len(described.rows):
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
-    described = in_cells(described, workers=workers, progress=progress)
+    described = in_cells(described, **options)
     groups = duplicates(described, rules.duplicates, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1

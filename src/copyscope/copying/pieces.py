@@ -154,7 +154,7 @@ def fill_by(
         if isinstance(found, Lost):
             ledger.errors |= {int(row): f"not described: {found.why}" for row in piece}
             continue
-        ledger.digests[piece] = found.digests
+        ledger.digests[piece], ledger.any_new = found.digests, True
         ledger.errors |= {int(piece[place]): error for place, error in found.errors.items()}
         if len(found.keys):
             with told(store.folder):

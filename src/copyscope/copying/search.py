@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
-from copyscope.machine import Progress, cores
+from copyscope.machine import Progress, cores, let_go, memory
 
 QUERY_BLOCK = 1024
 REFERENCE_BLOCK = 4096
@@ -60,6 +60,7 @@ def search(
     block = block or query_block(n, workers)
     tops = [Best(min(block, n - start), k) for start in range(0, n, block)]
     members = _members(reference_labels) if reference_labels is not None else None
+    streamed = references.nbytes > memory() // 4
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for start in range(0, m, REFERENCE_BLOCK):
             # One copy of the block, contiguous and in memory, serves all queries.
@@ -73,6 +74,8 @@ def search(
                 tops[number].offer(scores, start)
 
             list(pool.map(task, range(len(tops))))
+            if streamed:
+                let_go(references)
             if progress:
                 progress("search", min(start + REFERENCE_BLOCK, m), m)
     for top in tops:

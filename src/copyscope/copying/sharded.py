@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 import re
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,10 +37,10 @@ from copyscope.machine import Progress
 from copyscope.storage import Storage, file_system, join, reason
 
 from .descriptors import Descriptor
-from .embed import Embeddings, Ledger, Same, Work, allocate, fill
+from .embed import Embeddings, Ledger, Same, Work, fill
 from .pieces import Held, by_pieces
 from .protocols import protocol
-from .store import KEY
+from .store import IN_MEMORY, KEY
 
 SCHEMA = "copyscope.embeddings-parts/1"
 MANIFEST = "embeddings.json"
@@ -188,7 +189,7 @@ def load(out: str | Path) -> Embeddings:
         )
     gone = set(_removed(out, manifest))
     tables, n = [], 0
-    vectors = allocate((manifest["n"], manifest["dim"]), np.float32)
+    vectors = _room(manifest["n"], manifest["dim"])
     for table in _read(out, manifest["parts"]):
         keep = np.array([id not in gone for id in table["id"].to_pylist()], bool)
         good = keep & table["error"].is_null().to_numpy(zero_copy_only=False)
@@ -266,6 +267,13 @@ def _matrix(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
     flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
     values: NDArray[np.float32] = flat.values.slice(flat.offset * dim, len(flat) * dim).fill_null(0).to_numpy()
     return values.reshape(-1, dim)
+
+
+def _room(n: int, dim: int) -> NDArray[np.float32]:
+    if n * dim * 4 <= IN_MEMORY:
+        return np.empty((n, dim), np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(n, dim))
 
 
 def _read(out: str, parts: list[dict[str, Any]]) -> Iterator[pa.Table]:

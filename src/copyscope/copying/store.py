@@ -8,6 +8,7 @@ process killed at any moment leaves nothing that a reader could take for data.
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from copyscope.machine import let_go
+
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
 COMPACT_ABOVE = 32
 COPY_ROWS = 8192
+IN_MEMORY = 32 * 2**20
 
 
 class ContentStore:
@@ -28,58 +32,86 @@ class ContentStore:
         self.folder = folder
         self.dim = dim
         self.dtype = np.dtype(dtype)
+        self._listed: list[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._order)
 
     @property
     def digests(self) -> NDArray[np.bytes_]:
         """S32 [n], sorted: the contents whose values are here."""
-        return self._digests
+        return np.sort(self._keys["sha256"])
 
     def refresh(self) -> None:
         """Look again at what is on disk: what other processes, and `add`, have put there."""
-        self._names: list[str] = []
-        self._starts = [0]
-        keys = [np.zeros(0, KEY)]
-        for name in sorted(path.name.removesuffix(".keys.npy") for path in self.folder.glob("*.keys.npy")):
+        names = sorted(path.name.removesuffix(".keys.npy") for path in self.folder.glob("*.keys.npy"))
+        if names == self._listed:
+            return
+        self._listed, self._names, self._starts = names, [], [0]
+        keys = []
+        for name in names:
             found = self._whole(name)
             if found is None:
                 continue
             self._names.append(name)
             self._starts.append(self._starts[-1] + len(found))
             keys.append(found)
-        self._keys = np.concatenate(keys)
-        self._order = np.argsort(self._keys["sha256"], kind="stable")
-        self._digests = self._keys["sha256"][self._order]
+        self._keys = np.concatenate(keys) if len(keys) > 1 else keys[0] if keys else np.zeros(0, KEY)
+        heads = _heads(self._keys["sha256"])
+        self._order = np.argsort(heads, kind="stable")
+        self._heads = heads[self._order]
 
     def _whole(self, name: str) -> NDArray[Any] | None:
         """Keys of a shard; None where it was compacted away since the listing, or a crash of the machine tore it."""
         try:
-            keys: NDArray[Any] = np.load(self.folder / f"{name}.keys.npy")
+            keys: NDArray[Any] = np.load(self.folder / f"{name}.keys.npy", mmap_mode="r")
             values = np.load(self._values(name), mmap_mode="r")
         except (FileNotFoundError, EOFError, ValueError):
             return None
-        return keys if keys.dtype == KEY and values.shape == (len(keys), self.dim) else None
+        return keys.view(np.ndarray) if keys.dtype == KEY and values.shape == (len(keys), self.dim) else None
 
     def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]:
         """Row of each digest [n], -1 where the store does not have it."""
-        if len(self._digests) == 0:
-            return np.full(len(digests), -1, dtype=np.intp)
-        place = np.minimum(np.searchsorted(self._digests, digests), len(self._digests) - 1)
-        return np.where(self._digests[place] == digests, self._order[place], -1)
+        found = np.full(len(digests), -1, dtype=np.intp)
+        for start in range(0, len(digests), COPY_ROWS):
+            some = digests[start : start + COPY_ROWS]
+            heads = _heads(some)
+            place = np.searchsorted(self._heads, heads)
+            left = np.arange(len(some))
+            # The first eight bytes tell nearly all apart; where they do not, the next of the same are looked at.
+            while len(left := left[place[left] < len(self._heads)]):
+                left = left[self._heads[place[left]] == heads[left]]
+                rows = self._order[place[left]]
+                same = self._keys["sha256"][rows] == some[left]
+                found[start + left[same]] = rows[same]
+                left = left[~same]
+                place[left] += 1
+        return found
 
     def sizes(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """(widths, heights) [n] in pixels of the images behind `rows`."""
         return self._keys["width"][rows], self._keys["height"][rows]
 
-    def take(self, rows: NDArray[np.intp], out: NDArray[Any]) -> NDArray[Any]:
-        """Fill `out` [n dim] with the values of `rows` [n], one shard in memory at a time.
+    def values(self, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """The values of `rows` [n dim]. Beyond IN_MEMORY bytes they are mapped, from their shard where they lie in one
+        in this order, so that a corpus may outgrow the machine; such an array is not to be written to.
 
         Raises FileNotFoundError where another process compacted a shard away since `refresh`; look again then.
         """
+        if len(rows) * self.dim * self.dtype.itemsize <= IN_MEMORY:
+            return self.take(rows, np.empty((len(rows), self.dim), self.dtype))
+        shard = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+        first = int(rows[0]) - self._starts[shard]
+        if rows[-1] < self._starts[shard + 1] and (np.diff(rows) == 1).all():
+            held: NDArray[Any] = np.load(self._values(self._names[shard]), mmap_mode="r")
+            return held[first : first + len(rows)]
+        with tempfile.TemporaryFile() as file:
+            return self.take(rows, np.memmap(file, self.dtype, "w+", shape=(len(rows), self.dim)))
+
+    def take(self, rows: NDArray[np.intp], out: NDArray[Any]) -> NDArray[Any]:
+        """Fill `out` [n dim] with the values of `rows` [n], a shard after the other. Raises as `values` does."""
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
@@ -87,6 +119,8 @@ class ContentStore:
             for start in range(0, len(where), COPY_ROWS):
                 piece = where[start : start + COPY_ROWS]
                 out[piece] = values[rows[piece] - self._starts[shard]]
+            let_go(values)
+            let_go(out)
         return out
 
     def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
@@ -99,8 +133,7 @@ class ContentStore:
         self.refresh()
         if len(self._names) <= COMPACT_ABOVE:
             return
-        _, first = np.unique(self._keys["sha256"], return_index=True)
-        rows = np.sort(first)
+        rows = np.flatnonzero(self.find(self._keys["sha256"]) == np.arange(len(self)))
         old = self._names
         try:
             self._write(uuid.uuid4().hex, self._keys[rows], self._pieces(rows))
@@ -134,3 +167,8 @@ class ContentStore:
             os.replace(temporary, self.folder / f"{name}.keys.npy")
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _heads(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """The first eight bytes of each digest [n], as a number."""
+    return np.ascontiguousarray(digests, "S32").view("V32").view(">u8").reshape(len(digests), 4)[:, 0].astype(np.uint64)

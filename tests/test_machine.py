@@ -1,0 +1,81 @@
+"""What a run may take of the machine, and what it gives back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from copyscope import machine
+from copyscope.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("said", "size"), [("4GB", 2**32), ("1.5g", 3 * 2**29), ("512 MiB", 2**29), ("100kb", 102400), ("123456", 123456)]
+)
+def test_memory_is_what_was_said(said, size, monkeypatch):
+    monkeypatch.setenv("COPYSCOPE_MEMORY", said)
+    assert machine.memory() == size
+
+
+@pytest.mark.parametrize("said", ["much", "0", "-4GB", "4 XB"])
+def test_what_is_no_amount_of_memory_is_told(said, monkeypatch):
+    monkeypatch.setenv("COPYSCOPE_MEMORY", said)
+    with pytest.raises(InputError, match="no amount of memory"):
+        machine.memory()
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "limit"),
+    [
+        ("9:memory:/some/group", "memory/some/group/memory.limit_in_bytes", 3 * 2**20),
+        ("0::/a.slice", "a.slice/memory.max", 5 * 2**20),
+        ("0::/not/seen/from/here", "memory.max", 7 * 2**20),
+    ],
+)
+def test_unless_said_it_is_half_of_what_the_control_group_has(tmp_path, monkeypatch, line, file, limit):
+    groups = tmp_path / "groups"
+    (groups / file).parent.mkdir(parents=True)
+    (groups / file).write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text(f"8:pids:/\n{line}\n")
+    monkeypatch.delenv("COPYSCOPE_MEMORY", raising=False)
+    monkeypatch.setattr(machine, "GROUPS", groups)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "cgroup")
+    machine._has.cache_clear()
+    assert machine.memory() == limit // 2
+    (groups / file).write_text("max\n")
+    machine._has.cache_clear()
+    assert machine.memory() > 2**30
+    machine._has.cache_clear()
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells the resident memory by /proc")
+def test_a_mapped_file_that_is_let_go_is_not_resident_and_still_there(tmp_path):
+    size = 64 * 2**20
+    np.save(tmp_path / "a.npy", np.arange(size // 8))
+    array = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for part in (array, array[100:], array.view(np.ndarray)):
+        assert part.sum() > 0
+        before = resident()
+        machine.let_go(part)
+        assert before - resident() > size // 2
+    assert array[12345] == 12345
+    written = np.memmap(tmp_path / "b", np.int64, "w+", shape=(1000,))
+    written[:] = 7
+    machine.let_go(written)
+    assert (written == 7).all()
+
+
+def test_changes_that_are_in_no_file_are_kept(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(100_000))
+    own = np.load(tmp_path / "a.npy", mmap_mode="c")
+    own[:] = 1
+    for array in (own, own[5:], plain := np.ones(100_000), plain[3:]):
+        machine.let_go(array)
+        assert (array == 1).all()
