@@ -424,6 +424,7 @@ def test_a_search_in_ranges_is_the_search(engine: Engine, monkeypatch, labels: b
     # The same vectors in several ranges: ties, which the first wins.
     references[9000:9200] = references[:200]
     queries[:100] = references[:100]
+    queries[100:] = references[-1] + queries[100:] / 4
     own: dict[str, Any] = {}
     if labels:
         own = {"query_labels": rng.integers(0, 50, n), "reference_labels": rng.integers(0, 50, m)}
