@@ -103,6 +103,24 @@ def engine(request, store: ObjectStore) -> Engine:
     return Ray()
 
 
+@dataclasses.dataclass(frozen=True)
+class Backwards(Engine):
+    """Does tasks here, hands them back in the wrong order, and loses some."""
+
+    lose: tuple[int, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        return 1
+
+    def width(self) -> int:
+        return 2
+
+    def map(self, function, shared, tasks):
+        for number, task in reversed(list(enumerate(tasks))):
+            yield number, Lost("as asked for by the test") if number in self.lose else function(shared, task)
+
+
 def colour(*rgb: int) -> bytes:
     return images.encode(np.full((9, 9, 3), rgb, np.uint8), "png")
 
@@ -325,7 +343,9 @@ def test_an_image_that_kills_its_worker_is_a_row_and_tried_again(
     monkeypatch.setattr(engine_module, "TRIES", 2)
     monkeypatch.setattr(pieces, "SIZES", (6, 1))
     monkeypatch.setattr(pieces, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
-    write(tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)} | {"06a.png": colour(*DEADLY)})
+    write(
+        tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)} | {"06a.png": colour(*DEADLY)}
+    )
     found = embed(tmp_path / "data", Logged(str(log), deadly=True), cache=tmp_path / "cache", engine=engine)
     assert found.n_missing == 1
     assert "not described: its worker died 2 times" in errors(found)["06a.png"]
@@ -403,6 +423,40 @@ def test_pieces_are_neighbours_and_added_images_move_few_of_them(tmp_path) -> No
     assert len(list(pieces.cut(few, np.arange(16), 1))) == 16
 
 
+def test_a_small_corpus_has_a_piece_for_every_worker(tmp_path, log: Path) -> None:
+    write(tmp_path / "data", {f"{number:03d}.png": noise(number, 8) for number in range(150)})
+    engine = Counts()
+    embed(tmp_path / "data", Logged(str(log)), cache=tmp_path / "cache", engine=engine)
+    assert 5 <= len(engine.sizes) <= 16
+    assert max(engine.sizes) <= pieces.LEAST
+    assert described(log) == sum(engine.sizes) == 150
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts(Backwards):
+    """Keeps how many images each piece has."""
+
+    sizes: list[int] = dataclasses.field(default_factory=list)
+
+    def map(self, function, shared, tasks):
+        for number, task in enumerate(tasks):
+            self.sizes.append(len(task))
+            yield number, function(shared, task)
+
+
+def test_processes_end_without_a_word(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from copyscope.engine import Processes\nfrom tests import engine_tasks as tasks\n"
+        "def main():\n    print(sorted(Processes(2).map(tasks.times, 2, range(3))))\n"
+        "if __name__ == '__main__':\n    main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, timeout=120)
+        assert (done.stdout, done.stderr) == (b"[(0, 0), (1, 2), (2, 4)]\n", b"")
+
+
 def test_a_piece_of_a_tar_holds_so_many_bytes(tmp_path, monkeypatch) -> None:
     write_tar(tmp_path / "a.tar", {f"{number}.png": noise(number, 40) for number in range(9)})
     corpus = Corpus.open(tmp_path / "a.tar")
@@ -439,24 +493,6 @@ def test_a_search_in_ranges_is_the_search(engine: Engine, monkeypatch, labels: b
         assert other.index.tobytes() == one.index.tobytes()
         assert other.index.dtype == one.index.dtype
     assert told[-1] == ("search", m, m)
-
-
-@dataclasses.dataclass(frozen=True)
-class Backwards(Engine):
-    """Does tasks here, hands them back in the wrong order, and loses some."""
-
-    lose: tuple[int, ...] = ()
-
-    @property
-    def threads(self) -> int:
-        return 1
-
-    def width(self) -> int:
-        return 2
-
-    def map(self, function, shared, tasks):
-        for number, task in reversed(list(enumerate(tasks))):
-            yield number, Lost("as asked for by the test") if number in self.lose else function(shared, task)
 
 
 def test_the_order_of_answers_changes_nothing(monkeypatch, tmp_path) -> None:

@@ -15,6 +15,7 @@ import importlib
 import multiprocessing
 import os
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -148,15 +149,18 @@ class Processes(Engine):
     @functools.cached_property
     def _pool(self) -> ProcessPoolExecutor:
         # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
-        return ProcessPoolExecutor(self.width(), multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(self.width(), multiprocessing.get_context("spawn"))
+        # Left to itself, a pool that goes just before the interpreter does complains on stderr.
+        weakref.finalize(self, pool.shutdown)
+        return pool
 
 
 @dataclasses.dataclass(frozen=True)
 class Ray(Engine):
     """Tasks of Ray, each on the machine that Ray thinks best, spread over all. Needs the extra `ray`, there too.
 
-    address: of a cluster ("auto": the one this machine belongs to; "local": start Ray here). None takes what RAY_ADDRESS
-    names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus: processors that
+    address: of a cluster ("auto": the one this machine belongs to; "local": start Ray here). None takes what
+    RAY_ADDRESS names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus: processors that
     a task has.
     """
 

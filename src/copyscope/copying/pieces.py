@@ -26,6 +26,9 @@ from .store import KEY, ContentStore
 SIZES = (512, 16, 1)
 """Images of a piece at most, and of what is cut of one that is lost."""
 
+LEAST = 32
+"""A small corpus is cut into pieces of fewer images, so that each worker has some, but not fewer than so many."""
+
 BYTES = 256 << 20
 """A piece of a tar holds no more than this (256 MiB), or a single image."""
 
@@ -150,7 +153,8 @@ def fill_by(
 
     lean = dataclasses.replace(corpus, table=corpus.table.select(_NEEDED))
     shared = Asked(work, engine.threads, store.digests)
-    for piece, found in by_pieces(engine, describe, shared, lean, rows, SIZES, tell):
+    size = min(SIZES[0], max(LEAST, len(rows) // (4 * engine.width())))
+    for piece, found in by_pieces(engine, describe, shared, lean, rows, (size, *SIZES[1:]), tell):
         if isinstance(found, Lost):
             ledger.errors |= {int(row): f"not described: {found.why}" for row in piece}
             continue
