@@ -160,8 +160,8 @@ class Ray(Engine):
     """Tasks of Ray, each on the machine that Ray thinks best, spread over all. Needs the extra `ray`, there too.
 
     address: of a cluster ("auto": the one this machine belongs to; "local": start Ray here). None takes what
-    RAY_ADDRESS names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus: processors that
-    a task has.
+    RAY_ADDRESS names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus:
+    processors that a task has.
     """
 
     address: str | None = None
