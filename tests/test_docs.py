@@ -286,6 +286,21 @@ def test_the_keys_of_the_other_commands_are_those_documented(command, world, tmp
     assert f"`{summary['schema']}`" in (ROOT / "docs" / "json.md").read_text()
 
 
+def test_the_keys_of_embeddings_in_parts_are_those_documented(world, tmp_path):
+    from copyscope.copying import sharded
+    from tests.test_engine import Backwards
+
+    (tmp_path / "list.txt").write_text("0000.png\n")
+    given = {"engine": Backwards(), "without": tmp_path / "list.txt"}
+    manifest, _ = sharded.write(world.train, tmp_path / "out", "phash", **given)
+    keys = {key for key in key_paths(manifest) if not key.startswith(("without", "removed."))}
+    assert sorted(keys) == sorted(documented("### Embeddings in parts"))
+    assert sorted(manifest["without"]) == sorted(
+        {key.partition(".")[2] for key in documented("## Removal lists")} - {""}
+    )
+    assert set(manifest["removed"]) == {"name", "rows", "errors", "bytes", "sha256"}
+
+
 def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp_path):
     train = copyscope.Corpus.open(world.train).take(range(4))
     index = copyscope.Index.build(train, tmp_path / "index", "sscd-distilled")

@@ -16,6 +16,7 @@ from .cli_options import (
     AsJson,
     CorpusPath,
     DryRun,
+    EngineSpec,
     Generated,
     HeldOut,
     Out,
@@ -28,6 +29,7 @@ from .cli_options import (
     check_out,
     exit_with,
     opened,
+    opened_engine,
     told,
 )
 from .console import note, note_unreadable, progress_bar, show, show_json, show_table
@@ -54,6 +56,7 @@ def audit(
     dry_run: DryRun = False,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
     """Say how much of GENERATED copies TRAIN, which images, why, and what to do.
 
@@ -81,7 +84,16 @@ def audit(
     check_out(out)
     with progress_bar() as progress:
         result = run(
-            generated, train, held_out, protocol, fdr=fdr, clip=clip, seed=seed, workers=workers, progress=progress
+            generated,
+            train,
+            held_out,
+            protocol,
+            fdr=fdr,
+            clip=clip,
+            seed=seed,
+            workers=workers,
+            engine=opened_engine(engine),
+            progress=progress,
         )
     if out:
         result.save(out)
@@ -105,6 +117,7 @@ def lint(
     strict: Strict = False,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
     from .copying.lint import lint as run
@@ -112,7 +125,7 @@ def lint(
     check_out(out)
     with progress_bar() as progress:
         corpus, left_out = opened(train, without, progress)
-        result = run(corpus, protocol, seed=seed, workers=workers, progress=progress)
+        result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
     result = dataclasses.replace(result, summary=result.summary | left_out)
     if out:
         result.save(out)
@@ -128,9 +141,12 @@ def lint(
 def embed(
     corpus: CorpusPath,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for vectors.npy, embeddings.parquet and embeddings.json."
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for vectors.npy, embeddings.parquet, embeddings.json; with --engine a folder or URL of parts.",
         ),
     ],
     protocol: ProtocolName = "sscd-288",
@@ -138,26 +154,60 @@ def embed(
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
-    """Describe every image of CORPUS; killed and started again, it goes on where it was."""
-    from .copying.embed import embed as run
-    from .copying.embed import write_file
+    """Describe every image of CORPUS; killed and started again, it goes on where it was.
+
+    With --engine each worker writes its own Parquet parts, into a folder that all of them reach, or to a URL
+    (s3://bucket/name).
+    """
     from .copying.protocols import protocol as named
 
-    check_out(out)
-    with progress_bar() as progress:
-        images, left_out = opened(corpus, without, progress)
-        described = run(images, named(protocol).load(), workers=workers, progress=progress)
-    described.save(out)
-    summary = json.loads((out / "embeddings.json").read_text()) | left_out
-    if left_out:
-        write_file(out / "embeddings.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
+    if engine:
+        summary = _embed_by(engine, corpus, out, protocol, without)
+    else:
+        from .copying.embed import embed as run
+        from .copying.embed import write_file
+
+        if "://" in out:
+            raise InputError(f"Only with an engine is written to a URL, as {out} is.\nAdd --engine processes")
+        folder = Path(out)
+        check_out(folder)
+        with progress_bar() as progress:
+            images, left_out = opened(corpus, without, progress)
+            described = run(images, named(protocol).load(), workers=workers, progress=progress)
+        described.save(folder)
+        summary = json.loads((folder / "embeddings.json").read_text()) | left_out
+        if left_out:
+            write_file(folder / "embeddings.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
     if as_json:
         show_json(summary)
     else:
         print(f"{summary['n']} embeddings of {summary['dim']} dimensions by {summary['descriptor']} in {out}")
         note_unreadable(summary["n_missing"])
     exit_with(summary, strict, None)
+
+
+def _embed_by(engine: str, corpus: str, out: str, protocol: str, without: str | None) -> dict[str, Any]:
+    from .copying.protocols import protocol as named
+    from .copying.sharded import write
+    from .corpus import Corpus
+    from .engine import open_engine
+
+    if "://" not in out:
+        check_out(Path(out))
+    with progress_bar() as progress:
+        summary, removed = write(
+            Corpus.open(corpus),
+            out,
+            named(protocol).load(),
+            engine=open_engine(engine),
+            without=without,
+            progress=progress,
+        )
+    if without and removed:
+        told(without, removed)
+    return summary
 
 
 def match(
@@ -178,6 +228,7 @@ def match(
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
     """The k most similar images of a set for every image asked about; -o writes matches.parquet.
 
@@ -186,6 +237,8 @@ def match(
     """
     check_out(out)
     if index:
+        if engine:
+            raise InputError("An index is searched by this process alone.\nLeave out --engine")
         _match_in_index(pictures, index, k, local, out, as_json, workers)
         return
     if len(pictures) != 2:
@@ -201,13 +254,13 @@ def match(
     from .copying.verify import Verify
     from .corpus import Corpus
 
-    descriptor = named(protocol).load()
+    descriptor, who = named(protocol).load(), opened_engine(engine)
     with progress_bar() as progress:
         sets = [
-            describe(Corpus.open(path), descriptor, workers=workers, progress=progress)
+            describe(Corpus.open(path), descriptor, workers=workers, engine=who, progress=progress)
             for path in (queries, references)
         ]
-        found = run(sets[0], sets[1], Verify(), k=k, workers=workers, progress=progress)
+        found = run(sets[0], sets[1], Verify(), k=k, workers=workers, engine=who, progress=progress)
     table = found.table(k)
     if out:
         write_table(out, "matches", table)
@@ -323,6 +376,7 @@ def index(
     strict: Strict = False,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
     """Keep the descriptors of TRAIN on disk, so that `copyscope match --index` answers at once; add and remove images.
 
@@ -335,7 +389,7 @@ def index(
     check_out(out)
     if add and not train:
         raise InputError("--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add")
-    n_before = 0
+    who, n_before = opened_engine(engine), 0
     removed: list[Removed] = []
     listed = read_list(without) if without else None
     with progress_bar() as progress:
@@ -352,11 +406,18 @@ def index(
                 images, given = leave_out(images, listed, progress=progress)
                 removed.append(given)
             if found:
-                found.add(images, workers=workers, progress=progress)
+                found.add(images, workers=workers, engine=who, progress=progress)
             else:
                 options: dict[str, Any] = {"crops": crops, "precision": precision, "seed": seed}
                 found = Index.build(
-                    images, out, protocol, held_out=held_out, **options, workers=workers, progress=progress
+                    images,
+                    out,
+                    protocol,
+                    held_out=held_out,
+                    **options,
+                    workers=workers,
+                    engine=who,
+                    progress=progress,
                 )
         assert found
         if remove:

@@ -13,6 +13,7 @@ from .errors import MissingExtra
 
 if TYPE_CHECKING:
     from .corpus import Corpus
+    from .engine import Engine
     from .machine import Progress
     from .removals import Removed
 
@@ -57,6 +58,16 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
 
+EngineSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="SPEC",
+        help="Who describes and searches: 'ray' (a Ray cluster), 'processes', or with options, as in "
+        "\"ray(address='auto')\"; by default threads of this process.",
+    ),
+]
+
 
 def check_out(out: Path | None) -> None:
     """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
@@ -64,6 +75,13 @@ def check_out(out: Path | None) -> None:
         from .copying.results import check_folder
 
         check_folder(out)
+
+
+def opened_engine(spec: str | None) -> Engine | None:
+    """The engine of --engine, before anything else is done: a spec that is wrong is told at once."""
+    from .engine import open_engine
+
+    return open_engine(spec) if spec is not None else None
 
 
 def opened(path: str, without: str | None, progress: Progress) -> tuple[Corpus, dict[str, Any]]:

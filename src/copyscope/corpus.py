@@ -124,6 +124,10 @@ class Corpus:
         # Whoever reads ahead has read when it returns.
         return list(found) if self._storage.by_many else found
 
+    def paths(self) -> list[str | None]:
+        """The file that each image is, or lies in [n]; None where there is none."""
+        return [place and _place(place, self.kind)[0] for place in self.table["image"].to_pylist()]
+
     def take(self, rows: Sequence[int]) -> Corpus:
         """The corpus of these rows, in this order."""
         return dataclasses.replace(self, table=self.table.take(pa.array(rows, pa.int64())))

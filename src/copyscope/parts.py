@@ -36,12 +36,7 @@ class Part:
         name = cls.__module__.rpartition(".")[2]
         if not any(cls.__module__.startswith(package + ".") for package in SHELVES.values()):
             name = f"{cls.__module__}:{cls.__qualname__}"
-        changed = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if field.init and getattr(self, field.name) != field.default
-        ]
-        return f"{name}({', '.join(changed)})" if changed else name
+        return written(name, self)
 
 
 def names(shelf: str) -> list[str]:
@@ -56,15 +51,32 @@ def load(shelf: str, spec: str) -> Any:
 
     Raises PartError if the spec is malformed, names no part, or gives arguments the part does not take.
     """
-    path, arguments, options = _parse(shelf, spec)
+    path, arguments, options = parse(spec, shelf, names(shelf))
     cls = _outside(shelf, path) if ":" in path else part_class(shelf, path)
+    return made(cls, path, arguments, options)
+
+
+def made(cls: type, path: str, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """`cls`, which a spec calls `path`, called with what the spec gives. Raises PartError where it does not fit."""
     try:
         inspect.signature(cls).bind(*arguments, **options)
         return cls(*arguments, **options)
     except (TypeError, ValueError) as error:
+        given = [*map(repr, arguments), *(f"{name}={value!r}" for name, value in options.items())]
         raise PartError(
-            f"{spec!r} does not fit its part: {error}.\nThe part is called as {signature(cls, path)}"
+            f"'{path}({', '.join(given)})' does not fit its part: {error}.\n"
+            f"The part is called as {signature(cls, path)}"
         ) from None
+
+
+def written(name: str, part: Any) -> str:
+    """The shortest spec that rebuilds a frozen dataclass which specs call `name`."""
+    changed = [
+        f"{field.name}={getattr(part, field.name)!r}"
+        for field in dataclasses.fields(part)
+        if field.init and getattr(part, field.name) != field.default
+    ]
+    return f"{name}({', '.join(changed)})" if changed else name
 
 
 def part_class(shelf: str, name: str) -> type:
@@ -128,11 +140,15 @@ def _only_class(module: Any) -> type:
     return classes[0]
 
 
-def _parse(shelf: str, spec: str) -> tuple[str, list[Any], dict[str, Any]]:
+def parse(spec: str, kind: str, known: list[str]) -> tuple[str, list[Any], dict[str, Any]]:
+    """(name, arguments, keyword arguments) of a spec of one of the `kind`, whose names are `known`.
+
+    Raises PartError where it is not of that form.
+    """
     path, bracket, _ = spec.strip().partition("(")
     malformed = PartError(
         f"{spec!r} is not a part spec.\nWrite it as name or name(key=value), with plain values; "
-        f"the {shelf} are: {', '.join(names(shelf))}"
+        f"the {kind} are: {', '.join(known)}"
     )
     if not path or not all(piece.isidentifier() for piece in path.replace(":", ".").split(".")):
         raise malformed

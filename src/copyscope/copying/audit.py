@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import parts
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -93,6 +94,7 @@ def audit(
     seed: int = 0,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit the images in `generated` against those in `train`; see `copyscope audit` for the same on the command line.
@@ -100,7 +102,8 @@ def audit(
     generated, train, held_out: anything `Corpus.open` takes, or a Corpus. held_out: real images of the same kind that
     the model was not trained on; they calibrate the verdict. protocol: a name in `PROTOCOLS` or a descriptor spec.
     fdr: false discovery rate of the list of copies. clip: local folder of a CLIP model, to measure how the generated
-    images agree with their prompts. seed: of the random samples taken. cache, workers: as in `embed`.
+    images agree with their prompts. seed: of the random samples taken. cache, workers, engine: as in `embed`; the
+    engine searches too.
 
     Raises InputError when a folder cannot be used; unreadable images are rows with an `error`, counted.
     """
@@ -114,7 +117,8 @@ def audit(
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    described = {name: embed(corpus, descriptor, **options) for name, corpus in corpora.items()}
+    engine = open_engine(engine) if engine is not None else None
+    described = {name: embed(corpus, descriptor, engine=engine, **options) for name, corpus in corpora.items()}
     for name in ("train", "held-out"):
         if name in described and not len(described[name].rows):
             raise InputError(
@@ -123,12 +127,14 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, **options)
-    matches = match(described["generated"], described["train"], verify, labels=groups.label, **options)
-    baseline, baseline_scores = calibrate.baseline(described["train"], groups, verify, seed=seed, **options)
+    matches = match(described["generated"], described["train"], verify, labels=groups.label, engine=engine, **options)
+    baseline, baseline_scores = calibrate.baseline(
+        described["train"], groups, verify, seed=seed, engine=engine, **options
+    )
     calibration, held_scores, removed = baseline, None, []
     if "held-out" in described:
         calibration, held_matches, alike = calibrate.held_out(
-            described["held-out"], described["train"], groups, verify, **options
+            described["held-out"], described["train"], groups, verify, engine=engine, **options
         )
         held_scores, removed = held_matches.similarity, calibrate.removed_ids(described["held-out"], alike)
     judged = verdict(

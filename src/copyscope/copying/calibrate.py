@@ -12,14 +12,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts
+from copyscope.engine import Engine
 from copyscope.machine import Progress
 
-from .cells import nearest
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
 from .replication import Calibration
 from .search import search
+from .spread_search import nearest_by
 from .verify import Verify
 
 LOOK_ALIKE_BITS = 31
@@ -40,6 +41,7 @@ def held_out(
     *,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, Matches, NDArray[np.bool_]]:
     """Calibration on held-out images, their matches against the training set, and which [n] of them were look-alikes.
@@ -47,7 +49,7 @@ def held_out(
     Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other
     things.
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
     alike = look_alikes(images, train, **options)
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
@@ -91,6 +93,7 @@ def baseline(
     seed: int = 0,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, NDArray[np.float32]]:
     """Calibration on training images, and the baseline similarity of each [n]: to the nearest outside its own group.
@@ -102,7 +105,8 @@ def baseline(
     n = len(train.rows)
     asked = np.arange(n) if train.cells is None else np.sort(rng.permutation(n)[:SIMILARITY_SAMPLE])
     scores = np.full(n, np.nan, np.float32)
-    scores[asked] = nearest(
+    scores[asked] = nearest_by(
+        engine,
         train.vectors[asked],
         train.vectors,
         1,
@@ -125,6 +129,7 @@ def baseline(
         own=groups.label[some],
         cache=cache,
         workers=workers,
+        engine=engine,
         progress=progress,
     )
     found = matches.of_best(matches.combined)

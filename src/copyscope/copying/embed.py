@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
 from copyscope.machine import Progress, cores
 
@@ -52,6 +53,23 @@ class Work:
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
         with told(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """`descriptor.describe` on another machine, where its weights, or the library it rests on, may be other ones."""
+
+    descriptor: Descriptor
+    fingerprint: str
+
+    def __call__(self, pictures: list[Image]) -> NDArray[np.float32]:
+        """As `Descriptor.describe`. Raises CopyscopeError where the fingerprint is another one here."""
+        if (here := self.descriptor.fingerprint()) != self.fingerprint:
+            raise CopyscopeError(
+                f"A worker's {self.descriptor} is {here!r}, and that of the machine which asks {self.fingerprint!r}.\n"
+                "Install the same versions and weights on all machines"
+            )
+        return self.descriptor.describe(pictures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +118,14 @@ class Embeddings:
 
     @classmethod
     def load(cls, folder: str | Path) -> Embeddings:
-        """What `save` wrote, the vectors memory-mapped. Raises InputError when the folder is not complete."""
+        """What `save` wrote, the vectors memory-mapped, or `sharded.write`, at a URL too.
+
+        Raises InputError when it is not complete.
+        """
+        from . import sharded
+
+        if "://" in str(folder) or sharded.is_sharded(folder):
+            return sharded.load(folder)
         folder = Path(folder)
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
@@ -117,6 +142,7 @@ def embed(
     *,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
     """Describe every readable image of `corpus`; what cannot be read gets an `error` and no vector.
@@ -134,9 +160,9 @@ def embed(
         key=f"{descriptor}\n{fingerprint}",
         dim=descriptor.dim,
         dtype=np.float32,
-        function=descriptor.describe,
+        function=descriptor.describe if engine is None else Same(descriptor, fingerprint),
     )
-    filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, progress=progress)
+    filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, engine=engine, progress=progress)
     return Embeddings(filled, rows, vectors, str(descriptor), fingerprint)
 
 
@@ -147,20 +173,26 @@ def compute(
     rows: NDArray[np.intp] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Corpus, NDArray[np.intp], NDArray[Any]]:
     """`work` on the given rows (None = all): the corpus with its columns filled, the readable rows [n], values [n dim].
 
     Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256
-    the corpus already carries are not even read.
+    the corpus already carries are not even read. With an engine, the work must be what can be pickled.
     """
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
-    ledger = _Ledger(corpus)
+    ledger = Ledger(corpus)
     known = store.find(ledger.digests[chosen]) >= 0
     unread = chosen[~known & ~ledger.failed(chosen)]
     if len(unread):
-        _fill(corpus, unread, work, store, ledger, workers or cores(), progress)
+        if engine is None:
+            fill(corpus, unread, work, store, ledger, workers or cores(), progress)
+        else:
+            from .pieces import fill_by  # which is made of what is here
+
+            fill_by(open_engine(engine), corpus, unread, work, store, ledger, progress)
         with told(store.folder):
             store.compact()
     good = chosen[~ledger.failed(chosen)]
@@ -210,7 +242,18 @@ def unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(f"Cannot write results to {folder}: {error.strerror or error}.\nGive another folder with -o")
 
 
-class _Ledger:
+class Store(Protocol):
+    """Where `fill` looks up and puts values: a ContentStore, or what stands in for one elsewhere."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]: ...
+
+    def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None: ...
+
+
+class Ledger:
     """What is known of each corpus row while its images are read."""
 
     def __init__(self, corpus: Corpus) -> None:
@@ -264,12 +307,12 @@ class _Done:
     n: int
 
 
-def _fill(
+def fill(
     corpus: Corpus,
     rows: NDArray[np.intp],
     work: Work,
-    store: ContentStore,
-    ledger: _Ledger,
+    store: Store,
+    ledger: Ledger,
     workers: int,
     progress: Progress | None,
 ) -> None:
@@ -320,7 +363,7 @@ def _fill(
                 ledger.errors[int(row)] = message
 
 
-def _commit(store: ContentStore, pending: list[_Done]) -> None:
+def _commit(store: Store, pending: list[_Done]) -> None:
     if any(len(piece.keys) for piece in pending):
         with told(store.folder):
             store.add(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import stats
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.images import Image
 from copyscope.machine import Progress, locked
@@ -92,6 +93,7 @@ class Index:
         seed: int = 0,
         cache: Path | None = None,
         workers: int | None = None,
+        engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> Index:
         """Describe the training images and write the index into the folder `out`.
@@ -99,14 +101,15 @@ class Index:
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
         size, so that a picture is found that shows a quarter of one. precision: `float32`, `float16` or `int8`, in
-        which vectors are kept; scores are moved by less than they tell apart (docs/index.md). The rest as in `audit`.
-        Raises InputError where `out` holds an index, or no image can be read.
+        which vectors are kept; scores are moved by less than they tell apart (docs/index.md). engine:
+        describes the training images whole, not their windows. The rest as in `audit`. Raises InputError where `out`
+        holds an index, or no image can be read.
         """
         folder, rules, precision = Path(out), named_protocol(protocol), checked(precision)
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
-        described = _described(train, descriptor, options)
+        described = _described(train, descriptor, options | {"engine": engine})
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
@@ -249,16 +252,18 @@ class Index:
         *,
         cache: Path | None = None,
         workers: int | None = None,
+        engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Add images, whose ids must be new; returns how many. Waits for another writer. The calibration follows.
+        engine: as in `build`.
 
         Raises InputError where an id is there already, or no image can be read.
         """
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
         descriptor = self._descriptor(self._fresh())
-        described = _described(train, descriptor, options)
+        described = _described(train, descriptor, options | {"engine": engine})
         with locked(self.folder / ".lock"):
             state = load(self.folder)
             ids = described.corpus.table["id"].take(pa.array(described.rows))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import parts, stats
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -70,19 +71,20 @@ def lint(
     seed: int = 0,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Lint:
     """What in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
 
     train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
     is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    cache, workers: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
+    cache, workers, engine: as in `embed`. Raises InputError when the folder cannot be used, or no image can be read.
     """
     began = time.time()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    described = embed(corpus, rules.load(), **options)
+    described = embed(corpus, rules.load(), engine=engine, **options)
     failed = failures({"train": described})
     if not len(described.rows):
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"

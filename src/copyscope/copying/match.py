@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.engine import Engine
 from copyscope.machine import Progress
 
 from .cells import nearest
 from .embed import Embeddings
 from .search import NOTHING, Nearest
+from .spread_search import nearest_by
 from .verify import Verify
 
 K = 50
@@ -105,6 +107,7 @@ def match(
     own: NDArray[np.int64] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Matches:
     """Match every readable query against the readable references.
@@ -112,10 +115,11 @@ def match(
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
     query [n], which does not count for it (a training image against the others).
 
-    References that lie in cells are searched by those.
+    References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
     labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
-    found = nearest(
+    found = nearest_by(
+        engine,
         queries.vectors,
         references.vectors,
         k,

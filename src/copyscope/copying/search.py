@@ -39,12 +39,14 @@ def search(
     query_labels: NDArray[np.int64] | None = None,
     reference_labels: NDArray[np.int64] | None = None,
     workers: int | None = None,
+    block: int | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
     """The k references [m d] of largest inner product with each of the queries [n d], exactly.
 
     With labels [n] and [m], a reference of the query's own label does not count: how a training image is kept from
-    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m.
+    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m. block: queries
+    of a block; a matrix product may round otherwise in blocks of another size.
     """
     if queries.shape[1] != references.shape[1]:
         raise InputError(
@@ -55,7 +57,7 @@ def search(
         raise InputError(f"k must be at least 1, not {k}")
     n, m = len(queries), len(references)
     workers = workers or cores()
-    block = max(1, min(QUERY_BLOCK, -(-n // workers)))
+    block = block or query_block(n, workers)
     tops = [Best(min(block, n - start), k) for start in range(0, n, block)]
     members = _members(reference_labels) if reference_labels is not None else None
     streamed = references.nbytes > memory() // 4
@@ -83,6 +85,11 @@ def search(
         np.concatenate([empty.astype(np.int64), *(top.index for top in tops)]),
         np.concatenate([empty.astype(np.float32), *(top.score for top in tops)]),
     )
+
+
+def query_block(n: int, workers: int) -> int:
+    """How many of n queries are compared at once, by each of so many workers."""
+    return max(1, min(QUERY_BLOCK, -(-n // workers)))
 
 
 class Best:

@@ -39,6 +39,11 @@ class ContentStore:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def digests(self) -> NDArray[np.bytes_]:
+        """S32 [n], sorted: the contents whose values are here."""
+        return np.sort(self._keys["sha256"])
+
     def refresh(self) -> None:
         """Look again at what is on disk: what other processes, and `add`, have put there."""
         names = sorted(path.name.removesuffix(".keys.npy") for path in self.folder.glob("*.keys.npy"))

@@ -1,0 +1,197 @@
+"""What an engine is given of a corpus: pieces of some hundred images, described by the same code as on one machine.
+
+A piece that cannot be done is cut smaller and tried again, down to one image: so an image that kills whoever decodes it
+costs its own row alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.corpus import Corpus
+from copyscope.engine import Engine, Lost
+from copyscope.errors import CopyscopeError
+from copyscope.machine import Progress
+
+from .embed import Ledger, Work, fill, told
+from .store import KEY, ContentStore
+
+SIZES = (512, 16, 1)
+"""Images of a piece at most, and of what is cut of one that is lost."""
+
+LEAST = 32
+"""A small corpus is cut into pieces of fewer images, so that each worker has some, but not fewer than so many."""
+
+BYTES = 256 << 20
+"""A piece of a tar holds no more than this (256 MiB), or a single image."""
+
+GIVE_UP = 20
+"""So many pieces lost and not one done: it would be the same with all others."""
+
+_NEEDED = ("id", "image", "captions", "weight", "sha256", "width", "height", "error")
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass
+class Described:
+    """What came of a piece of n rows. digests: S32 [n], of their files, b"" where it was not read. errors: by the
+    row's place in the piece. keys: KEY [m], values [m dim], of the contents that were not known."""
+
+    digests: NDArray[np.bytes_]
+    errors: dict[int, str]
+    keys: NDArray[Any]
+    values: NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What all workers are told: the work, how many threads do it, and the contents whose values the store has [s]."""
+
+    work: Work
+    threads: int
+    known: NDArray[np.bytes_]
+
+
+def cut(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+    """Pieces of `rows`, in their order: neighbours of one shard or folder, at most `size`.
+
+    A piece also ends where an id says so, by chance, every size / 2 rows or so: images that are added to a folder then
+    change the piece they fall into and none beyond.
+    """
+    ids, images = corpus.table["id"], corpus.table["image"]
+    piece: list[int] = []
+    before, held = "", 0
+    for row in rows.tolist():
+        place = images[row].as_py() or ""
+        container, _, inside = place.rpartition("#" if corpus.kind in ("parquet", "webdataset") else "/")
+        weight = int(inside.rpartition("+")[2]) if corpus.kind == "webdataset" and "+" in inside else 0
+        if piece and (container != before or len(piece) >= size or held + weight > BYTES):
+            yield np.array(piece, np.intp)
+            piece, held = [], 0
+        piece.append(row)
+        before, held = container, held + weight
+        chance = int.from_bytes(hashlib.sha256(ids[row].as_py().encode()).digest()[:8], "big")
+        if chance % max(1, size // 2) == 0:
+            yield np.array(piece, np.intp)
+            piece, held = [], 0
+    if piece:
+        yield np.array(piece, np.intp)
+
+
+def by_pieces(
+    engine: Engine,
+    function: Callable[[S, Corpus], R],
+    shared: S,
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    sizes: Sequence[int],
+    progress: Callable[[int], None],
+) -> Iterator[tuple[NDArray[np.intp], R | Lost]]:
+    """(rows, what `function(shared, corpus of these rows)` gives) of all pieces of `rows`, as they are done.
+
+    What is Lost is cut to the next of `sizes`; only of the last it is handed on. progress: told the rows done. Raises
+    CopyscopeError where nothing can be done, as far as that can be told.
+    """
+    n_done = 0
+    left = [rows]
+    for level, size in enumerate(sizes):
+        pieces: list[NDArray[np.intp]] = []
+
+        def tasks(size: int = size, left: list[NDArray[np.intp]] = left, pieces: Any = pieces) -> Iterator[Corpus]:
+            for run in left:
+                for piece in cut(corpus, run, size):
+                    pieces.append(piece)
+                    yield corpus.take(piece.tolist())
+
+        lost: list[NDArray[np.intp]] = []
+        for number, found in engine.map(function, shared, tasks()):
+            piece = pieces[number]
+            last = level == len(sizes) - 1 or len(piece) == 1
+            if isinstance(found, Lost):
+                lost.append(piece)
+                if not n_done and (found.told or len(lost) >= GIVE_UP):
+                    raise CopyscopeError(
+                        f"The engine {engine} can do nothing of what it is given: {found.why}.\n"
+                        "What was done before is kept. See what it says with one image, without an engine"
+                    )
+            if not isinstance(found, Lost) or last:
+                n_done += not isinstance(found, Lost)
+                progress(len(piece))
+                yield piece, found
+        if not lost:
+            return
+        left = sorted((piece for piece in lost if len(piece) > 1), key=lambda piece: int(piece[0]))
+
+
+def fill_by(
+    engine: Engine,
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    work: Work,
+    store: ContentStore,
+    ledger: Ledger,
+    progress: Progress | None,
+) -> None:
+    """As `embed.fill`, by an engine: one shard of the store a piece. What is lost is an `error` of its rows in `ledger`
+    and nothing in the store, so that the next run tries again."""
+    n_done = 0
+
+    def tell(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        if progress:
+            progress(work.name, n_done, len(rows))
+
+    lean = dataclasses.replace(corpus, table=corpus.table.select(_NEEDED))
+    shared = Asked(work, engine.threads, store.digests)
+    size = min(SIZES[0], max(LEAST, len(rows) // (4 * engine.width())))
+    for piece, found in by_pieces(engine, describe, shared, lean, rows, (size, *SIZES[1:]), tell):
+        if isinstance(found, Lost):
+            ledger.errors |= {int(row): f"not described: {found.why}" for row in piece}
+            continue
+        ledger.digests[piece], ledger.any_new = found.digests, True
+        ledger.errors |= {int(piece[place]): error for place, error in found.errors.items()}
+        if len(found.keys):
+            with told(store.folder):
+                store.add(found.keys, found.values)
+
+
+def describe(asked: Asked, corpus: Corpus) -> Described:
+    """The images of `corpus`, by a worker."""
+    ledger, held = Ledger(corpus), Held(asked.known)
+    fill(corpus, np.arange(len(corpus)), asked.work, held, ledger, asked.threads, None)
+    keys = np.concatenate([np.zeros(0, KEY), *held.keys])
+    values = np.concatenate([np.zeros((0, asked.work.dim), asked.work.dtype), *held.values])
+    return Described(ledger.digests, ledger.errors, keys, values)
+
+
+class Held:
+    """A store in memory, of what a worker computes of its piece. known: S32 [s], sorted, what need not be computed."""
+
+    folder = Path()
+
+    def __init__(self, known: NDArray[np.bytes_]) -> None:
+        self._known = known
+        self.keys: list[NDArray[Any]] = []
+        self.values: list[NDArray[Any]] = []
+
+    def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]:
+        """0 for each digest [n] that is known, else -1."""
+        if not len(self._known):
+            return np.full(len(digests), -1, np.intp)
+        place = np.minimum(np.searchsorted(self._known, digests), len(self._known) - 1)
+        return np.where(self._known[place] == digests, 0, -1).astype(np.intp)
+
+    def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Keep these until the piece is done."""
+        self.keys.append(keys)
+        self.values.append(values)

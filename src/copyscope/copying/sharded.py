@@ -1,0 +1,395 @@
+"""Embeddings as many Parquet files, in a folder or an object store, each written by the worker that described it.
+
+`part-DIGEST.parquet` has one row an image, the columns of the corpus and `vector`. DIGEST is of the rows, of the files
+they lie in and of the descriptor with its weights: what is there is not made again, so a job that was killed goes on,
+and shards that are new in the corpus only add parts. `embeddings.json` is written last and names every part; what it
+does not name is not read. Where files could not be read, the part is `some-DIGEST-N.parquet`, N of its rows being read:
+the next run tries the others again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from copyscope import removals
+from copyscope.corpus import Corpus
+from copyscope.engine import Engine, Lost, open_engine
+from copyscope.errors import ImageError, InputError
+from copyscope.machine import Progress
+from copyscope.storage import Storage, file_system, join, reason
+
+from .descriptors import Descriptor
+from .embed import Embeddings, Ledger, Same, Work, fill
+from .pieces import Held, by_pieces
+from .protocols import protocol
+from .store import IN_MEMORY, KEY
+
+SCHEMA = "copyscope.embeddings-parts/1"
+MANIFEST = "embeddings.json"
+SIZES = (2048, 64, 1)
+"""Images of a part at most, and of what a part is cut into that could not be made."""
+
+_SOME = re.compile(r"some-([0-9a-f]{32})-(\d+)\.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What all workers are told. made: parts that the last manifest names, with their entries. some: by DIGEST, the
+    name of the part of which most could be read."""
+
+    out: str
+    descriptor: Descriptor
+    fingerprint: str
+    threads: int
+    made: dict[str, dict[str, Any]]
+    some: dict[str, str]
+
+
+def write(
+    corpus: Corpus | str | Path,
+    out: str | Path,
+    descriptor: Descriptor | str = "sscd-288",
+    *,
+    engine: Engine | str = "processes",
+    without: str | Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], removals.Removed | None]:
+    """Describe `corpus` by an engine into the folder or URL `out`: the manifest, and what became of the removal list.
+
+    without: path or URL of a removal list. Its images are left out by the manifest, so that the list may change without
+    making parts again; their rows stay in the parts. Raises InputError where nothing can be written, or `out` holds
+    other results.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
+    engine, out = open_engine(engine), os.fspath(out)
+    listed = removals.read_list(without) if without is not None else None
+    before = _manifest(out) or {}
+    if before and before.get("schema") != SCHEMA:
+        raise InputError(
+            f"{out} holds {before.get('schema')!r}, which is of another form.\nName another folder with -o"
+        )
+    _writable(out)
+    made = {part["name"]: part for part in before.get("parts", ())}
+    asked = Asked(out, descriptor, descriptor.fingerprint(), engine.threads, made, _some(out))
+    rows = np.arange(len(corpus), dtype=np.intp)
+    n_done, parts = 0, dict[int, dict[str, Any]]()
+
+    def tell(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        if progress:
+            progress(str(descriptor).partition("(")[0], n_done, len(corpus))
+
+    for piece, found in by_pieces(engine, make, asked, corpus, rows, SIZES, tell):
+        if isinstance(found, Lost):
+            # Under a name that is not looked for: the next run tries again.
+            table = _table(corpus.take(piece.tolist()), np.zeros((len(piece), descriptor.dim), np.float32), found.why)
+            found = _put(out, f"lost-{uuid.uuid4().hex[:32]}.parquet", table)
+        parts[int(piece[0])] = found
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "descriptor": str(descriptor),
+        "fingerprint": asked.fingerprint,
+        "corpus": corpus.origin,
+        "kind": corpus.kind,
+        "n": sum(part["rows"] - part["errors"] for part in parts.values()),
+        "n_missing": sum(part["errors"] for part in parts.values()),
+        "dim": descriptor.dim,
+        "parts": [part for _, part in sorted(parts.items())],
+        "removed": None,
+    }
+    removed = None
+    if without is not None and listed is not None:
+        removed = _leave_out(out, manifest, listed, progress)
+        manifest["without"] = {"list": os.fspath(without), **removed.summary()}
+    _put_bytes(out, MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest, removed
+
+
+def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
+    """The part of these rows, by a worker: its entry in the manifest. One that is there and whole is not made again."""
+    digest, out = _digest(asked, corpus), asked.out
+    name, some = f"part-{digest}.parquet", asked.some.get(digest)
+    if name in asked.made and _size(out, name) == asked.made[name]["bytes"]:
+        return asked.made[name]
+    with contextlib.suppress(Exception):  # there is none, of a job that was killed, or not a whole one
+        return _known(out, name)
+    vectors = np.zeros((len(corpus), asked.descriptor.dim), np.float32)
+    unread = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
+    filled = corpus
+    if some is not None:
+        with contextlib.suppress(Exception):
+            before = pq.read_table(io.BytesIO(_bytes(out, {"name": some})))
+            again = before["error"].is_valid().to_numpy(zero_copy_only=False) & before["sha256"].is_null().to_numpy()
+            vectors = _matrix(before["vector"], asked.descriptor.dim).copy()
+            filled = dataclasses.replace(corpus, table=before.drop_columns(["vector"]))
+            unread = unread[again[unread]]
+            errors = [None if row in unread else error for row, error in enumerate(before["error"].to_pylist())]
+            filled = filled.with_column("error", errors)
+    filled = _describe(asked, filled, unread, vectors)
+    n_read = len(corpus) - sum(
+        filled.table["error"][row].is_valid and not filled.table["sha256"][row].is_valid for row in unread.tolist()
+    )
+    if n_read < len(corpus):
+        name = f"some-{digest}-{n_read}.parquet"
+        if name == some:  # a manifest may name it: what is there stays as it is
+            return _known(out, name)
+    return _put(out, name, _table(filled, vectors, None))
+
+
+def _describe(asked: Asked, corpus: Corpus, rows: NDArray[np.intp], vectors: NDArray[np.float32]) -> Corpus:
+    """Describe `rows` into vectors [n d]; the corpus, with what is known of them now."""
+    work = Work("", "", asked.descriptor.dim, np.float32, Same(asked.descriptor, asked.fingerprint))
+    ledger, held = Ledger(corpus), Held(np.zeros(0, "S32"))
+    fill(corpus, rows, work, held, ledger, asked.threads, None)
+    keys = np.concatenate([np.zeros(0, KEY), *held.keys])
+    values = np.concatenate([np.zeros((0, work.dim), np.float32), *held.values])
+    place = {bytes(digest): at for at, digest in enumerate(keys["sha256"])}
+    good = rows[~ledger.failed(rows)]
+    at = np.array([place[bytes(ledger.digests[row])] for row in good], np.intp)
+    ledger.widths[good], ledger.heights[good] = keys["width"][at], keys["height"][at]
+    vectors[good] = values[at]
+    return ledger.filled()
+
+
+def is_sharded(out: str | Path) -> bool:
+    """Whether there is a manifest of `write` in a folder or at a URL."""
+    return (_manifest(os.fspath(out)) or {}).get("schema") == SCHEMA
+
+
+def load(out: str | Path) -> Embeddings:
+    """What `write` wrote, without the images it was told to leave out; vectors beyond 32 MiB in a mapped file.
+
+    Raises InputError where there is no manifest, or a part is not what it says.
+    """
+    out = os.fspath(out)
+    manifest = _manifest(out)
+    if manifest is None or manifest.get("schema") != SCHEMA:
+        raise InputError(
+            f"No finished embeddings in {out}.\nMake them with: copyscope embed CORPUS -o {out} --engine ..."
+        )
+    gone = set(_removed(out, manifest))
+    tables, n = [], 0
+    vectors = _room(manifest["n"], manifest["dim"])
+    for table in _read(out, manifest["parts"]):
+        keep = np.array([id not in gone for id in table["id"].to_pylist()], bool)
+        good = keep & table["error"].is_null().to_numpy(zero_copy_only=False)
+        found = _matrix(table["vector"], manifest["dim"])[good]
+        vectors[n : n + len(found)] = found
+        n += len(found)
+        tables.append(table.drop_columns(["vector"]).filter(pa.array(keep)))
+    whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    corpus = Corpus(whole, manifest["corpus"], manifest["kind"])
+    rows = np.flatnonzero(whole["error"].is_null().to_numpy(zero_copy_only=False))
+    return Embeddings(corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"])
+
+
+def _leave_out(
+    out: str, manifest: dict[str, Any], listed: Iterable[str], progress: Progress | None
+) -> removals.Removed:
+    """Take what a removal list names out of the manifest, by the columns of the parts: no image is read."""
+    tables = [table.drop_columns(["vector"]) for table in _read(out, manifest["parts"])]
+    whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    corpus = Corpus(whole, manifest["corpus"], manifest["kind"])
+    left, removed = removals.leave_out(corpus, listed, progress=progress)
+    kept = set(left.ids)
+    gone = [id for id in corpus.ids if id not in kept]
+    failed = whole["error"].to_pylist()
+    n_failed = sum(failed[row] is not None for row, id in enumerate(corpus.ids) if id not in kept)
+    manifest["n"] -= len(gone) - n_failed
+    manifest["n_missing"] -= n_failed
+    table = pa.table({"id": pa.array(gone, pa.string())})
+    digest = hashlib.sha256("\n".join(gone).encode()).hexdigest()[:32]
+    manifest["removed"] = _put(out, f"removed-{digest}.parquet", table)
+    return removed
+
+
+def _removed(out: str, manifest: dict[str, Any]) -> list[str]:
+    if not manifest["removed"]:
+        return []
+    return list(pq.read_table(io.BytesIO(_bytes(out, manifest["removed"])))["id"].to_pylist())
+
+
+def _digest(asked: Asked, corpus: Corpus) -> str:
+    """Of all that decides a part: rows as they are known before reading, the files they lie in, and who describes."""
+    # Without what is null: a column that other shards bring changes nothing here.
+    table = corpus.table.drop_columns(["sha256", "width", "height"])
+    rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+    storage, _ = file_system(corpus.origin)
+    paths = sorted({path for path in corpus.paths() if path})
+    calls = [functools.partial(_stamp, storage, path) for path in paths]
+    stamps = list(zip(paths, storage.ahead((0, call) for call in calls), strict=True))
+    whole = [SCHEMA, str(asked.descriptor), asked.fingerprint, corpus.kind, rows, stamps]
+    return hashlib.sha256(json.dumps(whole, default=str).encode()).hexdigest()[:32]
+
+
+def _stamp(storage: Storage, path: str) -> list[str]:
+    """What changes when a file is replaced: its size, and its checksum or when it was written."""
+    try:
+        known = storage.steadily(lambda: storage.fs.info(path))
+    except Exception as error:
+        return [reason(error)]
+    return [str(known.get(name)) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated")]
+
+
+def _table(corpus: Corpus, vectors: NDArray[np.float32], why: str | None) -> pa.Table:
+    """Rows of a part, with their vectors [n d]. why: nothing of them was described."""
+    if why is not None:
+        corpus = corpus.with_column("error", [f"not described: {why}"] * len(corpus))
+    missing = corpus.table["error"].is_valid().combine_chunks()
+    values = pa.array(vectors.ravel(), pa.float32())
+    column = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=missing)
+    return corpus.table.append_column("vector", column)
+
+
+def _matrix(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
+    """Float32 [n dim] of a column of vectors; anything where it is null."""
+    flat = column.combine_chunks()
+    flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
+    values: NDArray[np.float32] = flat.values.slice(flat.offset * dim, len(flat) * dim).fill_null(0).to_numpy()
+    return values.reshape(-1, dim)
+
+
+def _room(n: int, dim: int) -> NDArray[np.float32]:
+    if n * dim * 4 <= IN_MEMORY:
+        return np.empty((n, dim), np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=(n, dim))
+
+
+def _read(out: str, parts: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """The tables of parts, in their order, each checked against its entry."""
+    storage, _ = file_system(out)
+
+    def read(part: dict[str, Any]) -> pa.Table | InputError:
+        try:
+            return pq.read_table(io.BytesIO(_bytes(out, part)))
+        except InputError as error:
+            return error
+
+    for found in storage.ahead((part["bytes"], functools.partial(read, part)) for part in parts):
+        if isinstance(found, InputError):
+            raise found
+        yield found
+
+
+def _bytes(out: str, part: dict[str, Any]) -> bytes:
+    """The bytes of a part. Raises InputError where it cannot be read or is not what its entry says."""
+    storage, root = file_system(out)
+    try:
+        data = storage.read(join(root, part["name"]))
+    except ImageError as error:
+        why = str(error)
+    else:
+        if "sha256" not in part or hashlib.sha256(data).hexdigest() == part["sha256"]:
+            return data
+        why = "it is not what was written"
+    raise InputError(
+        f"Cannot read {part['name']} of {out}: {why}.\n"
+        "Delete that file and run the command that made it again: it makes this part and no other"
+    )
+
+
+def _some(out: str) -> dict[str, str]:
+    storage, root = file_system(out)
+    found: dict[str, tuple[int, str]] = {}
+    for name in storage.names(root):
+        if known := _SOME.fullmatch(name):
+            found[known[1]] = max(found.get(known[1], (-1, "")), (int(known[2]), name))
+    return {digest: name for digest, (_, name) in found.items()}
+
+
+def _size(out: str, name: str) -> int | None:
+    storage, root = file_system(out)
+    try:
+        return int(storage.steadily(lambda: storage.fs.info(join(root, name)))["size"])
+    except Exception:
+        return None
+
+
+def _manifest(out: str) -> dict[str, Any] | None:
+    storage, root = file_system(out)
+    try:
+        storage.fs.invalidate_cache()
+        if not storage.kind(join(root, MANIFEST)):
+            return None
+        found = json.loads(storage.read(join(root, MANIFEST)))
+    except NotADirectoryError:
+        return None
+    except Exception as error:
+        raise InputError(
+            f"Cannot read {MANIFEST} in {out}: {reason(error)}.\nCheck the path, and that it may be read"
+        ) from None
+    return found if isinstance(found, dict) else None
+
+
+def _writable(out: str) -> None:
+    """Raises InputError where nothing can be written: before the work, rather than by each worker."""
+    storage, root = file_system(out)
+    name = f".copyscope-{uuid.uuid4().hex}"
+    _put_bytes(out, name, b"")
+    with contextlib.suppress(Exception):
+        storage.fs.rm_file(join(root, name))
+
+
+def _put(out: str, name: str, table: pa.Table) -> dict[str, Any]:
+    """Write one file: its entry in the manifest."""
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    data = file.getvalue()
+    _put_bytes(out, name, data)
+    return _entry(name, data, table["error"] if "error" in table.column_names else pa.nulls(len(table)))
+
+
+def _known(out: str, name: str) -> dict[str, Any]:
+    """The entry of a part that is there."""
+    data = _bytes(out, {"name": name})
+    return _entry(name, data, pq.read_table(io.BytesIO(data), columns=["error"])["error"])
+
+
+def _entry(name: str, data: bytes, errors: Any) -> dict[str, Any]:
+    n_errors = len(errors) - errors.null_count
+    digest = hashlib.sha256(data).hexdigest()
+    return {"name": name, "rows": len(errors), "errors": n_errors, "bytes": len(data), "sha256": digest}
+
+
+def _put_bytes(out: str, name: str, data: bytes) -> None:
+    """A reader sees the whole file or none: an object store does it so, a file gets its name when it is written."""
+    storage, root = file_system(out)
+    path = join(root, name)
+    try:
+        if not storage.local:
+            storage.steadily(lambda: storage.fs.pipe_file(path, data))
+            return
+        os.makedirs(root, exist_ok=True)
+        # Two machines may write the same part at once.
+        temporary = posixpath.join(root, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    except Exception as error:
+        raise InputError(
+            f"Cannot write {name} to {out}: {reason(error)}.\nGive another folder or URL with -o"
+        ) from None
