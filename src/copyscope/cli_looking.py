@@ -405,20 +405,12 @@ def index(
             if listed is not None:
                 images, given = leave_out(images, listed, progress=progress)
                 removed.append(given)
+            how: dict[str, Any] = {"workers": workers, "engine": who, "progress": progress}
             if found:
-                found.add(images, workers=workers, engine=who, progress=progress)
+                found.add(images, **how)
             else:
-                options: dict[str, Any] = {"crops": crops, "precision": precision, "seed": seed}
-                found = Index.build(
-                    images,
-                    out,
-                    protocol,
-                    held_out=held_out,
-                    **options,
-                    workers=workers,
-                    engine=who,
-                    progress=progress,
-                )
+                how |= {"crops": crops, "precision": precision, "seed": seed}
+                found = Index.build(images, out, protocol, held_out=held_out, **how)
         assert found
         if remove:
             found.remove(remove)

@@ -60,7 +60,7 @@ def search(
     block = block or query_block(n, workers)
     tops = [Best(min(block, n - start), k) for start in range(0, n, block)]
     members = _members(reference_labels) if reference_labels is not None else None
-    streamed = references.nbytes > memory() // 4
+    streamed = 4 * m * references.shape[1] > memory() // 4
     with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         for start in range(0, m, REFERENCE_BLOCK):
             # One copy of the block, contiguous and in memory, serves all queries.
