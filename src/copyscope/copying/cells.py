@@ -226,7 +226,7 @@ def _make(
     rows = np.argsort(own, kind="stable")
     starts = np.searchsorted(own[rows], np.arange(count + 1))
     halves = _mapped(folder / "halves.npy", np.float16, vectors.shape)
-    _scatter(vectors, own, starts, halves, progress)
+    _scatter(vectors, own, starts, folder / "halves.npy", halves.offset, progress)  # type: ignore[attr-defined]
     in_order = _mapped(folder / "near.npy", np.int32, near.shape)
     for start, stop in _pieces(0, n, BLOCK):
         in_order[start:stop] = near[rows[start:stop]]
@@ -270,26 +270,31 @@ def _scatter(
     vectors: Vectors,
     own: NDArray[np.int32],
     starts: NDArray[np.int64],
-    halves: NDArray[np.float16],
+    path: Path,
+    offset: int,
     progress: Progress | None,
 ) -> None:
-    """Write vectors [n d] in the order of their cells: as many at a time as memory has room for, so that what goes to
-    one cell is long enough to be written at once."""
+    """Write vectors [n d] as halves in the order of their cells, from `offset` of the file on.
+
+    As many at a time as memory has room for, so that what goes to one cell is long enough to be written at once; and
+    not into a map, which would read around each of these places before it writes.
+    """
     n, dim = vectors.shape
     free = starts[:-1].copy()
-    for start, stop in _pieces(0, n, max(BLOCK, memory() // 8 // (2 * dim))):
-        lot = np.empty((stop - start, dim), np.float16)
-        for first, last in _pieces(start, stop, BLOCK):
-            lot[first - start : last - start] = vectors[first:last]
-            let_go(vectors)
-            if progress:
-                progress("cells", n + last, 2 * n)
-        order = np.argsort(own[start:stop], kind="stable")
-        cells, bounds = np.unique(own[start:stop][order], return_index=True)
-        for cell, mine in zip(cells, np.split(order, bounds[1:]), strict=True):
-            halves[free[cell] : free[cell] + len(mine)] = lot[mine]
-            free[cell] += len(mine)
-        let_go(halves)
+    with path.open("r+b", buffering=0) as file:
+        for start, stop in _pieces(0, n, max(BLOCK, memory() // 4 // (2 * dim))):
+            lot = np.empty((stop - start, dim), np.float16)
+            for first, last in _pieces(start, stop, BLOCK):
+                lot[first - start : last - start] = vectors[first:last]
+                let_go(vectors)
+                if progress:
+                    progress("cells", n + last, 2 * n)
+            order = np.argsort(own[start:stop], kind="stable")
+            cells, bounds = np.unique(own[start:stop][order], return_index=True)
+            for cell, mine in zip(cells, np.split(order, bounds[1:]), strict=True):
+                file.seek(offset + int(free[cell]) * 2 * dim)
+                file.write(lot[mine].data)
+                free[cell] += len(mine)
 
 
 def _first(keys: NDArray[np.uint64], halves: NDArray[np.float16]) -> NDArray[np.int64]:
@@ -313,7 +318,26 @@ def _centres(sample: Vectors, count: int, seed: int) -> Vectors:
     )
     found.cp.min_points_per_centroid = 1
     found.train(sample)
-    return np.asarray(found.centroids, np.float32)
+    return _in_order(np.asarray(found.centroids, np.float32))
+
+
+def _in_order(centres: Vectors) -> Vectors:
+    """The centres [c d], those that are alike near one another: halved again and again where they spread most. What is
+    near to some cells then lies in few stretches of the disk."""
+    parts, order = [np.arange(len(centres))], []
+    while parts:
+        those = parts.pop()
+        if len(those) < 3:
+            order.append(those)
+            continue
+        away = centres[those] - centres[those].mean(axis=0)
+        direction = away[np.argmax(np.square(away).sum(axis=1))]
+        for _ in range(8):  # of power iteration: near the direction of the largest spread is near enough
+            direction = away.T @ (away @ direction)
+            direction /= max(float(np.linalg.norm(direction)), 1e-12)
+        along = those[np.argsort(away @ direction, kind="stable")]
+        parts += [along[len(along) // 2 :], along[: len(along) // 2]]
+    return centres[np.concatenate(order)]
 
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
