@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
+from copyscope.machine import let_go
 
 Vectors = NDArray[np.float32]
 
@@ -71,18 +71,9 @@ class Stored:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Vectors:
         if isinstance(rows, slice) and self.values.nbytes > RELEASED_ABOVE:
-            _release(self.values)
+            let_go(self.values)
         found = self.values[rows]
         if self.scale is None:
             return np.asarray(found, np.float32)
         scaled: Vectors = np.multiply(found, self.scale[rows, None], dtype=np.float32)
         return scaled
-
-
-def _release(array: NDArray[Any]) -> None:
-    """Let go of the mapped pages under an array; they are read again where they are asked for again."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
