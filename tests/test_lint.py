@@ -90,7 +90,7 @@ def test_every_group_is_to_be_deduplicated_and_the_simplest_pictures_recaptioned
 
 def test_ranks_count_ties_and_the_image_itself():
     mixed = np.array([3.0, 1.0, np.nan, 1.0, 0.5])
-    ranks = module._ranks(mixed, np.array([0, 1, 2, 4]), np.array([0, 1, 2, 3]))
+    ranks = module._ranks(mixed[[0, 1, 2, 4]], mixed[:4])
     assert ranks[[0, 1, 3]].tolist() == [1.0, 2 / 3, 0.0]
     assert np.isnan(ranks[2])
 

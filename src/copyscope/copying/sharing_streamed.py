@@ -185,7 +185,8 @@ class _Held:
         """A number for each word set [b] that no other has: of the words that are held, and of how many there are."""
         sums = np.zeros(len(size), np.uint64)
         np.add.at(sums, owner, self._mix[words])
-        return sums + size.astype(np.uint64) * self._mix[-1]
+        found: NDArray[np.uint64] = sums + size.astype(np.uint64) * self._mix[-1]
+        return found
 
     def _look(self, owner: Numbers, words: Numbers, size: Numbers, keys: NDArray[np.uint64]) -> None:
         """Take note of what each word set [b] is near to; of it are the words [w], in order, that are held."""
