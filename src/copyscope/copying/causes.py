@@ -252,7 +252,7 @@ def _risk(
     for query in copied.tolist():
         by_group.setdefault(int(groups.label[matches.match[query]]), []).append(query)
     for queries in by_group.values():
-        position = Counter(matches.match[queries].tolist()).most_common(1)[0][0]
+        position = int(Counter(matches.match[queries].tolist()).most_common(1)[0][0])
         times = len(queries)
         share = stats.proportion(times, n)
         card = profile.card(position)
