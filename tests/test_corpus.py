@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -270,3 +271,28 @@ def test_what_cannot_be_opened_is_told_in_two_lines(tmp_path, monkeypatch, asked
 
 def test_a_folder_of_images_without_suffix_is_found(tmp_path) -> None:
     assert Corpus.open(write(tmp_path, {"0001": picture(1), "0002": "x"})).ids == ["0001", "0002"]
+
+
+def chunked(*sizes: int) -> Corpus:
+    """Rows r0, r1, ... in pieces of these sizes."""
+    n = sum(sizes)
+    table = pa.table(
+        {"id": [f"r{row}" for row in range(n)], "captions": pa.array([[f"c{row}"] * (row % 3) for row in range(n)])}
+    )
+    starts = [sum(sizes[:piece]) for piece in range(len(sizes))]
+    pieces = [table.slice(start, size).combine_chunks() for start, size in zip(starts, sizes, strict=True)]
+    return Corpus(pa.concat_tables(pieces), "none", "folder")
+
+
+@pytest.mark.parametrize("rows", [[], [0], [6, 5, 6, 0, 3], [0, 1, 2, 3], list(range(8)), [7, 2]])
+@pytest.mark.parametrize("sizes", [(8,), (3, 1, 4), (0, 2, 0, 6)])
+def test_rows_are_picked_in_the_order_asked_for_whatever_the_pieces(rows: list[int], sizes: tuple[int, ...]) -> None:
+    corpus = chunked(*sizes)
+    for name in ("id", "captions"):
+        assert corpus.pick(name, np.array(rows, np.int64)).to_pylist() == [
+            corpus.table[name][row].as_py() for row in rows
+        ]
+    taken = corpus.take(rows)
+    assert taken.ids == [f"r{row}" for row in rows]
+    assert taken.table.schema == corpus.table.schema
+    assert [corpus.id_of(row) for row in rows] == taken.ids

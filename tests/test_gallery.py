@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -121,3 +122,13 @@ def test_nothing_to_show_is_an_empty_table_of_the_same_columns(described):
     found = gallery(described, tables())
     assert found.num_rows == 0
     assert found.schema == gallery(described, tables(risk=["01.png"])).schema
+
+
+def test_ids_are_found_in_every_piece_of_the_table(described):
+    train = described["train"]
+    table = pa.concat_tables([train.corpus.table.slice(0, 15), train.corpus.table.slice(15)])
+    assert table["id"].num_chunks == 2
+    pieces = dataclasses.replace(train, corpus=dataclasses.replace(train.corpus, table=table))
+    given = tables(risk=["03.png", "15.png", "31.png"])
+    del given["generated"]
+    assert gallery({"train": pieces}, given).equals(gallery({"train": train}, given))

@@ -11,9 +11,12 @@ import pytest
 
 import copyscope
 from copyscope import images, stats, worlds
+from copyscope.copying import cells
 from copyscope.copying import lint as module
 from copyscope.errors import InputError
 from copyscope.report import render_lint
+from copyscope.report.terminal import lint_figures
+from copyscope.report.wording import lint_limits
 
 
 def run(folder: Path) -> copyscope.Lint:
@@ -90,7 +93,7 @@ def test_every_group_is_to_be_deduplicated_and_the_simplest_pictures_recaptioned
 
 def test_ranks_count_ties_and_the_image_itself():
     mixed = np.array([3.0, 1.0, np.nan, 1.0, 0.5])
-    ranks = module._ranks(mixed, np.array([0, 1, 2, 4]), np.array([0, 1, 2, 3]))
+    ranks = module._ranks(mixed[[0, 1, 2, 4]], mixed[:4])
     assert ranks[[0, 1, 3]].tolist() == [1.0, 2 / 3, 0.0]
     assert np.isnan(ranks[2])
 
@@ -205,3 +208,36 @@ def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
     assert "deduplicate 3 groups, recaption 4 images" in console.export_text()
     assert "11.7% [4.8%, 22.6%] n=60" in linted._repr_html_()
     assert repr(linted).startswith("<Lint: 7 of 60 images")
+
+
+def test_many_images_say_of_captions_what_few_do(world, linted, monkeypatch):
+    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
+    monkeypatch.setattr(cells, "SHARE", 1)
+    monkeypatch.setattr(cells, "NEAR", 99)
+    monkeypatch.setattr(module, "PIECE", 7)
+    monkeypatch.setattr(module, "CARDS", 3)
+    told = set()
+    found = copyscope.lint(world.train, "sscd-distilled", progress=lambda label, done, total: told.add(label))
+    assert "captions" in told
+    assert found.summary["search"]["method"] == "cells"
+    assert found.summary["captions"] == linted.summary["captions"]
+    assert found.summary["actions"] == linted.summary["actions"]
+    assert found.tables["risk"].equals(linted.tables["risk"])
+    assert "about 7 share one, about 3 nearly" in str(lint_figures(found.summary))
+    assert any("100,000 drawn at random" in said for said in lint_limits(found.summary)["tested"])
+    assert not any("100,000" in said for said in lint_limits(linted.summary)["tested"])
+
+
+def test_of_many_images_a_sample_counts_shared_captions_and_every_card_is_of_all(world, linted, monkeypatch):
+    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
+    monkeypatch.setattr(cells, "SHARE", 1)
+    monkeypatch.setattr(cells, "NEAR", 99)
+    monkeypatch.setattr(module, "COUNTED", 30)
+    found = run(world.train)
+    assert found.tables["risk"].equals(linted.tables["risk"])
+    captions = found.summary["captions"]
+    assert (captions["with"], captions["without"]) == (60, 0)
+    # Twice what half of the images say.
+    assert captions["shared"] % 2 == captions["near_shared"] % 2 == 0
+    assert captions["shared"] + captions["near_shared"] > 0
+    assert captions == run(world.train).summary["captions"]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import cli
+from copyscope import cli, removals
 from copyscope.copying.index import Index
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -157,3 +157,17 @@ def test_what_is_added_to_an_index_and_what_is_in_it_obey_one_list(tmp_path, tra
     assert sorted(Index.open(out).ids) == ["1.png", "2.png", "4.png", "8.png"]
     assert summary["without"] == {"list": str(tmp_path / "list.txt"), "n_listed": 3, "n_removed": 3, "n_unmatched": 0}
     assert "entries" not in said
+
+
+def test_pieces_of_a_long_list_of_images_are_one_list(tmp_path, monkeypatch) -> None:
+    fill(tmp_path, *(f"{number}.png" for number in range(7)))
+    write(tmp_path, {"7.png": picture(2), "8.png": b""})
+    corpus = Corpus.open(tmp_path).with_column("sha256", [digest(0), *[None] * 8])
+    listed, empty = ["6.png", digest(2), digest(0), "none"], hashlib.sha256(b"").hexdigest()
+    whole = leave_out(corpus, listed)
+    assert whole[0].ids == ["1.png", "3.png", "4.png", "5.png", "8.png"]
+    assert whole[0].table["sha256"].to_pylist() == [digest(1), digest(3), digest(4), digest(5), empty]
+    monkeypatch.setattr(removals, "PIECE", 2)
+    kept, removed = leave_out(corpus, listed)
+    assert removed == whole[1]
+    assert kept.table.equals(whole[0].table)

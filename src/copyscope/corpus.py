@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .errors import ImageError
 from .rows import SCHEMA
@@ -128,9 +130,19 @@ class Corpus:
         """The file that each image is, or lies in [n]; None where there is none."""
         return [place and _place(place, self.kind)[0] for place in self.table["image"].to_pylist()]
 
-    def take(self, rows: Sequence[int]) -> Corpus:
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Corpus:
         """The corpus of these rows, in this order."""
-        return dataclasses.replace(self, table=self.table.take(pa.array(rows, pa.int64())))
+        at = np.asarray(rows, np.int64)
+        columns = {name: _picked(self.table[name], at) for name in self.table.column_names}
+        return dataclasses.replace(self, table=pa.table(columns, schema=self.table.schema))
+
+    def id_of(self, row: int | np.integer[Any]) -> str:
+        """The identifier of one row."""
+        return str(self.table["id"][int(row)].as_py())
+
+    def pick(self, name: str, rows: NDArray[np.integer[Any]]) -> pa.ChunkedArray:
+        """Column `name` of these rows [k], in this order. Memory is that of the answer, however long the column is."""
+        return _picked(self.table[name], np.asarray(rows, np.int64))
 
     def with_column(self, name: str, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> Corpus:
         """The corpus with column `name` [n] set to `values`, such as `sha256` or `error` after reading them."""
@@ -160,6 +172,24 @@ class Corpus:
             return [(row, self.read(row))]
         except ImageError as error:
             return [(row, error)]
+
+
+def _picked(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+    """As `column.take`, which joins the pieces of a column, all of them, to take a few lists from it."""
+    if column.num_chunks <= 1 or not len(rows):
+        return column.take(pa.array(rows))
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    order = np.argsort(rows, kind="stable")
+    chunks, starts = np.unique(np.searchsorted(ends, rows[order], side="right"), return_index=True)
+    pieces = []
+    for chunk, mine in zip(chunks.tolist(), np.split(rows[order], starts[1:]), strict=True):
+        pieces.append(column.chunk(chunk).take(pa.array(mine - ends[chunk] + len(column.chunk(chunk)))))
+    found = pa.chunked_array(pieces, column.type)
+    if (np.diff(order) == 1).all():
+        return found
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.chunked_array([found.combine_chunks()]).take(pa.array(back))
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:

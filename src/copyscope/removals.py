@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .corpus import Corpus
 from .errors import ImageError, InputError
@@ -22,6 +24,7 @@ COLUMNS = ("id", "sha256", "url", "key", "image", "file_name")
 """Columns of a table that name what shall be removed, and of a corpus that are compared with it."""
 
 _COMPARED = {*COLUMNS, "original_id", "listed_sha256"}
+PIECE = 65_536
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -75,16 +78,16 @@ def leave_out(corpus: Corpus, listed: Iterable[str], *, progress: Progress | Non
     stays, with its error. Raises InputError where no image is left.
     """
     wanted = {_plain(entry) for entry in listed}
-    columns = [corpus.table[name].to_pylist() for name in corpus.table.column_names if str(name).lower() in _COMPARED]
-    rows, matched = _named([*columns, *_addresses(corpus)], wanted)
+    names = [name for name in corpus.table.column_names if str(name).lower() in _COMPARED]
+    removed, matched = _rows_named(corpus, names, wanted)
     if any(_SHA256.fullmatch(entry) for entry in wanted):  # the same file may be there under other names too
-        corpus = _hashed(corpus, rows, progress)
-        more, found = _named([corpus.table["sha256"].to_pylist()], wanted)
-        rows, matched = rows | more, matched | found
-    if rows and len(rows) == len(corpus):
-        raise InputError(f"All {len(rows)} images in {corpus.origin} are to be removed.\nName other images")
-    kept = [row for row in range(len(corpus)) if row not in rows]
-    return corpus.take(kept), Removed(len(wanted), len(rows), frozenset(wanted - matched))
+        corpus = _hashed(corpus, removed, progress)
+        more, found = _rows_named(corpus, ["sha256"], wanted)
+        removed, matched = removed | more, matched | found
+    n = int(removed.sum())
+    if n and n == len(corpus):
+        raise InputError(f"All {n} images in {corpus.origin} are to be removed.\nName other images")
+    return corpus.take(np.flatnonzero(~removed)), Removed(len(wanted), n, frozenset(wanted - matched))
 
 
 def ids_of(ids: Sequence[str], sha256: Sequence[str | None], listed: Iterable[str]) -> tuple[list[str], Removed]:
@@ -109,6 +112,20 @@ def _named(columns: Iterable[Sequence[Any]], wanted: set[str]) -> tuple[set[int]
     return rows, matched
 
 
+def _rows_named(corpus: Corpus, names: Iterable[str], wanted: set[str]) -> tuple[NDArray[np.bool_], set[str]]:
+    """Which rows [n] some entry names in one of these columns, or by its address if `id` is among them, and these
+    entries."""
+    names = list(names)
+    found, matched = np.zeros(len(corpus), dtype=bool), set[str]()
+    for start in range(0, len(corpus), PIECE):
+        part = dataclasses.replace(corpus, table=corpus.table.slice(start, PIECE))
+        columns = [part.table[name].to_pylist() for name in names]
+        rows, entries = _named([*columns, *(_addresses(part) if "id" in names else [])], wanted)
+        found[[start + row for row in rows]] = True
+        matched |= entries
+    return found, matched
+
+
 def _addresses(corpus: Corpus) -> list[list[str | None]]:
     """URL and key of each image that is a file of its own in a store."""
     protocol, found, _ = corpus.origin.partition("://")
@@ -121,13 +138,20 @@ def _addresses(corpus: Corpus) -> list[list[str | None]]:
     ]
 
 
-def _hashed(corpus: Corpus, skipped: set[int], progress: Progress | None) -> Corpus:
+def _hashed(corpus: Corpus, skipped: NDArray[np.bool_], progress: Progress | None) -> Corpus:
     """With the sha256 of every file that can be read, but of the rows that are removed anyway."""
-    digests = corpus.table["sha256"].to_pylist()
-    unknown = [row for row, digest in enumerate(digests) if digest is None and row not in skipped]
-    for done, (row, data) in enumerate(corpus.stream(unknown), 1):
+    column = corpus.table["sha256"]
+    unknown = np.flatnonzero(column.is_null().to_numpy() & ~skipped)
+    found = np.zeros(len(unknown), "S64")
+    for done, (row, data) in enumerate(corpus.stream(unknown.tolist()), 1):
         if isinstance(data, bytes):
-            digests[row] = hashlib.sha256(data).hexdigest()
+            found[np.searchsorted(unknown, row)] = hashlib.sha256(data).hexdigest()
         if progress:
             progress("hash", done, len(unknown))
-    return corpus.with_column("sha256", pa.array(digests, pa.string()))
+    pieces = [pa.array([], pa.string())]
+    for start in range(0, len(corpus), PIECE):
+        digests = column.slice(start, PIECE).to_pylist()
+        for at in range(*np.searchsorted(unknown, [start, start + PIECE])):
+            digests[unknown[at] - start] = found[at].decode() or None
+        pieces.append(pa.array(digests, pa.string()))
+    return corpus.with_column("sha256", pa.chunked_array(pieces).combine_chunks())

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
+PIECE = 65_536
 MATCHES_KEPT = 10
 
 
@@ -227,28 +229,46 @@ def _open(source: str | Path | Corpus) -> Corpus:
 
 def _refuse_same(corpora: dict[str, Corpus]) -> None:
     """One image file in two of the corpora is a slip of the hand, and would come out as "everything is a copy"."""
-    places = {name: _places(corpus) for name, corpus in corpora.items()}
-    for (name, mine), (other, theirs) in itertools.combinations(places.items(), 2):
-        shared = pa.compute.sum(pa.compute.is_in(mine, value_set=theirs)).as_py() or 0
+    for (name, mine), (other, theirs) in itertools.combinations(corpora.items(), 2):
+        shared, n, n_theirs = _shared(mine, theirs)
         if shared:
-            where = dict.fromkeys((corpora[name].origin, corpora[other].origin))
-            who = "The" if shared == len(mine) == len(theirs) else f"{shared} of the"
+            where = dict.fromkeys((mine.origin, theirs.origin))
+            who = "The" if shared == n == n_theirs else f"{shared} of the"
             raise InputError(
                 f"{who} {name} and the {other} images are the same: {' and '.join(where)}.\n"
                 "Give the folder of images the model made, then the folder it was trained on"
             )
 
 
-def _places(corpus: Corpus) -> pa.Array:
-    """Where each image is that may be readable, whatever links lead there."""
-    found = corpus.table.filter(pa.compute.is_null(corpus.table["error"]))["image"].to_pylist()
+def _shared(mine: Corpus, theirs: Corpus) -> tuple[int, int, int]:
+    """How many of my images are theirs too, of how many, and how many they have. The smaller set is held, the larger
+    streamed."""
+    held, streamed = sorted((mine, theirs), key=len)
+    places = pa.concat_arrays([pa.array([], pa.string()), *_places(held)])
+    found, n, n_found = np.zeros(len(places), dtype=bool), 0, 0
+    for piece in _places(streamed):
+        n += len(piece)
+        n_found += pa.compute.sum(pa.compute.is_in(piece, value_set=places)).as_py() or 0
+        found |= pa.compute.is_in(places, value_set=piece).to_numpy(zero_copy_only=False)
+    if held is mine:
+        return int(found.sum()), len(places), n
+    return n_found, n, len(places)
+
+
+def _places(corpus: Corpus) -> Iterator[pa.Array]:
+    """Where each image is that may be readable, whatever links lead there; piece by piece."""
     scheme, remote, _ = corpus.origin.rpartition("://")
-    if remote and scheme != "file":
-        return pa.array([f"{scheme}://{place}" for place in found], pa.string())
-    real = functools.cache(os.path.realpath)
-    return pa.array(
-        [os.path.join(real(os.path.dirname(place)), os.path.basename(place)) for place in found], pa.string()
-    )
+    real = functools.lru_cache(PIECE)(os.path.realpath)
+
+    def place(path: str) -> str:
+        if remote and scheme != "file":
+            return f"{scheme}://{path}"
+        folder, name = os.path.split(path)
+        return os.path.join(real(folder), name)
+
+    for batch in corpus.table.select(["image", "error"]).to_batches(PIECE):
+        found = batch["image"].filter(pa.compute.is_null(batch["error"])).to_pylist()
+        yield pa.array(map(place, found), pa.string(), size=len(found))
 
 
 def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:
@@ -257,8 +277,11 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
     position = np.full(len(corpus), -1, dtype=np.int64)
     position[rows] = np.arange(len(rows))
     unread = position < 0
-    trained = pa.array(matches.references.ids, pa.string())
-    captions = matches.references.corpus.table["captions"].take(pa.array(matches.references.rows))
+    trained, at = matches.references, np.arange(len(rows))
+    next_there = np.flatnonzero(matches.next_index >= 0)
+    next_ids = trained.corpus.pick("id", trained.rows[matches.next_index[next_there]])
+    next_at = np.zeros(len(rows), dtype=np.int64)
+    next_at[next_there] = np.arange(len(next_there))
 
     def column(values: NDArray[Any], dtype: pa.DataType, absent: NDArray[np.bool_] | None = None) -> pa.Array:
         padded = np.zeros(len(corpus), dtype=values.dtype)
@@ -269,15 +292,16 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             mask[rows] |= ~np.isfinite(values)
         return pa.array(padded, dtype, mask=mask)
 
-    match_, next_ = column(matches.match, pa.int64()), column(matches.next_index, pa.int64(), matches.next_index < 0)
+    matched = trained.rows[matches.match]
+    match_, next_ = column(at, pa.int64()), column(next_at, pa.int64(), matches.next_index < 0)
     prompts = corpus.prompts
     found = groups.sizes[groups.label[matches.match]] if len(rows) else np.zeros(0, np.int64)
     return pa.table(
         {
             "id": corpus.table["id"],
             "prompt": pa.array(prompts, pa.string()),
-            "match": trained.take(match_),
-            "match_captions": captions.take(match_),
+            "match": trained.corpus.pick("id", matched).take(match_),
+            "match_captions": trained.corpus.pick("captions", matched).take(match_),
             "score": column(matches.of_best(matches.nearest.score), pa.float32()),
             "verified": column(matches.of_best(matches.verified), pa.float32()),
             "combined": column(matches.of_best(matches.combined), pa.float32()),
@@ -285,7 +309,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             "p_value": column(judged.p_values, pa.float64()),
             "copied": column(judged.copied, pa.bool_()),
             "group_size": column(found, pa.int64()),
-            "next_match": trained.take(next_),
+            "next_match": next_ids.take(next_),
             "next_score": column(matches.next_score, pa.float32()),
             "why": pa.array([why.reasons.get(row) for row in position.tolist()], pa.string()),
             "error": corpus.table["error"],

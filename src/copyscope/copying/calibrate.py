@@ -15,6 +15,7 @@ from copyscope import parts
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 
+from .causes import representatives
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
@@ -31,6 +32,7 @@ RULE = (
 BASELINE_RULE = "training images against those outside their own near-duplicate group"
 BASELINE_SAMPLE = 2000
 SIMILARITY_SAMPLE = 100_000
+PIECE = 65_536
 
 
 def held_out(
@@ -62,13 +64,16 @@ def held_out(
 def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArray[np.bool_]:
     """Which of `images` [n] are look-alikes of a training image by RULE. options: as in `embed`."""
     pdq = parts.load("descriptors", "pdq")
-    queries = embed(images.corpus.take(images.rows.tolist()), pdq, **options)
-    references = embed(train.corpus.take(train.rows.tolist()), pdq, **options)
+    queries = embed(images.corpus.take(images.rows), pdq, **options)
+    # Rows that could not be read have their error, and are not read again.
+    references = embed(train.corpus, pdq, **options)
     # An image that cannot be read again cannot be cleared of being one.
     alike = np.ones(len(images.rows), dtype=bool)
-    mine, theirs = (each.corpus.table["sha256"] for each in (queries, references))
     alike[queries.rows] = alike_by_hash(queries.vectors, references.vectors, options.get("workers"))
-    return alike | alike_by_file(mine, theirs)
+    mine = queries.corpus.table["sha256"]
+    for start in range(0, len(train.rows), PIECE):
+        alike |= alike_by_file(mine, references.corpus.pick("sha256", train.rows[start : start + PIECE]))
+    return alike
 
 
 def alike_by_hash(
@@ -118,8 +123,7 @@ def baseline(
     ).score[:, 0]
     scores[scores < -1.5] = np.nan
     # One image a group: its near-duplicates would count the same distance again and again.
-    _, first = np.unique(groups.label, return_index=True)
-    some = np.sort(rng.permutation(first)[:BASELINE_SAMPLE])
+    some = np.sort(rng.permutation(representatives(groups))[:BASELINE_SAMPLE])
     sample = Embeddings(train.corpus, train.rows[some], train.vectors[some], train.descriptor, train.fingerprint)
     matches = match(
         sample,
@@ -138,4 +142,4 @@ def baseline(
 
 def removed_ids(images: Embeddings, alike: NDArray[np.bool_]) -> list[str]:
     """Ids of the look-alikes, for the report."""
-    return list(pa.array(images.ids).filter(pa.array(alike)).to_pylist())
+    return list(images.corpus.pick("id", images.rows[alike]).to_pylist())

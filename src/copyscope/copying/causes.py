@@ -24,6 +24,7 @@ from .match import Matches
 from .measures import Item, Measure, complexity_view
 from .replication import Verdict
 from .sharing import CaptionSharing, caption_sharing
+from .sharing_streamed import sharing_of
 
 CONTROLS = 2000
 UNCOPIED_CARDS = 100
@@ -61,13 +62,19 @@ def causes(
     copied_groups = Counter(groups.label[matches.match[copied]].tolist())
     first = representatives(groups)
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-    others = rng.permutation(np.setdiff1d(np.arange(len(first)), list(copied_groups)))
+    spared = np.ones(len(first), dtype=bool)
+    spared[list(copied_groups)] = False
+    others = rng.permutation(np.flatnonzero(spared))
     chosen = np.sort(np.concatenate([np.array(sorted(copied_groups), dtype=np.int64), others[:CONTROLS]]))
     top = matches.nearest.index[:, 0]
+    large = groups.sizes > 1
+    large[list(copied_groups)] = False
+    uncopied = first[np.flatnonzero(large)[:UNCOPIED_CARDS]]
     profile = Profile.of(
         matches.references,
         groups,
-        np.unique(np.concatenate([first[chosen], top, matches.match])),
+        np.concatenate([first[chosen], top, matches.match]),
+        uncopied,
         cache=cache,
         workers=workers,
         progress=progress,
@@ -75,52 +82,86 @@ def causes(
     images = profile.table(first[chosen]).append_column(
         "copied", pa.array(np.isin(chosen, list(copied_groups)).astype(bool))
     )
-    ids = pa.array(matches.references.ids, pa.string())
+    queries, references = matches.queries, matches.references
     generated = profile.table(top)
     generated = generated.append_column("score", pa.array(matches.similarity))
-    generated = generated.append_column("match", ids.take(pa.array(top)))
+    generated = generated.append_column("match", references.corpus.pick("id", references.rows[top]))
     complexity = generated.select(["match", "score", *COMPLEXITY])
-    complexity = complexity.add_column(0, "id", pa.array(matches.queries.ids, pa.string()))
+    complexity = complexity.add_column(0, "id", queries.corpus.pick("id", queries.rows))
     complexity = complexity.append_column("copied", pa.array(judged.copied))
-    risk, reasons = _risk(matches, judged, groups, profile, copied_groups, first)
+    risk, reasons = _risk(matches, judged, groups, profile, uncopied)
     return Causes(explain(images, generated, seed=seed), risk, complexity, reasons)
 
 
 def representatives(groups: Groups) -> NDArray[np.int64]:
     """Position of the first image of each near-duplicate group [g]."""
-    return np.unique(groups.label, return_index=True)[1].astype(np.int64)
+    first = np.empty(int(groups.label.max(initial=-1)) + 1, np.int64)
+    # Of those that go to one place the last stays.
+    first[groups.label[::-1]] = np.arange(len(groups.label))[::-1]
+    return first
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What is known of training images: of all, their captions and groups; of the measured ones, their complexity.
+    """What is known of some training images, the asked ones.
 
-    complexity: float64 [n COMPLEXITY], NaN where not measured.
+    asked: their positions [m], in order. captions: of each, lists of strings [m]. sharing: of each [m], among all.
+    complexity: float64 [m COMPLEXITY], NaN where not measured. sizes: of the near-duplicate groups [g].
     """
 
-    captions: list[list[str]]
+    asked: NDArray[np.int64]
+    captions: pa.Array
     sharing: CaptionSharing
-    groups: Groups
     complexity: NDArray[np.float64]
+    groups: Groups
+    sizes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, train: Embeddings, groups: Groups, positions: NDArray[np.int64], **options: Any) -> Profile:
-        """Measure the pictures at `positions` (the sets' readable images), and the captions of all."""
+    def of(
+        cls,
+        train: Embeddings,
+        groups: Groups,
+        positions: NDArray[np.int64],
+        captions_of: NDArray[np.int64] | None = None,
+        **options: Any,
+    ) -> Profile:
+        """Measure the pictures at `positions` (the set's readable images), and their captions and those of
+        `captions_of`. All captions are compared; of images that lie in cells, with those that are asked about."""
+        positions = np.unique(positions)
+        asked = positions if captions_of is None else np.union1d(positions, captions_of)
         measures = [parts.load("measures", name) for name in COMPLEXITY]
         # The size of a JPEG depends on who writes it.
         key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
         work = Work("complexity", key, len(COMPLEXITY), np.float64, _measure(measures))
-        complexity = np.full((len(train.rows), len(COMPLEXITY)), np.nan)
+        complexity = np.full((len(asked), len(COMPLEXITY)), np.nan)
         if len(positions):
-            _, rows, values = compute(train.corpus, work, rows=train.rows[positions], **options)
-            complexity[np.searchsorted(train.rows, rows)] = values
-        captions = train.corpus.table["captions"].take(pa.array(train.rows)).to_pylist()
-        return cls(captions, caption_sharing(captions), groups, complexity)
+            _, rows, values = compute(train.corpus.take(train.rows[positions]), work, **options)
+            complexity[np.searchsorted(asked, positions[rows])] = values
+
+        def read(some: NDArray[np.int64]) -> list[list[str] | None]:
+            return list(train.corpus.pick("captions", train.rows[some]).to_pylist())
+
+        n = len(train.rows)
+        if train.cells is None:
+            every = caption_sharing([own or [] for own in read(np.arange(n))])
+            sharing = CaptionSharing(every.shared[asked], every.near_shared[asked])
+        else:
+            sharing = sharing_of(read, n, asked, options.get("progress"))
+        captions = train.corpus.pick("captions", train.rows[asked]).combine_chunks()
+        return cls(asked, captions, sharing, complexity, groups, groups.sizes)
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the images at `positions` are among the asked ones."""
+        return np.searchsorted(self.asked, positions).astype(np.int64)
+
+    def captions_at(self, position: int) -> list[str]:
+        """Captions of an asked image."""
+        return list(self.captions[int(np.searchsorted(self.asked, position))].as_py() or [])
 
     def item(self, position: int) -> Item:
         """The training image as the caption measures see it."""
-        shared, near = int(self.sharing.shared[position]), int(self.sharing.near_shared[position])
-        return Item(None, self.captions[position], shared, near)
+        at = int(np.searchsorted(self.asked, position))
+        return Item(None, self.captions_at(position), int(self.sharing.shared[at]), int(self.sharing.near_shared[at]))
 
     def kind(self, position: int) -> str:
         """ "full", "partial", "uncaptioned", or "none" for an image without near-duplicates."""
@@ -128,13 +169,14 @@ class Profile:
 
     def size(self, position: int) -> int:
         """Size of the image's near-duplicate group."""
-        return int(self.groups.sizes[self.groups.label[position]])
+        return int(self.sizes[self.groups.label[position]])
 
     def table(self, positions: NDArray[np.int64]) -> pa.Table:
         """Every measure and covariate of the images at `positions`, a row each."""
         items = [self.item(int(position)) for position in positions]
-        sizes = self.groups.sizes[self.groups.label[positions]]
-        columns: dict[str, Any] = {name: self.complexity[positions, at] for at, name in enumerate(COMPLEXITY)}
+        sizes = self.sizes[self.groups.label[positions]]
+        complexity = self.complexity[self.at(positions)]
+        columns: dict[str, Any] = {name: complexity[:, column] for column, name in enumerate(COMPLEXITY)}
         for name in ("caption_uniqueness", "caption_length"):
             measure: Measure = parts.load("measures", name)
             columns[name] = np.array([measure.measure(item) for item in items], dtype=np.float64)
@@ -148,9 +190,10 @@ class Profile:
         """The part of a risk card that does not depend on any generated image."""
         item = self.item(position)
         length = parts.load("measures", "caption_length").measure(item)
-        complexity = {name: _null(self.complexity[position, at]) for at, name in enumerate(COMPLEXITY)}
+        values = self.complexity[int(np.searchsorted(self.asked, position))].tolist()
+        complexity = {name: _null(value) for name, value in zip(COMPLEXITY, values, strict=True)}
         return {
-            "captions": self.captions[position],
+            "captions": item.captions,
             "group_size": self.size(position),
             "duplication": self.kind(position),
             "shared_captions": item.shared,
@@ -167,7 +210,7 @@ class Profile:
             card["duplication"],
             card["shared_captions"],
             card["near_shared_captions"],
-            len(self.captions[position]),
+            len(card["captions"]),
             complexity_rank,
         )
         return card | {"action": action, "reason": reason}
@@ -198,11 +241,10 @@ def _risk(
     judged: Verdict,
     groups: Groups,
     profile: Profile,
-    copied_groups: Counter[int],
-    first: NDArray[np.int64],
+    uncopied: NDArray[np.int64],
 ) -> tuple[pa.Table, dict[int, str]]:
-    """A card each copied near-duplicate group, under its most copied member; then the largest groups nobody copied."""
-    ids, prompts, n = matches.references.ids, matches.queries.corpus.prompts, len(judged.copied)
+    """A card each copied near-duplicate group, under its most copied member; then those of `uncopied` groups."""
+    references, prompts, n = matches.references, matches.queries.corpus.prompts, len(judged.copied)
     cards: list[dict[str, Any]] = []
     reasons: dict[int, str] = {}
     copied = np.flatnonzero(judged.copied)
@@ -210,7 +252,7 @@ def _risk(
     for query in copied.tolist():
         by_group.setdefault(int(groups.label[matches.match[query]]), []).append(query)
     for queries in by_group.values():
-        position = Counter(matches.match[queries].tolist()).most_common(1)[0][0]
+        position = int(Counter(matches.match[queries].tolist()).most_common(1)[0][0])
         times = len(queries)
         share = stats.proportion(times, n)
         card = profile.card(position)
@@ -220,26 +262,25 @@ def _risk(
             card["duplication"],
             card["shared_captions"],
             card["near_shared_captions"],
-            len(profile.captions[position]),
+            len(card["captions"]),
         )
         said = dict.fromkeys(prompts[matches.queries.rows[query]] for query in queries)
         cards.append(
-            {"id": ids[position], "times_copied": times, "share_low": share.low, "share_high": share.high}
+            {"id": references.corpus.id_of(references.rows[position])}
+            | {"times_copied": times, "share_low": share.low, "share_high": share.high}
             | {"prompts": [text for text in said if text][:PROMPTS_KEPT]}
             | card
             | {"action": action, "reason": reason}
         )
         reasons |= dict.fromkeys(queries, reason)
     cards.sort(key=lambda card: (-card["times_copied"], -card["group_size"], card["id"]))
-    sizes = groups.sizes
-    spared = [group for group in np.flatnonzero(sizes > 1).tolist() if group not in copied_groups]
     never = stats.proportion(0, n)
-    for group in spared[:UNCOPIED_CARDS]:
-        position = int(first[group])
-        cards.append(
-            {"id": ids[position], "times_copied": 0, "share_low": never.low, "share_high": never.high, "prompts": []}
-            | profile.lint_card(position)
-        )
+    cards += [
+        {"id": references.corpus.id_of(references.rows[position])}
+        | {"times_copied": 0, "share_low": never.low, "share_high": never.high, "prompts": []}
+        | profile.lint_card(position)
+        for position in uncopied.tolist()
+    ]
     return pa.Table.from_pylist(cards, schema=RISK_SCHEMA), reasons
 
 

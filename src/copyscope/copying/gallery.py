@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy.typing import NDArray
 
 from copyscope import images
 from copyscope.corpus import Corpus
@@ -39,19 +41,37 @@ def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa
                 ("train", row["match"]): None,
                 ("train", row["next_match"]): None,
             }
-    shown: dict[int, int] = {}
-    for row in tables["groups"].select(["id", "group"]).to_pylist():
-        shown[row["group"]] = shown.get(row["group"], 0) + 1
-        if len(shown) <= GROUPS and shown[row["group"]] <= OF_A_GROUP:
-            wanted["train", row["id"]] = None
-    wanted |= {("train", name): None for name in tables["risk"]["id"].slice(0, CARDS).to_pylist()}
-    rows = {corpus: dict(zip(each.ids, each.rows.tolist(), strict=True)) for corpus, each in described.items()}
+    group = tables["groups"]["group"].to_numpy()
+    first = np.sort(np.unique(group, return_index=True)[1])[:GROUPS]
+    members = [np.flatnonzero(group == group[at])[:OF_A_GROUP] for at in first]
+    if members:
+        wanted |= {("train", name): None for name in _ids(tables["groups"], np.sort(np.concatenate(members)))}
+    wanted |= {("train", name): None for name in _ids(tables["risk"], np.arange(min(CARDS, len(tables["risk"]))))}
+    rows = {
+        corpus: _rows(each, [name for other, name in wanted if other == corpus and name is not None])
+        for corpus, each in described.items()
+    }
     chosen = [(corpus, name) for corpus, name in wanted if name is not None]
     shots = previews([(described[corpus].corpus, rows[corpus][name]) for corpus, name in chosen])
     found = [(*key, shot) for key, shot in zip(chosen, shots, strict=True) if shot]
     columns = list(zip(*found, strict=True)) or [(), (), ()]
     types = (("corpus", pa.string()), ("id", pa.string()), ("image", pa.binary()))
     return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(types, columns, strict=True)})
+
+
+def _ids(table: pa.Table, rows: NDArray[np.int64]) -> list[str]:
+    return list(table["id"].take(pa.array(rows)).to_pylist())
+
+
+def _rows(described: Embeddings, ids: list[str]) -> dict[str, int]:
+    """Row of the corpus that each id is of."""
+    found: dict[str, int] = {}
+    wanted, start = pa.array(ids, pa.string()), 0
+    for chunk in described.corpus.table["id"].chunks:
+        place = np.flatnonzero(pa.compute.is_in(chunk, value_set=wanted).to_numpy(zero_copy_only=False))
+        found |= dict(zip(chunk.take(pa.array(place)).to_pylist(), (start + place).tolist(), strict=True))
+        start += len(chunk)
+    return found
 
 
 def previews(places: Sequence[tuple[Corpus, int]]) -> list[bytes | None]:

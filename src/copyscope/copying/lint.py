@@ -23,13 +23,17 @@ from copyscope.machine import Progress
 from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from .cells import how_searched, in_cells
 from .duplicates import duplicates
-from .embed import embed
+from .embed import Embeddings, embed
 from .gallery import gallery
 from .protocols import protocol as named_protocol
 from .results import failures, load_result, save_result, versions
 
 SCHEMA = "copyscope.lint/1"
 MEASURED = 20_000
+COUNTED = 100_000
+"""Images, where there are so many that they lie in cells, whose captions are looked for among all to count those that
+are shared."""
+PIECE, CARDS = 65_536, 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,8 @@ def lint(
 
     train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
     is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    cache, workers, engine: as in `embed`. Raises InputError when the folder cannot be used, or no image can be read.
+    Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. cache, workers,
+    engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
     """
     began = time.time()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
@@ -96,14 +101,16 @@ def lint(
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
     single = np.sort(rng.permutation(first[~grouped])[:MEASURED])
     shown = np.concatenate([first[grouped], single])
-    profile = Profile.of(described, groups, np.sort(shown), **options)
-    cards = _cards(profile, shown, _ranks(profile.complexity[:, -1], shown, single), described.ids)
-    risk = pa.Table.from_pylist(cards, schema=RISK_SCHEMA)
-    risk = risk.drop_columns(["times_copied", "share_low", "share_high", "prompts"])
+    counted = np.arange(len(described.rows))
+    if described.cells is not None:
+        counted = np.sort(rng.permutation(counted)[:COUNTED])
+    profile = Profile.of(described, groups, shown, counted, **options)
+    mixed = profile.complexity[:, -1]
+    risk = _cards(profile, shown, _ranks(mixed[profile.at(shown)], mixed[profile.at(single)]), described)
     tables = {"groups": groups.table(), "risk": risk, "failures": failed}
     tables["thumbnails"] = gallery({"train": described}, tables)
     summary = groups.summary()
-    captions = [bool(own) for own in profile.captions]
+    actions = {name: _count(risk["action"], name) for name in ("deduplicate", "recaption")}
     repeated = summary["n_images_in_groups"] - summary["n_groups"]
     return Lint(
         {
@@ -111,18 +118,13 @@ def lint(
             "copyscope": copyscope.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - began, 2),
-            "sentence": _sentence(len(described.rows), described.n_missing, summary, cards),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
-            "captions": {
-                "with": sum(captions),
-                "without": len(captions) - sum(captions),
-                "shared": int((profile.sharing.shared > 0).sum()),
-                "near_shared": int((profile.sharing.near_shared > 0).sum()),
-            },
-            "actions": {name: sum(card["action"] == name for card in cards) for name in ("deduplicate", "recaption")},
+            "captions": _captions(described, profile, counted),
+            "actions": actions,
             "n_measured": len(single),
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
             "search": how_searched(described, workers=workers),
@@ -143,33 +145,55 @@ def lint(
     )
 
 
-def _ranks(mixed: NDArray[np.float64], shown: NDArray[np.int64], single: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of the measured images without near-duplicates that are at most as complex as each shown one.
+def _captions(described: Embeddings, profile: Profile, counted: NDArray[np.int64]) -> dict[str, int]:
+    """How many readable images have captions, and share them, as the share of the `counted` positions says."""
+    n = len(described.rows)
+    having = 0
+    for start in range(0, n, PIECE):
+        own = described.corpus.pick("captions", described.rows[start : start + PIECE])
+        having += pa.compute.sum(pa.compute.greater(pa.compute.list_value_length(own), 0)).as_py() or 0
+    at = profile.at(counted)
+    sharing = {"shared": profile.sharing.shared[at], "near_shared": profile.sharing.near_shared[at]}
+    found = {name: round(n / len(at) * int((values > 0).sum())) for name, values in sharing.items()}
+    return {"with": having, "without": n - having} | found
+
+
+def _ranks(mixed: NDArray[np.float64], single: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of the measured images without near-duplicates, of complexity `single`, that are at most as complex as each
+    shown one, of complexity `mixed`.
 
     NaN where the complexity is unknown. An image counts itself and its ties: a set of one, or of equals, has no
     simplest pictures.
     """
-    ordered = np.sort(mixed[single][np.isfinite(mixed[single])])
-    ranks = np.searchsorted(ordered, mixed[shown], side="right") / max(len(ordered), 1)
-    return np.where(np.isfinite(mixed[shown]), ranks, np.nan)
+    ordered = np.sort(single[np.isfinite(single)])
+    ranks = np.searchsorted(ordered, mixed, side="right") / max(len(ordered), 1)
+    return np.where(np.isfinite(mixed), ranks, np.nan)
 
 
-def _cards(
-    profile: Profile, shown: NDArray[np.int64], ranks: NDArray[np.float64], ids: list[str]
-) -> list[dict[str, Any]]:
+def _cards(profile: Profile, shown: NDArray[np.int64], ranks: NDArray[np.float64], described: Embeddings) -> pa.Table:
     """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
-    found: list[tuple[tuple[float, ...], dict[str, Any]]] = []
-    for position, rank in zip(shown.tolist(), ranks.tolist(), strict=True):
-        card = profile.lint_card(position, rank)
-        if card["action"] != "keep":
-            order = (-card["group_size"], np.inf if np.isnan(rank) else rank, position)
-            found.append((order, {"id": ids[position]} | card))
-    return [card for _, card in sorted(found, key=lambda pair: pair[0])]
+    rest = {"times_copied", "share_low", "share_high", "prompts"}
+    schema = pa.schema([field for field in RISK_SCHEMA if field.name not in rest])
+    sizes = profile.sizes[profile.groups.label[shown]]
+    order = np.lexsort((shown, np.where(np.isnan(ranks), np.inf, ranks), -sizes))
+    pieces = [schema.empty_table()]
+    for start in range(0, len(order), CARDS):
+        some = order[start : start + CARDS]
+        ids = described.corpus.pick("id", described.rows[shown[some]]).to_pylist()
+        cards = [
+            {"id": name} | profile.lint_card(position, rank)
+            for name, position, rank in zip(ids, shown[some].tolist(), ranks[some].tolist(), strict=True)
+        ]
+        pieces.append(pa.Table.from_pylist([card for card in cards if card["action"] != "keep"], schema=schema))
+    return pa.concat_tables(pieces).combine_chunks()
 
 
-def _sentence(n: int, n_missing: int, summary: dict[str, Any], cards: list[dict[str, Any]]) -> str:
+def _count(column: pa.ChunkedArray, value: str) -> int:
+    return int(pa.compute.sum(pa.compute.equal(column, value)).as_py() or 0)
+
+
+def _sentence(n: int, n_missing: int, summary: dict[str, Any], plain: int) -> str:
     repeated, n_groups, full = summary["n_images_in_groups"] - summary["n_groups"], summary["n_groups"], summary["full"]
-    plain = sum(card["action"] == "recaption" for card in cards)
     images = ("readable " if n_missing else "") + _form(n, "image", "images")
     said = []
     if repeated:

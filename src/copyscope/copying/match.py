@@ -78,11 +78,12 @@ class Matches:
         index = self.nearest.index[:, :k]
         there = index >= 0
         query = np.nonzero(there)[0]
+        queries, references = self.queries, self.references
         verified, combined = self.verified[:, :k][there], self.combined[:, :k][there]
         return pa.table(
             {
-                "query_id": pa.array(self.queries.ids).take(pa.array(query)),
-                "reference_id": pa.array(self.references.ids).take(pa.array(index[there])),
+                "query_id": queries.corpus.pick("id", queries.rows[query]),
+                "reference_id": references.corpus.pick("id", references.rows[index[there]]),
                 "rank": pa.array((np.nonzero(there)[1] + 1).astype(np.int32)),
                 "score": pa.array(self.nearest.score[:, :k][there]),
                 "verified": pa.array(verified, mask=np.isnan(verified)),

@@ -27,8 +27,13 @@ class CaptionSharing:
 
 def normalise(caption: str) -> str:
     """`caption` as it is compared: NFKC, case folded, punctuation and white space runs to one space."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
+    # Nearly all captions are plain: what they are folded to is known.
+    folded = caption.lower() if caption.isascii() else _folded(caption)
     return " ".join(folded.translate(_spaced).split())
+
+
+def _folded(caption: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
 
 
 def caption_sharing(captions: list[list[str]]) -> CaptionSharing:
@@ -50,7 +55,7 @@ def caption_sharing(captions: list[list[str]]) -> CaptionSharing:
     bag_of = np.array([bags.setdefault(frozenset(text.split()), len(bags)) for text in numbers], dtype=np.int64)
     from scipy import sparse
 
-    same = _incidence(uses, len(numbers))
+    same = incidence(uses, len(numbers))
     to_bag = sparse.csr_matrix(
         (np.ones(len(bag_of), dtype=bool), (np.arange(len(bag_of)), bag_of)), shape=(len(bag_of), len(bags))
     )
@@ -69,7 +74,7 @@ class _Spaced(dict[int, Any]):
 _spaced = _Spaced()
 
 
-def _incidence(rows: list[list[int]], width: int) -> Any:
+def incidence(rows: list[list[int]], width: int) -> Any:
     """Sparse 0/1 matrix [n width] with ones where `rows` says."""
     from scipy import sparse
 
@@ -89,29 +94,39 @@ def _others(uses: Any, near: Any | None) -> NDArray[np.int64]:
         leads |= np.diff(near.indptr) > 0
         near = near[leads][:, leads]
     uses = uses[:, np.flatnonzero(leads)].tocsr()
+    of_image, first = alike(uses)
+    there = uses[first]
+    sizes = np.bincount(of_image, minlength=len(first)).astype(np.int64)
+    return np.maximum(reached(there, there.T.tocsr(), sizes, n, near)[of_image] - 1, 0)
+
+
+def alike(uses: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The class of each image [n] and the first image of each class [c]: images that use [n t] the same are one."""
     uses.sort_indices()
     classes: dict[bytes, int] = {}
-    of_image = np.empty(n, dtype=np.int64)
-    for image in range(n):
+    of_image = np.empty(uses.shape[0], dtype=np.int64)
+    for image in range(len(of_image)):
         row = uses.indices[uses.indptr[image] : uses.indptr[image + 1]]
         of_image[image] = classes.setdefault(row.tobytes(), len(classes))
-    _, first = np.unique(of_image, return_index=True)
-    sizes = np.bincount(of_image, minlength=len(classes)).astype(np.int64)
-    there = uses[first]
-    back = there.T.tocsr()
-    # Entries that the product below would go through for each class, if none were met twice.
+    return of_image, np.unique(of_image, return_index=True)[1].astype(np.int64)
+
+
+def reached(uses: Any, back: Any, sizes: NDArray[np.int64], n: int, near: Any | None = None) -> NDArray[np.int64]:
+    """How many of n images, those of classes of `sizes` [c], each of m rows reaches: over a caption that it uses [m t],
+    or one near [t t] to that, which leads back [t c] to the classes."""
+    # Entries that the product below would go through for each row, if none were met twice.
     work = np.diff(back.indptr).astype(np.int64)
-    work = there.astype(np.int64) @ (work if near is None else work + near.astype(np.int64) @ work)
+    work = uses.astype(np.int64) @ (work if near is None else work + near.astype(np.int64) @ work)
     everyone = back.astype(np.int64) @ sizes == n
-    reached = np.zeros(len(classes), dtype=np.int64)
+    found = np.zeros(uses.shape[0], dtype=np.int64)
     block = np.cumsum(work) // _BLOCK
-    for rows in np.split(np.arange(len(classes)), np.flatnonzero(np.diff(block)) + 1):
-        to = there[rows]
+    for rows in np.split(np.arange(len(found)), np.flatnonzero(np.diff(block)) + 1):
+        to = uses[rows]
         to = to if near is None else to + to @ near
         all_in_one = (to @ everyone).astype(bool)  # one caption of all images: the answer is known
-        reached[rows[all_in_one]] = n
-        reached[rows[~all_in_one]] = (to[~all_in_one] @ back) @ sizes
-    return np.maximum(reached[of_image] - 1, 0)
+        found[rows[all_in_one]] = n
+        found[rows[~all_in_one]] = (to[~all_in_one] @ back) @ sizes
+    return found
 
 
 def _near(bags: list[frozenset[str]]) -> Any:

@@ -62,10 +62,11 @@ class Verify:
             return self.shrink(pictures).reshape(len(pictures), -1)
 
         work = Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
-        _, found, values = compute(corpus, work, rows=rows, cache=cache, workers=workers, progress=progress)
+        taken = corpus.take(rows)
+        _, found, values = compute(taken, work, cache=cache, workers=workers, progress=progress)
         if len(found) < len(rows):
             whole = np.zeros((len(rows), work.dim), np.uint8)
-            whole[np.isin(rows, found)] = values
+            whole[found] = values
             values = whole
         return values.reshape(len(values), self.size, self.size, 3)
 

@@ -72,7 +72,8 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     duplicates, captions, actions = summary["duplicates"], summary["captions"], summary["actions"]
     kinds = {"full": "with the caption repeated", "partial": "with other captions", "uncaptioned": "without captions"}
     groups = ", ".join(f"{duplicates[kind]} {said}" for kind, said in kinds.items())
-    shared = f"{captions['shared']} share one, {captions['near_shared']} nearly"
+    about = "about " if (summary.get("search") or {}).get("method") == "cells" else ""
+    shared = f"{about}{captions['shared']} share one, {about}{captions['near_shared']} nearly"
     return [
         ("images", f"{summary['n_train']}, {summary['n_missing']} of them unreadable"),
         ("repeats", estimate(summary["duplicated_share"], percent=True)),

@@ -256,6 +256,12 @@ def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     return {"tested": tested, "untested": untested}
 
 
+CAPTIONS_COUNTED = (
+    " Those of the images with a card are looked for among all; how many images share one is told by the share of "
+    "100,000 drawn at random."
+)
+
+
 def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     """What this lint looked at and what it did not, as sentences."""
     n, measured, missing = (summary.get(name) for name in ("n_train", "n_measured", "n_missing"))
@@ -264,7 +270,8 @@ def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
         f"Each of {number(n)} training images against each other one, whole to whole, {by}.",
         *searched(summary),
         "Images that agree in every pixel, by their decoded pixels and not by their files.",
-        "Captions against each other: the same words, and nearly the same words.",
+        "Captions against each other: the same words, and nearly the same words."
+        + (CAPTIONS_COUNTED if (summary.get("search") or {}).get("method") == "cells" else ""),
         f"How plain the pictures are, on {number(measured)} images without near-duplicates and one image a group.",
     ]
     untested = list(LINT_UNTESTED)
