@@ -29,8 +29,9 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import cli, images, worlds
 from copyscope import engine as engine_module
-from copyscope.copying import pieces, sharded, spread_search
+from copyscope.copying import components, pieces, sharded, spread_components, spread_search
 from copyscope.copying import search as search_module
+from copyscope.copying.cells import Cells
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.search import search
 from copyscope.corpus import Corpus
@@ -518,6 +519,66 @@ def test_a_search_that_lost_a_range_is_no_answer(monkeypatch) -> None:
     message = "References 4 to 7 of 10 were not searched: as asked for by the test"
     with pytest.raises(CopyscopeError, match=message):
         spread_search.search_by(Backwards(lose=(1,)), vectors, vectors, 2)
+
+
+@pytest.fixture
+def in_stretches(monkeypatch) -> Any:
+    """Rows of which twelve stretches of cells are made, and groups of them without an engine."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((60, 32))
+    rows = centres[rng.integers(0, 60, 6000)] + 0.6 * rng.standard_normal((6000, 32))
+    rows[5500:] = rows[:500] + 0.03 * rng.standard_normal((500, 32))
+    rows[100:130] = rows[7]
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    monkeypatch.setattr(components, "LOT", 500)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")
+    return vectors, components.by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+
+
+def same_groups(found: Any, wanted: Any) -> bool:
+    pairs = set(zip(found[0].tolist(), wanted[0].tolist(), strict=True))
+    return len(pairs) == len(set(found[0].tolist())) == len(set(wanted[0].tolist())) > 100
+
+
+def test_groups_are_those_of_one_machine(in_stretches, tmp_path, engine: Engine) -> None:
+    vectors, wanted = in_stretches
+    made = Cells.build(vectors, 64, folder=tmp_path)
+    found = components.by_cells(made, 0.9, k=2, floor=0.7, engine=engine)
+    assert same_groups(found, wanted)
+    np.testing.assert_array_equal(found[1].index, wanted[1].index)
+    np.testing.assert_allclose(found[1].score, wanted[1].score, atol=1e-6)
+    assert (found[1].index[:, 1] >= 0).mean() > 0.5
+
+
+def test_groups_that_lost_a_stretch_are_no_answer_and_go_on(in_stretches, tmp_path) -> None:
+    vectors, wanted = in_stretches
+    made = Cells.build(vectors, 64, folder=tmp_path)
+    told: list[int] = []
+    with pytest.raises(CopyscopeError, match=r"1,000 to 1,499 of 6,000, in the order .* not looked for: as asked for"):
+        components.by_cells(made, 0.9, k=2, floor=0.7, engine=Backwards((2,)))
+    options = {"k": 2, "floor": 0.7, "progress": lambda label, done, total: told.append(done)}
+    found = components.by_cells(made, 0.9, engine=Backwards(), **options)
+    assert told == list(range(500, 6001, 500))
+    assert same_groups(found, wanted)
+    np.testing.assert_array_equal(found[1].index, wanted[1].index)
+
+
+def test_pairs_that_halves_cannot_tell_are_told_by_the_vectors(in_stretches, tmp_path, monkeypatch) -> None:
+    vectors, _ = in_stretches
+    monkeypatch.setattr(components, "ROUNDING", 0.05)  # as if halves were worse
+    made = Cells.build(vectors, 64, folder=tmp_path)
+    wanted = components.by_cells(Cells.build(vectors, 64), 0.9)
+    asked: list[int] = []
+    real = np.einsum
+    monkeypatch.setattr(np, "einsum", lambda *given: asked.append(len(given[1])) or real(*given))
+    found = components.by_cells(made, 0.9, engine=Backwards())
+    assert sum(asked) > 100
+    assert same_groups(found, wanted)
+
+
+def test_cells_that_a_worker_does_not_have_are_told(tmp_path) -> None:
+    with pytest.raises(InputError, match="COPYSCOPE_CACHE name a folder that all machines share"):
+        spread_components.stretch(spread_components.Asked(str(tmp_path / "none"), 0.9, 0, 1.0, 1), (0, 10))
 
 
 def test_an_audit_and_a_lint_are_the_same(world, tmp_path, store: ObjectStore, monkeypatch) -> None:

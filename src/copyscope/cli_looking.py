@@ -308,6 +308,7 @@ def duplicates(
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
+    engine: EngineSpec = None,
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
     from .copying.duplicates import duplicates as run
@@ -316,12 +317,12 @@ def duplicates(
     from .copying.results import write_table
 
     check_out(out)
-    rules = named(protocol)
+    rules, who = named(protocol), opened_engine(engine)
     with progress_bar() as progress:
         images, left_out = opened(corpus, without, progress)
-        described = describe(images, rules.load(), workers=workers, progress=progress)
+        described = describe(images, rules.load(), workers=workers, engine=who, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
-        groups = run(described, bar, workers=workers, progress=progress)
+        groups = run(described, bar, workers=workers, engine=who, progress=progress)
     table, summary = groups.table(), groups.summary()
     if out:
         write_table(out, "groups", table)

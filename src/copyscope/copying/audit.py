@@ -128,7 +128,7 @@ def audit(
                 f"The first says: {failures({name: described[name]})['error'][0]}"
             )
     described["train"] = in_cells(described["train"], **options)
-    groups = duplicates(described["train"], rules.duplicates, **options)
+    groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
     matches = match(described["generated"], described["train"], verify, labels=groups.label, engine=engine, **options)
     baseline, baseline_scores = calibrate.baseline(
         described["train"], groups, verify, seed=seed, engine=engine, **options

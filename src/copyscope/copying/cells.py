@@ -90,14 +90,19 @@ class Cells:
         with told(kept), locked(kept / ".lock"):
             if not (kept / DONE).is_file():
                 _make(kept, vectors, count or 2 ** round(math.log2(max(1, len(vectors))) / 2), seed, workers, progress)
-        names = ("centres", "starts", "rows", "near", "halves", "first")
-        arrays = {name: np.load(kept / f"{name}.npy", mmap_mode="r") for name in names}
-        for name in ("centres", "starts", "rows", "first"):
-            arrays[name] = np.array(arrays[name])
-        made = cls(vectors=vectors, folder=kept, **arrays)
+        made = cls.open(kept, vectors)
         if folder is None:
             weakref.finalize(made, _forget, kept)
         return made
+
+    @classmethod
+    def open(cls, folder: Path, vectors: Vectors) -> Cells:
+        """The cells of these vectors that `build` has made in a folder. Raises OSError where there are none."""
+        names = ("centres", "starts", "rows", "near", "halves", "first")
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        for name in ("centres", "starts", "rows", "first"):
+            arrays[name] = np.array(arrays[name])
+        return cls(vectors=vectors, folder=folder, **arrays)
 
     def read(self, start: int, stop: int) -> NDArray[np.float16]:
         """Vectors of the places from `start` to `stop`, in memory: a map would stay with the process."""
@@ -369,7 +374,7 @@ def in_cells(
 ) -> Embeddings:
     """The same, with cells where there are more than EXACT_ROWS vectors. They are kept in the cache, by what decides
     them, so that they are made once for a training set. cache, workers: as in `embed`."""
-    if len(embeddings.vectors) <= EXACT_ROWS:
+    if embeddings.cells is not None or len(embeddings.vectors) <= EXACT_ROWS:
         return embeddings
     folder = (cache or cache_folder()) / "cells" / _identity(embeddings)
     cells = Cells.build(embeddings.vectors, folder=folder, workers=workers, progress=progress)

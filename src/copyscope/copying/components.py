@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.engine import Engine, open_engine
 from copyscope.machine import Progress, cores, let_go, locked, memory
 
 from .cells import Cells
@@ -28,6 +30,7 @@ LOT = 32768
 PIECE = 2048
 # Half precision moves an inner product of unit vectors by less.
 ROUNDING = 1e-3
+Exact = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 # Labels are merged when so many edges are put aside; pieces of which one in CROWD is a pair are thinned first.
 MANY, CROWD = 65536, 64
 
@@ -146,21 +149,28 @@ def by_cells(
     k: int = 0,
     floor: float = 1.0,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.int64], Nearest]:
     """Connected components [n] by the pairs that the cells find, and the k other rows nearest to each row.
 
     Of those, only what reaches `floor`, and where several rows have the very same vector only the first of them has any
-    and is any. Goes on where a killed process was; what is done is kept beside the cells.
+    and is any. Goes on where a killed process was; what is done is kept beside the cells. engine: who goes through
+    them; its machines share the folder of the cells.
     """
     n, dim = cells.halves.shape
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
     with told(cells.folder), locked(kept.with_suffix(".lock")):
         sweep(kept)
         labels, closest, done = _begun(kept, cells, k, floor)
-        for start in range(done, n, size := max(LOT, memory() // 4 // (4 * dim))):
-            stop = min(start + size, n)
-            _stretch(cells, start, stop, threshold, labels, closest, workers)
+        size = max(LOT, memory() // 4 // (4 * dim))
+        spans = [(start, min(start + size, n)) for start in range(done, n, size)]
+
+        def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+            vectors = (cells.vectors[cells.rows[places]] for places in (one, other))
+            return np.asarray(np.einsum("ed,ed->e", *vectors) >= threshold)
+
+        for stop in _done(cells, spans, threshold, labels, closest, exact, workers, engine):
             arrays = {"label": labels.settle(), "place": closest.place, "score": closest.score, "done": stop}
             replace_file(kept, functools.partial(_save, arrays=arrays))
             if progress:
@@ -187,25 +197,63 @@ def _connected(one: NDArray[np.int64], other: NDArray[np.int64], size: int) -> N
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
+def begin(cells: Cells, k: int, floor: float) -> tuple[Labels, Closest]:
+    """What is known before any two rows are compared: equal vectors."""
+    label = np.empty(len(cells.rows), np.int64)
+    label[cells.rows] = cells.rows[cells.first]
+    return Labels(label), Closest.none(len(label), k, floor)
+
+
+def _done(
+    cells: Cells,
+    spans: list[tuple[int, int]],
+    threshold: float,
+    labels: Labels,
+    closest: Closest,
+    exact: Exact,
+    workers: int | None,
+    engine: Engine | str | None,
+) -> Iterator[int]:
+    """The end of each of the stretches `spans` of places, when its pairs are joined."""
+    if engine is not None:
+        from .spread_components import Asked, by_engine
+
+        engine = open_engine(engine)
+        asked = Asked(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
+        yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)
+        return
+    for start, stop in spans:
+        go_through(cells, start, stop, threshold, labels, closest, exact, workers)
+        yield stop
+
+
 def _begun(kept: Path, cells: Cells, k: int, floor: float) -> tuple[Labels, Closest, int]:
     """What is known so far: labels, the closest, and how many places were gone through."""
     if kept.is_file():
         with np.load(kept) as found:
             return Labels(found["label"]), Closest(floor, found["place"], found["score"]), int(found["done"])
-    label = np.empty(len(cells.rows), np.int64)
-    label[cells.rows] = cells.rows[cells.first]
-    return Labels(label), Closest.none(len(label), k, floor), 0
+    return *begin(cells, k, floor), 0
 
 
-def _stretch(
-    cells: Cells, start: int, stop: int, threshold: float, labels: Labels, closest: Closest, workers: int | None
+def go_through(
+    cells: Cells,
+    start: int,
+    stop: int,
+    threshold: float,
+    labels: Labels,
+    closest: Closest,
+    exact: Exact,
+    workers: int | None,
 ) -> None:
-    """Join all pairs of which one is at a place from `start` to `stop`."""
+    """Join all pairs of which one is at a place from `start` to `stop`. exact: tells places [e] and places [e] that
+    half precision cannot tell."""
     alone = cells.first == np.arange(len(cells.rows))
     stretch = _Stretch.read(cells, alone, start, stop)
     with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
-        list(pool.map(lambda first: stretch.join(cells, alone, first, threshold, labels, closest),
-                      range(0, len(alone), LOT)))  # fmt: skip
+        join = functools.partial(
+            stretch.join, cells, alone, threshold=threshold, labels=labels, closest=closest, exact=exact
+        )
+        list(pool.map(join, range(0, len(alone), LOT)))
     let_go(cells.near)
 
 
@@ -240,9 +288,11 @@ class _Stretch:
         cells: Cells,
         alone: NDArray[np.bool_],
         first: int,
+        *,
         threshold: float,
         labels: Labels,
         closest: Closest,
+        exact: Exact,
     ) -> None:
         """Join pairs of inner product >= threshold, one of the LOT of places from `first` on, the other of the stretch,
         in a cell that is near to the one. Puts what is nearest into `closest`."""
@@ -263,7 +313,7 @@ class _Stretch:
                 for there in range(self.bounds[cell], self.bounds[cell + 1], 2 * PIECE):
                     some = slice(there, min(there + 2 * PIECE, self.bounds[cell + 1]))
                     scores = vectors[asked] @ self.vectors[some].T
-                    _join(cells, first + mine[asked], self.places[some], scores, threshold, labels, closest)
+                    _join(cells, first + mine[asked], self.places[some], scores, threshold, labels, closest, exact)
 
 
 def _join(
@@ -274,6 +324,7 @@ def _join(
     threshold: float,
     labels: Labels,
     closest: Closest,
+    exact: Exact,
 ) -> None:
     """Scores [p q] of places `one` [p] and `other` [q] -> the pairs that they are."""
     bar = np.full((len(one), 1), threshold - ROUNDING, np.float32)
@@ -293,8 +344,7 @@ def _join(
     near = score >= threshold - ROUNDING
     unsure = np.flatnonzero(near & (score < threshold + ROUNDING))
     if len(unsure):
-        vectors = (cells.vectors[cells.rows[places]] for places in (one[row[unsure]], other[column[unsure]]))
-        near[unsure] = np.einsum("ed,ed->e", *vectors) >= threshold
+        near[unsure] = exact(one[row[unsure]], other[column[unsure]])
     row, column = row[near], column[near]
     if len(row) > len(one) + len(other):
         # A spanning forest says as much: every vertex and the first of its component.

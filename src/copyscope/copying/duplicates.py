@@ -13,9 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress, let_go
 
+from .cells import in_cells
 from .components import ROUNDING, by_cells, components, merged
 from .embed import Embeddings, Work, compute
 from .search import Nearest, search
@@ -100,6 +102,7 @@ def duplicates(
     verify: Verify | None = Verify(),
     cache: Path | None = None,
     workers: int | None = None,
+    engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Groups:
     """Group the images whose similarity reaches `threshold`.
@@ -109,11 +112,12 @@ def duplicates(
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
     threshold to it (`split_chains=False` keeps the components as they are). An image left without near-duplicates then
     joins those that the second look finds to be the same picture (`verify=None` leaves that out). Exact duplicates are
-    told by decoded pixels, not by file. Of embeddings that lie in cells pairs are looked
-    for within those, and some are missed.
+    told by decoded pixels, not by file. Above EXACT_ROWS of `cells` pairs are looked for
+    within cells, and some are missed; there an engine may look for them, whose machines share the cache.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
+    embeddings = in_cells(embeddings, cache=cache, workers=workers, progress=progress)
     vectors, cells = embeddings.vectors, embeddings.cells
     again = verify is not None and threshold > FLOOR
     closest: Nearest | None = None
@@ -121,7 +125,7 @@ def duplicates(
         label = components(vectors, threshold, workers=workers, progress=progress)
     else:
         k, floor = (LOOKED_AT, FLOOR) if again else (0, 1.0)
-        label, closest = by_cells(cells, threshold, k=k, floor=floor, workers=workers, progress=progress)
+        label, closest = by_cells(cells, threshold, k=k, floor=floor, workers=workers, engine=engine, progress=progress)
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)

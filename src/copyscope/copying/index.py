@@ -139,7 +139,9 @@ class Index:
                 manifest["files"] |= files.write_array(folder, f"{manifest['rotation']}.{suffix}", array)
             write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
             state = load(folder, manifest)
-            groups = duplicates(described, rules.duplicates, **options) if held is None else None
+            groups = None
+            if held is None:
+                groups = duplicates(described, rules.duplicates, engine=engine, **options)
             calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
         return cls.open(folder)

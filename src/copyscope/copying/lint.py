@@ -95,7 +95,7 @@ def lint(
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
     described = in_cells(described, **options)
-    groups = duplicates(described, rules.duplicates, **options)
+    groups = duplicates(described, rules.duplicates, engine=engine, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))

@@ -1,0 +1,117 @@
+"""The pairs of `components.by_cells` by an engine: each task goes through a stretch of the cells, from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.engine import Engine, Lost
+from copyscope.errors import CopyscopeError, InputError
+
+from .cells import Cells
+from .components import Closest, Labels, begin, go_through
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What all tasks are told; see `by_cells`. folder: the cells, at the same path on all machines."""
+
+    folder: str
+    threshold: float
+    k: int
+    floor: float
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one stretch gave. edges: rows [e 2] in one component. unsure: places [u 2] that half precision cannot tell.
+    places [p]: those with something close; close: the places of that [p k], -1 for none; score: float32 [p k].
+    """
+
+    edges: NDArray[np.int64]
+    unsure: NDArray[np.int64]
+    places: NDArray[np.int64]
+    close: NDArray[np.int32]
+    score: NDArray[np.float32]
+
+
+def by_engine(
+    engine: Engine,
+    asked: Asked,
+    spans: Sequence[tuple[int, int]],
+    labels: Labels,
+    closest: Closest,
+    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]],
+    rows: NDArray[np.int64],
+) -> Iterator[int]:
+    """Join what the stretches `spans` give, in their order; the end of each, when it is done.
+
+    exact: which places [u] and places [u] reach the threshold. rows: of each place. Raises CopyscopeError where a
+    stretch is lost: groups without its pairs would look like an answer.
+    """
+    found: dict[int, Part] = {}
+    done = 0
+    for number, part in engine.map(stretch, asked, spans):
+        if isinstance(part, Lost):
+            start, stop = spans[number]
+            raise CopyscopeError(
+                f"Near-duplicates of images {start:,} to {stop - 1:,} of {len(rows):,}, in the order of the cells, "
+                f"were not looked for: {part.why}.\n"
+                "Run the command again; what was done is kept. Or run it without an engine"
+            )
+        found[number] = part
+        while done in found:
+            take(found.pop(done), labels, closest, exact, rows)
+            yield spans[done][1]
+            done += 1
+
+
+def take(part: Part, labels: Labels, closest: Closest, exact: Any, rows: NDArray[np.int64]) -> None:
+    """Join what a part says."""
+    labels.join(part.edges[:, 0], part.edges[:, 1])
+    if len(part.unsure):
+        near = part.unsure[exact(part.unsure[:, 0], part.unsure[:, 1])]
+        labels.join(rows[near[:, 0]], rows[near[:, 1]])
+    there = part.close >= 0
+    if there.any():
+        places = np.broadcast_to(part.places[:, None], there.shape)
+        closest.offer(places[there], part.close[there].astype(np.int64), part.score[there])
+
+
+def stretch(asked: Asked, span: tuple[int, int]) -> Part:
+    """By a worker: one stretch of places."""
+    folder = Path(asked.folder)
+    try:
+        cells = Cells.open(folder, np.zeros((0, 0), np.float32))
+    except OSError:
+        raise InputError(
+            f"The cells {folder} are not on the machine of a worker.\n"
+            "Let COPYSCOPE_CACHE name a folder that all machines share"
+        ) from None
+    labels, closest = begin(cells, asked.k, asked.floor)
+    before = labels.now
+    unsure = [np.zeros((0, 2), np.int64)]
+
+    def put_aside(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+        unsure.append(np.stack([one, other], axis=1))
+        return np.zeros(len(one), bool)
+
+    go_through(cells, *span, asked.threshold, labels, closest, put_aside, asked.threads)
+    after = labels.settle()
+    # Every row of a component and its first, which is a tree that joins them.
+    _, first, root = np.unique(after, return_index=True, return_inverse=True)
+    moved = np.flatnonzero((first[root] != np.arange(len(after))) & (before != before[first[root]]))
+    places = np.flatnonzero((closest.place >= 0).any(axis=1))
+    return Part(
+        np.stack([moved, first[root][moved]], axis=1),
+        np.concatenate(unsure),
+        places,
+        closest.place[places],
+        closest.score[places],
+    )
