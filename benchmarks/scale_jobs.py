@@ -70,6 +70,7 @@ class Assumed:
     machines: float = _assumed(25, "machines: the task this page answers in about a day")
     cores: float = _assumed(64, "cores of a machine, as fast as the one measured, also when all work; see the limits")
     memory: float = _assumed(256e9, "bytes of memory of a machine: 4 GB a core, usual for rented ones")
+    disk: float = _assumed(1e9, "bytes/s that a machine's disk is read at: that of the machine measured here")
     network: float = _assumed(25e9 / 8, "bytes/s of a machine, each way: 25 Gbit/s, usual for rented ones of that size")
     store: float = _assumed(40e9, "bytes/s of the object store, all machines together; a guess of ours")
     request: float = _assumed(0.03, "seconds until an object store answers; a guess of ours, of the usual order")

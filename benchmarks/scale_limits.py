@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from copyscope.copying.cells import NEAR
 from scale_jobs import EDGE, HOUR, Assumed, Plan, Rates
 
 
@@ -52,16 +53,15 @@ def limits(a: Assumed, r: Rates) -> list[Limit]:
     return [
         Limit(one, "describing every image", hours, a.patience, "more machines: the work is in shards",
               lambda n: n * r.describe / a.cores / HOUR),
-        Limit(one, "all pairs", hours, a.patience, "pairs within cells and some neighbouring cells",
-              lambda n: 2 * r.dim * n * n / 2 / r.pairs_flops / a.cores / HOUR),
-        Limit(one, "vectors in float32, which every block of rows reads again", "bytes of memory", a.memory,
-              "fp16 or int8, by cell", lambda n: n * r.dim * 4),
-        Limit(one, "rows and captions as Python objects", "bytes of memory", a.memory, "one table a shard",
-              lambda n: n * a.object_bytes),
+        Limit(one, "each row in the eight cells nearest to it", hours, a.patience, "stretches of cells by an engine",
+              lambda n: 2 * r.dim * NEAR * n**1.5 / r.pairs_flops / a.cores / HOUR),
+        Limit(one, "all vectors read once for each stretch of cells that memory holds", "bytes read in that time",
+              a.patience * HOUR * a.disk, "cells that are near one another in one stretch",
+              lambda n: n * r.dim * 2 * (n * r.dim * 4 / (a.memory / 8))),
+        Limit(one, "rows and captions as Python objects while a corpus is opened", "bytes of memory", a.memory,
+              "one table a shard", lambda n: n * a.object_bytes),
         Limit(one, "a card a group, each a Python dict", "bytes of memory", a.memory,
               "cards of the largest groups and of a sample", lambda n: n * a.duplicated / 3 * a.card_bytes),
-        Limit(one, "edges of 1,024 rows with one image's duplicates, not merged yet", "bytes of memory", a.memory,
-              "equal files made one row first; edges merged block by block", lambda n: 1024 * hot_share * n * EDGE),
         Limit(cluster, "a cell with the most duplicated image, as one task", hours, a.patience,
               "equal files made one row first; a large cell compared block by block", unsplit),
         Limit(cluster, "its edges, not merged within the cell", "bytes of network in that time",
