@@ -295,11 +295,10 @@ def _exact(
     if len(grouped) == 0:
         return exact
     work = Work("pixels", "sha256 of height, width and RGB values", 32, np.uint8, _pixel_digests)
-    _, rows, digests = compute(
-        embeddings.corpus, work, rows=embeddings.rows[grouped], cache=cache, workers=workers, progress=progress
-    )
+    few = embeddings.corpus.take(embeddings.rows[grouped])
+    _, read, digests = compute(few, work, cache=cache, workers=workers, progress=progress)
     _, inverse, counts = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
-    exact[np.searchsorted(embeddings.rows, rows)] = counts[inverse.ravel()]
+    exact[grouped[read]] = counts[inverse.ravel()]
     return exact
 
 
