@@ -18,6 +18,7 @@ from .rows import SCHEMA
 from .shards import ParquetImages, tar_pieces
 from .storage import Storage, connect, file_system, from_text
 
+ONE_PIECE = 1_000_000
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
 _Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
@@ -50,7 +51,8 @@ class Corpus:
         origin = os.fspath(path_or_url)
         storage, path = connect(origin)
         kind, table = recognise(storage, path, origin)
-        return Corpus(table.combine_chunks(), origin, kind)
+        # Of very many rows the pieces stay: to make one of them takes their memory twice.
+        return Corpus(table if len(table) > ONE_PIECE else table.combine_chunks(), origin, kind)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -125,12 +125,12 @@ def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: st
         elif found.damage:
             failed.append(name)
             errors.append(found.damage)
-    ids = chosen_ids(candidates, rows.ids) if kind == "parquet" else rows.ids
-    rows.rename(ids)
+    if kind == "parquet":
+        rows.rename(chosen_ids(candidates, rows.ids))
     for name, why in zip(failed, errors, strict=True):
         rows.add(name, None, error=f"damaged Parquet: {why}")
     if not rows.any_image():
-        why = errors[0] if errors else next((text for text in rows.errors if text), "it is empty")
+        why = errors[0] if errors else rows.first_error or "it is empty"
         raise InputError(f"Cannot open {origin!r}: {names[0]}: {why}.\nNo image could be found in {len(names)} files")
     return rows.table()
 

@@ -22,19 +22,28 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+OWN = ("id", "image", "captions", "weight", "error")
+PIECE = 65536
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 """Columns and keys that hold the captions of an image, each a string or a list of strings; case does not matter."""
 
 
 class Rows:
-    """Collects rows column by column; `table` gives them as Arrow. Identifiers that repeat get `#2`, `#3`, ..."""
+    """Collects rows column by column; `table` gives them as Arrow. Identifiers that repeat get `#2`, `#3`, ...
+
+    Every PIECE rows what was added becomes Arrow: as Python objects, the rows of ten million images would take more
+    memory than all that is done with them.
+    """
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in ("id", "image", "captions", "weight", "error")}
-        self._extras: dict[str, list[Any]] = {}
+        self._columns: dict[str, _Column] = {name: _Column(SCHEMA.field(name).type) for name in OWN}
+        self._extras: dict[str, _Column] = {}
+        self._n = 0
+        self._first_error: str | None = None
+        self._any_image = False
 
     def __len__(self) -> int:
-        return len(self._columns["id"])
+        return self._n
 
     def add(
         self,
@@ -46,48 +55,98 @@ class Rows:
         extras: Mapping[str, Any] | None = None,
     ) -> None:
         """One image: its locator `image` (None where there is nothing to read), and further columns by name."""
-        row = len(self)
         weight = 1.0
         for name, value in (extras or {}).items():
             if name == "weight" and _is_weight(value):
                 weight = float(value)
                 continue
-            column = self._extras.setdefault(_free_name(name), [])
-            column.extend([None] * (row - len(column)))
-            column.append(value)
+            self._extras.setdefault(_free_name(name), _Column(None)).put(self._n, value)
         values = (readable(id), None if image is None else to_text(image), list(captions), weight, error)
         for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
+            column.put(self._n, value)
+        self._n += 1
+        self._first_error = self._first_error or error
+        self._any_image |= image is not None
 
     @property
     def ids(self) -> list[str]:
         """Identifiers so far, not yet made unique."""
-        return list(self._columns["id"])
+        return list(self._columns["id"].whole(self._n).to_pylist())
 
     @property
-    def errors(self) -> list[str | None]:
-        """Why each row so far cannot be read; None where it can, as far as is known."""
-        return list(self._columns["error"])
+    def first_error(self) -> str | None:
+        """Why the first row that is known not to be readable is not; None where all may be."""
+        return self._first_error
 
     def any_image(self) -> bool:
         """Whether some row has an image to read."""
-        return any(image is not None for image in self._columns["image"])
+        return self._any_image
 
     def rename(self, ids: list[str]) -> None:
         """Sets the identifiers of the rows so far."""
-        self._columns["id"] = [readable(name) for name in ids]
+        column = self._columns["id"] = _Column(pa.string())
+        for row, name in enumerate(ids):
+            column.put(row, readable(name))
 
     def table(self) -> pa.Table:
         """The rows as a table: the columns of SCHEMA, then the others by name."""
-        columns = self._columns | {"id": unique(self._columns["id"])}
+        columns = {name: column.whole(self._n) for name, column in self._columns.items()}
+        if len(columns["id"].unique()) != self._n:
+            columns["id"] = pa.chunked_array([unique(columns["id"].to_pylist())], pa.string())
         arrays = {
-            name: pa.array(columns[name], kind) if name in columns else pa.nulls(len(self), kind)
+            name: columns[name] if name in columns else pa.nulls(self._n, kind)
             for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)
         }
-        for name, values in self._extras.items():
-            values.extend([None] * (len(self) - len(values)))
-            arrays[name] = column_of(values)
-        return pa.table(arrays)
+        return pa.table(arrays | {name: column.whole(self._n) for name, column in self._extras.items()})
+
+
+class _Column:
+    """The values of a column by row, those not put null. kind: their type; None = what holds all of them."""
+
+    def __init__(self, kind: pa.DataType | None) -> None:
+        self._kind = kind
+        self._chunks: list[pa.Array] = []
+        self._n_before = 0
+        self._values: list[Any] = []
+
+    def put(self, row: int, value: Any) -> None:
+        """The value of a row behind all that have one."""
+        self._fill(row)
+        self._values.append(value)
+
+    def whole(self, n: int) -> pa.ChunkedArray:
+        """The values of rows 0 to n - 1."""
+        self._fill(n)
+        chunks = [*self._chunks, self._chunk(self._values)]
+        kind = self._kind or _type_of_all([chunk.type for chunk in chunks])
+        if kind is None:
+            values = [value for chunk in chunks for value in chunk.to_pylist()]
+            return pa.chunked_array([column_of(values)])
+        # An integer that a float cannot hold becomes the nearest one, as it does within a piece.
+        return pa.chunked_array([chunk.cast(kind, safe=False) for chunk in chunks], kind)
+
+    def _fill(self, row: int) -> None:
+        """With nulls up to a row; what makes a whole piece becomes Arrow."""
+        while self._n_before + len(self._values) < row or len(self._values) >= PIECE:
+            room = min(row - self._n_before, PIECE) - len(self._values)
+            self._values += [None] * room
+            if len(self._values) >= PIECE:
+                self._chunks.append(self._chunk(self._values))
+                self._n_before += len(self._values)
+                self._values = []
+
+    def _chunk(self, values: list[Any]) -> pa.Array:
+        if self._kind is not None:
+            return pa.array(values, self._kind)
+        return column_of(values) if any(value is not None for value in values) else pa.nulls(len(values))
+
+
+def _type_of_all(kinds: list[pa.DataType]) -> pa.DataType | None:
+    """The type that pieces of these types become without a change of any value; None where there is none."""
+    found = {kind for kind in kinds if kind != pa.null()}
+    if len(found) < 2:
+        return next(iter(found), pa.string())
+    return pa.float64() if found == {pa.int64(), pa.float64()} else None
 
 
 def captions_of(record: Mapping[str, Any]) -> list[str]:
