@@ -304,12 +304,12 @@ def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monke
     made = Cells.build(vectors, 64, folder=tmp_path)
     wanted, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     with monkeypatch.context() as patch:
-        killed_after(patch, components_module, "_stretch", 7)
+        killed_after(patch, components_module, "go_through", 7)
         with pytest.raises(KeyboardInterrupt):
             by_cells(made, 0.9, k=2, floor=0.7)
     monkeypatch.setenv("COPYSCOPE_MEMORY", "500KB")
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, components_module, "_stretch", 99)
+        calls = killed_after(patch, components_module, "go_through", 99)
         label, found = by_cells(made, 0.9, k=2, floor=0.7)
         assert len(calls) == 3
         assert same(label, wanted)
@@ -327,7 +327,7 @@ from pathlib import Path
 from copyscope.copying import cells, components
 folder = Path(sys.argv[1])
 cells.BLOCK, components.LOT = 256, 500
-for module, name in ((cells, "search"), (cells, "_scatter"), (components, "_stretch")):
+for module, name in ((cells, "search"), (cells, "_scatter"), (components, "go_through")):
     def slowly(*arguments, real=getattr(module, name), **options):
         time.sleep(0.03)
         return real(*arguments, **options)
