@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copyscope import corpus as corpus_module
 from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
@@ -296,3 +297,18 @@ def test_rows_are_picked_in_the_order_asked_for_whatever_the_pieces(rows: list[i
     assert taken.ids == [f"r{row}" for row in rows]
     assert taken.table.schema == corpus.table.schema
     assert [corpus.id_of(row) for row in rows] == taken.ids
+
+
+def test_of_very_many_images_the_table_is_in_a_file_and_the_same(tmp_path, monkeypatch):
+    write(tmp_path / "set", {f"{number:02d}.png": b"no image" for number in range(30)} | {"03.txt": "a caption"})
+    plain = Corpus.open(tmp_path / "set")
+    monkeypatch.setattr(corpus_module, "ONE_PIECE", 10)
+    monkeypatch.setattr(corpus_module, "ROWS_A_PIECE", 7)
+    before = pa.total_allocated_bytes()
+    mapped = Corpus.open(tmp_path / "set")
+    assert pa.total_allocated_bytes() - before < plain.table.nbytes
+    assert mapped.table.equals(plain.table)
+    assert mapped.table["id"].num_chunks == 5
+    assert mapped.captions[3] == ["a caption"]
+    assert mapped.take([29, 3]).ids == ["29.png", "03.png"]
+    assert isinstance(next(iter(mapped.stream([4])))[1], bytes)

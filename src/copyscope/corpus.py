@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import ImageError
+from .rows import PIECE as ROWS_A_PIECE
 from .rows import SCHEMA
 from .shards import ParquetImages, tar_pieces
 from .storage import Storage, connect, file_system, from_text
 
 ONE_PIECE = 1_000_000
+"""A table of more rows stays in pieces, in a file."""
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
 _Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
@@ -51,8 +54,7 @@ class Corpus:
         origin = os.fspath(path_or_url)
         storage, path = connect(origin)
         kind, table = recognise(storage, path, origin)
-        # Of very many rows the pieces stay: to make one of them takes their memory twice.
-        return Corpus(table if len(table) > ONE_PIECE else table.combine_chunks(), origin, kind)
+        return Corpus(_mapped(table) if len(table) > ONE_PIECE else table.combine_chunks(), origin, kind)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -192,6 +194,17 @@ def _picked(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.chunked_array([found.combine_chunks()]).take(pa.array(back))
+
+
+def _mapped(table: pa.Table) -> pa.Table:
+    """The same table in a mapped file, of some 200 bytes an image; the system takes its pages back when it must."""
+    if os.name == "nt":  # where a file that is mapped cannot be made nameless
+        return table
+    with tempfile.TemporaryDirectory(prefix="copyscope-") as folder:
+        path = os.path.join(folder, "corpus.arrow")
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, ROWS_A_PIECE)
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
