@@ -115,10 +115,11 @@ class Processes(Engine):
 
         try:
             while True:
-                whole = True
+                whole, careful = True, bool(suspects)
                 if suspects and not under_way:
                     whole = begin(*suspects.popleft())
-                while whole and not suspects and len(under_way) < 2 * self.width() and (more := next(waiting, None)):
+                # Nothing is begun beside a suspect, the last one neither.
+                while whole and not careful and len(under_way) < 2 * self.width() and (more := next(waiting, None)):
                     whole = begin(*more, 0)
                 if whole and not under_way:
                     return
