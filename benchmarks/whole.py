@@ -42,6 +42,7 @@ from copyscope.copying.embed import Work, embed
 from copyscope.copying.store import KEY
 from copyscope.corpus import Corpus
 from copyscope.rows import SCHEMA
+from vectors import near
 
 DIM, CLUSTER, PLANTED, GENERATED, BLOCK, POOL = 512, 250, 50, 2000, 50_000, 400
 SPEC = "whole:Simulated"
@@ -246,15 +247,6 @@ def clustered(rng: np.random.Generator, centres: np.ndarray, n: int, within: flo
     weight = np.float32(np.sqrt(within / (1 - within)))
     vectors = weight * centres[rng.integers(0, len(centres), n)] + away
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def near(rng: np.random.Generator, vectors: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Unit vectors [n d] at `similarity` [n] to `vectors` [n d]."""
-    away = rng.standard_normal(vectors.shape, dtype=np.float32)
-    away -= (away * vectors).sum(axis=1, keepdims=True) * vectors
-    away /= np.linalg.norm(away, axis=1, keepdims=True)
-    at = similarity[:, None].astype(np.float32)
-    return (at * vectors + np.sqrt(1 - at**2) * away).astype(np.float32)
 
 
 class Watch:
