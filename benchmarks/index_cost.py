@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from index import near
+from measured import MB, Watched
 from record import RESULTS, record
 from search import DIM, THREADS, clustered
 
@@ -168,7 +168,7 @@ def build(folder: Path, n: int, precision: str) -> dict[str, Any]:
         shades if which is corpus else real(self, which, *given, **options)
     )
     files.write_array = sparse
-    with Memory() as memory:
+    with Watched() as memory:
         index = Index.build("drawn", folder / "index", PROTOCOL, held_out=held, precision=precision, workers=THREADS)
     manifest = files.read_manifest(folder / "index")
     kept, name = manifest["files"], manifest["segments"][0]["name"]
@@ -177,7 +177,7 @@ def build(folder: Path, n: int, precision: str) -> dict[str, Any]:
         "bytes": index.summary()["bytes"],
         "vectors_bytes": sum(kept[f"{name}.{kind}.npy"]["bytes"] for kind in kinds(precision)),
         "thumbnails": "drawn" if n <= SPARSE_ABOVE else "a file without content",
-        "build_memory": memory.peak,
+        "build_memory": taken(memory),
     }
 
 
@@ -191,7 +191,7 @@ def use(folder: Path, n: int, precision: str) -> dict[str, Any]:
         pixels = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
         small = rng.integers(0, 256, (1, 32, 32, 3), np.uint8)
         asked.append((start, Looks(vectors[None], small, Canvases.of(pixels, np.array([[64, 64]])))))
-    with Memory() as memory:
+    with Watched() as memory:
         began = time.perf_counter()
         index = Index.open(folder / "index")
         opened = time.perf_counter() - began
@@ -201,7 +201,7 @@ def use(folder: Path, n: int, precision: str) -> dict[str, Any]:
             (hits,) = _answers(looks, index._fresh(), 10, True, {"workers": THREADS})
             spent.append(time.perf_counter() - began)
             right += any(hit.id == f"{start:08d}.jpg" for hit in hits)
-    with Memory() as exact_memory:
+    with Watched() as exact_memory:
         began = time.perf_counter()
         _answers(asked[0][1], index._fresh(), 10, True, {"workers": THREADS, "exact": True})
         exact = time.perf_counter() - began
@@ -211,8 +211,8 @@ def use(folder: Path, n: int, precision: str) -> dict[str, Any]:
         "lookup_ms": round(1000 * float(np.median(spent[1:])), 1),
         "exact_ms": round(1000 * exact, 1),
         "source_named": f"{right} of {len(asked)}",
-        "lookup_memory": memory.peak,
-        "exact_memory": exact_memory.peak,
+        "lookup_memory": taken(memory),
+        "exact_memory": taken(exact_memory),
     }
 
 
@@ -255,27 +255,9 @@ def _spread(moved: np.ndarray) -> dict[str, Any]:
     }
 
 
-class Memory:
-    """The most memory while the block ran, MiB: of the process's own, and in all with the files it has mapped."""
-
-    def __enter__(self) -> Memory:
-        self.peak = {"anonymous_mb": 0, "resident_mb": 0}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            for name, field in (("anonymous_mb", "RssAnon"), ("resident_mb", "VmRSS")):
-                self.peak[name] = max(self.peak[name], int(lines[field].split()[0]) >> 10)
-            if self._stop.wait(0.02):
-                return
+def taken(memory: Watched) -> dict[str, int]:
+    """The most memory while a block ran, MiB: of the process's own, and in all with the files it has mapped."""
+    return {"anonymous_mb": memory.peak // MB, "resident_mb": memory.resident // MB}
 
 
 if __name__ == "__main__":

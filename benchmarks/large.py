@@ -27,8 +27,9 @@ from copyscope.copying import cells as cells_module
 from copyscope.copying.cells import Cells
 from copyscope.copying.components import components
 from copyscope.copying.search import search
+from measured import MB, Watched
 from record import record
-from search import THREADS, Memory
+from search import THREADS
 from vectors import BLOCK, DIM, SAME, clustered, made, near
 
 QUERIES, K, SAMPLE = 10_000, 50, 100_000
@@ -121,12 +122,12 @@ def inverted_file(vectors: np.ndarray, queries: np.ndarray, source: np.ndarray, 
 def timed(call: Any) -> tuple[Any, dict[str, float]]:
     """What a call gives, and its seconds, seconds of processor, and peak memory above the maps in MB."""
     began, spent = time.perf_counter(), time.process_time()
-    with Memory() as memory:
+    with Watched() as memory:
         found = call()
     return found, {
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(time.process_time() - spent, 2),
-        "peak_mb": round(memory.peak / 2**20),
+        "peak_mb": round((memory.peak - memory.start) / MB),
     }
 
 

@@ -9,16 +9,14 @@ Expect a ratio of time (ours / faiss) at or below 1.1, equal scores, and less th
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from copyscope.copying.search import search
+from measured import MB, Watched
 from record import record
 from vectors import DIM, clustered
 
@@ -42,7 +40,7 @@ def main() -> None:
         del references
         references = np.load(path, mmap_mode="r")
         queries = clustered(rng, centres, options.queries)
-        with Memory() as memory:
+        with Watched() as memory:
             found = search(queries, references, K, workers=THREADS)
         ours, theirs = [], []
         import faiss
@@ -69,35 +67,10 @@ def main() -> None:
                 "faiss_seconds": theirs,
                 "ratio_median": float(np.median(np.array(ours) / np.array(theirs))),
                 "largest_score_difference": float(np.abs(found.score - scores).max()),
-                "peak_mb_above_map": round(memory.peak / 2**20, 1),
+                "peak_mb_above_map": round((memory.peak - memory.start) / MB, 1),
                 "faiss": faiss.__version__,
             },
         )
-
-
-class Memory:
-    """Peak of the process's anonymous memory (what is not the map) above that at the start, in bytes."""
-
-    def __enter__(self) -> Memory:
-        self._process = psutil.Process(os.getpid())
-        self._base = self._anonymous()
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _anonymous(self) -> int:
-        info = self._process.memory_info()
-        return info.rss - info.shared
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.05):
-            self.peak = max(self.peak, self._anonymous() - self._base)
 
 
 if __name__ == "__main__":

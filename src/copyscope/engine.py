@@ -10,18 +10,13 @@ import abc
 import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
 import multiprocessing
 import os
-import tempfile
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any, TypeVar
 
 from . import parts
@@ -78,8 +73,8 @@ class Engine(abc.ABC):
 class Processes(Engine):
     """Processes of this machine, one thread each. What kills one of them costs a task and not the run.
 
-    workers: how many (0 = one a processor that this process may use). They start with the first task and end with this
-    object.
+    workers: how many (0 = one a processor that this process may use). They start with the first task and end with the
+    last.
     """
 
     workers: int = 0
@@ -101,13 +96,11 @@ class Processes(Engine):
         # done again alone. Else one that kills its worker each time would take its neighbours with it.
         suspects: deque[tuple[int, T, int]] = deque()
         under_way: dict[Future[R | Lost], tuple[int, T, int]] = {}
-        folder = tempfile.TemporaryDirectory(prefix="copyscope-engine-")
-        told = Path(folder.name) / "shared"
-        told.write_bytes(ForkingPickler.dumps(shared))
+        pool = self._pool(function, shared)
 
         def begin(number: int, task: T, tries: int) -> bool:
             try:
-                under_way[self._pool.submit(_in_process, function, str(told), task)] = number, task, tries
+                under_way[pool.submit(_in_process, task)] = number, task, tries
             except BrokenProcessPool:  # since we last looked
                 suspects.append((number, task, tries))
                 return False
@@ -140,20 +133,15 @@ class Processes(Engine):
                 if not whole:
                     suspects.extend(under_way.values())
                     under_way.clear()
-                    self.__dict__.pop("_pool").shutdown()
+                    pool.shutdown()
+                    pool = self._pool(function, shared)
         finally:
-            for future in under_way:
-                future.cancel()
-            wait(under_way)
-            folder.cleanup()
+            pool.shutdown(cancel_futures=True)
 
-    @functools.cached_property
-    def _pool(self) -> ProcessPoolExecutor:
+    def _pool(self, function: Callable[[S, T], R], shared: S) -> ProcessPoolExecutor:
         # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
-        pool = ProcessPoolExecutor(self.width(), multiprocessing.get_context("spawn"))
-        # Left to itself, a pool that goes just before the interpreter does complains on stderr.
-        weakref.finalize(self, pool.shutdown)
-        return pool
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.width(), context, initializer=_tell, initargs=(function, shared))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,15 +277,17 @@ def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | Lost:
         return Lost(" ".join(str(error).split("\n")), told=True)
 
 
-_told: dict[str, Any] = {}
+_told: list[Any] = []
 
 
-def _in_process(function: Callable[[Any, T], R], told: str, task: T) -> R | Lost:
-    if told not in _told:  # once a process and map, whatever the number of tasks
-        shared = ForkingPickler.loads(Path(told).read_bytes())
-        _told.clear()
-        _told[told] = shared
-    return _answer(function, _told[told], task)
+def _tell(function: Callable[[Any, Any], Any], shared: Any) -> None:
+    """Once a process, whatever the number of tasks."""
+    _told[:] = function, shared
+
+
+def _in_process(task: Any) -> Any:
+    function, shared = _told
+    return _answer(function, shared, task)
 
 
 def _died(tries: int) -> str:
