@@ -72,7 +72,7 @@ def faiss(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
     faiss.omp_set_num_threads(THREADS)
     n, queries = len(vectors), truth["queries"]
     # As many cells and probes as ours.
-    count = 2 ** round(np.log2(n) / 2)
+    count = cells_module.how_many(n)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, count, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.max_points_per_centroid = 8, 32
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 THRESHOLD = 0.75
-NEIGHBOURS, PROBES, BLOCK = 16, 8, 10_000
+NEIGHBOURS, BLOCK = 16, 10_000
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 
 Found = np.ndarray
@@ -77,9 +77,10 @@ def faiss_index(kind: str) -> Callable[[Path], Ready]:
                 index = faiss.IndexFlatIP(d)
             elif kind == "ivf":
                 # As many cells, probes and sampled rows as ours.
-                count = 2 ** round(np.log2(n) / 2)
-                index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, count, faiss.METRIC_INNER_PRODUCT)
-                index.nprobe, index.cp.niter, index.cp.max_points_per_centroid = PROBES, 8, 32
+                from copyscope.copying.cells import NEAR, how_many
+
+                index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, how_many(n), faiss.METRIC_INNER_PRODUCT)
+                index.nprobe, index.cp.niter, index.cp.max_points_per_centroid = NEAR, 8, 32
                 index.train(vectors)
             else:
                 index = faiss.IndexHNSWFlat(d, 32, faiss.METRIC_INNER_PRODUCT)

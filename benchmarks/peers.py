@@ -32,7 +32,8 @@ from scipy.sparse.csgraph import connected_components
 
 import measured
 from copyscope import stats
-from peer_jobs import FILES, PROBES, THRESHOLD, VECTORS, Rival
+from copyscope.copying.cells import NEAR
+from peer_jobs import FILES, THRESHOLD, VECTORS, Rival
 from record import RESULTS, record
 
 GB = 10**9
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {"threads": options.threads, "threshold": THRESHOLD, "probes": PROBES, "allowed_seconds": options.seconds,
+    return {"threads": options.threads, "threshold": THRESHOLD, "probes": NEAR, "allowed_seconds": options.seconds,
             "allowed_gb": options.memory, "kinds": list(KINDS)}  # fmt: skip
 
 

@@ -53,8 +53,8 @@ def limits(a: Assumed, r: Rates) -> list[Limit]:
     return [
         Limit(one, "describing every image", hours, a.patience, "more machines: the work is in shards",
               lambda n: n * r.describe / a.cores / HOUR),
-        Limit(one, "each row in the eight cells nearest to it", hours, a.patience, "stretches of cells by an engine",
-              lambda n: 2 * r.dim * NEAR * n**1.5 / r.pairs_flops / a.cores / HOUR),
+        Limit(one, "each row in the cells nearest to it", hours, a.patience, "stretches of cells by an engine",
+              lambda n: 2 * r.dim * NEAR * n**1.5 / 2 / r.pairs_flops / a.cores / HOUR),
         Limit(one, "all vectors read once for each stretch of cells that memory holds", "bytes read in that time",
               a.patience * HOUR * a.disk, "cells that are near one another in one stretch",
               lambda n: n * r.dim * 2 * (n * r.dim * 4 / (a.memory / 8))),

@@ -16,6 +16,7 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from copyscope.copying import cell_files
 from copyscope.copying import cells as cells_module
 from copyscope.copying import components as components_module
 from copyscope.copying import duplicates as duplicates_module
@@ -24,6 +25,7 @@ from copyscope.copying.components import Closest, by_cells, components
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.search import search
 from copyscope.corpus import Corpus
+from copyscope.engine import Processes
 from copyscope.errors import InputError
 
 
@@ -103,8 +105,20 @@ def test_recall_is_the_share_of_nearest_rows_found(vectors, cells, monkeypatch):
     assert cells.recall(away[:100]).n == 100
 
 
+def test_recall_is_of_more_queries_where_few_are_like_a_row(vectors, cells, monkeypatch):
+    away = -vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0))
+    queries = np.repeat(away[None], 2500, axis=0)
+    queries[::25] = vectors[:100]
+    assert 70 <= cells.recall(queries).n <= 90, "one in 25 of MOST"
+    monkeypatch.setattr(cells_module, "COPIES", 16)
+    assert 12 <= cells.recall(queries).n <= 20, "twice the first lot, which has half of what is aimed at"
+    monkeypatch.setattr(cells_module, "COPIES", 1)
+    assert 4 <= cells.recall(queries).n <= 12, "the first lot has enough"
+
+
 def test_recall_among_the_rows_is_of_their_nearest_other_row(vectors, cells, monkeypatch):
     monkeypatch.setattr(cells_module, "MEASURED", 6000)
+    monkeypatch.setattr(cells_module, "MOST", 6000)
     monkeypatch.setattr(cells_module, "NEAR", 1)
     similar = vectors @ vectors.T
     np.fill_diagonal(similar, -2)
@@ -134,7 +148,7 @@ def test_with_all_cells_near_components_are_those_of_all_pairs_whatever_the_piec
     monkeypatch.setattr(cells_module, "NEAR", 64)
     for name, value in (("LOT", 50), ("PIECE", 16), ("MANY", 20), ("CROWD", crowd)):
         monkeypatch.setattr(components_module, name, value)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "400KB")  # 800 rows a stretch: cells lie in two
+    monkeypatch.setattr(components_module, "_stretch", lambda *_: 800)  # cells lie in two
     some = np.concatenate([vectors[:900], np.repeat(vectors[:1], 40, axis=0), vectors[500:600]])
     for threshold in (0.7, 0.8, 0.85):
         _, wanted = every_pair(some, threshold)
@@ -144,12 +158,12 @@ def test_with_all_cells_near_components_are_those_of_all_pairs_whatever_the_piec
 
 def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monkeypatch):
     monkeypatch.setattr(components_module, "LOT", 500)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "1MB")
+    monkeypatch.setattr(components_module, "_stretch", lambda *_: 2000)
     made = Cells.build(vectors, 64)
     for threshold in (0.8, 0.99):
         _, found = by_cells(made, threshold, k=2, floor=0.6)
         own = np.arange(len(vectors))
-        wanted = made.nearest(vectors, 2, probes=8, query_labels=own, reference_labels=own)
+        wanted = made.nearest(vectors, 2, probes=cells_module.NEAR, query_labels=own, reference_labels=own)
         there = wanted.score >= 0.6 + 1e-3
         assert 0.2 < there.mean() < 1
         # Half precision may tell two apart that are as near as that.
@@ -246,7 +260,7 @@ def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_e
     first = made.rows[made.first][np.argsort(made.rows)]
     np.testing.assert_array_equal(first, [*range(300), *range(100, 200), *range(100, 110)])
     keys = np.zeros(len(some), np.uint64)  # as if all had one
-    found = cells_module._first(keys, made.halves)
+    found = cell_files._first(keys, made.halves)
     equal = (made.halves[:, None] == made.halves[found][:, None]).all(axis=(1, 2))
     assert equal.all()
 
@@ -267,8 +281,8 @@ def killed_after(monkeypatch, module, name, n):
 
 def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, monkeypatch):
     whole = Cells.build(vectors, 64)
-    monkeypatch.setattr(cells_module, "BLOCK", 256)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "200KB")
+    monkeypatch.setattr(cell_files, "BLOCK", 256)
+    monkeypatch.setattr(cell_files, "room", lambda: 200_000)
     made = Cells.build(vectors, 64)
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
         np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
@@ -276,10 +290,10 @@ def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, mon
 
 @pytest.mark.parametrize("n", [0, 1, 5, 24])
 def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path, monkeypatch, n):
-    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    monkeypatch.setattr(cell_files, "BLOCK", 256)
     whole = Cells.build(vectors, 64)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, cells_module, "search", n)
+        calls = killed_after(patch, cell_files, "search", n)
         if n < 24:
             with pytest.raises(KeyboardInterrupt):
                 Cells.build(vectors, 64, folder=tmp_path)
@@ -290,7 +304,7 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
         with (tmp_path / "near.part").open("ab") as file:
             file.write(b"x" * 1000)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, cells_module, "search", 24 - n)
+        calls = killed_after(patch, cell_files, "search", 24 - n)
         made = Cells.build(vectors, 64, folder=tmp_path)
         assert len(calls) == 24 - n, "what was done is not done again"
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
@@ -300,14 +314,14 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
 
 def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monkeypatch):
     monkeypatch.setattr(components_module, "LOT", 500)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")  # twelve stretches
+    monkeypatch.setattr(components_module, "_stretch", lambda *_: 500)  # twelve of them
     made = Cells.build(vectors, 64, folder=tmp_path)
     wanted, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     with monkeypatch.context() as patch:
         killed_after(patch, components_module, "go_through", 7)
         with pytest.raises(KeyboardInterrupt):
             by_cells(made, 0.9, k=2, floor=0.7)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "500KB")
+    monkeypatch.setattr(components_module, "_stretch", lambda *_: 1000)
     with monkeypatch.context() as patch:
         calls = killed_after(patch, components_module, "go_through", 99)
         label, found = by_cells(made, 0.9, k=2, floor=0.7)
@@ -320,14 +334,26 @@ def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monke
         assert len(calls) > 3, "another threshold is another graph"
 
 
+def test_a_stretch_is_what_memory_leaves(monkeypatch):
+    monkeypatch.setattr(components_module, "room", lambda besides: 10**9 - besides)
+    alone = components_module._stretch(10**6, 512, None, 1)
+    assert 200_000 < alone < 10**9 // 2048, "what merging takes is left out"
+    assert components_module._stretch(4 * 10**6, 512, None, 1) < alone - 80_000
+    monkeypatch.setattr(components_module, "cores", lambda: 4)
+    monkeypatch.setattr(components_module, "room", lambda besides: 4 * 10**9 - besides)
+    four = components_module._stretch(10**6, 512, Processes(), 1)
+    assert four == pytest.approx(alone, rel=0.01), "as many as four side by side have room for"
+
+
 SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from copyscope.copying import cells, components
+from copyscope.copying import cell_files, cells, components
 folder = Path(sys.argv[1])
-cells.BLOCK, components.LOT = 256, 500
-for module, name in ((cells, "search"), (cells, "_scatter"), (components, "go_through")):
+cell_files.BLOCK, cell_files.room = 256, lambda: 200_000
+components.LOT, components._stretch = 500, lambda *_: 500
+for module, name in ((cell_files, "search"), (cell_files, "_scatter"), (components, "go_through")):
     def slowly(*arguments, real=getattr(module, name), **options):
         time.sleep(0.03)
         return real(*arguments, **options)
@@ -341,7 +367,6 @@ np.save(folder / "closest.npy", closest.index)
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeypatch):
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")
     np.save(tmp_path / "vectors.npy", vectors)
     rng, kills = np.random.default_rng(0), 0
     deadline = time.monotonic() + 120
@@ -358,7 +383,7 @@ def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeyp
         assert victim.wait() in (0, -signal.SIGKILL)
     assert kills > 2
     assert not list((tmp_path / "cells").glob(".*.tmp"))
-    monkeypatch.setattr(cells_module, "BLOCK", 256)
+    monkeypatch.setattr(cell_files, "BLOCK", 256)
     label, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     assert same(np.load(tmp_path / "label.npy"), label)
     np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)
@@ -379,7 +404,7 @@ def test_cells_of_a_training_set_are_kept_by_what_decides_them(vectors, tmp_path
     first = in_cells(embeddings, cache=tmp_path).cells
     assert first.folder.parent == tmp_path / "cells"
     with monkeypatch.context() as patch:
-        patch.setattr(cells_module, "_make", None)
+        patch.setattr(cells_module, "make", None)
         assert in_cells(embeddings, cache=tmp_path).cells.folder == first.folder
     for other in ({"fingerprint": "2"}, {"descriptor": "phash"}, {"rows": np.arange(300)[::-1]}):
         folder = in_cells(dataclasses.replace(embeddings, **other), cache=tmp_path).cells.folder

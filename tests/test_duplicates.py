@@ -113,6 +113,18 @@ def test_a_hard_recompression_joins_its_source_by_its_pixels(tmp_path):
     assert sorted(map(tuple, np.sort(groups.label.reshape(4, 2), axis=1))) == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
+def test_a_hash_gets_the_second_look_only_where_few_bits_differ(tmp_path):
+    """Of 64 bits, strangers have 16 that differ often enough in a large set; ten are still a reason to look."""
+    for name in ("a", "b", "c"):
+        picture, _ = worlds.picture(np.random.default_rng(0))
+        (tmp_path / f"{name}.png").write_bytes(images.encode(picture, "png"))
+    bits = np.ones((3, 64), np.float32)
+    bits[1, :10], bits[2, 40:54] = -1, -1
+    described = Embeddings(Corpus.open(tmp_path), np.arange(3), bits / 8, "phash", "")
+    assert duplicates(described, 0.9).label.tolist() == [0, 0, 1]
+    assert duplicates(described, 0.9, verify=None).label.tolist() == [0, 1, 2]
+
+
 def test_exact_duplicates_are_told_by_pixels_not_by_file(tmp_path):
     rng = np.random.default_rng(0)
     first, _ = worlds.picture(rng)

@@ -11,8 +11,10 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from copyscope import corpus as corpus_module
 from copyscope import images, worlds
 from copyscope.copying import embed as embed_module
 from copyscope.copying import store as store_module
@@ -225,6 +227,16 @@ def test_a_matrix_too_large_for_memory_is_mapped_and_the_same(folder, tmp_path, 
     mapped = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
     assert isinstance(mapped.vectors, np.memmap)
     np.testing.assert_array_equal(mapped.vectors, plain.vectors)
+
+
+def test_what_is_learnt_of_very_many_images_lies_in_a_file(folder, tmp_path, monkeypatch):
+    plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache").corpus.table
+    monkeypatch.setattr(corpus_module, "ONE_PIECE", 3)
+    opened = Corpus.open(folder)
+    before = pa.total_allocated_bytes()
+    table = embed(opened, Phash(), cache=tmp_path / "other").corpus.table
+    assert table.equals(plain)
+    assert pa.total_allocated_bytes() - before < plain.select(["sha256"]).nbytes / 2
 
 
 def test_a_store_that_another_process_compacts_meanwhile_is_looked_at_again(folder, tmp_path, monkeypatch):

@@ -532,7 +532,7 @@ def in_stretches(monkeypatch) -> Any:
     rows[100:130] = rows[7]
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     monkeypatch.setattr(components, "LOT", 500)
-    monkeypatch.setenv("COPYSCOPE_MEMORY", "250KB")
+    monkeypatch.setattr(components, "_stretch", lambda *_: 500)
     return vectors, components.by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,19 @@ def test_what_is_no_amount_of_memory_is_told(said, monkeypatch):
     monkeypatch.setenv("COPYSCOPE_MEMORY", said)
     with pytest.raises(InputError, match="no amount of memory"):
         machine.memory()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell")
+def test_room_is_what_is_not_held_yet(monkeypatch):
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "64GB")
+    before = machine.room()
+    assert 0 < machine.memory() - before < 2**34
+    held = np.ones(2**28, np.uint8)
+    assert before - machine.room() == pytest.approx(2**28, rel=0.2)
+    del held
+    assert before - machine.room(2**30) == pytest.approx(2**30, rel=0.1)
+    monkeypatch.setenv("COPYSCOPE_MEMORY", "1KB")
+    assert machine.room() == machine.LEAST
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_a_limit_is_where_more_is_asked_than_there_is():
     assert scale_limits.Limit("", "", "", 1.0, "", lambda n: 0.0).breaks_at() == np.inf
     found = {each.what: each.breaks_at() for each in scale_limits.limits(ASSUMED, RATES)}
     patience = ASSUMED.patience * 3600 * ASSUMED.cores
-    compared = found["each row in the eight cells nearest to it"]
+    compared = found["each row in the cells nearest to it"]
     assert compared**1.5 * 8 * 2 * RATES.dim == pytest.approx(patience * RATES.pairs_flops, rel=0.02)
 
 

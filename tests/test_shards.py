@@ -7,12 +7,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copyscope import corpus as corpus_module
 from copyscope import shards
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
@@ -108,6 +110,13 @@ def test_streaming_parquet_reads_the_rows_asked_for(tmp_path_factory, rows: list
         parquet(path, {"image": [picture(number) for number in range(40)]}, rows=group)
     corpus = Corpus.open(path)
     assert list(corpus.stream(rows)) == [(row, picture(row)) for row in sorted(rows)]
+
+
+def test_many_rows_are_read_in_lots_in_their_order(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus_module, "_LOT", 7)
+    path = parquet(tmp_path / "a.parquet", {"image": [picture(number) for number in range(40)]}, rows=9)
+    rows = np.random.default_rng(0).permutation(40)
+    assert list(Corpus.open(path).stream(rows)) == [(row, picture(row)) for row in range(40)]
 
 
 def test_large_row_groups_are_not_kept_whole(tmp_path, monkeypatch) -> None:

@@ -22,6 +22,7 @@ from .storage import Storage, connect, file_system, from_text
 
 ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""
+_LOT = 1 << 18  # rows of which it is known at once in which shards they lie
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
 _Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
@@ -54,7 +55,7 @@ class Corpus:
         origin = os.fspath(path_or_url)
         storage, path = connect(origin)
         kind, table = recognise(storage, path, origin)
-        return Corpus(_mapped(table) if len(table) > ONE_PIECE else table.combine_chunks(), origin, kind)
+        return Corpus(table, origin, kind).settled()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -96,15 +97,24 @@ class Corpus:
         In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time. From
         an object store many are read at once, before they are asked for (`Storage.ahead`).
         """
-        for found in self._storage.ahead(self._pieces(range(len(self)) if rows is None else list(rows))):
+        wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
+        for found in self._storage.ahead(self._pieces(wanted)):
             yield from found
 
-    def _pieces(self, wanted: Sequence[int]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
+    def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
-        if self.kind not in ("parquet", "webdataset"):
-            for row in wanted:
-                yield _FILE_BYTES, functools.partial(self._read_or_error, row)
-            return
+        in_shards = self.kind in ("parquet", "webdataset")
+        if in_shards and len(wanted) > _LOT:
+            wanted = np.sort(wanted)
+        for start in range(0, len(wanted), _LOT):
+            some = wanted[start : start + _LOT].tolist()
+            if in_shards:
+                yield from self._in_shards(some)
+            else:
+                yield from ((_FILE_BYTES, functools.partial(self._read_or_error, row)) for row in some)
+
+    def _in_shards(self, wanted: list[int]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
+        """The same, of rows of a corpus of shards."""
         by_shard: dict[str, list[tuple[int, int, int]]] = {}
         errors, images = self.table["error"], self.table["image"]
         for row in wanted:
@@ -133,6 +143,11 @@ class Corpus:
     def paths(self) -> list[str | None]:
         """The file that each image is, or lies in [n]; None where there is none."""
         return [place and _place(place, self.kind)[0] for place in self.table["image"].to_pylist()]
+
+    def settled(self) -> Corpus:
+        """The same, its table in one piece; in a mapped file where it is long."""
+        table = _mapped(self.table) if len(self) > ONE_PIECE else self.table.combine_chunks()
+        return dataclasses.replace(self, table=table)
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Corpus:
         """The corpus of these rows, in this order."""

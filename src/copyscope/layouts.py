@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import posixpath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,7 +106,7 @@ def _image_rows(root: str, listing: Listing, images: list[str], about: About) ->
 def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: str) -> pa.Table:
     """The rows of all shards in the order of their names. A shard that cannot be read is a row with an error."""
     rows = Rows()
-    candidates: list[dict[str, Any]] = []
+    candidates: list[dict[str, pa.Array]] = []
     failed: list[str] = []
     errors: list[str] = []
     calls = [
@@ -119,14 +118,14 @@ def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: st
     for name, found in zip(names, storage.ahead((0, call) for call in calls), strict=True):
         for row in found.rows:
             rows.add(**row)
-        candidates += found.candidates
+        candidates.append(found.candidates)
         if found.damage and kind == "tar":
             rows.add(name, None, error=f"damaged tar: {found.damage}")
         elif found.damage:
             failed.append(name)
             errors.append(found.damage)
-    if kind == "parquet":
-        rows.rename(chosen_ids(candidates, rows.ids))
+    if (ids := chosen_ids(candidates, len(rows))) is not None:
+        rows.rename(name for chunk in ids.chunks for name in chunk.to_pylist())
     for name, why in zip(failed, errors, strict=True):
         rows.add(name, None, error=f"damaged Parquet: {why}")
     if not rows.any_image():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEMORY = "COPYSCOPE_MEMORY"
 """The variable that says how much memory a run may take: bytes, or as `4GB`."""
+LEAST = 64 * 2**20
+"""Bytes that a step works with where the setting leaves it less."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -45,6 +47,17 @@ def memory() -> int:
     if not found or not float(found[1]):
         raise InputError(f"{MEMORY} is {said!r}, which is no amount of memory.\nGive one as 4GB or 512MB")
     return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def room(besides: int = 0) -> int:
+    """Bytes for the blocks of a step: what `memory` leaves beside what this process holds already, and what else the
+    step is going to hold; at least LEAST. What is mapped from files is not counted, nor anything where the system does
+    not tell."""
+    held = 0
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    return max(LEAST, memory() - held - besides)
 
 
 @functools.cache

@@ -69,11 +69,6 @@ class Rows:
         self._any_image |= image is not None
 
     @property
-    def ids(self) -> list[str]:
-        """Identifiers so far, not yet made unique."""
-        return list(self._columns["id"].whole(self._n).to_pylist())
-
-    @property
     def first_error(self) -> str | None:
         """Why the first row that is known not to be readable is not; None where all may be."""
         return self._first_error
@@ -82,7 +77,7 @@ class Rows:
         """Whether some row has an image to read."""
         return self._any_image
 
-    def rename(self, ids: list[str]) -> None:
+    def rename(self, ids: Iterable[str]) -> None:
         """Sets the identifiers of the rows so far."""
         column = self._columns["id"] = _Column(pa.string())
         for row, name in enumerate(ids):

@@ -45,27 +45,29 @@ def image_column(schema: pa.Schema) -> str:
 @dataclasses.dataclass
 class Indexed:
     """What is in a shard. rows: arguments of `Rows.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
-    candidates: of each row of Parquet, values of columns that may become its id. damage: why there is no more, or "".
+    candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
+    shards are known. damage: why there is no more, or "".
     """
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    candidates: dict[str, pa.Array] = dataclasses.field(default_factory=dict)
     damage: str = ""
 
 
 def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
     """The rows of one Parquet file, as far as it can be read."""
     found = Indexed()
+    ids: dict[str, list[str]] = {}
     try:
         with storage.open(path) as file:
-            _scan_parquet(pq.ParquetFile(file), path, name, found)
+            _scan_parquet(pq.ParquetFile(file), path, name, found, ids)
     except Exception as error:
         found.damage = reason(error)
-    found.candidates += [{} for _ in range(len(found.rows) - len(found.candidates))]
+    found.candidates = {column: pa.array(values, pa.string()) for column, values in ids.items()}
     return found
 
 
-def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed) -> None:
+def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed, ids: dict[str, list[str]]) -> None:
     schema = parquet.schema_arrow
     image = image_column(schema)
     if not image:
@@ -78,24 +80,26 @@ def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed) -> None:
     for batch in parquet.iter_batches(batch_size=4096, columns=plain + [inner] * bool(inner)):
         for record in batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]:
             own = record.pop(image, None) if inner else None
-            ids = {column: record[column] for column in _ID_COLUMNS if record.get(column) is not None}
-            if own and own.get("path"):
-                ids["path"] = own["path"]
-            found.candidates.append(ids)
             row = len(found.rows)
+            candidates = {column: record.get(column) for column in _ID_COLUMNS}
+            if own and own.get("path"):
+                candidates["path"] = own["path"]
+            for column, value in candidates.items():
+                if value is not None:
+                    ids.setdefault(column, []).append(str(value))
             extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
             found.rows.append(
                 {"id": f"{name}:{row}", "image": f"{path}#row={row}", "captions": captions_of(record), "extras": extras}
             )
 
 
-def chosen_ids(candidates: list[dict[str, Any]], provisional: list[str]) -> list[str]:
-    """The first of the id columns that every row has and no two rows share, else the provisional ids."""
+def chosen_ids(shards: list[dict[str, pa.Array]], n: int) -> pa.ChunkedArray | None:
+    """The first of the id columns that every one of n rows has and no two rows share; None where there is none."""
     for column in (*_ID_COLUMNS, "path"):
-        ids = [str(record[column]) for record in candidates if column in record]
-        if len(ids) == len(candidates) == len(set(ids)):
+        ids = pa.chunked_array([shard[column] for shard in shards if column in shard], pa.string())
+        if len(ids) == n == len(ids.unique()):
             return ids
-    return provisional
+    return None
 
 
 class ParquetImages:

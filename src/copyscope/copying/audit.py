@@ -196,7 +196,7 @@ def audit(
             text=_text_pairs(described["generated"].corpus, str(clip), options) if clip else None,
             seed=seed,
         ).as_dict(),
-        "search": how_searched(described["train"], described["generated"].vectors, workers=workers),
+        "search": how_searched(described["train"], described["generated"].vectors, workers=workers, progress=progress),
         "protocol": {
             "name": rules.name,
             "descriptor": rules.descriptor,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.engine import Engine, open_engine
-from copyscope.machine import Progress, cores, let_go, locked, memory
+from copyscope.machine import Progress, cores, let_go, locked, room
 
 from .cells import Cells
 from .embed import replace_file, sweep, told
@@ -160,10 +160,11 @@ def by_cells(
     """
     n, dim = cells.halves.shape
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
+    engine = open_engine(engine) if engine is not None else None
     with told(cells.folder), locked(kept.with_suffix(".lock")):
         sweep(kept)
         labels, closest, done = _begun(kept, cells, k, floor)
-        size = max(LOT, memory() // 4 // (4 * dim))
+        size = _stretch(n, dim, engine, workers or cores())
         spans = [(start, min(start + size, n)) for start in range(done, n, size)]
 
         def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -179,6 +180,15 @@ def by_cells(
     index[cells.rows] = np.where(closest.place >= 0, cells.rows[closest.place], -1)
     score[cells.rows] = closest.score
     return labels.now, Nearest(index, score)
+
+
+def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
+    """How many places make a stretch that memory holds; by an engine, each of the tasks of one machine has one."""
+    # Of each place: what merging labels takes for a while. Of each thread: a lot of rows, and scores.
+    merging, a_thread = 64 * n, LOT * dim * 6 + 8 * PIECE**2 * 2
+    tasks = 1 if engine is None else max(1, cores() // engine.threads)
+    threads = workers if engine is None else tasks * engine.threads
+    return max(LOT, room(tasks * merging + threads * a_thread) // tasks // (4 * dim))
 
 
 def merged(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -212,13 +222,12 @@ def _done(
     closest: Closest,
     exact: Exact,
     workers: int | None,
-    engine: Engine | str | None,
+    engine: Engine | None,
 ) -> Iterator[int]:
     """The end of each of the stretches `spans` of places, when its pairs are joined."""
     if engine is not None:
         from .spread_components import Asked, by_engine
 
-        engine = open_engine(engine)
         asked = Asked(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
         yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)
         return

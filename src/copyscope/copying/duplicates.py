@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ BLOCK, PIECE = 1024, 16384
 STARS = 64
 """So many stars are taken from a whole component before its cells are gone through one by one."""
 # A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
-# each other, SAME: hard recompression moves SSCD far and such thumbnails hardly.
-FLOOR, SAME, LOOKED_AT = 0.5, 0.97, 2
+# each other, SAME: hard recompression moves SSCD far and such thumbnails hardly. A descriptor of few numbers must give
+# it more: similarities of strangers spread by 1 / sqrt(numbers), and of 64 bits half agree too often in a large set.
+FLOOR, SPREADS, SAME, LOOKED_AT = 0.5, 5.5, 0.97, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +121,20 @@ def duplicates(
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
     embeddings = in_cells(embeddings, cache=cache, workers=workers, progress=progress)
     vectors, cells = embeddings.vectors, embeddings.cells
-    again = verify is not None and threshold > FLOOR
+    floor = max(FLOOR, SPREADS / math.sqrt(vectors.shape[1]))
+    again = verify is not None and threshold > floor
     closest: Nearest | None = None
     if cells is None:
         label = components(vectors, threshold, workers=workers, progress=progress)
     else:
-        k, floor = (LOOKED_AT, FLOOR) if again else (0, 1.0)
-        label, closest = by_cells(cells, threshold, k=k, floor=floor, workers=workers, engine=engine, progress=progress)
+        k, least = (LOOKED_AT, floor) if again else (0, 1.0)
+        label, closest = by_cells(cells, threshold, k=k, floor=least, workers=workers, engine=engine, progress=progress)
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
     if verify is not None and again:
         options = {"cache": cache, "workers": workers, "progress": progress}
-        label = _join_same_pictures(embeddings, label, closest, verify, options)
+        label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
     label = _by_size(label)
     exact = _exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
@@ -170,14 +173,13 @@ def _split(
     cells begin in which the rows lie; of what is left of a component after STARS stars each is split by itself, for a
     chain of a million would otherwise be gone through a hundred thousand times.
     """
-    label = np.unique(label, return_inverse=True)[1].astype(np.int64)
-    counts = np.bincount(label)
-    order = np.argsort(label, kind="stable")
-    begins = np.cumsum(counts) - counts
-    fresh, n_chained = len(counts), 0
-    many = np.flatnonzero(counts > 2)
-    for number, group in enumerate(many[np.argsort(order[begins[many]])]):
-        parts, taken = [order[begins[group] : begins[group] + counts[group]]], 0
+    label = label.copy()
+    rows = _of_groups(label, 3)
+    rows = rows[np.argsort(label[rows], kind="stable")]
+    _, begins, sizes = np.unique(label[rows], return_index=True, return_counts=True)
+    fresh, n_chained = int(label.max(initial=-1)) + 1, 0
+    for number, group in enumerate(np.argsort(rows[begins])):
+        parts, taken = [rows[begins[group] : begins[group] + sizes[group]]], 0
         while parts:
             left = parts.pop()
             near = _star(vectors, left, threshold, exact)
@@ -230,18 +232,22 @@ def _join_same_pictures(
     embeddings: Embeddings,
     label: NDArray[np.int64],
     closest: Nearest | None,
+    floor: float,
     verify: Verify,
     options: dict[str, Any],
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 
-    closest: the nearest of all rows, where they are known. Whole groups are not joined to each other: one pair of
-    look-alikes would chain two families.
+    closest: the nearest of all rows, where they are known. floor: how alike they must be. Whole groups are not joined
+    to each other: one pair of look-alikes would chain two families.
     """
-    strays = np.flatnonzero(np.bincount(label)[label] == 1)
+    is_stray = np.ones(len(label), bool)
+    is_stray[_of_groups(label, 2)] = False
+    strays = np.flatnonzero(is_stray)
     if len(strays) == 0:
         return label
     if closest is not None:
+        strays = strays[closest.score[strays, 0] >= floor]
         found = Nearest(closest.index[strays], closest.score[strays])
     else:
         found = search(
@@ -253,11 +259,9 @@ def _join_same_pictures(
             workers=options["workers"],
             progress=options["progress"],
         )
-    near = found.score >= FLOOR
+    near = found.score >= floor
     query, other = strays[np.nonzero(near)[0]], found.index[near]
     # Two strays that are near each other are one pair, not two.
-    is_stray = np.zeros(len(label), dtype=bool)
-    is_stray[strays] = True
     pairs = np.stack([query, other], axis=1)
     pairs = np.unique(np.where(is_stray[other][:, None], np.sort(pairs, axis=1), pairs), axis=0)
     if len(pairs) == 0:
@@ -277,10 +281,20 @@ def _join_same_pictures(
 
 def _by_size(label: NDArray[np.int64]) -> NDArray[np.int64]:
     """Renumber groups: the largest first, equal sizes by their first image."""
-    _, first, inverse, counts = np.unique(label, return_index=True, return_inverse=True, return_counts=True)
+    rows = _of_groups(label, 2)
+    _, first, inverse, counts = np.unique(label[rows], return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.lexsort((first, -counts))] = np.arange(len(counts))
-    return rank[inverse]
+    alone = np.ones(len(label), bool)
+    alone[rows] = False
+    found = np.cumsum(alone) + (len(counts) - 1)
+    found[rows] = rank[inverse]
+    return found
+
+
+def _of_groups(label: NDArray[np.int64], least: int) -> NDArray[np.intp]:
+    """The rows that are in groups of so many or more."""
+    return np.flatnonzero((np.bincount(label) >= least)[label])
 
 
 def _exact(
@@ -290,7 +304,7 @@ def _exact(
     workers: int | None,
     progress: Progress | None,
 ) -> NDArray[np.int64]:
-    grouped = np.flatnonzero(np.bincount(label)[label] > 1) if len(label) else np.zeros(0, np.intp)
+    grouped = _of_groups(label, 2)
     exact = np.ones(len(label), dtype=np.int64)
     if len(grouped) == 0:
         return exact
@@ -310,7 +324,7 @@ def _pixel_digests(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _kinds(embeddings: Embeddings, label: NDArray[np.int64]) -> list[str]:
     sizes = np.bincount(label)
     kinds = ["none"] * len(sizes)
-    grouped = np.flatnonzero(sizes[label] > 1)
+    grouped = _of_groups(label, 2)
     grouped = grouped[np.argsort(label[grouped], kind="stable")]
     captions = embeddings.corpus.table["captions"].take(pa.array(embeddings.rows[grouped])).to_pylist()
     ends = np.cumsum(sizes[sizes > 1]).tolist()

@@ -184,7 +184,7 @@ def compute(
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
     ledger = Ledger(corpus)
-    known = store.find(ledger.digests[chosen]) >= 0
+    known = ledger.places(store, chosen) >= 0
     unread = chosen[~known & ~ledger.failed(chosen)]
     if len(unread):
         if engine is None:
@@ -198,7 +198,7 @@ def compute(
     good = chosen[~ledger.failed(chosen)]
     while True:
         store.refresh()
-        found = store.find(ledger.digests[good])
+        found = ledger.places(store, good)
         if (found < 0).any():
             raise CopyscopeError(f"The cache {store.folder} was cleared while it was in use.\nRun the command again")
         with contextlib.suppress(FileNotFoundError):  # another process compacted the store just now: look again
@@ -268,19 +268,27 @@ class Ledger:
         messages = table["error"].take(pa.array(bad)).to_pylist()
         self.errors: dict[int, str] = dict(zip(bad.tolist(), messages, strict=True))
         self.widths, self.heights = (
-            table[name].cast(pa.int64()).fill_null(0).to_numpy().copy() for name in ("width", "height")
+            np.array(table[name].cast(pa.int32()).fill_null(0).to_numpy()) for name in ("width", "height")
         )
 
     def failed(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         return np.isin(rows, np.fromiter(self.errors, np.intp, len(self.errors)))
+
+    def places(self, store: Store, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Where the store has the images of `rows` [n], -1 where it has not."""
+        places = np.empty(len(rows), np.intp)
+        for start in range(0, len(rows), PIECE):
+            places[start : start + PIECE] = store.find(self.digests[rows[start : start + PIECE]])
+        return places
 
     def filled(self) -> Corpus:
         corpus = self.corpus
         if self.any_new:
             corpus = corpus.with_column("sha256", self._pieces(lambda row: _hex(self.digests[row])))
         for name, values in (("width", self.widths), ("height", self.heights)):
-            corpus = corpus.with_column(name, pa.array(values, pa.int64(), mask=values == 0))
-        return corpus.with_column("error", self._pieces(self.errors.get))
+            corpus = corpus.with_column(name, pa.array(values, pa.int32(), mask=values == 0))
+        corpus = corpus.with_column("error", self._pieces(self.errors.get))
+        return corpus.settled() if self.any_new else corpus
 
     def _pieces(self, value: Callable[[int], str | None]) -> pa.ChunkedArray:
         """A column of texts: few of them are Python objects at one time."""

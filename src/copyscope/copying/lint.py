@@ -127,7 +127,7 @@ def lint(
             "actions": actions,
             "n_measured": len(single),
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
-            "search": how_searched(described, workers=workers),
+            "search": how_searched(described, workers=workers, progress=progress),
             "protocol": {
                 "name": rules.name,
                 "descriptor": rules.descriptor,
