@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from copyscope.copying import results
-from copyscope.copying.embed import write_file
 from copyscope.copying.results import check_folder, load_result, read_schema, save_result
 from copyscope.errors import InputError
+from copyscope.files import write_file
 
 SUMMARY = {"schema": "test/1", "value": 0.5, "text": "größer ‮ 日本"}
 TABLES = {"rows": pa.table({"id": ["a", None]}), "none": pa.table({"id": pa.array([], pa.string())})}

@@ -144,7 +144,7 @@ def told(arm: Arm, progress: Progress | None) -> Progress | None:
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON in a file, whole or not at all."""
-    from .copying.embed import write_file
+    from .files import write_file
 
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

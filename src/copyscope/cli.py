@@ -100,8 +100,8 @@ def report(
     from .copying.results import read_schema
 
     if folder.is_file():
-        from .copying.embed import write_file
         from .copying.results import write_table
+        from .files import write_file
         from .guard_log import as_table, read_log, summed_up
         from .report.guard import render
 

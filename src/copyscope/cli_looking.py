@@ -167,7 +167,7 @@ def embed(
         summary = _embed_by(engine, corpus, out, protocol, without)
     else:
         from .copying.embed import embed as run
-        from .copying.embed import write_file
+        from .files import write_file
 
         if "://" in out:
             raise InputError(f"Only with an engine is written to a URL, as {out} is.\nAdd --engine processes")

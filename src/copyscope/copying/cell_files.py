@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from copyscope.files import replace_file, sweep
 from copyscope.machine import Progress, let_go, room
 
-from .embed import replace_file, sweep
 from .search import faiss_for, search
 
 SAMPLED_PER_CELL, ROUNDS = 32, 8

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.engine import Engine, open_engine
+from copyscope.files import replace_file, sweep, told
 from copyscope.machine import Progress, cores, let_go, locked, room
 
 from .cells import Cells
-from .embed import replace_file, sweep, told
 from .search import NOTHING, Nearest, one_blas_thread
 
 BLOCK = 1024

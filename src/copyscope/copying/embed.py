@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
+from copyscope.files import told, write_file
 from copyscope.machine import Progress, cores
 
 from .descriptors import Descriptor, Image
@@ -208,40 +208,6 @@ def compute(
     return ledger.filled(), good, values
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: readers see the old file or the whole new one.
-
-    Makes the folder. Raises InputError where nothing can be written there.
-    """
-    try:
-        replace_file(path, write)
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """As `write_file`, raising what the system says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def sweep(path: Path) -> None:
-    """Take away what processes that were killed in `replace_file` have left of it. Nobody else may write it now."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        left.unlink()
-
-
-def unwritable(folder: Path, error: OSError) -> InputError:
-    """What to say where results cannot be written."""
-    return InputError(f"Cannot write results to {folder}: {error.strerror or error}.\nGive another folder with -o")
-
-
 class Store(Protocol):
     """Where `fill` looks up and puts values: a ContentStore, or what stands in for one elsewhere."""
 
@@ -377,18 +343,6 @@ def _commit(store: Store, pending: list[_Done]) -> None:
             store.add(
                 np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
             )
-
-
-@contextlib.contextmanager
-def told(cache: Path) -> Iterator[None]:
-    """What the system says of a cache that cannot be written, for people."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"Cannot write the cache in {cache}: {error.strerror or error}.\n"
-            "Set COPYSCOPE_CACHE to a folder that can be written"
-        ) from None
 
 
 def _parallel(batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int) -> Iterator[_Done]:

@@ -32,8 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
-
-from .embed import unwritable, write_file
+from copyscope.files import unwritable, write_file
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
 """Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope

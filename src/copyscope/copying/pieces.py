@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, Lost
 from copyscope.errors import CopyscopeError
+from copyscope.files import told
 from copyscope.machine import Progress
 
-from .embed import Ledger, Work, fill, told
+from .embed import Ledger, Work, fill
 from .store import KEY, ContentStore
 
 SIZES = (512, 16, 1)

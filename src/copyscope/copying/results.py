@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 import copyscope
 from copyscope.errors import InputError
+from copyscope.files import unwritable, write_file
 
-from .embed import Embeddings, unwritable, write_file
+from .embed import Embeddings
 
 PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 
