@@ -239,6 +239,26 @@ def test_what_is_learnt_of_very_many_images_lies_in_a_file(folder, tmp_path, mon
     assert pa.total_allocated_bytes() - before < plain.select(["sha256"]).nbytes / 2
 
 
+def test_very_many_images_are_described_lot_by_lot_each_content_once(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "00.png", folder / "07a.png")
+    plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
+    monkeypatch.setattr(embed_module, "LOT", 5)
+    described, told = [], []
+
+    def describe(pictures):
+        described.append(len(pictures))
+        return Phash().describe(pictures)
+
+    work = Work("phash", "in lots", 64, np.float32, describe)
+    _, rows, values = compute(
+        Corpus.open(folder), work, cache=tmp_path / "other", progress=lambda *values: told.append(values)
+    )
+    np.testing.assert_array_equal(values, plain.vectors)
+    assert (len(rows), sum(described)) == (13, 12)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1][1:] == (13, 13)
+
+
 def test_a_store_that_another_process_compacts_meanwhile_is_looked_at_again(folder, tmp_path, monkeypatch):
     plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
     take, calls = ContentStore.take, []

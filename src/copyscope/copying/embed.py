@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import deque
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 BATCH = 8
 GROUP = 16 * BATCH
 PIECE = 65536
+LOT = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Embeddings:
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
         summary = json.loads((folder / "embeddings.json").read_text())
-        corpus = Corpus(pq.read_table(folder / "embeddings.parquet"), summary["corpus"], summary["kind"])
+        corpus = Corpus(pq.read_table(folder / "embeddings.parquet"), summary["corpus"], summary["kind"]).settled()
         rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         return cls(corpus, rows, vectors, summary["descriptor"], summary["fingerprint"])
@@ -188,7 +190,11 @@ def compute(
     unread = chosen[~known & ~ledger.failed(chosen)]
     if len(unread):
         if engine is None:
-            fill(corpus, unread, work, store, ledger, workers or cores(), progress)
+            for start in range(0, len(unread), LOT):
+                onward = functools.partial(_onward, progress, start, len(unread)) if progress else None
+                fill(corpus, unread[start : start + LOT], work, store, ledger, workers or cores(), onward)
+                # What the store has need not be remembered.
+                store.refresh()
         else:
             from .pieces import fill_by  # which is made of what is here
 
@@ -206,6 +212,11 @@ def compute(
             break
     ledger.widths[good], ledger.heights[good] = store.sizes(found)
     return ledger.filled(), good, values
+
+
+def _onward(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:
+    """Progress of one lot of rows, as that of all."""
+    progress(label, before + done, total)
 
 
 class Store(Protocol):

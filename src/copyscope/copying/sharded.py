@@ -197,8 +197,8 @@ def load(out: str | Path) -> Embeddings:
         vectors[n : n + len(found)] = found
         n += len(found)
         tables.append(table.drop_columns(["vector"]).filter(pa.array(keep)))
-    whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    corpus = Corpus(whole, manifest["corpus"], manifest["kind"])
+    whole = pa.concat_tables(tables, promote_options="default")
+    corpus = Corpus(whole, manifest["corpus"], manifest["kind"]).settled()
     rows = np.flatnonzero(whole["error"].is_null().to_numpy(zero_copy_only=False))
     return Embeddings(corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"])
 
