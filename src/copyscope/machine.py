@@ -4,6 +4,7 @@ progress."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import mmap
 import os
@@ -53,11 +54,22 @@ def room(besides: int = 0) -> int:
     """Bytes for the blocks of a step: what `memory` leaves beside what this process holds already, and what else the
     step is going to hold; at least LEAST. What is mapped from files is not counted, nor anything where the system does
     not tell."""
+    _give_back()
     held = 0
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         held = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
     return max(LEAST, memory() - held - besides)
+
+
+def _give_back() -> None:
+    """Have Arrow and the C library return to the system what they keep for later: hundreds of megabytes at times."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @functools.cache

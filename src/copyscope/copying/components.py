@@ -185,7 +185,7 @@ def by_cells(
 def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
     """How many places make a stretch that memory holds; by an engine, each of the tasks of one machine has one."""
     # Of each place: what merging labels takes for a while. Of each thread: a lot of rows, and scores.
-    merging, a_thread = 64 * n, LOT * dim * 6 + 8 * PIECE**2 * 2
+    merging, a_thread = 24 * n, LOT * dim * 6 + 8 * PIECE**2 * 2
     tasks = 1 if engine is None else max(1, cores() // engine.threads)
     threads = workers if engine is None else tasks * engine.threads
     return max(LOT, room(tasks * merging + threads * a_thread) // tasks // (4 * dim))
@@ -193,8 +193,14 @@ def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
 
 def merged(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels [n] with the labels of each pair [p 2] made one."""
-    size = int(label.max(initial=-1)) + 1
-    found: NDArray[np.int64] = _connected(pairs[:, 0], pairs[:, 1], size)[label]
+    used, place = np.unique(pairs, return_inverse=True)
+    one, other = place.reshape(pairs.shape).T
+    group = _connected(one, other, len(used))
+    first = np.unique(group, return_index=True)[1]
+    # Only what is in a pair goes through the graph: that of all labels would take several times their memory.
+    fresh = np.arange(int(label.max(initial=-1)) + 1)
+    fresh[used] = used[first[group]]
+    found: NDArray[np.int64] = fresh[label]
     return found
 
 
