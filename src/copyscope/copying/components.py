@@ -184,11 +184,12 @@ def by_cells(
 
 def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
     """How many places make a stretch that memory holds; by an engine, each of the tasks of one machine has one."""
-    # Of each place: what merging labels takes for a while. Of each thread: a lot of rows, and scores.
-    merging, a_thread = 24 * n, LOT * dim * 6 + 8 * PIECE**2 * 2
+    # Of all places: what merging labels takes for a while, and in another process the labels and the cells. Of each
+    # thread: a lot of rows, and scores.
+    places, a_thread = (24 if engine is None else 65) * n, LOT * dim * 6 + 8 * PIECE**2 * 2
     tasks = 1 if engine is None else max(1, cores() // engine.threads)
     threads = workers if engine is None else tasks * engine.threads
-    return max(LOT, room(tasks * merging + threads * a_thread) // tasks // (4 * dim))
+    return max(LOT, room(tasks * places + threads * a_thread) // tasks // (4 * dim))
 
 
 def merged(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
