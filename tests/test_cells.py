@@ -254,6 +254,13 @@ def test_a_star_is_told_by_the_vectors_where_halves_are_not_sure():
     assert (duplicates_module._star(vectors.astype(np.float16), rows, threshold, None) != wanted).any()
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_rows_have_no_more_cells_than_rows(vectors, n):
+    made = Cells.build(vectors[:n])
+    assert len(made.centres) <= n
+    assert made.nearest(vectors[:n], 1).index[:, 0].tolist() == list(range(n))
+
+
 def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_equal(vectors, monkeypatch):
     some = np.concatenate([vectors[:300], vectors[100:200], vectors[100:110]])
     made = Cells.build(some, 8)

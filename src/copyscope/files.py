@@ -6,6 +6,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -31,6 +35,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as `.npy`, under the very name given."""
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def sweep(path: Path) -> None:

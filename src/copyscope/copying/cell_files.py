@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import replace_file, sweep
+from copyscope.files import replace_file, save_array, sweep
 from copyscope.machine import Progress, let_go, room
 
 from .search import faiss_for, search
@@ -48,7 +48,7 @@ def make(
         rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
         sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))
         found = _centres(np.ascontiguousarray(vectors[sample]), count, seed)
-        replace_file(centres, lambda path: _save(path, found))
+        replace_file(centres, lambda path: save_array(path, found))
         let_go(vectors)
     near, keys = _assigned(folder, vectors, np.load(centres), min(width, count), workers, progress)
     own = np.array(near[:, 0])
@@ -171,11 +171,6 @@ def _in_order(centres: Vectors) -> Vectors:
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
     return np.lib.format.open_memmap(path, "w+", dtype, shape)
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -226,11 +226,12 @@ class Cells:
 
 
 def how_many(n: int) -> int:
-    """Into how many cells n rows are sorted: a power of two, about twice the square root.
+    """Into how many cells n rows are sorted: a power of two, about twice the square root; never more than rows.
 
     Half as many cells, half of them searched, compare as many rows and miss three times as many near-duplicates.
     """
-    return int(2 ** round(math.log2(max(1, n)) / 2 + 1))
+    n = max(1, n)
+    return int(min(n, 2 ** round(math.log2(n) / 2 + 1)))
 
 
 def by_cell(near: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
-from copyscope.files import told, write_file
+from copyscope.files import save_array, told, write_file
 from copyscope.machine import Progress, cores
 
 from .descriptors import Descriptor, Image
@@ -104,7 +104,7 @@ class Embeddings:
     def save(self, folder: str | Path) -> None:
         """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`."""
         folder = Path(folder)
-        write_file(folder / "vectors.npy", lambda path: _save_array(path, self.vectors))
+        write_file(folder / "vectors.npy", lambda path: save_array(path, self.vectors))
         write_file(folder / "embeddings.parquet", lambda path: pq.write_table(self.corpus.table, path))
         summary = {
             "schema": "copyscope.embeddings/1",
@@ -398,8 +398,3 @@ def _describe(batch: _Batch, work: Work) -> _Done:
 
 def _hex(digest: bytes) -> str | None:
     return digest.ljust(32, b"\0").hex() if digest else None
-
-
-def _save_array(path: Path, array: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
