@@ -265,9 +265,8 @@ def in_cells(
 def _identity(embeddings: Embeddings) -> str:
     """Hex digest of what decides the vectors: the descriptor, its weights, and the images in their order."""
     digest = hashlib.sha256(f"{SCHEMA}\n{embeddings.descriptor}\n{embeddings.fingerprint}\n".encode())
-    images = embeddings.corpus.table["sha256"]
     for start, stop in pieces(0, len(embeddings.rows), BLOCK):
-        digest.update("".join(images.take(embeddings.rows[start:stop]).to_pylist()).encode())
+        digest.update("".join(embeddings.corpus.pick("sha256", embeddings.rows[start:stop]).to_pylist()).encode())
     return digest.hexdigest()[:16]
 
 

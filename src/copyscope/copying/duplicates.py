@@ -62,15 +62,15 @@ class Groups:
         order = np.argsort(self.label, kind="stable")
         order = order[self.sizes[self.label[order]] > 1]
         label = self.label[order]
-        rows = pa.array(self.rows[order])
+        rows = self.rows[order]
         return pa.table(
             {
-                "id": self.corpus.table["id"].take(rows),
+                "id": self.corpus.pick("id", rows),
                 "group": pa.array(label),
                 "size": pa.array(self.sizes[label]),
                 "exact": pa.array(self.exact[order]),
                 "duplication": pa.array([self.kind[group] for group in label], pa.string()),
-                "captions": self.corpus.table["captions"].take(rows),
+                "captions": self.corpus.pick("captions", rows),
             }
         )
 
@@ -326,7 +326,7 @@ def _kinds(embeddings: Embeddings, label: NDArray[np.int64]) -> list[str]:
     kinds = ["none"] * len(sizes)
     grouped = _of_groups(label, 2)
     grouped = grouped[np.argsort(label[grouped], kind="stable")]
-    captions = embeddings.corpus.table["captions"].take(pa.array(embeddings.rows[grouped])).to_pylist()
+    captions = embeddings.corpus.pick("captions", embeddings.rows[grouped]).to_pylist()
     ends = np.cumsum(sizes[sizes > 1]).tolist()
     start = 0
     # The groups of two or more have the lowest numbers, for they are numbered by size.
