@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from copyscope import stats
+from copyscope.copying import cell_files
 from copyscope.copying import cells as cells_module
 from copyscope.copying.cells import Cells
 from copyscope.copying.components import components
@@ -101,7 +102,7 @@ def inverted_file(vectors: np.ndarray, queries: np.ndarray, source: np.ndarray, 
 
     faiss.omp_set_num_threads(THREADS)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, count, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.max_points_per_centroid = cells_module.ROUNDS, cells_module.SAMPLED_PER_CELL
+    index.cp.niter, index.cp.max_points_per_centroid = cell_files.ROUNDS, cell_files.SAMPLED_PER_CELL
 
     def build() -> None:
         index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * cells_module.SAMPLED_PER_CELL))]))
