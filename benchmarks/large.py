@@ -105,7 +105,7 @@ def inverted_file(vectors: np.ndarray, queries: np.ndarray, source: np.ndarray, 
     index.cp.niter, index.cp.max_points_per_centroid = cell_files.ROUNDS, cell_files.SAMPLED_PER_CELL
 
     def build() -> None:
-        index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * cells_module.SAMPLED_PER_CELL))]))
+        index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * cell_files.SAMPLED_PER_CELL))]))
         for start in range(0, len(vectors), BLOCK):
             index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
 
