@@ -198,7 +198,7 @@ def merged(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int
     one, other = place.reshape(pairs.shape).T
     group = _connected(one, other, len(used))
     first = np.unique(group, return_index=True)[1]
-    # Only what is in a pair goes through the graph: that of all labels would take several times their memory.
+    # Only what is in a pair goes through the graph: that of all labels takes more than twice the memory.
     fresh = np.arange(int(label.max(initial=-1)) + 1)
     fresh[used] = used[first[group]]
     found: NDArray[np.int64] = fresh[label]

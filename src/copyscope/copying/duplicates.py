@@ -30,7 +30,7 @@ STARS = 64
 """So many stars are taken from a whole component before its cells are gone through one by one."""
 # A pair below the threshold is one picture all the same when the descriptor gives it FLOOR and the pixels, laid over
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly. A descriptor of few numbers must give
-# it more: similarities of strangers spread by 1 / sqrt(numbers), and of 64 bits half agree too often in a large set.
+# it more: similarities of strangers spread by 1 / sqrt(numbers), and 64 bits give many of a large set FLOOR by chance.
 FLOOR, SPREADS, SAME, LOOKED_AT = 0.5, 5.5, 0.97, 2
 
 
