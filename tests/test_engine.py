@@ -447,16 +447,28 @@ class Counts(Backwards):
 
 
 def test_processes_end_without_a_word(tmp_path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
+    guarded = "def main():\n    {}\nif __name__ == '__main__':\n    main()\n"
+    for _ in range(2):
+        done = script(tmp_path, guarded)
+        assert (done.stdout, done.stderr) == ("[(0, 0), (1, 2), (2, 4)]\n", "")
+
+
+def test_a_script_whose_workers_begin_it_anew_is_told_so_once(tmp_path) -> None:
+    done = script(tmp_path, "{}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("has no worker") == 1
+    assert "if __name__" in done.stderr.splitlines()[-1]
+
+
+def script(folder: Path, frame: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that has tasks done by processes."""
+    path = folder / "script.py"
+    path.write_text(
         "from copyscope.engine import Processes\nfrom tests import engine_tasks as tasks\n"
-        "def main():\n    print(sorted(Processes(2).map(tasks.times, 2, range(3))))\n"
-        "if __name__ == '__main__':\n    main()\n"
+        + frame.format("print(sorted(Processes(2).map(tasks.times, 2, range(3))))")
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    for _ in range(2):
-        done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, timeout=120)
-        assert (done.stdout, done.stderr) == (b"[(0, 0), (1, 2), (2, 4)]\n", b"")
+    return subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_piece_of_a_tar_holds_so_many_bytes(tmp_path, monkeypatch) -> None:

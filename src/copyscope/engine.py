@@ -96,7 +96,14 @@ class Processes(Engine):
         # done again alone. Else one that kills its worker each time would take its neighbours with it.
         suspects: deque[tuple[int, T, int]] = deque()
         under_way: dict[Future[R | Lost], tuple[int, T, int]] = {}
-        pool = self._pool(function, shared)
+        # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
+        context = multiprocessing.get_context("spawn")
+        started = context.Event()
+
+        def new() -> ProcessPoolExecutor:
+            return ProcessPoolExecutor(self.width(), context, initializer=_tell, initargs=(started, function, shared))
+
+        pool = new()
 
         def begin(number: int, task: T, tries: int) -> bool:
             try:
@@ -131,17 +138,17 @@ class Processes(Engine):
                     else:
                         suspects.append((number, task, tries))
                 if not whole:
+                    if not started.is_set():
+                        raise CopyscopeError(
+                            f"The engine {self} has no worker: each process died before it began.\n"
+                            "In a script, put what uses processes under `if __name__ == '__main__':`"
+                        )
                     suspects.extend(under_way.values())
                     under_way.clear()
                     pool.shutdown()
-                    pool = self._pool(function, shared)
+                    pool = new()
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _pool(self, function: Callable[[S, T], R], shared: S) -> ProcessPoolExecutor:
-        # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.width(), context, initializer=_tell, initargs=(function, shared))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,9 +287,10 @@ def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | Lost:
 _told: list[Any] = []
 
 
-def _tell(function: Callable[[Any, Any], Any], shared: Any) -> None:
+def _tell(started: Any, function: Callable[[Any, Any], Any], shared: Any) -> None:
     """Once a process, whatever the number of tasks."""
     _told[:] = function, shared
+    started.set()
 
 
 def _in_process(task: Any) -> Any:

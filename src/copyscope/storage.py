@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import io
 import os
 import posixpath
@@ -122,7 +123,7 @@ class Storage:
         """What each of many calls gives, in their order; `pieces` are (bytes it will hold, about; call).
 
         Of an object store, READERS threads make the calls before they are asked for, as far as AHEAD_BYTES go: so one
-        large shard is read by all of them, as many small ones are. A call may not raise.
+        large shard is read by all of them, as many small ones are. What a call raises ends it, in its turn.
         """
         if not self.by_many:
             for _, read in pieces:
@@ -147,17 +148,18 @@ class Storage:
 
     def read_all(self, paths: list[str]) -> Iterator[tuple[str, bytes]]:
         """(path, bytes) of many small text files. Raises InputError for the first that cannot be read."""
+        if not self.fs.async_impl:
+            found = self.ahead((0, functools.partial(self.text_bytes, path)) for path in paths)
+            yield from zip(paths, found, strict=True)
+            return
         for start in range(0, len(paths), 500):
             batch = paths[start : start + 500]
-            if self.local:
-                for path in batch:
-                    yield path, self.text_bytes(path)
-            else:  # all at once: a round trip each would take minutes
-                found = self.fs.cat(batch, on_error="return")
-                # A single path gives its bytes alone.
-                found = found if isinstance(found, dict) else {batch[0]: found}
-                for path, value in found.items():
-                    yield path, self.text_bytes(path) if isinstance(value, Exception) else value
+            # All at once: a round trip each would take minutes.
+            answers = self.fs.cat(batch, on_error="return")
+            # A single path gives its bytes alone.
+            answers = answers if isinstance(answers, dict) else {batch[0]: answers}
+            for path, value in answers.items():
+                yield path, self.text_bytes(path) if isinstance(value, Exception) else value
 
     def text_bytes(self, path: str) -> bytes:
         """The bytes of a file of captions. Raises InputError where it cannot be read."""
