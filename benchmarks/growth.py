@@ -35,7 +35,6 @@ PARTS = {
     "all_pairs": ("all_pairs",),
     "faiss": ("faiss", "faiss_search", "faiss_range"),
 }
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
 
 
 def main() -> None:
@@ -79,14 +78,7 @@ def wanted(names: list[str]) -> list[str]:
 def done(found: dict[str, Any], part: str, memory: str) -> bool:
     """Whether a size's part is in the result, finished and with this much memory."""
     first = found.get(PARTS[part][0], {})
-    return PARTS[part][-1] in found and (part != "ours" or first.get("memory_mb") == in_bytes(memory) // measured.MB)
-
-
-def in_bytes(text: str) -> int:
-    """`4GB` -> 4,000,000,000."""
-    digits = text.strip().upper()
-    unit = next(unit for unit in UNITS if digits.endswith(unit))
-    return int(float(digits.removesuffix(unit)) * UNITS[unit])
+    return PARTS[part][-1] in found and (part != "ours" or first.get("memory") == memory)
 
 
 def grown(n: int, parts: list[str], options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,7 +101,7 @@ def grown(n: int, parts: list[str], options: argparse.Namespace) -> Iterator[tup
                 # Not `done`: it is tried again.
                 print(f"{n:,} {failed}: {why}\n{ran.errors[-2000:]}", file=sys.stderr, flush=True)
             if part == "ours" and "cells" in found:
-                found["cells"]["memory_mb"] = in_bytes(options.memory) // measured.MB
+                found["cells"]["memory"] = options.memory
             yield part, found | {f"process of {part}": ran.as_dict()}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from copyscope import stats
+from copyscope import machine, stats
 from growth import BLOCK, DUPLICATES, QUERIES, THREADS, K
-from measured import timed
+from measured import MB, timed
 from vectors import DIM, SAME, clustered, made, near
 
 
@@ -42,7 +42,8 @@ def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
     from copyscope.copying.cells import Cells
     from copyscope.copying.duplicates import components
 
-    cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS), lambda cells: {"cells": len(cells.centres)})
+    cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS),
+                 lambda cells: {"cells": len(cells.centres), "memory_mb": machine.memory() // MB})  # fmt: skip
     queries = truth["queries"]
     tell("search", lambda: cells.nearest(queries, K, workers=THREADS),
          lambda found: {"copies_found": copies(found.index, truth)})  # fmt: skip

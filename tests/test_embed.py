@@ -115,6 +115,12 @@ def test_saving_then_loading_is_the_identity(folder, tmp_path):
         Embeddings.load(tmp_path / "out")
 
 
+def test_a_cache_may_be_named_by_a_string(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    embed(Corpus.open(folder), "phash", cache="~/cache")
+    assert list((tmp_path / "cache" / "content").glob("phash-*"))
+
+
 def test_a_cache_that_cannot_be_written_is_told(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="COPYSCOPE_CACHE"):

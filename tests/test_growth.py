@@ -51,15 +51,6 @@ def test_a_machine_that_others_used_is_called_disturbed():
     assert "not known" in page().machine({"cores": 2}, [{}])[0]
 
 
-def test_bytes_are_read_as_they_are_written():
-    assert [growth.in_bytes(text) for text in ("4GB", "512 MB", "1.5gb", "7")] == [
-        4 * 10**9,
-        512 * 10**6,
-        15 * 10**8,
-        7,
-    ]
-
-
 @pytest.fixture
 def processes(monkeypatch, tmp_path):
     """Runs of growth.py of which no process is started: what each was asked for."""

@@ -83,9 +83,10 @@ class Asset:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where Copyscope keeps what it can make or fetch again: $COPYSCOPE_CACHE, else `copyscope` in the user's cache."""
-    if chosen := os.environ.get("COPYSCOPE_CACHE"):
+def cache_folder(said: str | Path | None = None) -> Path:
+    """Where Copyscope keeps what it can make or fetch again: what is `said`, else $COPYSCOPE_CACHE, else `copyscope` in
+    the user's cache."""
+    if chosen := said or os.environ.get("COPYSCOPE_CACHE"):
         return Path(chosen).expanduser()
     home = Path.home()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -100,19 +101,19 @@ def known() -> list[Asset]:
     return [ASSETS[name] for name in sorted(ASSETS)]
 
 
-def is_fetched(name: str, *, cache: Path | None = None) -> bool:
+def is_fetched(name: str, *, cache: str | Path | None = None) -> bool:
     """Whether `fetch(name)` would find everything there and download nothing."""
-    return _complete(_asset(name), (cache or cache_folder()) / "assets")
+    return _complete(_asset(name), cache_folder(cache) / "assets")
 
 
-def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch(name: str, *, cache: str | Path | None = None, progress: Progress | None = None) -> Path:
     """The folder of the asset `name`, downloaded and built if it is not there yet.
 
     cache: in place of `cache_folder()`; the asset goes to `assets/NAME` in it. Calling it again costs nothing; a
     process killed half-way leaves nothing that passes for an asset; of two that ask at once, one downloads.
     Raises AssetError if the name is unknown, the package cannot be had, or differs from its checksum.
     """
-    asset, root = _asset(name), (cache or cache_folder()) / "assets"
+    asset, root = _asset(name), cache_folder(cache) / "assets"
     folder = root / name
     if _complete(asset, root):
         return folder

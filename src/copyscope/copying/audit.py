@@ -94,7 +94,7 @@ def audit(
     fdr: float = 0.05,
     clip: str | Path | None = None,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,

@@ -48,7 +48,7 @@ def causes(
     groups: Groups,
     *,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Causes:

@@ -249,7 +249,7 @@ def _forget(folder: Path) -> None:
 def in_cells(
     embeddings: Embeddings,
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
@@ -257,7 +257,7 @@ def in_cells(
     them, so that they are made once for a training set. cache, workers: as in `embed`."""
     if embeddings.cells is not None or len(embeddings.vectors) <= EXACT_ROWS:
         return embeddings
-    folder = (cache or cache_folder()) / "cells" / _identity(embeddings)
+    folder = cache_folder(cache) / "cells" / _identity(embeddings)
     cells = Cells.build(embeddings.vectors, folder=folder, workers=workers, progress=progress)
     return dataclasses.replace(embeddings, cells=cells)
 

@@ -102,7 +102,7 @@ def duplicates(
     *,
     split_chains: bool = True,
     verify: Verify | None = Verify(),
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,
@@ -300,7 +300,7 @@ def _of_groups(label: NDArray[np.int64], least: int) -> NDArray[np.intp]:
 def _exact(
     embeddings: Embeddings,
     label: NDArray[np.int64],
-    cache: Path | None,
+    cache: str | Path | None,
     workers: int | None,
     progress: Progress | None,
 ) -> NDArray[np.int64]:

@@ -49,9 +49,9 @@ class Work:
     dtype: DTypeLike
     function: Callable[[list[Image]], NDArray[Any]]
 
-    def store(self, cache: Path | None) -> ContentStore:
+    def store(self, cache: str | Path | None) -> ContentStore:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
-        root = cache or cache_folder()
+        root = cache_folder(cache)
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
         with told(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
@@ -142,7 +142,7 @@ def embed(
     corpus: Corpus | str | Path,
     descriptor: Descriptor | str = "sscd-288",
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,
@@ -173,7 +173,7 @@ def compute(
     work: Work,
     *,
     rows: NDArray[np.intp] | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,

@@ -73,7 +73,7 @@ def lint(
     protocol: str = "sscd-288",
     *,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,

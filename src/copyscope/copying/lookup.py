@@ -52,7 +52,7 @@ def lookup(
     k: int = 10,
     *,
     local: bool = True,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Lookup:

@@ -106,7 +106,7 @@ def match(
     k: int = K,
     labels: NDArray[np.int64] | None = None,
     own: NDArray[np.int64] | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,

@@ -52,7 +52,7 @@ class Verify:
         corpus: Corpus,
         rows: NDArray[np.intp],
         *,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:

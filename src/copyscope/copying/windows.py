@@ -93,7 +93,7 @@ def _without_cache(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def window_vectors(
-    corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: Path | None = None, **options: Any
+    corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.float32]:
     """Vectors [n w d] of the windows of the images in `rows`, kept by content."""
     n, dim = len(BOXES), descriptor.dim
@@ -108,7 +108,7 @@ def window_vectors(
 
 
 def window_thumbnails(
-    corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: Path | None = None, **options: Any
+    corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
     """Thumbnails [n w s s 3] of the windows of the images in `rows`, kept by content."""
     n, size = len(BOXES), verify.size
@@ -122,7 +122,7 @@ def window_thumbnails(
 
 
 def _values(
-    corpus: Corpus, rows: NDArray[np.intp], work: Work, cache: Path | None, options: dict[str, Any]
+    corpus: Corpus, rows: NDArray[np.intp], work: Work, cache: str | Path | None, options: dict[str, Any]
 ) -> NDArray[Any]:
     """Values [n dim] of all `rows`; zeros for an image that is gone by now."""
     _, found, values = compute(corpus, work, rows=rows, cache=cache, **options)
