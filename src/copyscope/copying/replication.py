@@ -44,6 +44,40 @@ def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
     return found
 
 
+def dataset_similarity(statistics: Mapping[str, Mapping[str, Estimate]], answer: str) -> dict[str, Any]:
+    """The paper's own reading beside ours: the 95th percentile of similarity against its background.
+
+    Somepalli et al. 2023 (section 4) take the 95th percentile of the generated images' similarity to the training set,
+    and compare it with that of training images to one another. Here "above" means that the intervals are apart.
+
+    Args:
+        statistics: of "generated", "baseline" and perhaps "held-out" or "control", as `similarity` gives them.
+        answer: the verdict's.
+    """
+    p95 = {name: each["p95"] for name, each in statistics.items()}
+    others = [each for name, each in p95.items() if name != "generated"]
+    highs = [each.high if math.isfinite(each.high) else math.inf for each in others]
+    above = bool(highs) and p95["generated"].low > max(highs)
+    agrees = above == (answer == COPIES)
+    said = "is above" if above else "is not above"
+    values = ", ".join(f"{name} {each.value:.3f}" for name, each in p95.items())
+    sentence = f"The 95th percentile of similarity {said} its background ({values})."
+    if not agrees:
+        sentence += (
+            " The verdict differs: it judges each image, by pixels too; a percentile moves with the kind of images and "
+            "not with a few copies."
+            if answer == COPIES
+            else " The verdict differs: images may be near to the training set without one of them being a copy that "
+            "can be told from look-alikes."
+        )
+    return {
+        "p95": {name: each.as_dict() for name, each in p95.items()},
+        "above": above,
+        "agrees": agrees,
+        "sentence": sentence,
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """Scores of real images that are no copies, against which each generated image is judged.
@@ -336,10 +370,10 @@ class _Measured:
 
 
 def _columns(scores: Floats) -> Floats:
-    """Scores [n d]; what was not compared (NaN) is as unlike as can be."""
+    """Scores [n d]; what was not compared (NaN, -inf) is as unlike as can be."""
     found = np.asarray(scores, dtype=np.float64)
     found = found[:, None] if found.ndim == 1 else found
-    return np.where(np.isnan(found), -np.inf, found)
+    return np.where(np.isfinite(found), found, -1.0)
 
 
 def _p_of_planted(planted: Planted, known: Floats) -> Floats:
