@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
-import itertools
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +32,12 @@ from .protocols import protocol as named_protocol
 from .quality import quality
 from .replication import FDR, Verdict, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
+from .same_files import refuse_same_files
 from .sensitivity import GROUPS
 from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
-PIECE = 65_536
 MATCHES_KEPT = 10
 
 
@@ -142,7 +138,7 @@ def audit(
             corpora[calibrator], n_excluded = _without(corpora[calibrator], held_out_exclude, progress)
     elif held_out_exclude is not None:
         raise InputError("There are no held-out images to exclude any from.\nGive them with --held-out")
-    _refuse_same(corpora)
+    refuse_same_files(corpora)
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
@@ -287,50 +283,6 @@ def _without(corpus: Corpus, listed: str | Path, progress: Progress | None) -> t
             f"No image of {corpus.origin} is named in {listed}.\nGive ids as the audit's look_alikes table has them"
         )
     return left, removed.n_removed
-
-
-def _refuse_same(corpora: dict[str, Corpus]) -> None:
-    """One image file in two of the corpora is a slip of the hand, and would come out as "everything is a copy"."""
-    for (name, mine), (other, theirs) in itertools.combinations(corpora.items(), 2):
-        shared, n, n_theirs = _shared(mine, theirs)
-        if shared:
-            where = dict.fromkeys((mine.origin, theirs.origin))
-            who = "The" if shared == n == n_theirs else f"{shared} of the"
-            raise InputError(
-                f"{who} {name} and the {other} images are the same: {' and '.join(where)}.\n"
-                "Give the folder of images the model made, then the folder it was trained on"
-            )
-
-
-def _shared(mine: Corpus, theirs: Corpus) -> tuple[int, int, int]:
-    """How many of my images are theirs too, of how many, and how many they have. The smaller set is held, the larger
-    streamed."""
-    held, streamed = sorted((mine, theirs), key=len)
-    places = pa.concat_arrays([pa.array([], pa.string()), *_places(held)])
-    found, n, n_found = np.zeros(len(places), dtype=bool), 0, 0
-    for piece in _places(streamed):
-        n += len(piece)
-        n_found += pa.compute.sum(pa.compute.is_in(piece, value_set=places)).as_py() or 0
-        found |= pa.compute.is_in(places, value_set=piece).to_numpy(zero_copy_only=False)
-    if held is mine:
-        return int(found.sum()), len(places), n
-    return n_found, n, len(places)
-
-
-def _places(corpus: Corpus) -> Iterator[pa.Array]:
-    """Where each image is that may be readable, whatever links lead there; piece by piece."""
-    scheme, remote, _ = corpus.origin.rpartition("://")
-    real = functools.lru_cache(PIECE)(os.path.realpath)
-
-    def place(path: str) -> str:
-        if remote and scheme != "file":
-            return f"{scheme}://{path}"
-        folder, name = os.path.split(path)
-        return os.path.join(real(folder), name)
-
-    for batch in corpus.table.select(["image", "error"]).to_batches(PIECE):
-        found = batch["image"].filter(pa.compute.is_null(batch["error"])).to_pylist()
-        yield pa.array(map(place, found), pa.string(), size=len(found))
 
 
 def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:

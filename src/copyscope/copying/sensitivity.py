@@ -25,12 +25,12 @@ from copyscope.files import told, write_file
 from copyscope.machine import cores
 
 from .alterations import KINDS, VERSION, alter
+from .answer import MUST_SEE
 from .causes import representatives
 from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
-from .replication import MUST_SEE
 from .verify import Verify
 
 GROUPS = 200
