@@ -342,8 +342,8 @@ def _joint(images: pa.Table, notes: list[str]) -> Joint | None:
         for place, name in enumerate(kept, start=1)
         if name in reported
     )
-    counts = (int(trials.sum()), int(successes.sum())) if exposed else (None, None)
-    return Joint(n, n_copied, *counts, correlation, effects, " ".join(said))
+    n_images, n_copies = (int(trials.sum()), int(successes.sum())) if exposed else (None, None)
+    return Joint(n, n_copied, n_images, n_copies, correlation, effects, " ".join(said))
 
 
 def _independent(columns: dict[str, Floats], said: list[str]) -> tuple[list[str], Floats]:

@@ -86,8 +86,8 @@ def exposure(matches: Matches, copied: NDArray[np.bool_], groups: Groups, progre
     times = np.bincount(prompt[prompt >= 0], minlength=len(numbers))
     width, n_groups = max(1, len(numbers)), len(groups.sizes)
     codes = _captioned(matches.references, groups, numbers, progress)
-    group, text = codes // width, codes % width
-    images = np.bincount(group, times[text], n_groups).astype(np.int64)
+    group, caption = codes // width, codes % width
+    images = np.bincount(group, times[caption], n_groups).astype(np.int64)
     own = np.flatnonzero(copied & (prompt >= 0))
     target = groups.label[matches.match[own]]
     target = target[np.isin(target * width + prompt[own], codes)]
@@ -95,7 +95,7 @@ def exposure(matches: Matches, copied: NDArray[np.bool_], groups: Groups, progre
         images,
         np.bincount(target, minlength=n_groups),
         len(prompt),
-        int(times[np.unique(text)].sum()),
+        int(times[np.unique(caption)].sum()),
         int(copied.sum()) - len(target),
     )
 
