@@ -97,6 +97,12 @@ def test_blank_images_are_left_out(made, find):
     blank[12:17] = True
     assert [sorted(group.rows.tolist()) for group in find(made, blank=blank).groups] == [[17, 18, 19]]
     assert find(made, blank=np.ones(22, dtype=bool)).groups == ()
+    # What is left out moves no flag to another image.
+    blank = none_of(made)
+    blank[:3] = True
+    source = none_of(made)
+    source[17] = True
+    assert [sorted(group.rows.tolist()) for group in find(made, source, blank=blank).groups] == [[12, 13, 14, 15, 16]]
 
 
 def test_the_least_number_of_generations_may_be_chosen(made, find):
