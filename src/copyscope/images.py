@@ -147,8 +147,8 @@ def is_blank(image: Image) -> bool:
             return True
         for axis in (0, 1):
             if (length := cells.shape[axis] // 2 * 2) > 1:
-                pairs = (cells.take(range(start, length, 2), axis).astype(np.float32) for start in (0, 1))
-                cells = sum(pairs, np.float32(0)) / 2
+                even, odd = (cells.take(range(start, length, 2), axis).astype(np.float32) for start in (0, 1))
+                cells = (even + odd) / 2
 
 
 _MOST_NOISE = 5.0
