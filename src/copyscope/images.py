@@ -130,7 +130,7 @@ def is_blank(image: Image) -> bool:
     """
     height, width = image.shape[:2]
     # Most images are told by a few of their pixels: a part cannot differ by more than the whole.
-    if not _within(image[:: max(1, height // 64), :: max(1, width // 64)]) or not _within(image):
+    if not may_be_blank(image[:: max(1, height // 64), :: max(1, width // 64)]) or not may_be_blank(image):
         return False
     if (image == image[0, 0]).all():
         return True
@@ -151,17 +151,19 @@ def is_blank(image: Image) -> bool:
                 cells = (even + odd) / 2
 
 
+def may_be_blank(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether the levels of pictures [... h w 3] lie so close that `is_blank` must look; where not, neither they nor
+    what they were shrunk from are blank."""
+    # Shrinking rounds, and so may add a level at either end.
+    return np.asarray(np.ptp(pictures, axis=(-3, -2)).max(axis=-1) <= 2 * (_unseen(1, _MOST_NOISE) + 1))
+
+
 _MOST_NOISE = 5.0
 
 
 def _unseen(side: float, noise: float) -> float:
     """By how many levels a cell of `side` pixels may be away from the median of a blank picture with so much noise."""
     return 3 + (12 + 8 * noise) / side
-
-
-def _within(image: Image) -> bool:
-    """Whether the levels of each channel lie within what a blank picture's may."""
-    return float(np.ptp(image, axis=(0, 1)).max()) <= 2 * _unseen(1, _MOST_NOISE)
 
 
 def _noise(image: Image) -> float:
