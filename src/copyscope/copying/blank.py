@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def blank_rows(
         thumbnails = Verify().thumbnails(described.corpus, rows, **options)
         found[start : start + len(rows)] = blank_among(described.corpus, rows, thumbnails, **options)
     return found
+
+
+def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
+    """The embeddings without those of `some` rows [n]; `n_missing` then counts these too."""
+    if not some.any():
+        return described
+    return dataclasses.replace(described, rows=described.rows[~some], vectors=described.vectors[~some], cells=None)
 
 
 def blank_among(

@@ -103,8 +103,8 @@ def answers(
 
 
 def _identical(found: Found, looks: Looks, state: State, digests: Sequence[str | None] | None) -> NDArray[np.bool_]:
-    """Which candidates [n c] are the picture itself: by both scores, by equal thumbnails (vectors may be rounded), or by
-    the digest of the file."""
+    """Which candidates [n c] are the picture itself: by both scores, by equal thumbnails where vectors are rounded, or
+    by the digest of the file."""
     wholes = (found.box == WHOLE).all(axis=2) & (found.source_box == WHOLE).all(axis=2) & (found.row >= 0)
     near = wholes & (found.score >= SAME_TO_ROUNDING)
     same = near & is_identical(found.score, found.verified)

@@ -6,7 +6,6 @@ not needed again. Images are added and removed; readers go on meanwhile. How it 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from copyscope.images import Image
 from copyscope.machine import Progress, locked
 
 from . import index_files as files
-from .blank import blank_among, blank_rows
+from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
 from .codes import rotation
@@ -203,8 +202,9 @@ class Index:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Corpus, list[list[Hit]]]:
-        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`. Where
-        a row has neither error nor hits it is blank, if anything is in the index."""
+        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`.
+
+        A row that has neither is blank, where anything is in the index."""
         state = self._fresh()
         options: dict[str, Any] = {"workers": workers, "progress": progress}
         filled, rows, looks = look_at(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
@@ -340,8 +340,7 @@ def _described(
     corpus = _corpus(train)
     described = embed(corpus, descriptor, engine=engine, **options)
     n_missing, blank = described.n_missing, blank_rows(described, **options)
-    if blank.any():
-        described = dataclasses.replace(described, rows=described.rows[~blank], vectors=described.vectors[~blank])
+    described = without_rows(described, blank)
     if not len(described.rows):
         why = f" or shows anything ({blank.sum()} are blank)" if blank.any() else ""
         raise InputError(
