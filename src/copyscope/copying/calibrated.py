@@ -101,6 +101,8 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
     rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
+    if not len(old):  # all were removed
+        return
     own, out = None, np.isnan(old[:, 0])
     new, coarse = state.whole.last, state.coarse.last
     crops = state.crops.last if state.crops else None

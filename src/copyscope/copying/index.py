@@ -155,7 +155,7 @@ class Index:
             "n_removed": state.manifest["n_removed"],
             "n_segments": len(state.manifest["segments"]),
             "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")},
+            "calibration": {key: kept.get(key, 0) for key in ("method", "n", "n_removed", "n_blank", "rule")},
         }
 
     def refresh(self) -> Index:
