@@ -18,6 +18,7 @@ TOWERS = ("copying", "diffusion")
 ROOF = {
     "arms", "cli", "cli_looking", "cli_making", "cli_options", "cli_guarding", "cli_serving", "doctor", "demo",
     "experiment", "plan", "prepare", "recheck", "watch", "finding", "guard", "serve", "__init__", "__main__",
+    "deduplication",
 }  # fmt: skip
 TORCH = {"copying/descriptors/sscd.py", "copying/descriptors/clip.py"}
 
