@@ -18,7 +18,7 @@ from copyscope.images import Image
 from copyscope.machine import cores
 
 from .search import one_blas_thread
-from .verify import inverse_norms, shrinking, summed_areas, unit_templates
+from .templates import inverse_norms, shrinking, summed_areas, unit_templates
 
 SIDE = 64
 SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
