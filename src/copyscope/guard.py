@@ -16,6 +16,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -240,7 +241,7 @@ class Guarded:
         if name.startswith(("__", "_Guarded__")):
             raise AttributeError(f"a guarded object has no attribute {name!r}")
         found = getattr(self.__pipe, name)
-        if getattr(found, "__self__", None) is not self.__pipe:
+        if not inspect.isroutine(found):
             return found
 
         @functools.wraps(found)

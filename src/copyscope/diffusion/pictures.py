@@ -27,7 +27,7 @@ from .models import Image
 ROUNDING = 1e-3
 """How far floats may lie outside 0..1; or one step of their type at 1, where that is more."""
 CHANNELS = (1, 3, 4)
-ELONGATED = 8
+ELONGATED = 4
 """Arrays longer than this many times their width are refused: their axes are likely in another order."""
 TINY = 48
 """Arrays of at most this many values hold nothing that one can recognise, in whatever order their axes are."""
