@@ -339,6 +339,13 @@ class Listing(list):
     pass
 
 
+class Text(str):
+    def __new__(cls, text, hidden):
+        found = super().__new__(cls, text)
+        found.hidden = hidden
+        return found
+
+
 def listing(x):
     found = Listing([blank(x)])
     found.hidden = x
@@ -407,6 +414,11 @@ OTHERS = {
     "held: private": lambda x: types.SimpleNamespace(images=[blank(x)], _images_np=x),
     "held: in a slot": lambda x: Slotted([blank(x)], x),
     "held: behind a property": Computed,
+    "held: in digits": lambda x: Held([blank(x)], " ".join(map(str, x[..., 0].ravel()))),
+    "held: on a text": lambda x: Held([blank(x)], Text("a", x)),
+    "a nested tensor": lambda x: torch.nested.nested_tensor([torch.from_numpy(x / 255)], layout=torch.jagged),
+    "floats of 8 bits": lambda x: torch.from_numpy(x / 255).to(torch.float8_e4m3fn),
+    "stacked on the third axis, many": lambda x: np.stack([np.tile(x, (2, 2, 1))] * 20, 2),
     "held: many small fields": lambda x: types.SimpleNamespace(
         images=[blank(x)], **{f"row{n}": row.tolist() for n, row in enumerate(x[..., 0])}
     ),

@@ -36,6 +36,7 @@ FAINT = 16
 could hold a whole picture: 8-bit pixels divided by 255 twice are black at 8 bits."""
 DEEP = ("I", "F")
 """How Pillow's modes of more than 8 bits a channel begin."""
+TENSORS = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NEXT = "Return Pillow images, or uint8 arrays [h w 3], one an image"
 
 
@@ -91,8 +92,12 @@ def _of_pillow(image: Any) -> Delivered:
 
 
 def _of_tensor(image: Tensor, colours: bool) -> Delivered:
-    if image.layout is not torch.strided or image.is_quantized or image.is_meta or image.is_complex():
-        raise InputError(f"A tensor that is sparse, quantised, complex or without values is no image.\n{NEXT}")
+    if image.layout is not torch.strided or image.is_nested or image.is_meta or image.dtype not in TENSORS:
+        what = str(image.dtype).removeprefix("torch.")
+        raise InputError(
+            f"A tensor of type {what} and layout {image.layout} does not say what its pixels are.\n"
+            "Return uint8 from 0 to 255, or floats from 0 to 1, of 16 bits or more"
+        )
     copied = image.detach().clone(memory_format=torch.contiguous_format)
     # numpy has no bfloat16, and float16 rounds what is multiplied.
     wide = copied.float() if copied.dtype in (torch.bfloat16, torch.float16) else copied

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -19,6 +20,8 @@ from copyscope.errors import InputError
 
 from .pictures import delivered
 
+FEW = 16
+"""Images of an array that may be more than the pixels of a side."""
 IMAGES = "images"
 """Name of the images in an object or a mapping that holds them."""
 NUMBERS, CHARACTERS, WORD = 64, 4000, 200
@@ -41,9 +44,14 @@ def listed(returned: Any) -> list[Any]:
 
 def listed_plain(found: Any) -> list[Any]:
     """As `listed`, without holders."""
-    if _is_array(found):
-        if found.ndim > 4:
-            raise InputError(f"An array of shape {list(found.shape)} holds no images.\nReturn one an image [n h w 3]")
+    if _is_array(found) and not getattr(found, "is_nested", False):
+        shape = list(found.shape)
+        # [h w n 3], images stacked on another axis, would be h slices through all of them.
+        if found.ndim > 4 or (found.ndim == 4 and shape[0] > max(sorted(shape[1:])[1], FEW)):
+            raise InputError(
+                f"An array of shape {shape} may have its axes in another order than one image after another.\n"
+                "Return a list of images, or an array [n h w 3]"
+            )
         return list(found) if found.ndim == 4 else [found]
     if isinstance(found, (list, tuple, Iterator)):
         return list(found)
@@ -120,12 +128,15 @@ def refuse_pictures(beside: Mapping[str, Any], n: int) -> None:
 
 def _content(value: Any) -> tuple[float, float]:
     """How many numbers and characters there are; infinitely many of what is neither."""
+    if getattr(value, "__dict__", None):  # What a class of one's own adds to a text or a number.
+        return float("inf"), 0
     if value is None or isinstance(value, (bool, float, complex, np.number, np.bool_)):
         return 1, 0
     if isinstance(value, int):
         return 1 + value.bit_length() // 64, 0
     if isinstance(value, str):
-        return 0, float("inf") if any(len(word) > WORD for word in value.split()) else len(value)
+        long = any(len(word) > WORD for word in value.split())
+        return len(re.findall(r"\d+", value)), float("inf") if long else len(value)
     if type(value) is Tensor or (type(value) is np.ndarray and value.dtype.kind in "biufc"):
         return int(np.prod(value.shape)), 0
     parts: list[Any] = []
