@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -364,8 +365,9 @@ def test_pipelines_that_share_a_network_do_not_mix(pipe):
     plans = {"strong": ["gaussian_noise(scale=0.9)"], "late": ["delayed_guidance(start=0.5)"], "bare": None}
 
     def work(plan):
-        # A scheduler has the state of one call.
+        # A scheduler has the state of one call, and so has a tokenizer.
         pipeline = another()
+        pipeline.tokenizer = copy.deepcopy(pipe.tokenizer)
         pipeline.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         if plans[plan] is None:
             return made(pipeline)
