@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from copyscope import images
+from copyscope.errors import InputError
 from copyscope.images import Image
 from copyscope.machine import Progress
 
@@ -48,6 +49,7 @@ SQUARE = 1.1
 """Training images longer than so many times their height, or the reverse, are looked for squeezed to a square too."""
 MOST = 20_000
 """Training images up to which parts are searched unless asked for."""
+WISHES = ("auto", "on", "off")
 BLOCK = 4096
 VALUES = 7
 
@@ -116,6 +118,33 @@ class PartSearch:
         store = self.work.store(self.cache)
         digests = [bytes.fromhex(each or "") for each in queries.corpus.pick("sha256", queries.rows).to_pylist()]
         return bool((store.find(np.array(digests, "S32")) >= 0).all())
+
+    @classmethod
+    def for_audit(
+        cls, wish: str, train: Embeddings, descriptor: Descriptor, verify: Verify, **options: Any
+    ) -> tuple[PartSearch | None, str]:
+        """The search, or None where it is left out, and why.
+
+        Args:
+            wish: "on", "off", or "auto": on up to MOST training images. Each is laid over each picture, so that the time
+                grows with their number.
+            train, descriptor, verify: as above.
+            options: `cache`, `workers` and `progress`.
+
+        Raises:
+            InputError: the wish is none of the three.
+        """
+        n = len(train.rows)
+        if wish not in WISHES:
+            raise InputError(f"parts is one of {', '.join(WISHES)}, not {wish!r}.\nThe default is 'auto'")
+        if wish == "off":
+            return None, "Parts of pictures were not looked at, as asked."
+        if wish == "auto" and n > MOST:
+            return None, (
+                f"Parts of pictures were not looked at: {n:,} training images are more than {MOST:,}. "
+                "Ask for it with --parts on, or make an index, which looks at parts."
+            )
+        return cls(train, descriptor, verify, **options), f"Each of the {n:,} training images was looked for in parts."
 
     @property
     def work(self) -> Work:
