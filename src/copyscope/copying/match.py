@@ -110,12 +110,11 @@ class Matches:
     @property
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Similarity ("score"), pixel score ("verified") and combined score of each query [n] and its match."""
+        whole = (self.nearest.score, self.verified, self.combined)
         parts = self.parts
-        return {
-            "score": self.of_best(self.nearest.score, parts and parts.similarity),
-            "verified": self.of_best(self.verified, parts and parts.verified),
-            "combined": self.of_best(self.combined, parts and parts.score),
-        }
+        of_part = (None, None, None) if parts is None else (parts.similarity, parts.verified, parts.score)
+        found = (self.of_best(*each) for each in zip(whole, of_part, strict=True))
+        return dict(zip(("score", "verified", "combined"), found, strict=True))
 
     @property
     def match(self) -> NDArray[np.int64]:

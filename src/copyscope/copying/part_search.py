@@ -126,8 +126,8 @@ class PartSearch:
         """The search, or None where it is left out, and why.
 
         Args:
-            wish: "on", "off", or "auto": on up to MOST training images. Each is laid over each picture, so that the time
-                grows with their number.
+            wish: "on", "off", or "auto": on up to MOST training images. Each is laid over each picture, so that the
+                time grows with their number.
             train, descriptor, verify: as above.
             options: `cache`, `workers` and `progress`.
 
@@ -173,7 +173,9 @@ class PartSearch:
             if not len(best):
                 continue
             scores, where = places(small, prepared.pixels(best), SHARES)
-            at = int(scores.argmax())
+            # Smooth pictures correlate by chance; their edges do not.
+            detail = _detail(small, prepared.pixels(best), where)
+            at = int((scores + detail).argmax())
             box = _box(where[at], small.shape)
             found[row, 1:] = (scores[at], prepared.owner[best[at]], *box)
             if scores[at] >= DESCRIBED:
@@ -290,6 +292,31 @@ def _canvas(picture: Image) -> Image:
     shorter = min(picture.shape[:2])
     height, width = (min(LONGEST, max(CANVAS, round(side * CANVAS / shorter))) for side in picture.shape[:2])
     return images.resize(picture, (height, width))
+
+
+def _detail(picture: Image, references: NDArray[np.uint8], where: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Correlations [k] of the edges of references [k s s 3] and of the picture where they fit best, to a pixel."""
+    size = references.shape[1]
+    margin = round(size * (1 - CORE) / 2)
+    padded = np.pad(picture.astype(np.float32).transpose(2, 0, 1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    found = np.empty(len(where), np.float32)
+    for at, (left, top, side, mirrored) in enumerate(where.tolist()):
+        core = references[at, margin : size - margin, margin : size - margin].astype(np.float32).transpose(2, 0, 1)
+        shrink = shrinking(core.shape[-1], side)
+        template = _edges(shrink @ core @ shrink.T)[..., :: -1 if mirrored else 1]
+        # Of a mirrored picture the differences from left to right change sign.
+        template = np.stack([template[0], -template[1] if mirrored else template[1]])
+        around = _edges(padded[:, top : top + side + 2, left : left + side + 2])
+        windows = sliding_window_view(around, template.shape[2:], axis=(2, 3))
+        norms = np.sqrt(np.einsum("dcyxij,dcyxij->yx", windows, windows) * np.square(template).sum())
+        products = np.einsum("dcyxij,dcij->yx", windows, template)
+        found[at] = (products / np.maximum(norms, 1)).max()
+    return found
+
+
+def _edges(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Differences downwards and to the right [2 c h-1 w-1] of planes [c h w]."""
+    return np.stack([np.diff(planes, axis=1)[:, :, :-1], np.diff(planes, axis=2)[:, :-1, :]])
 
 
 def _box(place: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[float, float, float, float]:
