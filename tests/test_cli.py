@@ -241,8 +241,8 @@ def test_the_gate_opens_at_its_rate_and_stays_shut_where_nothing_is_known(world,
     assert run("audit", world.generated, world.train, *held, *FAST, "--fail-over", rate)[0] == 0
     (tmp_path / "bad.png").write_bytes(b"")
     code, _, stderr = run("audit", tmp_path, world.train, *FAST, "--fail-over", 0.9)
-    assert code == 3
-    assert "unknown" in stderr
+    assert code == 4
+    assert "'cannot tell'" in stderr
 
 
 def test_options_reach_the_audit(world, monkeypatch):
