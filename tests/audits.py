@@ -434,7 +434,8 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
             "name": "sscd-288", "descriptor": "sscd", "threshold": 0.5, "verify": "aligned", "fingerprint": "0" * 64,
         },
         "recipe": {
-            "generated": f"runs/{HOSTILE[2]}", "train": "data/train", "held_out": "data/held-out", "control": None, "options": {"k": 8},
+            "generated": f"runs/{HOSTILE[2]}", "train": "data/train", "held_out": "data/held-out", "control": None,
+            "options": {"k": 8},
             "versions": {"numpy": "2.4"}, "seed": 0,
         },
         "failures": {"generated": 1, "train": 1, "held-out": 1},

@@ -195,7 +195,7 @@ def audit(
         "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
         "look_alikes": judgement.look_alikes,
     }
-    tables["thumbnails"] = gallery(described, tables)
+    tables["thumbnails"] = gallery(described, tables, (group["ids"] for group in repeated.as_dict()["groups"]))
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (

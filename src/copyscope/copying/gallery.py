@@ -34,8 +34,8 @@ def gallery(
 
     The ROWS highest scoring generated images with their match and the next best, the first LOOK_ALIKES calibration
     images that score as light copies do with the training image they are like, the first images of the GROUPS largest
-    near-duplicate groups and of as many groups of repeated outputs, and the CARDS first risk cards. An image that can no
-    longer be read is left out.
+    near-duplicate groups and of as many groups of repeated outputs, and the CARDS first risk cards. An image that can
+    no longer be read is left out.
 
     Args:
         described: the corpora, among them those whose images are shown.

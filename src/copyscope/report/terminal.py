@@ -55,7 +55,7 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("replication rate", estimate(summary["replication_rate"], percent=True)),
         ("corrected rate", estimate(summary["estimated_rate"], percent=True)),
-        ("seen of planted copies", seen(summary["sensitivity"])),
+        ("planted, seen %", seen(summary["sensitivity"])),
         ("similarity p95", f"{number(similarity['p95'])} (baseline {number(baseline['p95'])})"),
         (
             f"share above {summary['protocol']['threshold']:g}",
@@ -65,12 +65,8 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("near-duplicates", f"{duplicates['n_images_in_groups']} training images in {grouped}"),
     ]
     if summary["excess"] > 0:
-        rows.append(
-            (
-                "nearer to training",
-                f"at least {summary['excess']:.1%} of the generated images, than calibration images are",
-            )
-        )
+        nearer = f"at least {summary['excess']:.1%} of the generated images, than calibration images are"
+        rows.append(("nearer to train", nearer))
     if summary["n_likeness"]:
         rows.append(("likenesses", f"{summary['n_likeness']} of the same subject, not of the same picture"))
     if summary.get("n_blank"):
@@ -83,10 +79,10 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def seen(sensitivity: dict[str, Any] | None) -> str:
-    """Sensitivity in one line: the share seen of each kind of planted copy."""
+    """Sensitivity in one line: per cent seen of each kind of planted copy."""
     if not sensitivity:
         return "not measured"
-    return ", ".join(f"{kind} {one['value']:.0%}" for kind, one in sensitivity.items())
+    return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
 
 
 def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -23,16 +23,16 @@ VISIBLE = {
 TERMS = {
     "replication": "a generated image reproduces the content of a training image.",
     "replication rate": "the share of readable generated images that are flagged as copies.",
-    "corrected rate": "an estimate of the true share of copies: the flagged share, corrected for copies that are not seen "
-    "and for false alarms, both of which were measured.",
-    "sensitivity": "of copies of training images that were made on purpose (planted), altered in one way, the share that "
-    "is flagged. What is flagged at a lower share hides: silence says little about copies of that kind.",
+    "corrected rate": "an estimate of the true share of copies: the flagged share, corrected for copies that are not "
+    "seen and for false alarms. Both were measured.",
+    "sensitivity": "of copies of training images that were made on purpose (planted), altered in one way, the share "
+    "that is flagged. Where it is small, silence says little about copies of that kind.",
     "likeness": "a generated image that is nearer to the training set than images of the base model are, but no nearer "
     "than training images are to one another: the same subject, not the same picture. It counts apart.",
     "held-out images": "real images of the same kind that the model was not trained on: no image of theirs is a copy.",
     "control images": "images that the base model made from the same prompts, before it saw the training images.",
-    "look-alike": "a calibration image that scores as high as a light copy of a training image does. Where it shows the "
-    "same picture, it keeps copies from standing out; where it shows another one, it shows how alike chance gets.",
+    "look-alike": "a calibration image that scores as high as a light copy of a training image does. If it shows the "
+    "same picture, it keeps copies from standing out; if it shows another one, it shows how alike chance gets.",
     "95 % interval": "the range that holds the true value in 95 of 100 such audits. Unreadable images count "
     "against the model: the upper end is what would hold had every one of them been a copy.",
     "n": "how many images a number rests on.",
