@@ -54,10 +54,15 @@ class Audit:
     tables: dict[str, pa.Table]
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder.
+
+        Where calibration images score as light copies do, `look-alikes.csv` lists them: without the rows of those that
+        shall stay it is a list for `held_out_exclude`.
+        """
         from copyscope.report import render
 
-        return save_result(folder, self.summary, self.tables, render(self))
+        lists = {"look-alikes": self.tables["look_alikes"]} if "look_alikes" in self.tables else {}
+        return save_result(folder, self.summary, self.tables, render(self), lists)
 
     @classmethod
     def load(cls, folder: str | Path) -> Audit:
@@ -198,7 +203,7 @@ def audit(
         "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
         "look_alikes": judgement.look_alikes,
     }
-    tables["thumbnails"] = gallery(described, tables)
+    tables["thumbnails"] = gallery(described, tables, (group["ids"] for group in repeated.as_dict()["groups"]))
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (
@@ -296,7 +301,7 @@ def _without(corpus: Corpus, listed: str | Path, progress: Progress | None) -> t
     left, removed = removals.leave_out(corpus, removals.read_list(listed), progress=progress)
     if not removed.n_removed:
         raise InputError(
-            f"No image of {corpus.origin} is named in {listed}.\nGive ids as the audit's look_alikes table has them"
+            f"No image of {corpus.origin} is named in {listed}.\nGive ids as look-alikes.csv of the audit has them"
         )
     return left, removed.n_removed
 
