@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from copyscope.stats import Estimate
 
 from . import calibrate
+from .blank import blank_rows, without_rows
 from .calibrate import Baseline
 from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings
 from .match import Matches, match
+from .part_search import PartSearch
 from .replication import FDR, Calibration, Planted, Verdict, verdict
 from .sensitivity import GROUPS, planted_copies
 from .verify import Verify
@@ -32,6 +35,7 @@ class Judgement:
 
     Attributes:
         verdict: which generated images are copies, and what may be said.
+        blank: which readable images are blank, bool [n] of "generated" and of the calibration images.
         matches: of the generated images.
         calibration: what p-values rest on.
         baseline: training images against one another.
@@ -44,6 +48,7 @@ class Judgement:
     """
 
     verdict: Verdict
+    blank: dict[str, NDArray[np.bool_]]
     matches: Matches
     calibration: Calibration
     baseline: Baseline
@@ -61,6 +66,7 @@ def judge(
     verify: Verify,
     *,
     sensitivity: int = GROUPS,
+    parts: PartSearch | None = None,
     trust_held_out: bool = False,
     n_excluded: int = 0,
     fdr: float = FDR,
@@ -75,6 +81,7 @@ def judge(
         descriptor: what described them.
         verify: the pixel comparison.
         sensitivity: training groups of which copies are planted; 0 = sensitivity is not measured.
+        parts: looks for training images in parts of the images too; None = nobody looks.
         trust_held_out: calibrate on held-out images even where they are of another kind.
         n_excluded: held-out images that a person took out before.
         fdr: false discovery rate of the list of copies.
@@ -82,39 +89,57 @@ def judge(
         options: `cache`, `workers`, `engine` and `progress` of `match`.
     """
     generated, train = described["generated"], described["train"]
-    matches = match(generated, train, verify, labels=groups.label, **options)
-    baseline = calibrate.baseline(train, groups, verify, seed=seed, **options)
+    settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
+    blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
+    matches = match(generated, train, verify, labels=groups.label, parts=parts, **options)
+    # Where training images stand in for unseen ones, or a copy must be beyond them, their parts are looked at too.
+    own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None
+    baseline = calibrate.baseline(train, groups, verify, parts=own_parts, seed=seed, **options)
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None
     if "held-out" in described:
-        held = described["held-out"]
-        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, **options)
+        held = without_rows(described["held-out"], blank["held-out"])
+        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, parts=parts, **options)
         removed = calibrate.removed_ids(held, alike)
         differs = calibrate.differs(compared.queries.vectors, generated.vectors, train.vectors, seed=seed)
     elif "control" in described:
-        calibration, compared = calibrate.controls(described["control"], train, groups, verify, **options)
+        control = without_rows(described["control"], blank["control"])
+        calibration, compared = calibrate.controls(control, train, groups, verify, parts=parts, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
+
+    def beyond(found: Matches) -> NDArray[np.bool_] | None:
+        return baseline.beyond(found, calibration.scores) if calibration.method == "controls" else None
+
     planted = None
     if sensitivity:
-        copies = planted_copies(train, groups, descriptor, verify, n_groups=sensitivity, seed=seed, **options)
-        planted = {
-            kind: Planted(each.evidence, baseline.beyond(each) if calibration.method == "controls" else None)
-            for kind, each in copies.items()
-        }
+        copies = planted_copies(
+            train, groups, descriptor, verify, n_groups=sensitivity, parts=parts, seed=seed, **options
+        )
+        planted = {kind: Planted(each.evidence, beyond(each)) for kind, each in copies.items()}
     judged = verdict(
         matches.evidence,
         calibration,
         planted=planted,
         identical=matches.identical,
-        beyond_own=baseline.beyond(matches) if calibration.method == "controls" else None,
+        blank=blank["generated"],
+        beyond_own=beyond(matches),
         differs=None if trust_held_out else differs,
         n_missing=generated.n_missing,
         fdr=fdr,
     )
     matches = matches.choose(judged.copied, calibration.scores)
     return Judgement(
-        judged, matches, calibration, baseline, compared, removed, _look_alikes(compared, judged), differs, nearer
+        judged,
+        blank,
+        matches,
+        calibration,
+        baseline,
+        compared,
+        removed,
+        _look_alikes(compared, judged),
+        differs,
+        nearer,
     )
 
 
@@ -129,9 +154,7 @@ def _look_alikes(compared: Matches | None, judged: Verdict) -> pa.Table:
         {
             "id": queries.corpus.pick("id", queries.rows[rows]),
             "match": references.corpus.pick("id", references.rows[compared.match[rows]]),
-            "score": compared.of_best(compared.nearest.score)[rows],
-            "verified": compared.of_best(compared.verified)[rows],
-            "combined": compared.of_best(compared.combined)[rows],
+            **{name: values[rows] for name, values in compared.scores.items()},
         },
         LOOK_ALIKES,
     )

@@ -6,6 +6,7 @@ that were planted are called copies, at the line that the verdict used.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -27,11 +28,13 @@ from copyscope.machine import cores
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
+from .blank import blank_rows
 from .causes import representatives
 from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
+from .part_search import PartSearch
 from .verify import Verify
 
 GROUPS = 200
@@ -50,6 +53,7 @@ def planted_copies(
     verify: Verify,
     *,
     n_groups: int = GROUPS,
+    parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -65,6 +69,7 @@ def planted_copies(
         groups: their near-duplicate groups.
         descriptor: what describes them; that of `train`.
         verify: the pixel comparison of the audit.
+        parts: looks for the training images in parts of the copies too.
         n_groups: how many training groups to draw at most, at least 1. Kinds outside MUST_SEE get half as many.
         seed: of the sample and of the alterations, at least 0.
         cache: folder of the content store; None = the user's cache.
@@ -78,35 +83,34 @@ def planted_copies(
         raise InputError(f"Sensitivity needs at least one training group, not {n_groups}.\nLeave it out with 0")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
     sample = np.sort(rng.permutation(representatives(groups))[:n_groups])
-    corpus = train.corpus.take(train.rows[sample])
+    some = dataclasses.replace(train, rows=train.rows[sample], vectors=train.vectors[sample], cells=None)
+    progress = options.get("progress")
+    # A blank picture has no copies.
+    blank = blank_rows(some, cache=cache, workers=workers, progress=progress)
+    corpus = train.corpus.take(some.rows[~blank])
+    if not len(corpus):
+        return {}
     facts = (VERSION, LEAST, seed, n_groups, str(descriptor), descriptor.fingerprint(), str(verify))
     key = hashlib.sha256(repr((facts, corpus.table["sha256"].to_pylist())).encode()).hexdigest()[:24]
     root = cache_folder(cache)
     file = root / "planted" / f"{key}.parquet"
-    if not file.is_file():
-        made = _made(corpus, descriptor, verify, seed, workers, options.get("progress"))
+    if not file.is_file() or (parts and not parts.knows(_described(pq.read_table(file), train, corpus.origin))):
+        made = _made(corpus, descriptor, verify, seed, parts, workers, progress)
         with told(root):
             write_file(file, lambda path: pq.write_table(made, path))
     table = pq.read_table(file)
     found = {}
     for kind in KINDS:
         rows = table.filter(pa.compute.equal(table["kind"], kind))
-        vectors = np.array(rows["vector"].to_pylist(), np.float32).reshape(len(rows), -1)
         thumbnails = np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8)
-        queries = Embeddings(
-            Corpus(rows, f"{kind} copies of {corpus.origin}", "planted").settled(),
-            np.arange(len(rows)),
-            vectors,
-            train.descriptor,
-            train.fingerprint,
-        )
         if len(rows):
             found[kind] = match(
-                queries,
+                _described(rows, train, f"{kind} copies of {corpus.origin}"),
                 train,
                 verify,
                 labels=groups.label,
                 thumbnails=thumbnails.reshape(len(rows), verify.size, verify.size, 3),
+                parts=parts,
                 cache=cache,
                 workers=workers,
                 **options,
@@ -114,8 +118,21 @@ def planted_copies(
     return found
 
 
+def _described(table: pa.Table, train: Embeddings, origin: str) -> Embeddings:
+    """Planted copies as generated images are; their files are gone."""
+    vectors = np.array(table["vector"].to_pylist(), np.float32).reshape(len(table), -1)
+    corpus = Corpus(table, origin, "planted").settled()
+    return Embeddings(corpus, np.arange(len(table)), vectors, train.descriptor, train.fingerprint)
+
+
 def _made(
-    corpus: Corpus, descriptor: Descriptor, verify: Verify, seed: int, workers: int | None, progress: Any
+    corpus: Corpus,
+    descriptor: Descriptor,
+    verify: Verify,
+    seed: int,
+    parts: PartSearch | None,
+    workers: int | None,
+    progress: Any,
 ) -> pa.Table:
     """Planted copies of the images of a corpus: its columns, and `kind`, `source`, `vector` and `thumbnail`."""
     with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
@@ -128,6 +145,8 @@ def _made(
                 writer.write_table(pa.Table.from_pylist(piece, schema))
         described = embed(Corpus.open(file), descriptor, **settings)
         thumbnails = verify.thumbnails(described.corpus, described.rows, **settings)
+        if parts:
+            parts(described)  # kept by content for the match to come
     if not len(described.rows):
         raise InputError(f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0")
     table = described.corpus.take(described.rows).table
