@@ -20,7 +20,7 @@ from copyscope.errors import InputError
 
 from .pictures import delivered
 
-FEW = 16
+FEW = 8
 """Images of an array that may be more than the pixels of a side."""
 IMAGES = "images"
 """Name of the images in an object or a mapping that holds them."""

@@ -53,7 +53,8 @@ def render(audit: Result) -> str:
     previews = rows.Previews(audit.tables.get("thumbnails"))
     data = rows.collect(audit.tables, previews)
     data["repeated"] = rows.repeated(audit.summary, previews, REPEATS, OF_A_REPEAT)
-    look, sign = wording.ANSWERS.get((audit.summary.get("verdict") or {}).get("answer"), wording.ANSWERS["cannot tell"])
+    answer = str((audit.summary.get("verdict") or {}).get("answer"))
+    look, sign = wording.ANSWERS.get(answer, wording.ANSWERS["cannot tell"])
     matches = [match for match, flag in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if flag]
     drawn = _scatters(audit.tables.get("complexity"), _units(audit.summary))
     return _page(
