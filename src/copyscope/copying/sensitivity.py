@@ -23,6 +23,7 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file
+from copyscope.images import Image
 from copyscope.machine import cores
 
 from .alterations import KINDS, VERSION, alter
@@ -162,17 +163,18 @@ def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[d
 
     def copies(task: tuple[int, bytes, bytes]) -> list[dict[str, Any]]:
         row, content, other = task
-        try:
-            image, background = images.decode(content), images.decode(other)
-        except ImageError:  # gone or changed since it was described
+        image, background = _decoded(content), _decoded(other)
+        if image is None:  # gone or changed since it was described
             return []
         found = []
         for number, kind in enumerate(KINDS):
-            if kind not in MUST_SEE and row % every:
+            if (kind not in MUST_SEE and row % every) or (kind == "part" and background is None):
                 continue
             for turn in range(rounds):
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 6, row, number, turn]))
-                picture = images.encode(alter(image, kind, rng, background), "jpeg", QUALITY)
+                picture = images.encode(
+                    alter(image, kind, rng, image if background is None else background), "jpeg", QUALITY
+                )
                 name = corpus.id_of(row)
                 found.append({"id": f"{kind}/{turn}/{name}", "kind": kind, "source": name, "image": picture})
         return found
@@ -187,3 +189,10 @@ def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[d
             # The picture that a part is set into is the next one of the sample.
             tasks = [(row, content, batch[place - 1][1]) for place, (row, content) in enumerate(batch)]
             yield [each for found in pool.map(copies, tasks) for each in found]
+
+
+def _decoded(content: bytes) -> Image | None:
+    try:
+        return images.decode(content)
+    except ImageError:
+        return None
