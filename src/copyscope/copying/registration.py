@@ -4,8 +4,8 @@ Two artists who draw one symbol agree in what a descriptor sees and in the outli
 do two faces of one artist but for the mouth. A copy agrees everywhere. So a pair is brought into register to a fraction
 of a pixel by an affine map and a linear map of colours (Gauss-Newton with the gradients of the fixed picture: the
 inverse compositional algorithm, Baker and Matthews 2004; the colours are solved for at every step as in Bartoli 2008).
-What counts then is the place where the band-passed pixels differ most, colours as they are: a mean over the picture
-would hide a mouth, the hands of a clock or the tone of a skin.
+What counts then is the place where the band-passed pixels differ most, colours as they are and noise taken off: a mean
+over the picture would hide a mouth, the hands of a clock or the tone of a skin.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ WINDOWS = (GRID - 2 * MARGIN, 28, 24, 21, 19, 16)
 """Sides of the templates of the coarse search: the first is the centre of the picture, the others the whole, shrunk."""
 LEVELS = (32, 48, 64)
 """Sides at which the larger picture is sampled, so that a part of it has the detail of the whole of the smaller one."""
-BAND = (2.0, 5.0)
+BAND = (1.25, 4.0)
 """Widths in pixels of the two Gaussians whose difference is compared: noise is finer, light and shade are coarser."""
-PLACE = 1.5
+PLACE = 2.0
 """Width in pixels of the Gaussian over which a difference is summed: how large a place is."""
+WORST = 0.96
+"""Quantile of the places that counts as the worst; the median of them is noise, which is everywhere alike."""
 BORDER, COVERED = 3, 0.9
 """Pixels at the edge that are not compared, and share of a place that must lie in both pictures."""
 LEAST_COVERED = 0.5
@@ -230,8 +232,8 @@ def _refine(fixed: Planes, moving: Planes, place: Matrices, steps: int) -> Matri
 
 
 def _agreement(fixed: Planes, moving: Planes, place: Matrices) -> Planes:
-    """Scores [p] of pictures in register: 1 less half the largest of the local mean squared differences, of the mean
-    square of both pictures; at least -1."""
+    """Scores [p] of pictures in register, at least -1: 1 less half of what the worst place's squared difference exceeds
+    the median place's by, as a share of the mean square of both pictures."""
     seen, covered = _sample(moving, place)
     shape = (len(fixed), 3, GRID, GRID)
     a, b = ((_centred(each, covered) * covered[:, None]).reshape(shape) for each in (seen, fixed.reshape(seen.shape)))
@@ -242,9 +244,18 @@ def _agreement(fixed: Planes, moving: Planes, place: Matrices) -> Planes:
     compared = _blur(covered.reshape(-1, 1, GRID, GRID), PLACE)[:, 0] > COVERED
     compared[:, :BORDER] = compared[:, -BORDER:] = compared[:, :, :BORDER] = compared[:, :, -BORDER:] = False
     difference = _blur(np.square(a - b).sum(axis=1, keepdims=True), PLACE)[:, 0]
-    worst = np.where(compared, difference, 0).max(axis=(1, 2)) / np.maximum(mean, 1e-6)
-    known = (mean > 3 * NOISE**2) & (covered.mean(axis=1) >= LEAST_COVERED)
-    return np.where(known, np.maximum(1 - worst / 2, -1), 0).astype(np.float32)
+    # Places that are not compared come last in order.
+    ordered = np.sort(np.where(compared, difference, np.inf).reshape(len(a), -1), axis=1)
+    places = compared.sum(axis=(1, 2))
+    last = np.maximum(places - 1, 0)
+    known = (mean > 3 * NOISE**2) & (covered.mean(axis=1) >= LEAST_COVERED) & (places > 0)
+    ordered = np.where(known[:, None], ordered, 0)
+    worst, median = (
+        np.take_along_axis(ordered, np.round(share * last).astype(np.intp)[:, None], axis=1)[:, 0]
+        for share in (WORST, 0.5)
+    )
+    scores = np.maximum(1 - (worst - median) / np.maximum(2 * mean, 1e-6), -1)
+    return np.where(known, scores, 0).astype(np.float32)
 
 
 def _mapped(a: Planes, b: Planes, covered: Planes, ridge: float) -> Planes:
