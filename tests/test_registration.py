@@ -109,7 +109,8 @@ def test_no_candidate_is_nan_and_places_are_kept(pictures):
     candidates = np.array([[3, -1], [-1, 1], [2, 0]], np.int64)
     found = Register().compare(thumbs[:3], thumbs, candidates, workers=1)
     assert np.isnan(found).tolist() == [[False, True], [True, False], [False, False]]
-    assert found[1, 1] == pytest.approx(1, abs=1e-4) and found[2, 0] == pytest.approx(1, abs=1e-4)
+    assert found[1, 1] == pytest.approx(1, abs=1e-4)
+    assert found[2, 0] == pytest.approx(1, abs=1e-4)
     assert found[0, 0] < 0.9
 
 
