@@ -144,7 +144,7 @@ def _made(
     workers: int | None,
     progress: Any,
 ) -> pa.Table:
-    """Planted copies of the images of a corpus: its columns, `kind`, `source`, `vector`, `thumbnail_SIZE` by comparison."""
+    """Planted copies of the images of a corpus: its columns, `kind`, `source`, `vector`, a `thumbnail_SIZE` each."""
     with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
         # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
         settings: dict[str, Any] = {"cache": Path(folder) / "cache", "workers": workers, "progress": progress}
