@@ -18,7 +18,7 @@ from copyscope.errors import InputError
 
 from . import index_files as files
 from .blank import blank_among
-from .calibrate import BASELINE_RULE, RULE, alike_by_file, alike_by_hash, look_alikes
+from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
 from .codes import Rows
 from .descriptors import Descriptor
 from .duplicates import Groups
@@ -32,6 +32,7 @@ from .windows import Looks, look_at
 
 # Training images that stand in where nothing was held out; each is looked at ten times.
 SAMPLE = 500
+GROUP_RULE = "training images against those outside their own near-duplicate group"
 KINDS = ("vectors", "thumbnails", "canvases", "extent")
 
 
@@ -83,7 +84,7 @@ def calibrate(
         "n": int(np.isfinite(found[:, 0]).sum()),
         "n_removed": removed,
         "n_blank": n_blank,
-        "rule": RULE if held is not None else BASELINE_RULE,
+        "rule": RULE if held is not None else GROUP_RULE,
         "looks": name,
         "scores": name,
     }

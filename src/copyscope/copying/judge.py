@@ -101,7 +101,7 @@ def judge(
     own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None
     alone = not {"held-out", "control"} & set(described)
     baseline = calibrate.baseline(
-        train, groups, verify, register=register if alone else None, parts=own_parts, seed=seed, **options
+        train, groups, verify, register=register if alone else None, part_search=own_parts, seed=seed, **options
     )
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None

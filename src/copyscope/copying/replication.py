@@ -103,8 +103,7 @@ class Calibration:
         if self.method == "controls":
             return f"Calibrated {level} on {n} control images that the base model made{excluded}."
         return (
-            f"Not calibrated: {n} training images, against those outside their own near-duplicate group, stand in for "
-            f"held-out images. Flagged images are suspicious, not proven copies; more than {100 * fdr:g} % of them may "
+            f"Not calibrated: {n} training images, each against the others, stand in for held-out images. Flagged images are suspicious, not proven copies; more than {100 * fdr:g} % of them may "
             "be false alarms. Give --held-out or --control."
         )
 
