@@ -9,6 +9,7 @@ are looked for at a higher resolution, and the descriptor is run once, on the pa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import threading
 from pathlib import Path
@@ -44,14 +45,15 @@ CANDIDATES = 8
 CANVAS = 64
 """The picture's shorter side in pixels then. The longer is at most LONGEST; longer pictures are squeezed."""
 LONGEST = 128
-DESCRIBED = 0.75
-"""Below this pixel score a part is not described: its similarity counts as 0."""
 SQUARE = 1.1
 """Training images longer than so many times their height, or the reverse, are looked for squeezed to a square too."""
 MOST = 20_000
 """Training images up to which parts are searched unless asked for."""
 WISHES = ("auto", "on", "off")
+STRANGERS = 32
+"""Training images that tell what a template correlates by chance."""
 BLOCK = 4096
+NOTHING = -np.inf
 VALUES = 7
 
 
@@ -60,8 +62,7 @@ class Parts:
     """The part of each picture [n] that is most like a training image.
 
     Attributes:
-        similarity: float32 [n], of the descriptor, of the part and the training image; 0 where the pixels are so little
-            alike that it was not run.
+        similarity: float32 [n], of the descriptor, of the part and the training image; 0 where nothing fits.
         verified: float32 [n], pixel score of the two in [-1, 1].
         match: int64 [n], position among the readable training images; -1 where nothing fits at all.
         box: float32 [n 4], the part: x, y, width, height as shares of the picture.
@@ -179,10 +180,9 @@ class PartSearch:
             at = int((scores + detail).argmax())
             box = _box(where[at], small.shape)
             found[row, 1:] = (scores[at], prepared.owner[best[at]], *box)
-            if scores[at] >= DESCRIBED:
-                part = _cut(picture, box)
-                parts.append(np.ascontiguousarray(part[:, ::-1]) if where[at, 3] else part)
-                rows.append(row)
+            part = _cut(picture, box)
+            parts.append(np.ascontiguousarray(part[:, ::-1]) if where[at, 3] else part)
+            rows.append(row)
         if rows:
             theirs = np.asarray(self.train.vectors[found[rows, 2].astype(np.int64)])
             found[rows, 0] = np.einsum("nd,nd->n", self.descriptor.describe(parts), theirs)
@@ -192,7 +192,7 @@ class PartSearch:
         """Training images [N] that do not count for a picture: the groups of those that look as it does."""
         if self.labels is None:
             return None
-        own = (prepared.squares == self.verify.shrink([picture])[0]).all(axis=(1, 2, 3))
+        own = prepared.by_pixels.get(self.verify.shrink([picture])[0].tobytes(), [])
         return np.isin(self.labels, self.labels[own])
 
 
@@ -203,6 +203,8 @@ class _Templates:
 
     squares: uint8 [N s s 3]. squeezed: uint8 [M s s 3]. owner: int64 [N + M], the training image of each template.
     even, odd: float32 [N + M, d], the halves of the unit templates that stay, and that change sign, when mirrored.
+    chance: float32 [N + M], what each template correlates at best with pictures that do not show it: a smooth one fits
+    everywhere.
     """
 
     squares: NDArray[np.uint8]
@@ -210,6 +212,15 @@ class _Templates:
     owner: NDArray[np.int64]
     even: NDArray[np.float32]
     odd: NDArray[np.float32]
+    chance: NDArray[np.float32]
+
+    @functools.cached_property
+    def by_pixels(self) -> dict[bytes, list[int]]:
+        """Training images by the bytes of their squares."""
+        found: dict[bytes, list[int]] = {}
+        for row, square in enumerate(self.squares):
+            found.setdefault(square.tobytes(), []).append(row)
+        return found
 
     @classmethod
     def of(cls, search: PartSearch) -> _Templates:
@@ -232,14 +243,17 @@ class _Templates:
             small = shrink @ some.astype(np.float32).transpose(0, 3, 1, 2) @ shrink.T
             halves.append(_halves(unit_templates(np.asarray(small, np.float32))))
         even, odd = (np.concatenate(each) for each in zip(*halves, strict=True))
-        return cls(squares, squeezed, owner, even, odd)
+        plain = cls(squares, squeezed, owner, even, odd, np.zeros(len(owner), np.float32))
+        some = squares[np.linspace(0, len(squares) - 1, min(STRANGERS, len(squares))).round().astype(int)]
+        by_chance = np.median([plain.best(picture) for picture in some], axis=0)
+        return dataclasses.replace(plain, chance=np.minimum(by_chance, np.float32(0.99)))
 
     def pixels(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Pictures uint8 [k s s 3] of some templates."""
         return _rows(self.squares, self.squeezed, rows)
 
-    def candidates(self, picture: Image, excluded: NDArray[np.bool_] | None) -> NDArray[np.intp]:
-        """Templates of the CANDIDATES training images [N] that fit best anywhere in a picture, the best first."""
+    def best(self, picture: Image) -> NDArray[np.float32]:
+        """Correlation of every template [N + M] where it fits best in a picture [h w 3], at least 0."""
         even, odd = _halves(_unit_windows(picture))
         best = np.empty(len(self.owner), np.float32)
         for start in range(0, len(best), BLOCK):
@@ -248,10 +262,19 @@ class _Templates:
             score, turned = even @ self.even[piece].T, odd @ self.odd[piece].T
             score += np.abs(turned, out=turned)
             best[piece] = score.max(axis=0, initial=0)
+        return best
+
+    def candidates(self, picture: Image, excluded: NDArray[np.bool_] | None) -> NDArray[np.intp]:
+        """Templates of the CANDIDATES training images [N] that stand out most anywhere in a picture, the best first.
+
+        What counts is how much of what chance leaves unexplained the template explains.
+        """
+        best = self.best(picture)
+        best = np.where(best > 0, 1 - (1 - best) / (1 - self.chance), NOTHING)
         if excluded is not None:
-            best[excluded[self.owner]] = 0
+            best[excluded[self.owner]] = NOTHING
         few = min(2 * CANDIDATES, len(best))
-        found = np.flatnonzero((best >= np.partition(best, -few)[-few]) & (best > 0))
+        found = np.flatnonzero((best >= np.partition(best, -few)[-few]) & (best > NOTHING))
         found = found[np.argsort(-best[found], kind="stable")]
         _, first = np.unique(self.owner[found], return_index=True)
         chosen: NDArray[np.intp] = found[np.sort(first)][:CANDIDATES]
