@@ -109,14 +109,6 @@ def test_copies_found_exit_3_and_below_the_rate_0(world):
     assert run(*audit, "--fail-over", 0.9, "--fail-on", "rate")[0] == 0
 
 
-def test_what_stands_in_for_held_out_images_is_suspicious_and_the_gate_stays_shut(faint):
-    audit = ["audit", faint.generated, faint.train, "-p", "phash", "--sensitivity", 0, "--json"]
-    code, stdout, _ = run(*audit, "--fail-over", 0.9)
-    assert (code, answer_of(stdout)) == (EXIT_CANNOT_TELL, "suspicious")
-    assert run(*audit, "--fail-over", 0.9, "--allow-cannot-tell")[0] == 0
-    assert run(*audit, "--fail-over", 0.01)[0] == EXIT_COPIES
-
-
 def test_five_images_do_not_open_the_gate(faint, tmp_path):
     """Five images, none of them a copy: the gate of before was green."""
     for name in [name for name, source in faint.truth.items() if source is None][:5]:

@@ -184,6 +184,7 @@
         failed ? said(g.error[row], "text") : figures([
           ["descriptor", fixed(g.score[row])], ["verified", fixed(g.verified[row])], ["combined", fixed(g.combined[row])],
           ["p-value", pValue(g.p_value[row])], ["group size", short(g.group_size[row])]]),
+        g.placed[row] ? el("p", { class: "under" }, `Found in a part of the generated image: ${g.placed[row]}.`) : null,
         g.why[row] ? el("p", { class: "why", dir: "auto" }, g.why[row]) : null,
         compared(labelled("Prompt", [g.prompt[row]]),
           labelled(g.captions[row].length > 1 ? "Training captions" : "Training caption", g.captions[row])),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .wording import ACTIONS, VISIBLE, is_number
+from .wording import ACTIONS, VISIBLE, is_number, placed
 
 #: Characters of base64 that all previews together may take; the rest of the rows say "no preview".
 PREVIEW_BUDGET = 24_000_000
@@ -99,11 +99,12 @@ def embed(data: Any) -> str:
 
 def _gallery(table: pa.Table | None, captions: Mapping[str, list[str]]) -> dict[str, list[Any]]:
     names = ["id", "prompt", "match", "score", "verified", "combined", "p_value", "copied", "group_size", "next_match"]
-    names += ["next_score", "why", "error", "match_captions", "likeness", "blank"]
+    names += ["next_score", "why", "error", "match_captions", "likeness", "blank", "box"]
     rows = {name: column(table, name) for name in names}
     order = sorted(range(len(rows["id"])), key=lambda row: _worst_first(rows, row))
     rows = {name: [values[row] for row in order] for name, values in rows.items()}
     rows["captions"] = _known(rows.pop("match_captions"), rows["match"], captions)
+    rows["placed"] = [placed(box) for box in rows.pop("box")]
     for name in ("copied", "likeness", "blank"):
         rows[name] = [int(bool(flag)) for flag in rows[name]]
     return rows

@@ -69,8 +69,9 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("nearer to train", nearer))
     if summary["n_likeness"]:
         rows.append(("likenesses", f"{summary['n_likeness']} of the same subject, not of the same picture"))
-    if summary.get("n_blank"):
-        rows.append(("blank", f"{summary['n_blank']} generated images of one colour, in no rate"))
+    if blank := {name: n for name, n in summary["n_blank"].items() if n}:
+        said = ", ".join(f"{n} {name}" for name, n in blank.items())
+        rows.append(("blank", f"{said} images of one colour, set apart"))
     rows += _searched(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:

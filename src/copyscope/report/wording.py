@@ -297,6 +297,9 @@ def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     if protocol.get("verify"):
         tested.append(f"The best candidates once more, pixel by pixel after alignment: {protocol['verify']}.")
     tested.append("Near-duplicate training images as one group, so that frequent images do not hide their own copies.")
+    looked = summary.get("parts") or {}
+    if looked.get("looked"):
+        tested.append(f"Parts of the pictures too, such as grids and insets. {sentence(looked.get('why'))}".strip())
     sensitivity = summary.get("sensitivity") or {}
     if sensitivity:
         tested.append(
