@@ -44,12 +44,19 @@ def sick(world, tmp_path):
 
 def test_the_copies_are_those_of_the_truth_with_their_sources(world, audited):
     copies = {name: source for name, source in world.truth.items() if source}
-    assert {row["id"] for row in audited.copies} == set(copies)
+    flagged = {row["id"] for row in audited.copies}
+    # At a false discovery rate of 5 %, one of some seventeen may be flagged wrongly.
+    assert flagged >= set(copies)
+    assert len(flagged - set(copies)) <= 1
     for row in audited.copies:
+        if row["id"] not in copies:
+            continue
         same = row["match"] == copies[row["id"]]
         assert same or world.group.get(row["match"], -1) == world.group.get(copies[row["id"]], -2)
     assert audited.summary["verdict"]["answer"] == "copies"
-    assert audited.summary["replication_rate"]["value"] == pytest.approx(len(copies) / len(world.truth))
+    assert audited.summary["replication_rate"]["value"] == pytest.approx(len(flagged) / len(world.truth))
+    assert audited.summary["estimated_rate"]["low"] <= len(copies) / len(world.truth)
+    assert audited.summary["estimated_rate"]["high"] >= len(copies) / len(world.truth)
 
 
 def test_the_json_contract_is_kept(audited):

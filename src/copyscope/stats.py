@@ -124,19 +124,6 @@ def benjamini_hochberg(p_values: Floats, rate: float = 0.05) -> NDArray[np.bool_
     return p_values <= (ordered[passing[-1]] if len(passing) else -1.0)
 
 
-def share_of_nulls(p_values: Floats, middle: float = 0.5) -> float:
-    """Share of the p-values [n] that are of true nulls, at most 1 (Storey 2002, with the + 1 of Storey et al. 2004).
-
-    (1 + #{p > middle}) / (n (1 - middle)). Benjamini-Hochberg at rate / share keeps the false discovery rate with
-    conformal p-values (Bates et al. 2023, section 3; Marandon et al. 2024). NaN without p-values.
-    """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    p_values = p_values[~np.isnan(p_values)]
-    if len(p_values) == 0:
-        return math.nan
-    return min(1.0, (1 + int((p_values > middle).sum())) / (len(p_values) * (1 - middle)))
-
-
 def corrected_proportion(
     count: int,
     n: int,

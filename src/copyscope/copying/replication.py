@@ -103,9 +103,9 @@ class Calibration:
         if self.method == "controls":
             return f"Calibrated {level} on {n} control images that the base model made{excluded}."
         return (
-            f"Not calibrated: {n} training images, each against the others, stand in for held-out images. Flagged images "
-            f"are suspicious, not proven copies; more than {100 * fdr:g} % of them may be false alarms. Give --held-out "
-            "or --control."
+            f"Not calibrated: {n} training images, each against the others, stand in for held-out images. Flagged "
+            f"images are suspicious, not proven copies; more than {100 * fdr:g} % of them may be false alarms. Give "
+            "--held-out or --control."
         )
 
 
