@@ -259,7 +259,12 @@ def p_values_by_definition(scores: np.ndarray, calibration: np.ndarray) -> list[
         def highest(image: np.ndarray, low: np.ndarray = low, scale: np.ndarray = scale) -> float:
             return max((image[column] - low[column]) / scale[column] for column in range(d))
 
-        at_least = sum(highest(each) >= highest(one) for each in calibration)
+        def rank(image: np.ndarray, whole: np.ndarray = whole) -> int:
+            # The image itself is among the whole.
+            return min(int((whole[:, column] >= image[column]).sum()) - 1 for column in range(d))
+
+        mine = (rank(one), -highest(one))
+        at_least = sum((rank(each), -highest(each)) <= mine for each in calibration)
         found.append((1 + at_least) / (m + 1))
     return found
 

@@ -74,10 +74,12 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with the calibration images
     (Vovk et al. 2005; Bates et al. 2023).
 
-    With several scores an image, what counts is the score that stands out most. Scores are put on one scale by their
-    upper tails, t = (score - q90) / (q95 - q90), and an image's highest t is compared. The quantiles are those of the
-    calibration images and the image in question together (full conformal prediction), so that p stays valid for any m;
-    where tails are exponential, equal t are equally rare. Unlike Bonferroni's rule, a second score costs nothing.
+    With several scores an image, what counts is the score that stands out most. An image's rank in a score is how many
+    calibration images reach it; images are ordered by their best rank over the scores, and equal ones by their highest
+    t = (score - q90) / (q95 - q90), which puts the upper tails of the scores on one scale. p is the share of images
+    that stand out as much. Ranks and quantiles are those of the calibration images and the image in question together
+    (full conformal prediction), so that p is valid for any m. An image that is beyond all calibration images in one
+    score competes with those alone that are the highest in another.
 
     Args:
         scores: of the images, float [n], or [n d] with d scores each; higher = more alike. An image with a NaN has a
@@ -94,10 +96,16 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     n, m = len(scores), len(calibration)
     if m == 0:
         return np.where(np.isnan(scores).any(axis=1), np.nan, 1.0)
+    ascending = np.sort(calibration, axis=0)
+
+    def at_least(values: Floats) -> NDArray[np.int64]:
+        """How many calibration images reach values [k d] in each score [k d]."""
+        found = [m - np.searchsorted(ascending[:, j], values[:, j], side="left") for j in range(values.shape[1])]
+        return np.stack(found, axis=1).astype(np.int64)
+
     if scores.shape[1] == 1:
-        at_least = m - np.searchsorted(np.sort(calibration[:, 0]), scores[:, 0], side="left")
-        return np.where(np.isnan(scores[:, 0]), np.nan, (1 + at_least) / (m + 1))
-    ordered = np.pad(np.sort(calibration, axis=0), ((1, 0), (0, 0)), constant_values=-math.inf)
+        return np.where(np.isnan(scores[:, 0]), np.nan, (1 + at_least(scores)[:, 0]) / (m + 1))
+    ordered = np.pad(ascending, ((1, 0), (0, 0)), constant_values=-math.inf)
     low, high = (
         # The k-th smallest of the calibration scores and the image's own.
         np.clip(scores, ordered[k - 1], ordered[k])
@@ -105,10 +113,14 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     )
     scale = 1 / np.maximum(high - low, _LEAST_SCALE)
     mine, found = ((scores - low) * scale).max(axis=1), np.empty(n)
+    rank, others = at_least(scores).min(axis=1), at_least(calibration) - 1
     for start in range(0, n, step := max(1, _BLOCK // calibration.size)):
         piece = slice(start, start + step)
+        # A calibration image is one rank lower where the image in question reaches its score.
+        ranks = (others + (scores[piece, None, :] >= calibration)).min(axis=2)
         theirs = ((calibration - low[piece, None]) * scale[piece, None]).max(axis=2)
-        found[piece] = (1 + (theirs >= mine[piece, None]).sum(axis=1)) / (m + 1)
+        equal = (ranks == rank[piece, None]) & (theirs >= mine[piece, None])
+        found[piece] = (1 + ((ranks < rank[piece, None]) | equal).sum(axis=1)) / (m + 1)
     return np.where(np.isnan(scores).any(axis=1), np.nan, found)
 
 

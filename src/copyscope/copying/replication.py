@@ -22,6 +22,8 @@ from .answer import CANNOT_TELL, COPIES, MUST_SEE, TOLERABLE, Measured
 Floats = NDArray[np.floating[Any]]
 
 FDR = 0.05
+ROUNDING = 0.003
+"""Scores differ by so much from rounding and recompression alone: no score is closer to 1 than this."""
 OWN_LEVEL = 0.05
 """With controls: a copy is nearer to the training set than all but this share of the training images are."""
 
@@ -246,10 +248,13 @@ def verdict(
 
 
 def _columns(scores: Floats) -> Floats:
-    """Scores [n d]; what was not compared (NaN, -inf) is as unlike as can be."""
+    """Scores [n d]; what was not compared (NaN, -inf) is as unlike as can be.
+
+    On the scale of what is missing, -log(1 - score): near 1, where copies are, .99 is to .97 what .97 is to .91.
+    """
     found = np.asarray(scores, dtype=np.float64)
     found = found[:, None] if found.ndim == 1 else found
-    return np.where(np.isfinite(found), found, -1.0)
+    return np.asarray(-np.log(np.maximum(1 - np.where(np.isfinite(found), found, -1.0), 0) + ROUNDING))
 
 
 def _p_of_planted(planted: Planted, known: Floats) -> Floats:
