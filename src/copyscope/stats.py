@@ -1,4 +1,4 @@
-"""Every number with its interval: estimates, conformal p-values, false discovery rate, bootstrap."""
+"""Every number with its interval: estimates, conformal p-values, false discovery rate, corrected rates, bootstrap."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
+_BLOCK = 4_000_000  # comparisons held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +68,49 @@ def cases_needed(rate: float, level: float = 0.95) -> int:
 
 
 def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
-    """P-values of `scores` [n] against `calibration` scores [m] of images that are no copies; higher = more alike.
+    """P-values of images against calibration images that are no copies.
 
-    p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with the calibration images
-    (Vovk et al. 2005; Bates et al. 2023). A tie counts for the calibration image; a score of NaN
-    has a p-value of NaN, which `benjamini_hochberg` never takes for a discovery.
+    With one score an image, p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with
+    the calibration images (Vovk et al. 2005; Bates et al. 2023). With several scores an image, what counts is the score
+    that stands out most: images are ordered by their best rank over the scores, equal ones by the mean of their ranks,
+    where an image is ranked among itself and the calibration images; p is how many of those stand out as much (full
+    conformal prediction; the minimum of p-values, Tippett 1931, calibrated by permutation instead of by Bonferroni's
+    factor). Several scores then cost little, and nothing for an image that is beyond all calibration images in each.
+
+    Args:
+        scores: of the images, float [n], or [n d] with d scores each; higher = more alike. An image with a NaN has a
+            p-value of NaN, which `benjamini_hochberg` never takes for a discovery.
+        calibration: of the calibration images, float [m] or [m d]. A tie counts for the calibration image.
+
+    Returns:
+        p-values, float64 [n], in (0, 1].
     """
     scores = np.asarray(scores, dtype=np.float64)
-    ordered = np.sort(np.asarray(calibration, dtype=np.float64))
-    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return np.where(np.isnan(scores), np.nan, (1 + at_least) / (len(ordered) + 1))
+    calibration = np.asarray(calibration, dtype=np.float64)
+    if scores.ndim == 1:
+        scores, calibration = scores[:, None], calibration.reshape(len(calibration), 1)
+    n, m = len(scores), len(calibration)
+    if m == 0:
+        return np.where(np.isnan(scores).any(axis=1), np.nan, 1.0)
+    ordered = np.sort(calibration, axis=0)
+    columns = range(scores.shape[1])
+
+    def at_least(values: Floats) -> NDArray[np.int64]:
+        """How many calibration images score as high as values [n d] in each column [n d]."""
+        return np.stack([m - np.searchsorted(ordered[:, j], values[:, j], side="left") for j in columns], axis=1)
+
+    def order(ranks: NDArray[np.int64]) -> Floats:
+        """Best rank, then mean rank, as one number: of ranks [... d], below m + 1 each."""
+        found: Floats = ranks.min(axis=-1) + ranks.mean(axis=-1) / (m + 2)
+        return found
+
+    mine, others, found = order(at_least(scores)), at_least(calibration) - 1, np.empty(n)
+    for start in range(0, n, step := max(1, _BLOCK // calibration.size)):
+        piece = slice(start, start + step)
+        # A calibration image is one rank lower where the image in question scores as high.
+        theirs = order(others + (scores[piece, None, :] >= calibration))
+        found[piece] = (1 + (theirs <= mine[piece, None]).sum(axis=1)) / (m + 1)
+    return np.where(np.isnan(scores).any(axis=1), np.nan, found)
 
 
 def benjamini_hochberg(p_values: Floats, rate: float = 0.05) -> NDArray[np.bool_]:
@@ -89,6 +123,94 @@ def benjamini_hochberg(p_values: Floats, rate: float = 0.05) -> NDArray[np.bool_
     # The tolerance keeps p = rate * k / n a discovery when the product is off by one unit in the last place.
     passing = np.flatnonzero(ordered <= rate * np.arange(1, n + 1) / n * (1 + 1e-12))
     return p_values <= (ordered[passing[-1]] if len(passing) else -1.0)
+
+
+def share_of_nulls(p_values: Floats, middle: float = 0.5) -> float:
+    """Share of the p-values [n] that are of true nulls, at most 1 (Storey 2002, with the + 1 of Storey et al. 2004).
+
+    (1 + #{p > middle}) / (n (1 - middle)). Benjamini-Hochberg at rate / share keeps the false discovery rate with
+    conformal p-values (Bates et al. 2023, section 3; Marandon et al. 2024). NaN without p-values.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    p_values = p_values[~np.isnan(p_values)]
+    if len(p_values) == 0:
+        return math.nan
+    return min(1.0, (1 + int((p_values > middle).sum())) / (len(p_values) * (1 - middle)))
+
+
+def corrected_proportion(
+    count: int,
+    n: int,
+    seen: tuple[int, int],
+    false: tuple[int, int],
+    level: float = 0.95,
+) -> Estimate:
+    """True share behind an imperfect test: corrected for sensitivity and false alarms, both measured.
+
+    (q - f) / (s - f) with q = count / n, s the sensitivity and f the rate of false alarms (Rogan & Gladen 1978), cut to
+    [0, 1]. The interval is that of Lang & Reiczigel (2014, eqs. 6-8), which holds the uncertainty of all three.
+
+    Args:
+        count: positives among the `n` images tested.
+        n: images tested.
+        seen: true cases that test positive, of how many true cases tried.
+        false: clean cases that test positive, of how many clean cases tried.
+        level: of the interval, in (0, 1).
+
+    Returns:
+        The estimate; value NaN and the interval [0, 1] where the test does not tell true cases from clean ones.
+    """
+    from scipy.stats import norm
+
+    if not (0 <= count <= n and 0 <= seen[0] <= seen[1] and 0 <= false[0] <= false[1]):
+        raise ValueError(f"counts must lie between 0 and what they are counts of, not {count}, {n}, {seen}, {false}")
+    if n == 0 or seen[1] == 0 or false[1] == 0 or seen[0] / seen[1] <= false[0] / false[1]:
+        return Estimate(math.nan, 0.0, 1.0, n)
+    z = float(norm.ppf((1 + level) / 2))
+    share, sensitivity, alarms = count / n, seen[0] / seen[1], false[0] / false[1]
+    value = min(max((share - alarms) / (sensitivity - alarms), 0.0), 1.0)
+    # Each count is moved towards the middle, the first by z^2 / 2 (Agresti & Coull), the others by one.
+    n_z, n_s, n_f = n + z * z, seen[1] + 2, false[1] + 2
+    share, sensitivity, alarms = (count + z * z / 2) / n_z, (seen[0] + 1) / n_s, (false[0] + 1) / n_f
+    apart = sensitivity - alarms
+    if apart <= 0:
+        return Estimate(value, 0.0, 1.0, n)
+    moved = (share - alarms) / apart
+    of_s, of_f = sensitivity * (1 - sensitivity) / n_s, alarms * (1 - alarms) / n_f
+    shift = 2 * z * z * (moved * of_s - (1 - moved) * of_f)
+    variance = share * (1 - share) / n_z + moved**2 * of_s + (1 - moved) ** 2 * of_f
+    reach = z * math.sqrt(variance) / apart
+    low, high = (min(max(moved + shift + side * reach, 0.0), 1.0) for side in (-1, 1))
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+def excess(scores: Floats, others: Floats, level: float = 0.95) -> tuple[float, float]:
+    """How much more of the `scores` [n] than of the `others` [m] lies above some line: a lower bound.
+
+    The lines are the 1st, 2nd, 4th, ... highest of the others. At each, the share of all others above it is bounded
+    from above by the Beta law of that order statistic, and the share of all scores from below by Clopper and Pearson,
+    each at its part of 1 - level (Bonferroni over lines and sides): the bounds hold at all lines at once, for any laws.
+
+    Returns:
+        (bound in [0, 1], line where it is reached; NaN where the bound is 0).
+    """
+    from scipy.stats import beta
+
+    scores, others = (np.asarray(each, dtype=np.float64) for each in (scores, others))
+    scores, others = scores[~np.isnan(scores)], np.sort(others[~np.isnan(others)])[::-1]
+    n, m = len(scores), len(others)
+    ranks = [2**power for power in range(max(m, 1).bit_length()) if 2**power <= m]
+    best, where = 0.0, math.nan
+    tail = (1 - level) / (2 * max(len(ranks), 1))
+    for rank in ranks:
+        line = others[rank - 1]
+        above = int((scores > line).sum())
+        if above == 0:
+            continue
+        bound = float(beta.ppf(tail, above, n - above + 1)) - float(beta.ppf(1 - tail, rank, m - rank + 1))
+        if bound > best:
+            best, where = bound, float(line)
+    return best, where
 
 
 def bootstrap(

@@ -1,9 +1,14 @@
-"""Scores -> how much is copied: similarity statistics and the calibrated verdict."""
+"""Scores of generated images -> which are copies, how many, and whether "no copies found" may be said.
+
+The answer rests on four measurements: calibration images that are no copies, planted copies (how many of them would
+have been seen), the number of generated images, and whether calibration and generated images are of one kind.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,13 @@ Floats = NDArray[np.floating[Any]]
 
 FDR = 0.05
 TOLERABLE = 0.05
+"""The rate that "no copies found" excludes."""
+SEEN = 0.8
+"""Least sensitivity, at the lower end of its interval, to the kinds in MUST_SEE before silence means anything."""
+MUST_SEE = ("light", "crop")
+OWN_LEVEL = 0.05
+"""With controls: a copy is nearer to the training set than all but this share of the training images are."""
+COPIES, SUSPICIOUS, NONE_FOUND, CANNOT_TELL = "copies", "suspicious", "no copies found", "cannot tell"
 
 
 def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
@@ -34,100 +46,351 @@ def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """The scores of real images that are no copies, against which each generated image is judged.
+    """Scores of real images that are no copies, against which each generated image is judged.
 
-    method: "held-out" or "baseline". scores: combined scores [n]. n_removed: look-alikes that `rule` took out before.
+    Attributes:
+        method: "held-out", "controls" (images of the base model) or "baseline" (the training images themselves).
+        scores: float [m d], the columns of `Matches.evidence`; or [m], one score an image.
+        n_removed: look-alikes of training images that `rule` took out before.
+        rule: what the look-alikes were recognised by.
+        n_excluded: images that a person took out (`--held-out-exclude`).
     """
 
     method: str
     scores: Floats
     n_removed: int
     rule: str
+    n_excluded: int = 0
 
     def sentence(self, fdr: float = FDR) -> str:
         """What the p-values rest on, for the report."""
         n = len(self.scores)
         level = f"at a false discovery rate of {100 * fdr:g} %"
+        excluded = f", {self.n_excluded} excluded by hand" if self.n_excluded else ""
         if self.method == "held-out":
-            removed = f"{self.n_removed} look-alikes of training images removed first"
+            removed = f"{self.n_removed} look-alikes of training images removed first{excluded}"
             return f"Calibrated {level} on {n} held-out real images ({removed})."
+        if self.method == "controls":
+            return f"Calibrated {level} on {n} control images that the base model made{excluded}."
         return (
-            f"Calibrated {level} on {n} training images against those outside their own near-duplicate group, for want "
-            "of held-out images (--held-out): a stand-in, less sure than images the model never saw."
+            f"Not calibrated: {n} training images, against those outside their own near-duplicate group, stand in for "
+            f"held-out images. Flagged images are suspicious, not proven copies; more than {100 * fdr:g} % of them may "
+            "be false alarms. Give --held-out or --control."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Which generated images are copies, how many that is, and what may be said of it.
+    """Which generated images are copies, how many there are, and what may be said of it.
 
-    copied [n], p_values [n]: of each readable generated image. cut: lowest combined score called a copy, NaN if none.
-    answer: "copies", "no copies found" or "cannot tell". needed: what it would take to tell.
+    Attributes:
+        copied: bool [n], of each readable generated image.
+        p_values: float64 [n]; NaN for blank images.
+        likeness: bool [n], nearer to the training set than the controls but no nearer than training images are to one
+            another; all False without controls.
+        rate: share of images called copies (Clopper-Pearson), blank ones left out.
+        estimated_rate: share of copies, corrected for those that are not seen and for false alarms; value NaN where the
+            sensitivity was not measured.
+        sensitivity: of each kind of planted copy, the share that is called a copy at `line`.
+        line: p-values at or below it are called copies, or would be if one generated image in twenty were a copy.
+        excess: at least this share of the generated images is nearer to the training set than calibration images are.
+        answer: "copies", "suspicious", "no copies found" or "cannot tell".
+        sentence: the answer for people.
+        reasons: why it cannot tell, a sentence each.
+        needed: what it would take to tell; None where it can.
+        look_alikes: bool [m], calibration images that score as light copies do.
     """
 
     copied: NDArray[np.bool_]
     p_values: Floats
+    likeness: NDArray[np.bool_]
     rate: Estimate
-    cut: float
+    estimated_rate: Estimate
+    sensitivity: dict[str, Estimate]
+    line: float
+    excess: float
     answer: str
     sentence: str
+    reasons: list[str]
     needed: str | None
+    look_alikes: NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """Planted copies of one kind: altered training images, scored as generated images are.
+
+    Attributes:
+        scores: float [a d], columns as in `Calibration.scores`.
+        beyond_own: bool [a], with controls: as in `verdict`; None without.
+    """
+
+    scores: Floats
+    beyond_own: NDArray[np.bool_] | None = None
 
 
 def verdict(
     scores: Floats,
     calibration: Calibration,
     *,
+    planted: Mapping[str, Planted] | None = None,
     identical: NDArray[np.bool_] | None = None,
+    blank: NDArray[np.bool_] | None = None,
+    beyond_own: NDArray[np.bool_] | None = None,
+    differs: str | None = None,
     n_missing: int = 0,
     fdr: float = FDR,
 ) -> Verdict:
-    """Judge combined scores [n] of generated images: conformal p-values, then Benjamini-Hochberg at `fdr` over the set.
+    """Judge generated images: conformal p-values, Benjamini-Hochberg over the set, and what silence is worth.
 
-    identical [n]: images that are a training image itself; they are copies whatever there is to calibrate on.
-    The replication rate is the share called copies with its Clopper-Pearson interval, in whose upper end the unreadable
-    images count as copies. "cannot tell" is the answer when nothing is found and a rate of 5 % could have gone unseen:
-    too few generated images to bound the rate, or too few calibration images for so rare a copy to stand out.
+    Args:
+        scores: of the readable generated images, float [n d] or [n], columns as in `calibration`.
+        calibration: scores of images that are no copies.
+        planted: planted copies by kind; None = sensitivity was not measured, and then the answer is never "no copies
+            found".
+        identical: bool [n], images that are a training image itself: copies whatever there is to calibrate on.
+        blank: bool [n], images of one colour: no copies, and in no rate.
+        beyond_own: bool [n], with controls: images that are nearer to the training set than training images are to one
+            another; a copy must be.
+        differs: why calibration and generated images are not of one kind; None where they are.
+        n_missing: unreadable images; in the upper ends they count as copies.
+        fdr: false discovery rate of the list of copies, in (0, 1).
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    n, m = len(scores), len(calibration.scores)
-    p_values = stats.conformal_p_values(scores, calibration.scores)
-    copied = stats.benjamini_hochberg(p_values, fdr) if m else np.zeros(n, dtype=bool)
-    if identical is not None:
-        copied = copied | identical
-    count = int(copied.sum())
-    rate = stats.proportion(count, n, missing=n_missing)
-    cut = float(scores[copied].min()) if count else math.nan
-    images = f"{n} generated image" + ("" if n == 1 else "s")
-    if count:
-        what = "one reproduces a training image" if count == 1 else f"{count} reproduce training images"
-        return Verdict(copied, p_values, rate, cut, "copies", f"The model copies: of {images}, {what}.", None)
-    needed = _needed(scores, calibration, n, n_missing, fdr)
-    if needed:
-        unseen = f"a rate of {100 * TOLERABLE:g} % could have gone unseen"
-        sentence = f"Cannot tell: no copy found among {images}, but {unseen}."
-        return Verdict(copied, p_values, rate, cut, "cannot tell", sentence, needed)
-    bound = f"the rate is at most {100 * rate.high:.1f} % (95 % interval)"
-    sentence = f"No copies found among {images}: {bound}."
-    return Verdict(copied, p_values, rate, cut, "no copies found", sentence, None)
+    scores, known = _columns(scores), _columns(calibration.scores)
+    there = np.ones(len(scores), dtype=bool) if blank is None else ~blank
+    same = np.zeros(len(scores), dtype=bool) if identical is None else identical & there
+    n = int(there.sum())
+    p_values = stats.conformal_p_values(scores, known)
+    p_values[~there] = np.nan
+    flagged = np.zeros(len(scores), dtype=bool)
+    if len(known) and differs is None:
+        flagged[there] = stats.benjamini_hochberg(p_values[there], fdr)
+    line = fdr * max(int(flagged.sum()), math.ceil(TOLERABLE * n), 1) / max(n, 1)
+    likeness = np.zeros(len(scores), dtype=bool)
+    if beyond_own is not None:
+        likeness = flagged & ~beyond_own & ~same
+        flagged &= beyond_own
+    copied = flagged | same
+    tests = {kind: _p_of_planted(each, known) for kind, each in (planted or {}).items()}
+    of_set = p_values[there] if beyond_own is None else np.where(beyond_own, p_values, 1.0)[there]
+    bound = 0.0
+    if len(known):
+        level = 1 - 0.05 / known.shape[1]
+        bound = max(stats.excess(scores[there, j], known[:, j], level)[0] for j in range(known.shape[1]))
+    found = _Measured(
+        n=n,
+        n_missing=n_missing,
+        count=int(copied.sum()),
+        certain=int(same.sum()),
+        likeness=int(likeness.sum()),
+        method=calibration.method,
+        m=len(known),
+        line=line,
+        fdr=fdr,
+        rate=stats.proportion(int(copied.sum()), n, missing=n_missing),
+        estimated=_estimated_rate(of_set, int(same.sum()), len(known), tests, n_missing),
+        sensitivity={
+            kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()
+        },
+        excess=bound,
+        look_alikes=_look_alikes(known, planted),
+        differs=differs,
+    )
+    reasons, needed = found.reasons()
+    answer = found.answer(reasons)
+    return Verdict(
+        copied=copied,
+        p_values=p_values,
+        likeness=likeness,
+        rate=found.rate,
+        estimated_rate=found.estimated,
+        sensitivity=found.sensitivity,
+        line=line,
+        excess=bound,
+        answer=answer,
+        sentence=found.sentence(answer, reasons),
+        reasons=reasons if answer == CANNOT_TELL else [],
+        needed=needed if answer == CANNOT_TELL else None,
+        look_alikes=found.look_alikes,
+    )
 
 
-def _needed(scores: Floats, calibration: Calibration, n: int, n_missing: int, fdr: float) -> str | None:
-    """What would be needed before "no copies found" could be said; None when it can be."""
-    m = len(calibration.scores)
-    wants = []
-    enough = stats.cases_needed(TOLERABLE)
-    if stats.proportion(0, n, missing=n_missing).high > TOLERABLE:
-        readable = f" and {n_missing} of the present ones made readable" if n_missing else ""
-        wants.append(f"{enough} generated images{readable} (there are {n})")
-    # The images beyond all calibration scores have p = 1/(m+1), and k of n are called copies when p <= fdr * k / n.
-    beyond = int((scores > calibration.scores.max(initial=-math.inf)).sum())
-    k = max(beyond, math.ceil(TOLERABLE * n), 1)
-    least = math.ceil(max(n, 1) / (fdr * k) * (1 - 1e-12)) - 1
-    if m < least:
-        kind = "held-out" if calibration.method == "held-out" else "training or, better, held-out"
-        wants.append(f"{least} {kind} images to calibrate on (there are {m})")
-    return "It would take " + " and ".join(wants) + "." if wants else None
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What an answer is made from.
+
+    n, m: generated and calibration images. count: called copies; certain: those that are a training image itself.
+    """
+
+    n: int
+    n_missing: int
+    count: int
+    certain: int
+    likeness: int
+    method: str
+    m: int
+    line: float
+    fdr: float
+    rate: Estimate
+    estimated: Estimate
+    sensitivity: dict[str, Estimate]
+    excess: float
+    look_alikes: NDArray[np.bool_]
+    differs: str | None
+
+    @property
+    def calibrators(self) -> str:
+        """What the calibration images are called."""
+        return {"held-out": "held-out images", "controls": "control images"}.get(self.method, "training images")
+
+    def reasons(self) -> tuple[list[str], str | None]:
+        """Why "no copies found" may not be said, a sentence each, and what it would take."""
+        found, wants = [], []
+        if self.differs:
+            found.append(self.differs)
+            wants.append("held-out images of the kind that the model makes, or --trust-held-out")
+        enough = stats.cases_needed(TOLERABLE)
+        if stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
+            found.append(f"{self.n} readable images are too few to exclude a rate of {100 * TOLERABLE:g} %.")
+            readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
+            wants.append(f"{enough} generated images{readable} (there are {self.n})")
+        least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
+        if self.m < least:
+            found.append(f"{self.m} {self.calibrators} are too few: even an obvious copy could not stand out.")
+            better = "training or, better, held-out images" if self.method == "baseline" else self.calibrators
+            wants.append(f"{least} {better} to calibrate on (there are {self.m})")
+        if not self.sensitivity:
+            found.append("How many copies would be seen was not measured (--sensitivity 0).")
+            wants.append("a run without --sensitivity 0")
+        elif self.m >= least and not self.differs:
+            blind = [kind for kind in MUST_SEE if kind in self.sensitivity and self.sensitivity[kind].low < SEEN]
+            if blind:
+                shares = " and ".join(f"{_percent(self.sensitivity[kind])} of `{kind}` copies" for kind in blind)
+                found.append(f"Too few copies would be seen: {shares}, where {100 * SEEN:g} % is asked for.")
+                wants.append(self._sharper())
+            elif self.estimated.high > TOLERABLE and not wants:
+                kind = min(self.sensitivity, key=lambda each: self.sensitivity[each].low)
+                found.append(
+                    f"The rate could be {100 * self.estimated.high:.1f} %: of `{kind}` copies, "
+                    f"{_percent(self.sensitivity[kind])} would be seen."
+                )
+                wants.append(self._more(kind))
+        return found, "It would take " + "; ".join(wants) + "." if wants else None
+
+    def _sharper(self) -> str:
+        """What would raise the sensitivity."""
+        n = int(self.look_alikes.sum())
+        if n and self.method == "held-out":
+            return (
+                f"a held-out set without look-alikes: {n} of {self.m} held-out images are as near to a training image "
+                "as a light copy is. Look at them in the report, and leave out with --held-out-exclude those that show "
+                "what a training image shows"
+            )
+        return "images that differ more from one another, or a sharper descriptor: the training set resembles itself"
+
+    def _more(self, kind: str) -> str:
+        """How many more generated images would bound the rate, for copies of the kind that is seen least."""
+        seen = self.sensitivity[kind]
+        if seen.value > 0 and self.excess == 0:
+            # The upper end of a share of which none is seen falls as 1 / n.
+            n = math.ceil(stats.cases_needed(TOLERABLE * seen.value) * 1.3)
+            if n > self.n:
+                return f"about {n:,} generated images (there are {self.n}), or a way to see `{kind}` copies better"
+        return f"a way to see `{kind}` copies better"
+
+    def answer(self, reasons: list[str]) -> str:
+        if self.certain or (self.count and self.method != "baseline"):
+            return COPIES
+        if self.count:
+            return SUSPICIOUS
+        return CANNOT_TELL if reasons else NONE_FOUND
+
+    def sentence(self, answer: str, reasons: list[str]) -> str:
+        """The answer in words, with the corrected rate."""
+        images = f"{self.n} generated image" + ("" if self.n == 1 else "s")
+        rate = ""
+        if math.isfinite(self.estimated.value):
+            low, high = (100 * end for end in (self.estimated.low, self.estimated.high))
+            rate = f" Corrected for copies that are not seen, the rate is {low:.1f} to {high:.1f} % (95 % interval)."
+        alike = ""
+        if self.likeness:
+            alike = f" {self.likeness} more are likenesses: the same subject, not the same picture."
+        if answer == COPIES:
+            what = "one reproduces a training image" if self.count == 1 else f"{self.count} reproduce training images"
+            return f"The model copies: of {images}, {what}.{rate}{alike}"
+        if answer == SUSPICIOUS:
+            what = "one is suspiciously near" if self.count == 1 else f"{self.count} are suspiciously near"
+            return f"Suspicious: of {images}, {what} to a training image. Without held-out images this is no proof."
+        if answer == NONE_FOUND:
+            return (
+                f"No copies found among {images}: the rate is at most {100 * self.estimated.high:.1f} % "
+                f"(95 % interval, corrected for copies that are not seen).{alike}"
+            )
+        nearer = ""
+        if self.excess > 0 and not self.differs:
+            nearer = (
+                f" At least {100 * self.excess:.1f} % of the generated images are nearer to the training set than the "
+                f"{self.calibrators} are."
+            )
+        return f"Cannot tell: no copy found among {images}. {reasons[0]}{nearer}{alike}"
+
+
+def _columns(scores: Floats) -> Floats:
+    """Scores [n d]; what was not compared (NaN) is as unlike as can be."""
+    found = np.asarray(scores, dtype=np.float64)
+    found = found[:, None] if found.ndim == 1 else found
+    return np.where(np.isnan(found), -np.inf, found)
+
+
+def _p_of_planted(planted: Planted, known: Floats) -> Floats:
+    """P-values of planted copies [a]; 1 for those that the rule for controls would call a likeness."""
+    p_values = stats.conformal_p_values(_columns(planted.scores), known)
+    return p_values if planted.beyond_own is None else np.where(planted.beyond_own, p_values, 1.0)
+
+
+def _estimated_rate(p_values: Floats, certain: int, m: int, tests: Mapping[str, Floats], n_missing: int) -> Estimate:
+    """Share of copies, whichever of the planted kinds they are of, corrected for unseen copies and false alarms.
+
+    Rogan and Gladen's estimate at a p-value that the generated images do not decide: the one that would give the
+    narrowest interval without any copy, by the sensitivity to the first kind. The lower end is that of the kind which
+    is seen best, the upper end that of the kind which is seen least: it holds for any mixture of the kinds.
+    """
+    n = len(p_values)
+    if not tests or not n or not m:
+        return stats.Estimate(math.nan, certain / n if n else 0.0, 1.0, n)
+    first = next(iter(tests.values()))
+
+    def spread(rank: int) -> float:
+        alarms = rank / (m + 1)
+        apart = float((first <= alarms * (1 + 1e-12)).mean()) - alarms
+        return math.inf if apart <= 0 else alarms * (1 - alarms) * (1 / n + 1 / m) / apart**2
+
+    ranks = [2**power for power in range(m.bit_length()) if 2**power <= m]
+    rank = min(ranks, key=spread)
+    line = rank / (m + 1) * (1 + 1e-12)
+    count = int((p_values <= line).sum())
+    by_kind = [
+        stats.corrected_proportion(count, n, (int((each <= line).sum()), len(each)), (rank - 1, m))
+        for each in tests.values()
+    ]
+    low = max(min(each.low for each in by_kind), certain / n)
+    high = max(each.high for each in by_kind)
+    value = by_kind[0].value if math.isfinite(by_kind[0].value) else (low + high) / 2
+    # Unreadable images: all of them copies in the upper end, none in the lower one.
+    total = n + n_missing
+    return Estimate(min(max(value, low), high), low * n / total, (high * n + n_missing) / total, n)
+
+
+def _look_alikes(known: Floats, planted: Mapping[str, Planted] | None) -> NDArray[np.bool_]:
+    """Which calibration images [m] score, in some column, as high as the median light copy does."""
+    if not planted or MUST_SEE[0] not in planted or not len(known):
+        return np.zeros(len(known), dtype=bool)
+    light = np.median(_columns(planted[MUST_SEE[0]].scores), axis=0)
+    return np.asarray((known >= light).any(axis=1), dtype=bool)
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _mean(values: Floats) -> float:
