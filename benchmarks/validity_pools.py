@@ -1,6 +1,6 @@
 """The corpora of benchmarks/validity.py, and what is computed of them once: vectors, thumbnails, hashes.
 
-A pool is some 1,100 real pictures of one kind, with the family of each. 400 of them are altered in every kind of
+A pool is some 1,100 real pictures of one kind, with the family of each. 300 of them are altered in every kind of
 `copyscope.copying.alterations`, twice: one of the two stands for what a model copies, the other for the audit's own
 sample of sensitivity. Training set, held-out set and unseen pictures are then drawn from the pool again and again.
 """
@@ -8,11 +8,13 @@ sample of sensitivity. Training set, held-out set and unseen pictures are then d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 import os
 import re
+import struct
 import subprocess
 import tarfile
 import zlib
@@ -28,8 +30,11 @@ from copyscope import assets, images, parts
 from copyscope.copying import alterations, verify
 from copyscope.copying.protocols import protocol
 from copyscope.copying.verify import Verify
+from copyscope.corpus import Corpus
 
-POOL, ALTERED, BACKGROUNDS, TWICE = 1100, 400, 50, 2
+POOL, BACKGROUNDS, TWICE = 1100, 50, 2
+ALTERED = {"sscd-288": 200}
+"""How many pictures are altered, by protocol: 300 unless listed."""
 BLOCK = 64
 KINDS = tuple(alterations.KINDS)
 TILE, TILES = 384, 35
@@ -75,8 +80,15 @@ def clip_art(work: Path) -> Pictures:
         subprocess.run(["dpkg-deb", "-x", package.name, folder.name], cwd=work, check=True)
         package.unlink()
     left_out = re.compile(r"/shapes/|icons|/flags|flag|-theme/|/special/|/cards/|/fonts/")
-    found = [each for each in sorted(pictures.rglob("*.png")) if not left_out.search(str(each))]
+    found = [each for each in sorted(pictures.rglob("*.png")) if not left_out.search(str(each)) and _is_small(each)]
     return [(file, f"{file.parent.relative_to(pictures)}/{re.split(r'[_0-9.-]', file.stem)[0]}") for file in found]
+
+
+def _is_small(file: Path) -> bool:
+    """Whether a PNG has at most 4 million pixels: a few of the set have hundreds."""
+    with open(file, "rb") as data:
+        width, height = struct.unpack(">II", data.read(24)[16:])
+    return bool(width * height <= 4_000_000)
 
 
 def photographs(work: Path) -> Pictures:
@@ -184,6 +196,17 @@ class Pool:
             self.pixels[np.broadcast_to(rows[some, None], asked.shape)[there], asked[there]] = scores[there]
         return np.asarray(self.pixels[rows[:, None], candidates])
 
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The pictures as a corpus, in the order of the pool."""
+        links = self.folder / "pictures"
+        links.mkdir(exist_ok=True)
+        for number, file in enumerate(self.files):
+            link = links / f"{number:05d}{file.suffix}"
+            if not link.is_symlink():
+                link.symlink_to(file.absolute())
+        return Corpus.open(links)
+
     def keep(self) -> None:
         """Write the pixel scores, for the next run."""
         _write_array(self.folder / _pixel_file(), self.pixels)
@@ -195,7 +218,8 @@ def load(name: str, said: str, work: Path) -> Pool:
     rng = np.random.default_rng([zlib.crc32(name.encode()), 0])
     chosen = _by_family(pictures, POOL + BACKGROUNDS, rng)
     behind, pool = chosen[:BACKGROUNDS], chosen[BACKGROUNDS:]
-    altered = np.sort(rng.permutation(len(pool))[:ALTERED])
+    # Pictures lie in random order. The first so many of one sample, so that fewer need not be computed anew.
+    altered = np.sort(rng.permutation(len(pool))[:400])[: ALTERED.get(said, 300)]
     folder = work / f"{name}-{said}"
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[tuple[int, str, int]] = [(row, "", 0) for row in range(len(pool))]
@@ -230,9 +254,7 @@ def load(name: str, said: str, work: Path) -> Pool:
                 print(f"{name} {said}: {start} of {len(jobs)} described", flush=True)
         with np.load(file) as block:
             blocks.append({key: block[key] for key in block.files})
-    vectors, thumbnails, hashes = (
-        np.concatenate([b[key] for b in blocks]) for key in ("vectors", "thumbnails", "pdq")
-    )
+    vectors, thumbnails, hashes = (np.concatenate([b[key] for b in blocks]) for key in ("vectors", "thumbnails", "pdq"))
     known = folder / _pixel_file()
     pixels = np.load(known) if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
     family = np.array([family for _, family in pool])
