@@ -58,20 +58,23 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
         train = train[~np.isin(pool.family[train], pool.family[np.concatenate([held_out, unseen])])]
         unseen = unseen[~np.isin(pool.family[unseen], pool.family[held_out])]
     which = np.flatnonzero(np.isin(pool.altered, train))
-    copies = {kind: score(pool, pool.copy(which, kind, 0), train) for kind in KINDS}
-    sensitivity = {kind: score(pool, pool.copy(which, kind, 1), train) for kind in KINDS}
+    rows = [held_out, unseen, *(pool.copy(which, kind, version) for version in range(2) for kind in KINDS)]
+    # At once and in order of rows: copies of one picture are compared with the same candidates.
+    every, places = np.unique(np.concatenate(rows), return_inverse=True)
+    scores = score(pool, every, train)
+    found = [scores[part] for part in np.split(places, np.cumsum([len(part) for part in rows])[:-1])]
     alike = alike_by_hash(pool.pdq[np.concatenate([held_out, unseen])], pool.pdq[train], 1)
     return Draw(
-        pool.name,
-        split,
-        seed,
-        train,
-        score(pool, held_out, train),
-        score(pool, unseen, train),
-        alike[: len(held_out)],
-        alike[len(held_out) :],
-        copies,
-        sensitivity,
+        corpus=pool.name,
+        split=split,
+        seed=seed,
+        train=train,
+        held_out=found[0],
+        unseen=found[1],
+        held_out_alike=alike[: len(held_out)],
+        unseen_alike=alike[len(held_out) :],
+        copies=dict(zip(KINDS, found[2:], strict=False)),
+        sensitivity=dict(zip(KINDS, found[2 + len(KINDS) :], strict=True)),
     )
 
 

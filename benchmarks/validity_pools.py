@@ -1,6 +1,6 @@
 """The corpora of benchmarks/validity.py, and what is computed of them once: vectors, thumbnails, hashes.
 
-A pool is some 1,100 real pictures of one kind, with the family of each. 300 of them are altered in every kind of
+A pool is some 1,100 real pictures of one kind, with the family of each. 200 of them are altered in every kind of
 `copyscope.copying.alterations`, twice: one of the two stands for what a model copies, the other for the audit's own
 sample of sensitivity. Training set, held-out set and unseen pictures are then drawn from the pool again and again.
 """
@@ -32,9 +32,7 @@ from copyscope.copying.protocols import protocol
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
-POOL, BACKGROUNDS, TWICE = 1100, 50, 2
-ALTERED = {"sscd-288": 200}
-"""How many pictures are altered, by protocol: 300 unless listed."""
+POOL, ALTERED, BACKGROUNDS, TWICE = 1100, 200, 50, 2
 BLOCK = 64
 KINDS = tuple(alterations.KINDS)
 TILE, TILES = 384, 35
@@ -213,13 +211,13 @@ class Pool:
 
 
 def load(name: str, said: str, work: Path) -> Pool:
-    """The pool of a corpus with its vectors by protocol `said`, computed where not in `work` yet; may be interrupted."""
+    """The pool of a corpus with its vectors by protocol `said`, computed where not in `work` yet; may be killed."""
     pictures = CORPORA[name](work)
     rng = np.random.default_rng([zlib.crc32(name.encode()), 0])
     chosen = _by_family(pictures, POOL + BACKGROUNDS, rng)
     behind, pool = chosen[:BACKGROUNDS], chosen[BACKGROUNDS:]
-    # Pictures lie in random order. The first so many of one sample, so that fewer need not be computed anew.
-    altered = np.sort(rng.permutation(len(pool))[:400])[: ALTERED.get(said, 300)]
+    # A part of one sample, so that more can be altered later without computing these anew.
+    altered = np.sort(rng.permutation(len(pool))[:400])[:ALTERED]
     folder = work / f"{name}-{said}"
     folder.mkdir(parents=True, exist_ok=True)
     jobs: list[tuple[int, str, int]] = [(row, "", 0) for row in range(len(pool))]
@@ -254,9 +252,9 @@ def load(name: str, said: str, work: Path) -> Pool:
                 print(f"{name} {said}: {start} of {len(jobs)} described", flush=True)
         with np.load(file) as block:
             blocks.append({key: block[key] for key in block.files})
-    vectors, thumbnails, hashes = (np.concatenate([b[key] for b in blocks]) for key in ("vectors", "thumbnails", "pdq"))
+    vectors, thumbnails, hashes = (np.concatenate([block[key] for block in blocks])[: len(jobs)] for key in ("vectors", "thumbnails", "pdq"))
     known = folder / _pixel_file()
-    pixels = np.load(known) if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
+    pixels = np.load(known)[: len(jobs)] if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
     family = np.array([family for _, family in pool])
     similarity = vectors @ vectors[: len(pool)].T
     files = [file for file, _ in pool]
