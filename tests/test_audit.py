@@ -15,7 +15,7 @@ import pytest
 import copyscope
 from copyscope import images
 from copyscope.copying import audit as audit_module
-from copyscope.copying import cells
+from copyscope.copying import cells, same_files
 from copyscope.copying.protocols import PROTOCOLS
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -322,12 +322,12 @@ def test_one_file_in_two_of_the_sets_is_told_whatever_leads_to_it(world, tmp_pat
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
 def test_images_in_two_sets_are_counted_whichever_is_the_larger_one(world, monkeypatch, piece):
-    monkeypatch.setattr(audit_module, "PIECE", piece)
+    monkeypatch.setattr(same_files, "PIECE", piece)
     corpus = Corpus.open(world.held_out)
     some, many = corpus.take([0, 1, 1, 5]), corpus.take(range(1, 30))
-    assert audit_module._shared(some, many) == (3, 4, 29)
-    assert audit_module._shared(many, some) == (2, 29, 4)
-    assert audit_module._shared(corpus.take(range(3)), corpus.take(range(50, 60))) == (0, 3, 10)
+    assert same_files._shared(some, many) == (3, 4, 29)
+    assert same_files._shared(many, some) == (2, 29, 4)
+    assert same_files._shared(corpus.take(range(3)), corpus.take(range(50, 60))) == (0, 3, 10)
 
 
 def test_parts_of_one_corpus_are_not_the_same(world):

@@ -12,12 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from .cli_options import (
-    EXIT_COPIES,
     AsJson,
     CorpusPath,
-    DryRun,
     EngineSpec,
-    Generated,
     HeldOut,
     Out,
     ProtocolName,
@@ -32,80 +29,8 @@ from .cli_options import (
     opened_engine,
     told,
 )
-from .console import note, note_unreadable, progress_bar, show, show_json, show_table
+from .console import note_unreadable, progress_bar, show, show_json, show_table
 from .errors import InputError
-
-
-def audit(
-    generated: Generated,
-    train: Train,
-    held_out: HeldOut = None,
-    protocol: ProtocolName = "sscd-288",
-    fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
-    clip: Annotated[
-        str | None,
-        typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
-    ] = None,
-    fail_over: Annotated[
-        float | None,
-        typer.Option("--fail-over", metavar="RATE", help=f"Exit {EXIT_COPIES} if the replication rate is above RATE."),
-    ] = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    strict: Strict = False,
-    dry_run: DryRun = False,
-    seed: Seed = 0,
-    workers: Workers = None,
-    engine: EngineSpec = None,
-) -> None:
-    """Say how much of GENERATED copies TRAIN, which images, why, and what to do.
-
-    Writes summary.json, Parquet tables and report.html with -o DIR.
-    """
-    from .copying.protocols import protocol as named
-
-    if fail_over is not None and not 0 <= fail_over <= 1:
-        raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
-    if dry_run:
-        from .corpus import Corpus
-
-        sets = {"generated": generated, "train": train} | ({"held_out": held_out} if held_out else {})
-        corpora = {name: Corpus.open(path) for name, path in sets.items()}
-        found = named(protocol)
-        found.load()
-        show_json(
-            {name: {"path": corpus.origin, "kind": corpus.kind, "n": len(corpus)} for name, corpus in corpora.items()}
-            | {"protocol": found.name, "descriptor": found.descriptor, "threshold": found.threshold}
-            | {"fdr": fdr, "seed": seed, "out": str(out) if out else None}
-        )
-        return
-    from .copying.audit import audit as run
-
-    check_out(out)
-    with progress_bar() as progress:
-        result = run(
-            generated,
-            train,
-            held_out,
-            protocol,
-            fdr=fdr,
-            clip=clip,
-            seed=seed,
-            workers=workers,
-            engine=opened_engine(engine),
-            progress=progress,
-        )
-    if out:
-        result.save(out)
-    if as_json:
-        show_json(result.summary)
-    else:
-        show(result)
-        if out:
-            print(f"Report: {out / 'report.html'}")
-        else:
-            note("For the report with pictures, add -o DIR.")
-    exit_with(result.summary, strict, fail_over)
 
 
 def lint(
@@ -135,7 +60,7 @@ def lint(
         show(result)
         if out:
             print(f"Report: {out / 'report.html'}")
-    exit_with(result.summary, strict, None)
+    exit_with(result.summary, strict)
 
 
 def embed(
@@ -185,7 +110,7 @@ def embed(
     else:
         print(f"{summary['n']} embeddings of {summary['dim']} dimensions by {summary['descriptor']} in {out}")
         note_unreadable(summary["n_missing"])
-    exit_with(summary, strict, None)
+    exit_with(summary, strict)
 
 
 def _embed_by(engine: str, corpus: str, out: str, protocol: str, without: str | None) -> dict[str, Any]:
@@ -432,4 +357,4 @@ def index(
             f"p-values rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
         )
         note_unreadable(summary["n_missing"] - n_before)
-    exit_with({"n_missing": summary["n_missing"] - n_before}, strict, None)
+    exit_with({"n_missing": summary["n_missing"] - n_before}, strict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .machine import Progress
     from .removals import Removed
 
-EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_STOPPED = 1, 2, 3, 130
+EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_CANNOT_TELL, EXIT_STOPPED = 1, 2, 3, 4, 130
 
 Generated = Annotated[
     str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
@@ -69,6 +70,13 @@ EngineSpec = Annotated[
 ]
 
 
+class FailOn(enum.Enum):
+    """What --fail-over is compared with."""
+
+    rate = "rate"
+    upper = "upper"
+
+
 def check_out(out: Path | None) -> None:
     """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
     if out:
@@ -111,15 +119,31 @@ def need_torch(what: str) -> None:
         raise MissingExtra(what, "torch", "diffusion")
 
 
-def exit_with(summary: dict[str, Any], strict: bool, fail_over: float | None) -> None:
-    """Exit as the options ask: above the rate of --fail-over, or with unreadable images under --strict."""
-    if fail_over is not None:
-        rate = summary["replication_rate"]["value"]
-        if rate is None or rate > fail_over:
-            shown = "unknown" if rate is None else f"{rate:.3f}"
-            note(f"The replication rate is {shown}, above the {fail_over:g} of --fail-over.")
-            raise typer.Exit(EXIT_COPIES)
+def exit_with(summary: dict[str, Any], strict: bool) -> None:
+    """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
     if strict and unreadable:
         note(f"{unreadable} images could not be read, and --strict was given.")
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def gate(summary: dict[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
+    """Exit with EXIT_COPIES above a replication rate, and with EXIT_CANNOT_TELL where an audit does not know it.
+
+    Args:
+        summary: of an audit.
+        fail_over: the rate that may not be passed, 0 to 1.
+        fail_on: whether the share of copies found is compared, or the upper end of the corrected rate.
+        allow_cannot_tell: pass an audit that cannot tell.
+    """
+    rate = summary["replication_rate"]["value"] if fail_on is FailOn.rate else summary["estimated_rate"]["high"]
+    name = "replication rate" if fail_on is FailOn.rate else "upper end of the corrected replication rate"
+    answer = summary["verdict"]["answer"]
+    unknown = answer in ("cannot tell", "suspicious")
+    # An upper end is high wherever little is known: then not knowing is what is to be said.
+    if rate is not None and rate > fail_over and not (unknown and fail_on is FailOn.upper):
+        note(f"The {name} is {rate:.3f}, above the {fail_over:g} of --fail-over.")
+        raise typer.Exit(EXIT_COPIES)
+    if unknown and not allow_cannot_tell:
+        note(f"The audit answers {answer!r}, so that the gate stays shut. To let it pass: --allow-cannot-tell")
+        raise typer.Exit(EXIT_CANNOT_TELL)

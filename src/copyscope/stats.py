@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 _BLOCK = 4_000_000  # comparisons held at once
+_LEAST_SCALE = 1e-3  # of a score that takes few values, as one of a hash does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,13 @@ def cases_needed(rate: float, level: float = 0.95) -> int:
 def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     """P-values of images against calibration images that are no copies.
 
-    With one score an image, p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with
-    the calibration images (Vovk et al. 2005; Bates et al. 2023). With several scores an image, what counts is the score
-    that stands out most: images are ordered by their best rank over the scores, equal ones by the mean of their ranks,
-    where an image is ranked among itself and the calibration images; p is how many of those stand out as much (full
-    conformal prediction; the minimum of p-values, Tippett 1931, calibrated by permutation instead of by Bonferroni's
-    factor). Several scores then cost little, and nothing for an image that is beyond all calibration images in each.
+    p = (1 + #{calibration >= score}) / (m + 1): valid whenever a non-copy is exchangeable with the calibration images
+    (Vovk et al. 2005; Bates et al. 2023).
+
+    With several scores an image, what counts is the score that stands out most. Scores are put on one scale by their
+    upper tails, t = (score - q90) / (q95 - q90), and an image's highest t is compared. The quantiles are those of the
+    calibration images and the image in question together (full conformal prediction), so that p stays valid for any m;
+    where tails are exponential, equal t are equally rare. Unlike Bonferroni's rule, a second score costs nothing.
 
     Args:
         scores: of the images, float [n], or [n d] with d scores each; higher = more alike. An image with a NaN has a
@@ -92,24 +94,21 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     n, m = len(scores), len(calibration)
     if m == 0:
         return np.where(np.isnan(scores).any(axis=1), np.nan, 1.0)
-    ordered = np.sort(calibration, axis=0)
-    columns = range(scores.shape[1])
-
-    def at_least(values: Floats) -> NDArray[np.int64]:
-        """How many calibration images score as high as values [n d] in each column [n d]."""
-        return np.stack([m - np.searchsorted(ordered[:, j], values[:, j], side="left") for j in columns], axis=1)
-
-    def order(ranks: NDArray[np.int64]) -> Floats:
-        """Best rank, then mean rank, as one number: of ranks [... d], below m + 1 each."""
-        found: Floats = ranks.min(axis=-1) + ranks.mean(axis=-1) / (m + 2)
-        return found
-
-    mine, others, found = order(at_least(scores)), at_least(calibration) - 1, np.empty(n)
+    if scores.shape[1] == 1:
+        at_least = m - np.searchsorted(np.sort(calibration[:, 0]), scores[:, 0], side="left")
+        return np.where(np.isnan(scores[:, 0]), np.nan, (1 + at_least) / (m + 1))
+    ordered = np.pad(np.sort(calibration, axis=0), ((1, 1), (0, 0)), mode="edge")
+    low, high = (
+        # The k-th smallest of the calibration scores and the image's own.
+        np.clip(scores, ordered[k - 1], ordered[k])
+        for k in (min(math.ceil(share * (m + 1)), m) for share in (0.9, 0.95))
+    )
+    scale = 1 / np.maximum(high - low, _LEAST_SCALE)
+    mine, found = ((scores - low) * scale).max(axis=1), np.empty(n)
     for start in range(0, n, step := max(1, _BLOCK // calibration.size)):
         piece = slice(start, start + step)
-        # A calibration image is one rank lower where the image in question scores as high.
-        theirs = order(others + (scores[piece, None, :] >= calibration))
-        found[piece] = (1 + (theirs <= mine[piece, None]).sum(axis=1)) / (m + 1)
+        theirs = ((calibration - low[piece, None]) * scale[piece, None]).max(axis=2)
+        found[piece] = (1 + (theirs >= mine[piece, None]).sum(axis=1)) / (m + 1)
     return np.where(np.isnan(scores).any(axis=1), np.nan, found)
 
 

@@ -11,9 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .copying import calibrate
 from .copying.duplicates import duplicates
 from .copying.embed import Embeddings, embed
@@ -53,7 +50,7 @@ def make_watch(
             )
         groups = duplicates(train, rules.duplicates, **options)
         if held_out is None:
-            calibration, _ = calibrate.baseline(train, groups, verify, **options)
+            calibration = calibrate.baseline(train, groups, verify, **options).calibration
         else:
             unseen = embed(held_out, descriptor, **options)
             calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, **options)
@@ -63,8 +60,7 @@ def make_watch(
         train, calibration = known()
         samples = embed(folder, descriptor, **options)
         matches = match(samples, train, verify, **options)
-        scores: NDArray[np.float32] = matches.of_best(matches.combined)
-        judged = verdict(scores, calibration, identical=matches.identical, n_missing=samples.n_missing)
+        judged = verdict(matches.evidence, calibration, identical=matches.identical, n_missing=samples.n_missing)
         return judged.rate
 
     return watch

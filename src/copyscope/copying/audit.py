@@ -5,12 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
-import itertools
-import math
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +14,30 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import parts
+from copyscope import parts, removals
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from . import calibrate
 from .causes import Causes, causes
 from .cells import how_searched, in_cells
 from .classical import classical_tests
 from .duplicates import Groups, duplicates
 from .embed import embed
 from .gallery import gallery
-from .match import Matches, match
+from .judge import Judgement, judge
+from .match import Matches
 from .protocols import protocol as named_protocol
 from .quality import quality
-from .replication import Calibration, Verdict, similarity, verdict
+from .replication import FDR, Verdict, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
+from .same_files import refuse_same_files
+from .sensitivity import GROUPS
 from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
-PIECE = 65_536
 MATCHES_KEPT = 10
 
 
@@ -91,7 +87,11 @@ def audit(
     held_out: str | Path | Corpus | None = None,
     protocol: str = "sscd-288",
     *,
-    fdr: float = 0.05,
+    control: str | Path | Corpus | None = None,
+    held_out_exclude: str | Path | None = None,
+    trust_held_out: bool = False,
+    sensitivity: int = GROUPS,
+    fdr: float = FDR,
     clip: str | Path | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -101,27 +101,50 @@ def audit(
 ) -> Audit:
     """Audit the images in `generated` against those in `train`; see `copyscope audit` for the same on the command line.
 
-    generated, train, held_out: anything `Corpus.open` takes, or a Corpus. held_out: real images of the same kind that
-    the model was not trained on; they calibrate the verdict. protocol: a name in `PROTOCOLS` or a descriptor spec.
-    fdr: false discovery rate of the list of copies. clip: local folder of a CLIP model, to measure how the generated
-    images agree with their prompts. seed: of the random samples taken. cache, workers, engine: as in `embed`; the
-    engine searches too.
+    Args:
+        generated: images the model made; a path or URL that `Corpus.open` takes, or a Corpus.
+        train: what it was trained on, likewise.
+        held_out: real images of the same kind that it was not trained on; they calibrate the verdict. None = the
+            training images stand in, and the answer is at most "suspicious".
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        control: instead of `held_out`, images that the base model made, without the fine-tuning, from the same prompts.
+        held_out_exclude: list of held-out images (or controls) to leave out: a file with an id, sha256 or path a line.
+        trust_held_out: calibrate on held-out images even where they are of another kind than the generated ones.
+        sensitivity: training groups of which copies are planted, to measure how many would be seen; 0 = none, and then
+            the answer is never "no copies found".
+        fdr: false discovery rate of the list of copies, in (0, 1).
+        clip: local folder of a CLIP model, to measure how the generated images agree with their prompts.
+        seed: of the random samples taken.
+        cache, workers, engine: as in `embed`; the engine searches too.
+        progress: called with a label, the number done and the total.
 
-    Raises InputError when a folder cannot be used; unreadable images are rows with an `error`, counted.
+    Raises:
+        InputError: a folder cannot be used, or options exclude each other. Unreadable images are rows with an `error`,
+            counted.
     """
     began = time.time()
     if not 0 < fdr < 1:
         raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
+    if sensitivity < 0:
+        raise InputError(f"sensitivity is a number of training groups, not {sensitivity}.\n0 leaves it out")
+    if held_out is not None and control is not None:
+        raise InputError("A verdict is calibrated on held-out images or on controls, not on both.\nGive one of them")
     corpora = {"generated": _open(generated), "train": _open(train)}
-    if held_out is not None:
-        corpora["held-out"] = _open(held_out)
-    _refuse_same(corpora)
+    calibrator = "held-out" if held_out is not None else "control" if control is not None else None
+    n_excluded = 0
+    if calibrator:
+        corpora[calibrator] = _open(held_out if held_out is not None else control)  # type: ignore[arg-type]
+        if held_out_exclude is not None:
+            corpora[calibrator], n_excluded = _without(corpora[calibrator], held_out_exclude, progress)
+    elif held_out_exclude is not None:
+        raise InputError("There are no held-out images to exclude any from.\nGive them with --held-out")
+    refuse_same_files(corpora)
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     engine = open_engine(engine) if engine is not None else None
     described = {name: embed(corpus, descriptor, engine=engine, **options) for name, corpus in corpora.items()}
-    for name in ("train", "held-out"):
+    for name in ("train", "held-out", "control"):
         if name in described and not len(described[name].rows):
             raise InputError(
                 f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
@@ -129,23 +152,21 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
-    matches = match(described["generated"], described["train"], verify, labels=groups.label, engine=engine, **options)
-    baseline, baseline_scores = calibrate.baseline(
-        described["train"], groups, verify, seed=seed, engine=engine, **options
-    )
-    calibration, held_scores, removed = baseline, None, []
-    if "held-out" in described:
-        calibration, held_matches, alike = calibrate.held_out(
-            described["held-out"], described["train"], groups, verify, engine=engine, **options
-        )
-        held_scores, removed = held_matches.similarity, calibrate.removed_ids(described["held-out"], alike)
-    judged = verdict(
-        matches.of_best(matches.combined),
-        calibration,
-        identical=matches.identical,
-        n_missing=described["generated"].n_missing,
+    judgement = judge(
+        described,
+        groups,
+        descriptor,
+        verify,
+        sensitivity=sensitivity,
+        trust_held_out=trust_held_out,
+        n_excluded=n_excluded,
         fdr=fdr,
+        seed=seed,
+        engine=engine,
+        **options,
     )
+    judged, matches = judgement.verdict, judgement.matches
+    calibration_scores = judgement.compared.similarity if judgement.compared else None
     why = causes(matches, judged, groups, seed=seed, **options)
     tables = {
         "generated": _generated_table(matches, judged, groups, why),
@@ -154,18 +175,24 @@ def audit(
         "risk": why.risk,
         "complexity": why.complexity,
         "histograms": _histograms(
-            {"generated": matches.similarity, "baseline": baseline_scores, "held-out": held_scores}, seed
+            {
+                "generated": matches.similarity,
+                "baseline": judgement.baseline.similarity,
+                calibrator or "held-out": calibration_scores,
+            },
+            seed,
         ),
         "failures": failures(described),
-        "removed": pa.table({"id": pa.array(removed, pa.string())}),
+        "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
+        "look_alikes": judgement.look_alikes,
     }
     tables["thumbnails"] = gallery(described, tables)
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (
             ("generated", matches.similarity),
-            ("baseline", baseline_scores),
-            ("held-out", held_scores),
+            ("baseline", judgement.baseline.similarity),
+            (calibrator or "held-out", calibration_scores),
         )
         if scores is not None
     }
@@ -174,14 +201,24 @@ def audit(
         "copyscope": copyscope.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
-        "verdict": {"answer": judged.answer, "sentence": judged.sentence, "needed": judged.needed},
+        "verdict": {
+            "answer": judged.answer,
+            "sentence": judged.sentence,
+            "reasons": judged.reasons,
+            "needed": judged.needed,
+        },
         "replication_rate": judged.rate.as_dict(),
+        "estimated_rate": judged.estimated_rate.as_dict(),
+        "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
+        "excess": judged.excess,
+        "n_likeness": int(judged.likeness.sum()),
         "n_generated": len(corpora["generated"]),
         "n_train": len(corpora["train"]),
         "n_missing": described["generated"].n_missing,
         "n_missing_train": described["train"].n_missing,
         "similarity": _similarity_summary(statistics),
-        "calibration": _calibration_summary(calibration, judged, fdr),
+        "dataset_similarity": dataset_similarity(statistics, judged.answer),
+        "calibration": _calibration_summary(judgement, fdr),
         "copies": _copies(tables["generated"]),
         "classical_tests": [
             test.summary(judged.copied, groups.sizes[groups.label[matches.match]])
@@ -205,7 +242,18 @@ def audit(
             "verify": str(verify),
             "fingerprint": described["train"].fingerprint,
         },
-        "recipe": _recipe(corpora, {"protocol": rules.name, "fdr": fdr, "clip": str(clip) if clip else None}, seed),
+        "recipe": _recipe(
+            corpora,
+            {
+                "protocol": rules.name,
+                "fdr": fdr,
+                "clip": str(clip) if clip else None,
+                "held_out_exclude": str(held_out_exclude) if held_out_exclude else None,
+                "trust_held_out": trust_held_out,
+                "sensitivity": sensitivity,
+            },
+            seed,
+        ),
         "failures": {name: each.n_missing for name, each in described.items()},
     }
     summary["seconds"] = round(time.time() - began, 2)
@@ -227,48 +275,14 @@ def _open(source: str | Path | Corpus) -> Corpus:
     return source if isinstance(source, Corpus) else Corpus.open(source)
 
 
-def _refuse_same(corpora: dict[str, Corpus]) -> None:
-    """One image file in two of the corpora is a slip of the hand, and would come out as "everything is a copy"."""
-    for (name, mine), (other, theirs) in itertools.combinations(corpora.items(), 2):
-        shared, n, n_theirs = _shared(mine, theirs)
-        if shared:
-            where = dict.fromkeys((mine.origin, theirs.origin))
-            who = "The" if shared == n == n_theirs else f"{shared} of the"
-            raise InputError(
-                f"{who} {name} and the {other} images are the same: {' and '.join(where)}.\n"
-                "Give the folder of images the model made, then the folder it was trained on"
-            )
-
-
-def _shared(mine: Corpus, theirs: Corpus) -> tuple[int, int, int]:
-    """How many of my images are theirs too, of how many, and how many they have. The smaller set is held, the larger
-    streamed."""
-    held, streamed = sorted((mine, theirs), key=len)
-    places = pa.concat_arrays([pa.array([], pa.string()), *_places(held)])
-    found, n, n_found = np.zeros(len(places), dtype=bool), 0, 0
-    for piece in _places(streamed):
-        n += len(piece)
-        n_found += pa.compute.sum(pa.compute.is_in(piece, value_set=places)).as_py() or 0
-        found |= pa.compute.is_in(places, value_set=piece).to_numpy(zero_copy_only=False)
-    if held is mine:
-        return int(found.sum()), len(places), n
-    return n_found, n, len(places)
-
-
-def _places(corpus: Corpus) -> Iterator[pa.Array]:
-    """Where each image is that may be readable, whatever links lead there; piece by piece."""
-    scheme, remote, _ = corpus.origin.rpartition("://")
-    real = functools.lru_cache(PIECE)(os.path.realpath)
-
-    def place(path: str) -> str:
-        if remote and scheme != "file":
-            return f"{scheme}://{path}"
-        folder, name = os.path.split(path)
-        return os.path.join(real(folder), name)
-
-    for batch in corpus.table.select(["image", "error"]).to_batches(PIECE):
-        found = batch["image"].filter(pa.compute.is_null(batch["error"])).to_pylist()
-        yield pa.array(map(place, found), pa.string(), size=len(found))
+def _without(corpus: Corpus, listed: str | Path, progress: Progress | None) -> tuple[Corpus, int]:
+    """The corpus without the images that a list names, and how many those are."""
+    left, removed = removals.leave_out(corpus, removals.read_list(listed), progress=progress)
+    if not removed.n_removed:
+        raise InputError(
+            f"No image of {corpus.origin} is named in {listed}.\nGive ids as the audit's look_alikes table has them"
+        )
+    return left, removed.n_removed
 
 
 def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:
@@ -308,6 +322,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             "similarity": column(matches.similarity, pa.float32()),
             "p_value": column(judged.p_values, pa.float64()),
             "copied": column(judged.copied, pa.bool_()),
+            "likeness": column(judged.likeness, pa.bool_()),
             "group_size": column(found, pa.int64()),
             "next_match": next_ids.take(next_),
             "next_score": column(matches.next_score, pa.float32()),
@@ -331,21 +346,26 @@ def _similarity_summary(statistics: dict[str, dict[str, Any]]) -> dict[str, Any]
             "estimates": {name: estimate.as_dict() for name, estimate in found.items()},
         }
 
-    held = statistics.get("held-out")
     return plain(statistics["generated"]) | {
         "baseline": plain(statistics["baseline"]),
-        "held_out": plain(held) if held else None,
+        "held_out": plain(statistics["held-out"]) if "held-out" in statistics else None,
+        "control": plain(statistics["control"]) if "control" in statistics else None,
     }
 
 
-def _calibration_summary(calibration: Calibration, judged: Verdict, fdr: float) -> dict[str, Any]:
+def _calibration_summary(judgement: Judgement, fdr: float) -> dict[str, Any]:
+    calibration = judgement.calibration
     return {
         "method": calibration.method,
         "n": len(calibration.scores),
         "n_removed": calibration.n_removed,
+        "n_excluded": calibration.n_excluded,
+        "n_look_alikes": len(judgement.look_alikes),
         "rule": calibration.rule,
         "fdr": fdr,
-        "cut": None if math.isnan(judged.cut) else round(judged.cut, 6),
+        "line": judgement.verdict.line,
+        "differs": judgement.differs,
+        "nearer_than_control": judgement.nearer.as_dict() if judgement.nearer else None,
         "sentence": calibration.sentence(fdr),
     }
 
@@ -367,6 +387,7 @@ def _recipe(corpora: dict[str, Corpus], options: dict[str, Any], seed: int) -> d
         "generated": corpora["generated"].origin,
         "train": corpora["train"].origin,
         "held_out": corpora["held-out"].origin if "held-out" in corpora else None,
+        "control": corpora["control"].origin if "control" in corpora else None,
         "options": options,
         "versions": versions(),
         "seed": seed,

@@ -1,8 +1,9 @@
-"""What real images score that are no copies: held-out images cleaned of look-alikes, or the training set against
-itself."""
+"""What images score that are no copies: held-out images without look-alikes, images of the base model, or the training
+set against itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from copyscope import parts
+from copyscope import parts, stats
 from copyscope.engine import Engine
 from copyscope.machine import Progress
+from copyscope.stats import Estimate
 
 from .causes import representatives
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
-from .replication import Calibration
+from .replication import OWN_LEVEL, Calibration
 from .search import search
 from .spread_search import nearest_by
 from .verify import Verify
@@ -29,10 +31,14 @@ RULE = (
     f"a held-out image is a look-alike when its file is that of a training image or its PDQ hash is within "
     f"{LOOK_ALIKE_BITS} of 256 bits of one's: PDQ's own bound, fixed beforehand and apart from the scores it calibrates"
 )
+CONTROL_RULE = "images of the base model, made before the model saw the training images: none is a look-alike by origin"
 BASELINE_RULE = "training images against those outside their own near-duplicate group"
 BASELINE_SAMPLE = 2000
 SIMILARITY_SAMPLE = 100_000
 PIECE = 65_536
+BULK = 2000
+OTHER_KIND = 0.9
+"""Held-out images are of another kind where so many pairs have the generated image nearer to the bulk."""
 
 
 def held_out(
@@ -57,8 +63,82 @@ def held_out(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
     )
     matches = match(clean, train, verify, labels=groups.label, **options)
-    scores = matches.of_best(matches.combined)
-    return Calibration("held-out", scores[np.isfinite(scores)], int(alike.sum()), RULE), matches, alike
+    return Calibration("held-out", matches.evidence, int(alike.sum()), RULE), matches, alike
+
+
+def controls(
+    images: Embeddings,
+    train: Embeddings,
+    groups: Groups,
+    verify: Verify,
+    **options: Any,
+) -> tuple[Calibration, Matches]:
+    """Calibration on images of the base model, and their matches: they cannot be copies of what was trained on later.
+
+    Args:
+        images: made without the fine-tuning, from the same prompts as the generated images.
+        train: the training images, in `groups` of near-duplicates.
+        verify: the pixel comparison.
+        options: `cache`, `workers`, `engine` and `progress` of `match`.
+    """
+    matches = match(images, train, verify, labels=groups.label, **options)
+    return Calibration("controls", matches.evidence, 0, CONTROL_RULE), matches
+
+
+def nearer_than_control(matches: Matches, controls: Matches) -> Estimate | None:
+    """Share of pairs (same prompt, same seed) whose generated image is nearer to the training set than the control.
+
+    A half is what chance gives, where fine-tuning changed nothing. A tie counts against us, as nearer. None where no
+    pair has the same `prompt` and `seed`, or a prompt and seed stand twice on a side.
+    """
+    sides = []
+    for each in (matches, controls):
+        table = each.queries.corpus.table
+        if not {"prompt", "seed"} <= set(table.column_names):
+            return None
+        keys = zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True)
+        known = [(key, row) for row, key in enumerate(keys) if None not in key]
+        if len({key for key, _ in known}) < len(known):
+            return None
+        place = dict(zip(each.queries.rows.tolist(), each.combined.max(axis=1).tolist(), strict=True))
+        sides.append({key: place[row] for key, row in known if row in place})
+    mine, theirs = sides
+    pairs = [(mine[key], theirs[key]) for key in mine.keys() & theirs.keys()]
+    if not pairs:
+        return None
+    return stats.proportion(sum(one >= other for one, other in pairs), len(pairs))
+
+
+def differs(
+    calibration: NDArray[np.float32], generated: NDArray[np.float32], train: NDArray[np.float32], *, seed: int = 0
+) -> str | None:
+    """Why held-out images are of another kind than the generated ones, as a sentence; None where they are of one kind.
+
+    What is compared is the bulk: the median similarity of an image to all training images. A copy is near to one of
+    them and to the others no nearer than any image of the kind; so copying, however much of it, does not move the bulk,
+    and clip-art held out against photographs does.
+
+    Args:
+        calibration: vectors of the held-out images, float32 [m d].
+        generated: vectors of the generated images, float32 [n d].
+        train: vectors of the training images, float32 [N d]; a sample of BULK is compared.
+        seed: of the sample.
+    """
+    if not min(len(calibration), len(generated), len(train)):
+        return None
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 7]))
+    some = train[np.sort(rng.permutation(len(train))[:BULK])]
+    unseen, made, own = (np.median(each @ some.T, axis=1) for each in (calibration, generated, some))
+    order = np.argsort(np.argsort(np.concatenate([made, unseen]), kind="stable"), kind="stable")
+    # Mann-Whitney: how often a generated image is nearer to the bulk than a held-out one.
+    nearer = (order[: len(made)].sum() - len(made) * (len(made) - 1) / 2) / (len(made) * len(unseen))
+    if nearer < OTHER_KIND:
+        return None
+    return (
+        "The held-out images are of another kind than the generated ones: their median similarity to the training "
+        f"images is {np.median(unseen):.3f}, that of the generated images {np.median(made):.3f} and of the training "
+        f"images to one another {np.median(own):.3f}."
+    )
 
 
 def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArray[np.bool_]:
@@ -90,6 +170,41 @@ def alike_by_file(queries: pa.ChunkedArray, references: pa.ChunkedArray) -> NDAr
     return np.asarray(pc.is_in(queries, value_set=references).to_numpy(), bool)
 
 
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """How near training images are to one another.
+
+    Attributes:
+        calibration: of method "baseline".
+        similarity: float32 [n], of each training image to the nearest outside its own group; NaN where its group is the
+            whole set, and where the images lie in cells, for all but a sample of SIMILARITY_SAMPLE.
+        own: float [b 2], combined and pixel score of the sample.
+    """
+
+    calibration: Calibration
+    similarity: NDArray[np.float32]
+    own: NDArray[np.float32]
+
+    def beyond(self, matches: Matches) -> NDArray[np.bool_]:
+        """Which queries [n] are nearer to the training set than training images are to one another, by pixels too.
+
+        A model tuned on thirty photographs of one dog draws that dog, nearer to the training set than any control
+        image. A new view of it is to the training set what each training image is to the others: it passes both scores
+        of all but OWN_LEVEL of them with a probability of at most OWN_LEVEL (conformal, as `stats`).
+        """
+        mine = np.stack([matches.combined.max(axis=1), _pixels(matches)], axis=1)
+        p_values = np.stack([stats.conformal_p_values(mine[:, j], self.own[:, j]) for j in range(2)], axis=1)
+        # Fewer than 19 training images cannot give so small a p-value: then it is being beyond all of them that counts.
+        level = max(OWN_LEVEL, 1 / (len(self.own) + 1))
+        return np.asarray((p_values <= level * (1 + 1e-12)).all(axis=1), dtype=bool)
+
+
+def _pixels(matches: Matches) -> NDArray[np.float32]:
+    """Highest pixel score of each query [n]."""
+    best: NDArray[np.float32] = np.nan_to_num(matches.verified, nan=-1).max(axis=1, initial=-1)
+    return best
+
+
 def baseline(
     train: Embeddings,
     groups: Groups,
@@ -100,11 +215,10 @@ def baseline(
     workers: int | None = None,
     engine: Engine | str | None = None,
     progress: Progress | None = None,
-) -> tuple[Calibration, NDArray[np.float32]]:
-    """Calibration on training images, and the baseline similarity of each [n]: to the nearest outside its own group.
+) -> Baseline:
+    """What training images score against those outside their own near-duplicate group (leave one group out).
 
-    The second look is taken at a random sample of at most BASELINE_SAMPLE; NaN where an image's group is the whole set,
-    and where the images lie in cells, for all but a sample of SIMILARITY_SAMPLE.
+    The second look is taken at a random sample of at most BASELINE_SAMPLE, one image a group.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     n = len(train.rows)
@@ -136,8 +250,9 @@ def baseline(
         engine=engine,
         progress=progress,
     )
-    found = matches.of_best(matches.combined)
-    return Calibration("baseline", found[np.isfinite(found)], 0, BASELINE_RULE), scores
+    there = np.isfinite(matches.evidence).all(axis=1)
+    own = np.stack([matches.combined.max(axis=1), _pixels(matches)], axis=1)[there]
+    return Baseline(Calibration("baseline", matches.evidence[there], 0, BASELINE_RULE), scores, own)
 
 
 def removed_ids(images: Embeddings, alike: NDArray[np.bool_]) -> list[str]:

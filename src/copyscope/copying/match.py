@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from .spread_search import nearest_by
 from .verify import Verify
 
 K = 50
+EVIDENCE = ("similarity", "combined")
+"""The columns of `Matches.evidence`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Matches:
 
     nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
     of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate
-    group of the best match (-1, NaN where there is none).
+    group of the best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
+    highest combined score.
     """
 
     queries: Embeddings
@@ -36,6 +40,7 @@ class Matches:
     verified: NDArray[np.float32]
     next_index: NDArray[np.int64]
     next_score: NDArray[np.float32]
+    chosen: NDArray[np.intp] | None = None
 
     @property
     def similarity(self) -> NDArray[np.float32]:
@@ -51,10 +56,34 @@ class Matches:
         return combine(self.nearest.score, self.verified)
 
     @property
+    def evidence(self) -> NDArray[np.float32]:
+        """What a verdict weighs [n EVIDENCE]: highest similarity and highest combined score of each query."""
+        return np.stack([self.nearest.score.max(axis=1), self.combined.max(axis=1)], axis=1)
+
+    @property
     def best(self) -> NDArray[np.intp]:
-        """Which of the k is the match of each query [n]: the one of highest combined score."""
-        best: NDArray[np.intp] = self.combined.argmax(axis=1)
+        """Which of the k is the match of each query [n]: the one of highest combined score, unless one was chosen."""
+        best: NDArray[np.intp] = self.combined.argmax(axis=1) if self.chosen is None else self.chosen
         return best
+
+    def choose(self, queries: NDArray[np.bool_], calibration: NDArray[np.floating[Any]]) -> Matches:
+        """The same, where the match of `queries` [n] is the candidate that stands out most from calibration images.
+
+        A score that stands out may be of another candidate than that of the highest combined score: of a picture whose
+        colours are exchanged the similarity is, and a chance candidate has the better pixel score.
+
+        Args:
+            queries: bool [n], whose match to choose.
+            calibration: float [m EVIDENCE], evidence of images that are no copies.
+        """
+        rows = np.flatnonzero(queries)
+        if not len(rows) or not len(calibration):
+            return self
+        low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
+        scores = np.stack([self.nearest.score[rows], self.combined[rows]], axis=2)
+        best = self.best.copy()
+        best[rows] = ((scores - low) / np.maximum(high - low, 1e-3)).max(axis=2).argmax(axis=1)
+        return dataclasses.replace(self, chosen=best)
 
     def of_best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values [n k] at the best match [n]."""
@@ -106,6 +135,7 @@ def match(
     k: int = K,
     labels: NDArray[np.int64] | None = None,
     own: NDArray[np.int64] | None = None,
+    thumbnails: NDArray[np.uint8] | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -114,7 +144,8 @@ def match(
     """Match every readable query against the readable references.
 
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
-    query [n], which does not count for it (a training image against the others).
+    query [n], which does not count for it (a training image against the others). thumbnails: of the queries, as
+    `verify.thumbnails` gives them, where they are at hand.
 
     References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
@@ -136,15 +167,11 @@ def match(
     slots[candidates >= 0] = places
     verified = np.full(found.index.shape, np.nan, dtype=np.float32)
     if len(used):
-        verified[:, : verify.top] = verify.compare(
-            verify.thumbnails(queries.corpus, queries.rows, cache=cache, workers=workers, progress=progress),
-            verify.thumbnails(
-                references.corpus, references.rows[used], cache=cache, workers=workers, progress=progress
-            ),
-            slots,
-            workers=workers,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"workers": workers, "progress": progress}
+        if thumbnails is None:
+            thumbnails = verify.thumbnails(queries.corpus, queries.rows, cache=cache, **options)
+        theirs = verify.thumbnails(references.corpus, references.rows[used], cache=cache, **options)
+        verified[:, : verify.top] = verify.compare(thumbnails, theirs, slots, **options)
     matches = Matches(queries, references, found, verified, *_empty_next(len(queries.rows)))
     next_index, next_score = _next_group(matches, labels, own, workers)
     return dataclasses.replace(matches, next_index=next_index, next_score=next_score)

@@ -17,17 +17,13 @@ from numpy.typing import NDArray
 from copyscope import stats
 from copyscope.stats import Estimate
 
+from .answer import CANNOT_TELL, COPIES, MUST_SEE, TOLERABLE, Measured
+
 Floats = NDArray[np.floating[Any]]
 
 FDR = 0.05
-TOLERABLE = 0.05
-"""The rate that "no copies found" excludes."""
-SEEN = 0.8
-"""Least sensitivity, at the lower end of its interval, to the kinds in MUST_SEE before silence means anything."""
-MUST_SEE = ("light", "crop")
 OWN_LEVEL = 0.05
 """With controls: a copy is nearer to the training set than all but this share of the training images are."""
-COPIES, SUSPICIOUS, NONE_FOUND, CANNOT_TELL = "copies", "suspicious", "no copies found", "cannot tell"
 
 
 def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
@@ -42,6 +38,40 @@ def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
     found |= {f"p{percent}": stats.quantile(scores, percent / 100) for percent in (75, 90, 95)}
     found["above_threshold"] = stats.proportion(int((scores > threshold).sum()), len(scores))
     return found
+
+
+def dataset_similarity(statistics: Mapping[str, Mapping[str, Estimate]], answer: str) -> dict[str, Any]:
+    """The paper's own reading beside ours: the 95th percentile of similarity against its background.
+
+    Somepalli et al. 2023 (section 4) take the 95th percentile of the generated images' similarity to the training set,
+    and compare it with that of training images to one another. Here "above" means that the intervals are apart.
+
+    Args:
+        statistics: of "generated", "baseline" and perhaps "held-out" or "control", as `similarity` gives them.
+        answer: the verdict's.
+    """
+    p95 = {name: each["p95"] for name, each in statistics.items()}
+    others = [each for name, each in p95.items() if name != "generated"]
+    highs = [each.high if math.isfinite(each.high) else math.inf for each in others]
+    above = bool(highs) and p95["generated"].low > max(highs)
+    agrees = above == (answer == COPIES)
+    said = "is above" if above else "is not above"
+    values = ", ".join(f"{name} {each.value:.3f}" for name, each in p95.items())
+    sentence = f"The 95th percentile of similarity {said} its background ({values})."
+    if not agrees:
+        sentence += (
+            " The verdict differs: it judges each image, by pixels too; a percentile moves with the kind of images and "
+            "not with a few copies."
+            if answer == COPIES
+            else " The verdict differs: images may be near to the training set without one of them being a copy that "
+            "can be told from look-alikes."
+        )
+    return {
+        "p95": {name: each.as_dict() for name, each in p95.items()},
+        "above": above,
+        "agrees": agrees,
+        "sentence": sentence,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +207,7 @@ def verdict(
     if len(known):
         level = 1 - 0.05 / known.shape[1]
         bound = max(stats.excess(scores[there, j], known[:, j], level)[0] for j in range(known.shape[1]))
-    found = _Measured(
+    found = Measured(
         n=n,
         n_missing=n_missing,
         count=int(copied.sum()),
@@ -215,131 +245,11 @@ def verdict(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """What an answer is made from.
-
-    n, m: generated and calibration images. count: called copies; certain: those that are a training image itself.
-    """
-
-    n: int
-    n_missing: int
-    count: int
-    certain: int
-    likeness: int
-    method: str
-    m: int
-    line: float
-    fdr: float
-    rate: Estimate
-    estimated: Estimate
-    sensitivity: dict[str, Estimate]
-    excess: float
-    look_alikes: NDArray[np.bool_]
-    differs: str | None
-
-    @property
-    def calibrators(self) -> str:
-        """What the calibration images are called."""
-        return {"held-out": "held-out images", "controls": "control images"}.get(self.method, "training images")
-
-    def reasons(self) -> tuple[list[str], str | None]:
-        """Why "no copies found" may not be said, a sentence each, and what it would take."""
-        found, wants = [], []
-        if self.differs:
-            found.append(self.differs)
-            wants.append("held-out images of the kind that the model makes, or --trust-held-out")
-        enough = stats.cases_needed(TOLERABLE)
-        if stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
-            found.append(f"{self.n} readable images are too few to exclude a rate of {100 * TOLERABLE:g} %.")
-            readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
-            wants.append(f"{enough} generated images{readable} (there are {self.n})")
-        least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
-        if self.m < least:
-            found.append(f"{self.m} {self.calibrators} are too few: even an obvious copy could not stand out.")
-            better = "training or, better, held-out images" if self.method == "baseline" else self.calibrators
-            wants.append(f"{least} {better} to calibrate on (there are {self.m})")
-        if not self.sensitivity:
-            found.append("How many copies would be seen was not measured (--sensitivity 0).")
-            wants.append("a run without --sensitivity 0")
-        elif self.m >= least and not self.differs:
-            blind = [kind for kind in MUST_SEE if kind in self.sensitivity and self.sensitivity[kind].low < SEEN]
-            if blind:
-                shares = " and ".join(f"{_percent(self.sensitivity[kind])} of `{kind}` copies" for kind in blind)
-                found.append(f"Too few copies would be seen: {shares}, where {100 * SEEN:g} % is asked for.")
-                wants.append(self._sharper())
-            elif self.estimated.high > TOLERABLE and not wants:
-                kind = min(self.sensitivity, key=lambda each: self.sensitivity[each].low)
-                found.append(
-                    f"The rate could be {100 * self.estimated.high:.1f} %: of `{kind}` copies, "
-                    f"{_percent(self.sensitivity[kind])} would be seen."
-                )
-                wants.append(self._more(kind))
-        return found, "It would take " + "; ".join(wants) + "." if wants else None
-
-    def _sharper(self) -> str:
-        """What would raise the sensitivity."""
-        n = int(self.look_alikes.sum())
-        if n and self.method == "held-out":
-            return (
-                f"a held-out set without look-alikes: {n} of {self.m} held-out images are as near to a training image "
-                "as a light copy is. Look at them in the report, and leave out with --held-out-exclude those that show "
-                "what a training image shows"
-            )
-        return "images that differ more from one another, or a sharper descriptor: the training set resembles itself"
-
-    def _more(self, kind: str) -> str:
-        """How many more generated images would bound the rate, for copies of the kind that is seen least."""
-        seen = self.sensitivity[kind]
-        if seen.value > 0 and self.excess == 0:
-            # The upper end of a share of which none is seen falls as 1 / n.
-            n = math.ceil(stats.cases_needed(TOLERABLE * seen.value) * 1.3)
-            if n > self.n:
-                return f"about {n:,} generated images (there are {self.n}), or a way to see `{kind}` copies better"
-        return f"a way to see `{kind}` copies better"
-
-    def answer(self, reasons: list[str]) -> str:
-        if self.certain or (self.count and self.method != "baseline"):
-            return COPIES
-        if self.count:
-            return SUSPICIOUS
-        return CANNOT_TELL if reasons else NONE_FOUND
-
-    def sentence(self, answer: str, reasons: list[str]) -> str:
-        """The answer in words, with the corrected rate."""
-        images = f"{self.n} generated image" + ("" if self.n == 1 else "s")
-        rate = ""
-        if math.isfinite(self.estimated.value):
-            low, high = (100 * end for end in (self.estimated.low, self.estimated.high))
-            rate = f" Corrected for copies that are not seen, the rate is {low:.1f} to {high:.1f} % (95 % interval)."
-        alike = ""
-        if self.likeness:
-            alike = f" {self.likeness} more are likenesses: the same subject, not the same picture."
-        if answer == COPIES:
-            what = "one reproduces a training image" if self.count == 1 else f"{self.count} reproduce training images"
-            return f"The model copies: of {images}, {what}.{rate}{alike}"
-        if answer == SUSPICIOUS:
-            what = "one is suspiciously near" if self.count == 1 else f"{self.count} are suspiciously near"
-            return f"Suspicious: of {images}, {what} to a training image. Without held-out images this is no proof."
-        if answer == NONE_FOUND:
-            return (
-                f"No copies found among {images}: the rate is at most {100 * self.estimated.high:.1f} % "
-                f"(95 % interval, corrected for copies that are not seen).{alike}"
-            )
-        nearer = ""
-        if self.excess > 0 and not self.differs:
-            nearer = (
-                f" At least {100 * self.excess:.1f} % of the generated images are nearer to the training set than the "
-                f"{self.calibrators} are."
-            )
-        return f"Cannot tell: no copy found among {images}. {reasons[0]}{nearer}{alike}"
-
-
 def _columns(scores: Floats) -> Floats:
-    """Scores [n d]; what was not compared (NaN) is as unlike as can be."""
+    """Scores [n d]; what was not compared (NaN, -inf) is as unlike as can be."""
     found = np.asarray(scores, dtype=np.float64)
     found = found[:, None] if found.ndim == 1 else found
-    return np.where(np.isnan(found), -np.inf, found)
+    return np.where(np.isfinite(found), found, -1.0)
 
 
 def _p_of_planted(planted: Planted, known: Floats) -> Floats:
@@ -387,10 +297,6 @@ def _look_alikes(known: Floats, planted: Mapping[str, Planted] | None) -> NDArra
         return np.zeros(len(known), dtype=bool)
     light = np.median(_columns(planted[MUST_SEE[0]].scores), axis=0)
     return np.asarray((known >= light).any(axis=1), dtype=bool)
-
-
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _mean(values: Floats) -> float:

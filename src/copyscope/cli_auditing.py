@@ -1,0 +1,147 @@
+"""The audit command, and the gate that a release passes or not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    EXIT_CANNOT_TELL,
+    EXIT_COPIES,
+    AsJson,
+    DryRun,
+    EngineSpec,
+    FailOn,
+    Generated,
+    HeldOut,
+    Out,
+    ProtocolName,
+    Seed,
+    Strict,
+    Train,
+    Workers,
+    check_out,
+    exit_with,
+    gate,
+    opened_engine,
+)
+from .console import note, progress_bar, show, show_json
+from .errors import InputError
+
+
+def audit(
+    generated: Generated,
+    train: Train,
+    held_out: HeldOut = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            "--control",
+            metavar="DIR",
+            help="Instead of --held-out: images of the base model, without the fine-tuning, from the same prompts.",
+        ),
+    ] = None,
+    held_out_exclude: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out-exclude",
+            metavar="FILE",
+            help="Leave out the held-out images that FILE names by id: those that you saw to be look-alikes.",
+        ),
+    ] = None,
+    trust_held_out: Annotated[
+        bool, typer.Option("--trust-held-out", help="Calibrate on held-out images even where their kind is another.")
+    ] = False,
+    sensitivity: Annotated[
+        int,
+        typer.Option(
+            "--sensitivity",
+            min=0,
+            metavar="N",
+            help="Plant altered copies of N training images, to measure how many would be seen. 0 leaves it out.",
+        ),
+    ] = 200,
+    protocol: ProtocolName = "sscd-288",
+    fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
+    clip: Annotated[
+        str | None,
+        typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
+    ] = None,
+    fail_over: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-over",
+            metavar="RATE",
+            help=f"Exit {EXIT_COPIES} if the replication rate is above RATE, {EXIT_CANNOT_TELL} if it is not known.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option("--fail-on", help="What --fail-over looks at: copies found, or the corrected rate's upper end."),
+    ] = FailOn.rate,
+    allow_cannot_tell: Annotated[
+        bool, typer.Option("--allow-cannot-tell", help="Let --fail-over pass an audit that cannot tell.")
+    ] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    dry_run: DryRun = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+    engine: EngineSpec = None,
+) -> None:
+    """Say how much of GENERATED copies TRAIN, which images, why, and what to do.
+
+    Writes summary.json, Parquet tables and report.html with -o DIR.
+    """
+    from .copying.protocols import protocol as named
+
+    if fail_over is not None and not 0 <= fail_over <= 1:
+        raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
+    if dry_run:
+        from .corpus import Corpus
+
+        sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
+        corpora = {name: Corpus.open(path) for name, path in sets.items() if path}
+        found = named(protocol)
+        found.load()
+        show_json(
+            {name: {"path": corpus.origin, "kind": corpus.kind, "n": len(corpus)} for name, corpus in corpora.items()}
+            | {"protocol": found.name, "descriptor": found.descriptor, "threshold": found.threshold}
+            | {"fdr": fdr, "sensitivity": sensitivity, "seed": seed, "out": str(out) if out else None}
+        )
+        return
+    from .copying.audit import audit as run
+
+    check_out(out)
+    with progress_bar() as progress:
+        result = run(
+            generated,
+            train,
+            held_out,
+            protocol,
+            control=control,
+            held_out_exclude=held_out_exclude,
+            trust_held_out=trust_held_out,
+            sensitivity=sensitivity,
+            fdr=fdr,
+            clip=clip,
+            seed=seed,
+            workers=workers,
+            engine=opened_engine(engine),
+            progress=progress,
+        )
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+    else:
+        show(result)
+        if out:
+            print(f"Report: {out / 'report.html'}")
+        else:
+            note("For the report with pictures, add -o DIR.")
+    if fail_over is not None:
+        gate(result.summary, fail_over, fail_on, allow_cannot_tell)
+    exit_with(result.summary, strict)

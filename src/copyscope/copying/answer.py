@@ -1,0 +1,156 @@
+"""What a verdict may say: copies, suspicious, no copies found, or cannot tell, why, and what would settle it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import stats
+from copyscope.stats import Estimate
+
+TOLERABLE = 0.05
+"""The rate that "no copies found" excludes."""
+SEEN = 0.8
+"""Least sensitivity, at the lower end of its interval, to the kinds in MUST_SEE before silence means anything."""
+MUST_SEE = ("light", "crop")
+COPIES, SUSPICIOUS, NONE_FOUND, CANNOT_TELL = "copies", "suspicious", "no copies found", "cannot tell"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured in an audit, and what may be said of it.
+
+    Attributes:
+        n, m: generated images (blank ones left out) and calibration images.
+        n_missing: generated images that could not be read.
+        count: images called copies; certain: those of them that are a training image itself.
+        likeness: images that show the subject of a training image, and not its picture.
+        method: of the calibration.
+        line: p-values at or below it are called copies.
+        fdr: false discovery rate of the list of copies.
+        rate: share called copies; estimated: corrected for unseen copies and false alarms.
+        sensitivity: share of the planted copies that is called copies, by kind; empty = not measured.
+        excess: at least this share of the generated images is nearer to the training set than calibration images are.
+        look_alikes: bool [m], calibration images that score as light copies do.
+        differs: why calibration and generated images are not of one kind; None where they are.
+    """
+
+    n: int
+    n_missing: int
+    count: int
+    certain: int
+    likeness: int
+    method: str
+    m: int
+    line: float
+    fdr: float
+    rate: Estimate
+    estimated: Estimate
+    sensitivity: dict[str, Estimate]
+    excess: float
+    look_alikes: NDArray[np.bool_]
+    differs: str | None
+
+    @property
+    def calibrators(self) -> str:
+        """What the calibration images are called."""
+        return {"held-out": "held-out images", "controls": "control images"}.get(self.method, "training images")
+
+    def reasons(self) -> tuple[list[str], str | None]:
+        """Why "no copies found" may not be said, a sentence each, and what it would take."""
+        found, wants = [], []
+        if self.differs:
+            found.append(self.differs)
+            wants.append("held-out images of the kind that the model makes, or --trust-held-out")
+        enough = stats.cases_needed(TOLERABLE)
+        if stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
+            found.append(f"{self.n} readable images are too few to exclude a rate of {100 * TOLERABLE:g} %.")
+            readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
+            wants.append(f"{enough} generated images{readable} (there are {self.n})")
+        least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
+        if self.m < least:
+            found.append(f"{self.m} {self.calibrators} are too few: even an obvious copy could not stand out.")
+            better = "training or, better, held-out images" if self.method == "baseline" else self.calibrators
+            wants.append(f"{least} {better} to calibrate on (there are {self.m})")
+        if not self.sensitivity:
+            found.append("How many copies would be seen was not measured (--sensitivity 0).")
+            wants.append("a run without --sensitivity 0")
+        elif self.m >= least and not self.differs:
+            blind = [kind for kind in MUST_SEE if kind in self.sensitivity and self.sensitivity[kind].low < SEEN]
+            if blind:
+                shares = " and ".join(f"{_percent(self.sensitivity[kind])} of `{kind}` copies" for kind in blind)
+                found.append(f"Too few copies would be seen: {shares}, where {100 * SEEN:g} % is asked for.")
+                wants.append(self._sharper())
+            elif self.estimated.high > TOLERABLE and not wants:
+                kind = min(self.sensitivity, key=lambda each: self.sensitivity[each].low)
+                found.append(
+                    f"The rate could be {100 * self.estimated.high:.1f} %: of `{kind}` copies, "
+                    f"{_percent(self.sensitivity[kind])} would be seen."
+                )
+                wants.append(self._more(kind))
+        return found, "It would take " + "; ".join(wants) + "." if wants else None
+
+    def _sharper(self) -> str:
+        """What would raise the sensitivity."""
+        n = int(self.look_alikes.sum())
+        if n and self.method == "held-out":
+            return (
+                f"a held-out set without look-alikes: {n} of {self.m} held-out images are as near to a training image "
+                "as a light copy is. Look at them in the report, and leave out with --held-out-exclude those that show "
+                "what a training image shows"
+            )
+        return "images that differ more from one another, or a sharper descriptor: the training set resembles itself"
+
+    def _more(self, kind: str) -> str:
+        """How many more generated images would bound the rate, for copies of the kind that is seen least."""
+        seen = self.sensitivity[kind]
+        if seen.value > 0 and self.excess == 0:
+            # The upper end of a share of which none is seen falls as 1 / n.
+            n = math.ceil(stats.cases_needed(TOLERABLE * seen.value) * 1.3)
+            if n > self.n:
+                return f"about {n:,} generated images (there are {self.n}), or a way to see `{kind}` copies better"
+        return f"a way to see `{kind}` copies better"
+
+    def answer(self, reasons: list[str]) -> str:
+        """The answer, where these `reasons` keep from saying that there are no copies."""
+        if self.certain or (self.count and self.method != "baseline"):
+            return COPIES
+        if self.count:
+            return SUSPICIOUS
+        return CANNOT_TELL if reasons else NONE_FOUND
+
+    def sentence(self, answer: str, reasons: list[str]) -> str:
+        """The answer in words, with the corrected rate."""
+        images = f"{self.n} generated image" + ("" if self.n == 1 else "s")
+        rate = ""
+        if math.isfinite(self.estimated.value):
+            low, high = (100 * end for end in (self.estimated.low, self.estimated.high))
+            rate = f" Corrected for copies that are not seen, the rate is {low:.1f} to {high:.1f} % (95 % interval)."
+        alike = ""
+        if self.likeness:
+            alike = f" {self.likeness} more are likenesses: the same subject, not the same picture."
+        if answer == COPIES:
+            what = "one reproduces a training image" if self.count == 1 else f"{self.count} reproduce training images"
+            return f"The model copies: of {images}, {what}.{rate}{alike}"
+        if answer == SUSPICIOUS:
+            what = "one is suspiciously near" if self.count == 1 else f"{self.count} are suspiciously near"
+            return f"Suspicious: of {images}, {what} to a training image. Without held-out images this is no proof."
+        if answer == NONE_FOUND:
+            return (
+                f"No copies found among {images}: the rate is at most {100 * self.estimated.high:.1f} % "
+                f"(95 % interval, corrected for copies that are not seen).{alike}"
+            )
+        nearer = ""
+        if self.excess > 0 and not self.differs:
+            nearer = (
+                f" At least {100 * self.excess:.1f} % of the generated images are nearer to the training set than the "
+                f"{self.calibrators} are."
+            )
+        return f"Cannot tell: no copy found among {images}. {reasons[0]}{nearer}{alike}"
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"

@@ -1,0 +1,137 @@
+"""Judge generated images against a training set: match, calibrate, plant copies, decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from copyscope.stats import Estimate
+
+from . import calibrate
+from .calibrate import Baseline
+from .descriptors import Descriptor
+from .duplicates import Groups
+from .embed import Embeddings
+from .match import Matches, match
+from .replication import FDR, Calibration, Planted, Verdict, verdict
+from .sensitivity import GROUPS, planted_copies
+from .verify import Verify
+
+LOOK_ALIKES = pa.schema(
+    {"id": pa.string(), "match": pa.string()} | dict.fromkeys(("score", "verified", "combined"), pa.float32())
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A verdict and what it rests on.
+
+    Attributes:
+        verdict: which generated images are copies, and what may be said.
+        matches: of the generated images.
+        calibration: what p-values rest on.
+        baseline: training images against one another.
+        compared: matches of the calibration images; None where training images stand in.
+        removed: ids of held-out images that are a training image by file or hash, taken out before.
+        look_alikes: calibration images that score as light copies do: columns LOOK_ALIKES.
+        differs: why held-out images are of another kind than the generated ones; None where they are not.
+        nearer: of pairs of a generated and a control image with one prompt and seed, the share in which the generated
+            image is nearer to the training set; None where there are no such pairs.
+    """
+
+    verdict: Verdict
+    matches: Matches
+    calibration: Calibration
+    baseline: Baseline
+    compared: Matches | None
+    removed: list[str]
+    look_alikes: pa.Table
+    differs: str | None
+    nearer: Estimate | None
+
+
+def judge(
+    described: Mapping[str, Embeddings],
+    groups: Groups,
+    descriptor: Descriptor,
+    verify: Verify,
+    *,
+    sensitivity: int = GROUPS,
+    trust_held_out: bool = False,
+    n_excluded: int = 0,
+    fdr: float = FDR,
+    seed: int = 0,
+    **options: Any,
+) -> Judgement:
+    """Judge the generated images of an audit.
+
+    Args:
+        described: "generated" and "train", and at most one of "held-out" and "control".
+        groups: near-duplicate groups of the training images.
+        descriptor: what described them.
+        verify: the pixel comparison.
+        sensitivity: training groups of which copies are planted; 0 = sensitivity is not measured.
+        trust_held_out: calibrate on held-out images even where they are of another kind.
+        n_excluded: held-out images that a person took out before.
+        fdr: false discovery rate of the list of copies.
+        seed: of the samples that are drawn.
+        options: `cache`, `workers`, `engine` and `progress` of `match`.
+    """
+    generated, train = described["generated"], described["train"]
+    matches = match(generated, train, verify, labels=groups.label, **options)
+    baseline = calibrate.baseline(train, groups, verify, seed=seed, **options)
+    calibration, compared = baseline.calibration, None
+    removed, differs, nearer = list[str](), None, None
+    if "held-out" in described:
+        held = described["held-out"]
+        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, **options)
+        removed = calibrate.removed_ids(held, alike)
+        differs = calibrate.differs(compared.queries.vectors, generated.vectors, train.vectors, seed=seed)
+    elif "control" in described:
+        calibration, compared = calibrate.controls(described["control"], train, groups, verify, **options)
+        nearer = calibrate.nearer_than_control(matches, compared)
+    calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
+    planted = None
+    if sensitivity:
+        copies = planted_copies(train, groups, descriptor, verify, n_groups=sensitivity, seed=seed, **options)
+        planted = {
+            kind: Planted(each.evidence, baseline.beyond(each) if calibration.method == "controls" else None)
+            for kind, each in copies.items()
+        }
+    judged = verdict(
+        matches.evidence,
+        calibration,
+        planted=planted,
+        identical=matches.identical,
+        beyond_own=baseline.beyond(matches) if calibration.method == "controls" else None,
+        differs=None if trust_held_out else differs,
+        n_missing=generated.n_missing,
+        fdr=fdr,
+    )
+    matches = matches.choose(judged.copied, calibration.scores)
+    return Judgement(
+        judged, matches, calibration, baseline, compared, removed, _look_alikes(compared, judged), differs, nearer
+    )
+
+
+def _look_alikes(compared: Matches | None, judged: Verdict) -> pa.Table:
+    """Calibration images that score as light copies do, the nearest first."""
+    if compared is None:
+        return LOOK_ALIKES.empty_table()
+    rows = np.flatnonzero(judged.look_alikes)
+    rows = rows[np.argsort(-compared.evidence[rows, 1], kind="stable")]
+    queries, references = compared.queries, compared.references
+    return pa.table(
+        {
+            "id": queries.corpus.pick("id", queries.rows[rows]),
+            "match": references.corpus.pick("id", references.rows[compared.match[rows]]),
+            "score": compared.of_best(compared.nearest.score)[rows],
+            "verified": compared.of_best(compared.verified)[rows],
+            "combined": compared.of_best(compared.combined)[rows],
+        },
+        LOOK_ALIKES,
+    )
