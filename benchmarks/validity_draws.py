@@ -31,7 +31,7 @@ class Draw:
 
     train: rows of the pool [t]. held_out, unseen: scores of real images that were not trained on; look_alike: which of
     either the PDQ rule takes for one of the training set. copies, sensitivity: kind -> scores of altered training
-    images, one row an image [c], two independent alterations of the same ones.
+    images, one row an image [c], two independent alterations of the same ones. rows: of the pool, of each of these.
     """
 
     corpus: str
@@ -44,6 +44,7 @@ class Draw:
     unseen_alike: NDArray[np.bool_]
     copies: dict[str, Scores]
     sensitivity: dict[str, Scores]
+    rows: dict[str, Rows]
 
 
 def draw(pool: Pool, split: str, seed: int) -> Draw:
@@ -75,6 +76,7 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
         unseen_alike=alike[len(held_out) :],
         copies=dict(zip(KINDS, found[2:], strict=False)),
         sensitivity=dict(zip(KINDS, found[2 + len(KINDS) :], strict=True)),
+        rows=dict(zip(("held-out", "unseen", *KINDS), rows, strict=False)),
     )
 
 
@@ -98,9 +100,9 @@ def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:
     return np.array([row for place in rng.permutation(len(names)) for row in members[names[place]]])
 
 
-def baseline(pool: Pool, one: Draw) -> Scores:
-    """Scores [g d] of the training set against itself, as `calibrate.baseline` has them: one image a near-duplicate
-    group, against those outside its group."""
+def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
+    """Scores [g d] of training images against the others, as `calibrate.baseline` has them: one image a near-duplicate
+    group, against those outside its group; and their rows of the pool [g]."""
     corpus = pool.corpus.take(one.train)
     rows = np.arange(len(one.train))
     vectors = pool.vectors[one.train]
@@ -112,4 +114,4 @@ def baseline(pool: Pool, one: Draw) -> Scores:
     )
     some = representatives(groups)
     allowed = groups.label[some][:, None] != groups.label[None, :]
-    return score(pool, one.train[some], one.train, allowed)
+    return score(pool, one.train[some], one.train, allowed), one.train[some]

@@ -252,7 +252,9 @@ def load(name: str, said: str, work: Path) -> Pool:
                 print(f"{name} {said}: {start} of {len(jobs)} described", flush=True)
         with np.load(file) as block:
             blocks.append({key: block[key] for key in block.files})
-    vectors, thumbnails, hashes = (np.concatenate([block[key] for block in blocks])[: len(jobs)] for key in ("vectors", "thumbnails", "pdq"))
+    vectors, thumbnails, hashes = (
+        np.concatenate([block[key] for block in blocks])[: len(jobs)] for key in ("vectors", "thumbnails", "pdq")
+    )
     known = folder / _pixel_file()
     pixels = np.load(known)[: len(jobs)] if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
     family = np.array([family for _, family in pool])
