@@ -21,10 +21,9 @@ import json
 import sys
 import time
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,8 @@ import validity_pools as pools
 from copyscope import stats
 from copyscope.copying import answer, calibrate, match, replication, verify
 from copyscope.copying.replication import Calibration, Planted, verdict
-from copyscope.stats import bootstrap
 from record import record
+from validity_counts import Cell, Outcome, counted, rows_of_tables
 from validity_draws import Draw
 
 GENERATED = 200
@@ -55,29 +54,6 @@ RUNS = (
     "photographs:sscd-288",
 )
 METHODS = ("held-out", "held-out uncleaned", "baseline")
-
-
-class Cell(NamedTuple):
-    """Draws that are counted together."""
-
-    corpus: str
-    protocol: str
-    split: str
-    method: str
-    m: int
-    prevalence: float
-    kind: str
-
-
-class Outcome(NamedTuple):
-    """What one audit of a cell came to; tpr is NaN without copies."""
-
-    answer: str
-    tpr: float
-    fdr: float
-    covered: bool
-    upper: float
-    differs: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,35 +127,14 @@ class Audits:
         )
 
 
-def summary(cell: Cell, found: list[Outcome]) -> dict[str, Any]:
-    """A cell's counts, for JSON."""
-    shares = {
-        name: bootstrap(_mean, np.array([getattr(each, name) for each in found], np.float64)).as_dict()
-        for name in ("tpr", "fdr")
-    }
-    return cell._asdict() | {
-        "draws": len(found),
-        "answers": dict(Counter(each.answer for each in found)),
-        "tpr": shares["tpr"] if cell.kind else None,
-        "fdr": shares["fdr"],
-        "coverage": float(np.mean([each.covered for each in found])),
-        "called_another_kind": sum(each.differs for each in found),
-        "median_upper_end": round(float(np.median([each.upper for each in found])), 4),
-    }
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean())
-
-
-def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> list[dict[str, Any]]:
-    """The cells of one corpus and protocol; what the same sources found before is taken as it is."""
+def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cell, list[Outcome]]:
+    """Outcomes of one corpus and protocol; what the same sources found before is taken as it is."""
     sources = [draws, pools, replication, answer, calibrate, stats, match, verify, sys.modules[__name__]]
     facts = "".join(map(inspect.getsource, sources)) + repr((spec, methods, n_draws))
-    file = work / f"cells-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
+    file = work / f"outcomes-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
     if file.exists():
-        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        pairs = json.loads(file.read_text(encoding="utf-8"))
+        return {Cell(*cell): [Outcome(*each) for each in found] for cell, found in pairs}
     name, _, protocol = spec.partition(":")
     pool, cells, start = pools.load(name, protocol, work), defaultdict[Cell, list[Outcome]](list), time.monotonic()
     for split in draws.SPLITS:
@@ -195,13 +150,12 @@ def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> list[dic
             if seed % 5 == 4 or seed == n_draws - 1:
                 pool.keep()
                 print(f"{spec} {split}: {seed + 1} draws, {time.monotonic() - start:.0f} s", flush=True)
-    rows = [summary(cell, found) for cell, found in cells.items()]
-    file.write_text(json.dumps(rows), encoding="utf-8")
-    return rows
+    file.write_text(json.dumps(list(cells.items())), encoding="utf-8")
+    return cells
 
 
 def main() -> None:
-    """Runs what is asked for and records it."""
+    """Runs what is asked for; a run of everything is recorded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for corpora, vectors and scores, kept between runs")
     parser.add_argument("--draws", type=int, default=DRAWS)
@@ -209,23 +163,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    rows = [row for spec in asked.only for row in run(spec, asked.methods, asked.draws, asked.work)]
-    silent = [row["answers"].get("no copies found", 0) / row["draws"] for row in rows if row["prevalence"] > 0]
-    loud = sum(share > 0.05 for share in silent)
+    cells: dict[Cell, list[Outcome]] = {}
+    for spec in asked.only:
+        cells |= run(spec, list(asked.methods), asked.draws, asked.work)
+    found = counted(cells)
+    rows = rows_of_tables(cells)
     if tuple(asked.only) == RUNS:
-        record(
-            "validity",
-            {
-                "draws": asked.draws,
-                "n_generated": GENERATED,
-                "cells_with_copies": len(silent),
-                "cells_with_copies_and_no_copies_found_in_more_than_5_percent": loud,
-                "lowest_coverage": min(row["coverage"] for row in rows),
-                "cells": rows,
-            },
-            show=False,
-        )
-    print(f"no copies found in more than 5 % of draws: {loud} of {len(silent)} cells with copies")
+        record("validity", {"draws": asked.draws, "n_generated": GENERATED} | found | {"rows": rows}, show=False)
+    else:
+        print(json.dumps(rows, indent=1))
+    print({name: value for name, value in found.items() if name != "cells"})
 
 
 if __name__ == "__main__":

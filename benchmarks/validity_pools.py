@@ -242,7 +242,7 @@ def load(name: str, said: str, work: Path) -> Pool:
         file = folder / f"block-{start:05d}.npz"
         if not file.exists():
             made = [picture(job) for job in jobs[start : start + BLOCK]]
-            found = {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made)}
+            found: dict[str, Any] = {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made)}
             plain = sum(not kind for _, kind, _ in jobs[start : start + BLOCK])
             found["pdq"] = pdq.describe(made[:plain]) if plain else np.zeros((0, pdq.dim), np.float32)
             with open(partial := file.with_suffix(".tmp"), "wb") as target:
