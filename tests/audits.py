@@ -344,7 +344,8 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
                 for measure, (unit, r) in correlations.items()
             ],
             "joint": {
-                "outcome": "is copied", "n": readable, "n_copied": copies, "model": "logistic regression",
+                "outcome": "is copied", "n": readable, "n_copied": copies, "n_images": 2 * readable, "n_copies": copies,
+                "correlation": 0.1, "model": "logistic regression",
                 "effects": [
                     {"name": name, "unit": "", "p_value": 0.01, "odds_ratio": dict(zip(ENDS, ratio, strict=True))}
                     for name, ratio in ratios.items()

@@ -10,9 +10,11 @@ from scipy.stats import beta
 
 from copyscope import images, parts
 from copyscope.copying import causes as module
+from copyscope.copying import exposure as exposure_module
 from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
 from copyscope.copying.duplicates import Groups
 from copyscope.copying.embed import Embeddings
+from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
 from copyscope.copying.measures import Item, complexity_view
 from copyscope.copying.replication import Verdict
@@ -221,3 +223,90 @@ def test_a_profile_leaves_what_it_was_not_asked_to_measure_unknown(made):
     assert few.asked.tolist() == [1, 4, 9]
     np.testing.assert_array_equal(few.complexity, profile.complexity[[1, 4, 9]])
     assert [few.card(at) for at in (1, 4, 9)] == [profile.card(at) for at in (1, 4, 9)]
+
+
+def prompted(made, prompts):
+    """`made` with other prompts of the readable generated images."""
+    matches, judged, groups, _ = made
+    corpus = matches.queries.corpus.with_column("prompt", ["unread", *prompts])
+    return dataclasses.replace(matches, queries=dataclasses.replace(matches.queries, corpus=corpus)), judged, groups
+
+
+CAPTION = {position: captions_of(position)[0] for position in (3, 4, 10, 15)}
+PROMPTS = [
+    "A fox, in the snow!",
+    "a fox in the snow",
+    CAPTION[3],
+    CAPTION[10],
+    "a fox in the snow",
+    CAPTION[15],
+    "nothing of the kind",
+    CAPTION[4],
+]
+
+
+def test_exposure_counts_the_prompts_that_are_captions_of_each_group(made):
+    matches, judged, groups = prompted(made, PROMPTS)
+    found = exposure(matches, judged.copied, groups)
+    images, copies = np.zeros((2, 26), int)
+    # Three of one group's caption, in any spelling, and one of each caption of the next.
+    images[[0, 1, LABEL[10], LABEL[15]]] = 3, 2, 1, 1
+    copies[[0, LABEL[10]]] = 2, 1
+    np.testing.assert_array_equal(found.images, images)
+    np.testing.assert_array_equal(found.copies, copies)
+    # The third copies the foxes though it was asked for something else.
+    assert (found.n, found.n_matched, found.n_other, found.known) == (8, 7, 1, True)
+    assert found.notes() == [
+        "1 copy is of a training image whose caption was not the prompt: the joint model leaves it out."
+    ]
+
+
+def test_exposure_reads_captions_in_pieces(made, monkeypatch):
+    whole = exposure(*_copied(prompted(made, PROMPTS)))
+    monkeypatch.setattr(exposure_module, "PIECE", 4)
+    pieces = exposure(*_copied(prompted(made, PROMPTS)))
+    np.testing.assert_array_equal(pieces.images, whole.images)
+    assert pieces.n_matched == whole.n_matched
+
+
+def _copied(prompted):
+    matches, judged, groups = prompted
+    return matches, judged.copied, groups
+
+
+@pytest.mark.parametrize("prompts", [[""] * 8, ["..."] * 8, ["a cat"] * 8, [*PROMPTS[:3], *["a cat"] * 5]])
+def test_exposure_is_not_known_where_few_prompts_are_captions(made, modelled, prompts):
+    matches, judged, groups = prompted(made, prompts)
+    found = exposure(matches, judged.copied, groups)
+    assert not found.known
+    assert found.notes() == []
+    causes(matches, judged, groups)
+    assert "n_images" not in modelled[0][0].column_names
+    assert len(modelled[0][0]) == 26
+
+
+def test_the_model_sees_the_groups_that_were_prompts_with_their_counts(made, modelled):
+    found = causes(*prompted(made, PROMPTS))
+    images = modelled[0][0]
+    assert images["group_size"].to_pylist() == [3, 2, 1, 1]
+    assert images["n_images"].to_pylist() == [3, 2, 1, 1]
+    assert images["n_copies"].to_pylist() == [2, 0, 1, 0]
+    assert any("was not the prompt" in note for note in found.findings.notes)
+
+
+def test_thinning_keeps_all_copies_and_a_share_of_the_rest():
+    rng = np.random.default_rng(3)
+    images = rng.integers(1, 9, 4000)
+    copies = np.where(np.arange(4000) < 50, rng.integers(1, images + 1), 0)
+    whole = Exposure(images, copies, 9000, 9000, 0)
+    assert whole.thinned(4000, rng) is whole
+    thin = whole.thinned(500, rng)
+    np.testing.assert_array_equal(thin.copies, copies)
+    assert (thin.images >= copies).all()
+    assert (thin.images <= images).all()
+    assert 400 < (thin.images[50:] > 0).sum() < 600
+    # One share for all: in proportion to the images that copy nothing, those of copied groups too.
+    share = (thin.images - copies).sum() / (images - copies).sum()
+    large = images >= 5
+    assert (thin.images - copies)[large].sum() / (images - copies)[large].sum() == pytest.approx(share, rel=0.15)
+    assert (thin.images - copies)[:50].sum() == pytest.approx(share * (images - copies)[:50].sum(), abs=12)

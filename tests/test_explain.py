@@ -22,7 +22,7 @@ from copyscope.copying.explain import (
     lint_action,
     risk_action,
 )
-from copyscope.copying.logistic import effect, firth
+from copyscope.copying.logistic import Effect, effect, firth, worth
 from copyscope.copying.sharing import caption_sharing, normalise
 
 # --- captions
@@ -199,9 +199,9 @@ def test_the_exact_curvature_is_that_of_finite_differences() -> None:
         return np.array([penalised(x, y, at + h * e) - penalised(x, y, at - h * e) for e in np.eye(4)]) / (2 * h)
 
     expected = -np.array([slope(beta + h * e) - slope(beta - h * e) for e in np.eye(4)]) / (2 * h)
-    _, information, p = logistic._penalised(x, y, beta)
+    _, information, p = logistic._penalised(x, y, np.ones(30), beta)
     leverage = np.einsum("nk,kn->n", x, np.linalg.solve(information, x.T))
-    np.testing.assert_allclose(logistic._curvature(x, p, information, leverage), expected, atol=1e-4)
+    np.testing.assert_allclose(logistic._curvature(x, np.ones(30), p, information, leverage), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [30, 300])
@@ -228,6 +228,44 @@ def test_the_profile_interval_is_that_of_scipy(n: int) -> None:
         assert profile(math.log(end)) == pytest.approx(chi2.ppf(0.95, 1), abs=1e-4)
     assert found.p_value == pytest.approx(chi2.sf(profile(0.0), 1), abs=1e-4)
     assert found.odds_ratio.value == pytest.approx(math.exp(fit.coefficients[1]))
+
+
+def test_counts_of_trials_are_fitted_as_their_trials_one_by_one() -> None:
+    x, _ = simulate(40, 9)
+    rng = np.random.default_rng(np.random.SeedSequence(9))
+    trials = rng.integers(1, 8, size=40)
+    successes = rng.binomial(trials, 0.3)
+    outcome = np.concatenate([np.arange(m) < t for m, t in zip(trials, successes, strict=True)]).astype(float)
+    each = np.repeat(x, trials, axis=0)
+    one, many = firth(each, outcome), firth(x, successes / trials, trials=trials)
+    assert many.coefficients == pytest.approx(one.coefficients, abs=1e-6)
+    assert many.covariance == pytest.approx(one.covariance, abs=1e-6)
+    assert (many.log_likelihood, penalised(each, outcome, many.coefficients)) == pytest.approx([one.log_likelihood] * 2)
+    expected, found = effect(each, outcome, 1, one), effect(x, successes / trials, 1, many, trials=trials)
+    for name in ("value", "low", "high"):
+        assert getattr(found.odds_ratio, name) == pytest.approx(getattr(expected.odds_ratio, name), rel=1e-4)
+    assert found.p_value == pytest.approx(expected.p_value, abs=1e-6)
+
+
+def test_the_correlation_of_trials_is_that_of_all_pairs() -> None:
+    """Beta-binomial rows of two trials, where the moment estimate is Pearson's correlation of the pair."""
+    rng = np.random.default_rng(np.random.SeedSequence(11))
+    pair = rng.random((20_000, 2)) < rng.beta(0.6, 1.4, size=20_000)[:, None]
+    both = np.concatenate([pair, pair[:, ::-1]]).astype(float)
+    found, rho = worth(pair.sum(axis=1), np.full(20_000, 2))
+    assert rho == pytest.approx(np.corrcoef(both.T)[0, 1], abs=1e-3)
+    assert rho == pytest.approx(1 / 3, abs=0.02)
+    assert found == pytest.approx(np.full(20_000, 2 / (1 + rho)), rel=1e-3)
+
+
+def test_trials_that_all_go_together_are_worth_one() -> None:
+    trials = np.array([1, 30, 7, 1, 12, 2])
+    found, rho = worth(np.where([1, 0, 1, 0, 1, 0], trials, 0), trials)
+    assert rho > 0.9
+    assert found == pytest.approx(np.ones(6), abs=0.1)
+    # No row with two trials has a success: nothing shows that its trials are independent.
+    assert worth(np.array([1, 0, 0, 0]), np.array([1, 1, 30, 4]))[1] == 1
+    assert worth(np.array([1, 0, 0]), np.ones(3))[0].tolist() == [1, 1, 1]
 
 
 def test_profile_intervals_cover_and_p_values_are_uniform() -> None:
@@ -261,7 +299,9 @@ def corpus(n: int = 1500, seed: int = 0, **replaced: np.ndarray) -> pa.Table:
         "jpeg_size": rng.gamma(4, 5, size=n),
         "total_variation": rng.gamma(4, 50, size=n),
     }
-    return pa.table(columns | replaced)
+    columns |= replaced
+    # Each was the prompt once.
+    return pa.table(columns | {"n_images": np.ones(n, np.int64), "n_copies": np.asarray(columns["copied"]).astype(int)})
 
 
 def generations(n: int = 300, matches: int = 300, seed: int = 0) -> pa.Table:
@@ -292,6 +332,66 @@ def test_confounded_causes_are_told_apart() -> None:
     for name in ("entropy", "jpeg_size", "caption_uniqueness", "full_duplication"):
         assert effects[name].odds_ratio.low < 1 < effects[name].odds_ratio.high
         assert effects[name].p_value > 0.05
+
+
+def prompted(seed: int, slope: float = 0.0, spread: float = 0.0, known: bool = True) -> pa.Table:
+    """Groups of 1 to 60 images, each caption of which was a prompt once; `slope` of the log odds of one generated image
+    copying the group per unit of log_group_size, `spread` of those log odds from group to group."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
+    size = np.concatenate([np.ones(300, np.int64), rng.integers(2, 61, 60)])
+    log_odds = math.log(0.05 / 0.95) + slope * np.log(size) + spread * rng.normal(size=360)
+    copies = rng.binomial(size, 1 / (1 + np.exp(-log_odds)))
+    columns = {"copied": copies > 0, "log_group_size": np.log(size), "entropy": rng.normal(size=360)}
+    return pa.table(columns | ({"n_images": size, "n_copies": copies} if known else {}))
+
+
+def duplication(table: pa.Table) -> Effect:
+    joint = explain(table, generations()).joint
+    assert joint is not None
+    return {name: found for name, _, found in joint.effects}["log_group_size"]
+
+
+def test_exposure_alone_is_no_effect_of_duplication() -> None:
+    """What is duplicated is the prompt more often; each time it is copied no more than others. A model of "copied at
+    all" takes the chances for the cause."""
+    naive, rejected, varied = [], [], []
+    for seed in range(40):
+        table = prompted(seed)
+        x = np.column_stack([np.ones(360), np.array(table["log_group_size"])])
+        copied = np.array(table["copied"])
+        naive.append(effect(x, copied, 1, firth(x, copied)).p_value < 0.05)
+        rejected.append(duplication(table).p_value < 0.05)
+        varied.append(duplication(prompted(seed, spread=1.5)).p_value < 0.05)
+    assert np.mean(naive) == 1
+    assert np.mean(rejected) <= 0.07
+    assert np.mean(varied) <= 0.12
+
+
+def test_an_effect_of_duplication_on_each_prompt_is_found() -> None:
+    found = [duplication(prompted(seed, slope=0.3)) for seed in range(20)]
+    truth = math.exp(0.3 * np.std(np.array(prompted(0)["log_group_size"])))
+    assert np.mean([one.p_value < 0.05 for one in found]) >= 0.9
+    assert np.median([one.odds_ratio.value for one in found]) == pytest.approx(truth, rel=0.1)
+
+
+def test_without_the_exposure_nothing_is_said_of_duplication() -> None:
+    found = explain(prompted(0, known=False), generations())
+    assert found.joint is not None
+    assert [name for name, _, _ in found.joint.effects] == ["entropy"]
+    assert (found.joint.n_images, found.joint.n_copies, found.joint.correlation) == (None, None, None)
+    assert "duplication and exposure cannot be told apart" in " ".join(found.notes)
+    assert "by any generated image" in found.joint.outcome
+    known = explain(prompted(0), generations())
+    assert known.joint is not None
+    table = prompted(0)
+    assert known.joint.n_images == sum(table["n_images"].to_pylist())
+    assert known.joint.n_copies == sum(table["n_copies"].to_pylist())
+    assert "its prompt" in known.joint.outcome
+    assert not any("exposure" in note for note in known.notes)
+    # Duplication alone is no model then.
+    alone = explain(prompted(0, known=False).select(["copied", "log_group_size"]), generations())
+    assert alone.joint is None
+    assert any("cannot be told apart" in note for note in alone.notes)
 
 
 def test_sampling_by_outcome_leaves_the_odds_ratios() -> None:
@@ -460,7 +560,8 @@ def test_findings_are_the_contract() -> None:
         "spearman",
         "spearman_p",
     }
-    assert set(plain["joint"]) == {"outcome", "n", "n_copied", "model", "effects", "note"}
+    keys = {"outcome", "n", "n_copied", "n_images", "n_copies", "correlation", "model", "effects", "note"}
+    assert set(plain["joint"]) == keys
     assert set(plain["joint"]["effects"][0]) == {"name", "unit", "odds_ratio", "p_value"}
     assert set(plain["joint"]["effects"][0]["odds_ratio"]) == {"value", "low", "high", "n"}
     assert plain["correlations"][1]["pearson"]["value"] is None

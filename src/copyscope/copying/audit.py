@@ -30,6 +30,7 @@ from .judge import Judgement, judge
 from .match import Matches
 from .protocols import protocol as named_protocol
 from .quality import quality
+from .repeats import SAME, repeated_outputs
 from .replication import FDR, Verdict, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
 from .same_files import refuse_same_files
@@ -168,6 +169,9 @@ def audit(
     judged, matches = judgement.verdict, judgement.matches
     calibration_scores = judgement.compared.similarity if judgement.compared else None
     why = causes(matches, judged, groups, seed=seed, **options)
+    near = judged.copied | judged.likeness | (matches.similarity >= rules.duplicates)
+    near |= np.nan_to_num(matches.verified, nan=-1).max(axis=1, initial=-1) >= SAME
+    repeated = repeated_outputs(described["generated"], near, rules.duplicates, verify=verify, **options)
     tables = {
         "generated": _generated_table(matches, judged, groups, why),
         "matches": matches.table(MATCHES_KEPT),
@@ -212,6 +216,7 @@ def audit(
         "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
         "excess": judged.excess,
         "n_likeness": int(judged.likeness.sum()),
+        "repeated_outputs": repeated.as_dict(),
         "n_generated": len(corpora["generated"]),
         "n_train": len(corpora["train"]),
         "n_missing": described["generated"].n_missing,

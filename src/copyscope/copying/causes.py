@@ -20,6 +20,7 @@ from copyscope.machine import Progress
 from .duplicates import Groups
 from .embed import Embeddings, Work, compute
 from .explain import Findings, explain, lint_action, risk_action
+from .exposure import exposure
 from .match import Matches
 from .measures import Item, Measure, complexity_view
 from .replication import Verdict
@@ -54,18 +55,26 @@ def causes(
 ) -> Causes:
     """Explain the verdict by what is known of the matched training images.
 
-    The joint model looks at distinct training images, one a near-duplicate group: all the copied and a random sample of
-    at most CONTROLS others. Correlations run over the generated images and the image each is most similar to, as in
-    DCR.
+    The joint model looks at distinct training images, one a near-duplicate group. Where most prompts are training
+    captions (`exposure`), these are the groups whose captions were prompts, with the number of generated images asked
+    for with them and of the copies among those; above CONTROLS groups without a copy, a random share of the images that
+    copy nothing stands for all. Elsewhere they are all the copied groups and a random sample of at most CONTROLS
+    others.
+    Correlations run over the generated images and the image each is most similar to, as in DCR.
     """
     copied = np.flatnonzero(judged.copied)
     copied_groups = Counter(groups.label[matches.match[copied]].tolist())
     first = representatives(groups)
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-    spared = np.ones(len(first), dtype=bool)
-    spared[list(copied_groups)] = False
-    others = rng.permutation(np.flatnonzero(spared))
-    chosen = np.sort(np.concatenate([np.array(sorted(copied_groups), dtype=np.int64), others[:CONTROLS]]))
+    exposed = exposure(matches, judged.copied, groups, progress)
+    if exposed.known:
+        drawn = exposed.thinned(CONTROLS, rng)
+        chosen = np.flatnonzero(drawn.images)
+    else:
+        spared = np.ones(len(first), dtype=bool)
+        spared[list(copied_groups)] = False
+        others = rng.permutation(np.flatnonzero(spared))
+        chosen = np.sort(np.concatenate([np.array(sorted(copied_groups), dtype=np.int64), others[:CONTROLS]]))
     top = matches.nearest.index[:, 0]
     large = groups.sizes > 1
     large[list(copied_groups)] = False
@@ -82,6 +91,9 @@ def causes(
     images = profile.table(first[chosen]).append_column(
         "copied", pa.array(np.isin(chosen, list(copied_groups)).astype(bool))
     )
+    if exposed.known:
+        images = images.append_column("n_images", pa.array(drawn.images[chosen]))
+        images = images.append_column("n_copies", pa.array(drawn.copies[chosen]))
     queries, references = matches.queries, matches.references
     generated = profile.table(top)
     generated = generated.append_column("score", pa.array(matches.similarity))
@@ -90,7 +102,9 @@ def causes(
     complexity = complexity.add_column(0, "id", queries.corpus.pick("id", queries.rows))
     complexity = complexity.append_column("copied", pa.array(judged.copied))
     risk, reasons = _risk(matches, judged, groups, profile, uncopied)
-    return Causes(explain(images, generated, seed=seed), risk, complexity, reasons)
+    findings = explain(images, generated, seed=seed)
+    findings = dataclasses.replace(findings, notes=(*findings.notes, *exposed.notes()))
+    return Causes(findings, risk, complexity, reasons)
 
 
 def representatives(groups: Groups) -> NDArray[np.int64]:

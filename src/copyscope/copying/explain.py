@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
-from copyscope.copying.logistic import Effect, effect, firth
+from copyscope.copying.logistic import Effect, effect, firth, worth
 from copyscope.copying.sharing import CaptionSharing, caption_sharing, normalise
 from copyscope.stats import Correlation, Estimate, Floats
 
@@ -48,12 +48,18 @@ COVARIATES = (
     "total_variation",
 )
 _UNITS = {"group_size": "images", "log_group_size": "ln images", "full_duplication": "0/1"}
+DUPLICATION = ("log_group_size", "full_duplication")
+"""Covariates of a near-duplicate group that go with how often it was the prompt."""
 MIN_CASES = 10
 """Fewest copied groups, and fewest not copied, that the joint model is fitted on."""
 COPIED_OFTEN = 3
 """Copies of one image from which on dropping it is advised, where nothing milder applies."""
 RARE_CAPTION = 2
 """A caption that at most so many other images share or nearly share is a key to its image."""
+NOT_KNOWN = (
+    "How often each training image was the prompt is not known, so duplication and exposure cannot be told apart: "
+    "the joint model says nothing of duplication. Generate from training captions, with the prompts beside the images."
+)
 SIMPLEST = 0.1
 """Share of the images, by the mixed measure, that count as simple."""
 
@@ -76,22 +82,37 @@ class MeasureCorrelation:
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-    """One model of "is copied" on all causes at once: an effect is what is left of a cause with the others held."""
+    """One model of "is copied" on all causes at once: an effect is what is left of a cause with the others held.
+
+    n, n_copied: near-duplicate groups, and those of them that are copied. n_images, n_copies: generated images whose
+    prompt is a caption of the group, over all groups, and the copies among them; None where the exposure is not known.
+    correlation: of "is a copy" between such images of one group, 0..1, None where not known.
+    """
 
     n: int
     n_copied: int
+    n_images: int | None
+    n_copies: int | None
+    correlation: float | None
     effects: tuple[tuple[str, str, Effect], ...]
     """(covariate, what 1 SD of it is, effect of 1 SD)"""
     note: str
-    outcome: str = "a training image (near-duplicate group) is copied"
     model: str = "Firth-penalised logistic regression, profile likelihood intervals, odds ratio per 1 SD"
+
+    @property
+    def outcome(self) -> str:
+        """What the odds are of."""
+        if self.n_images is None:
+            return "a training image (near-duplicate group) is copied by any generated image"
+        return "a generated image copies the training image (near-duplicate group) that its prompt is a caption of"
 
     def as_dict(self) -> dict[str, Any]:
         effects = [
             {"name": name, "unit": unit, "odds_ratio": found.odds_ratio.as_dict(), "p_value": _finite(found.p_value)}
             for name, unit, found in self.effects
         ]
-        return {key: getattr(self, key) for key in ("outcome", "n", "n_copied", "model", "note")} | {"effects": effects}
+        keys = ("outcome", "n", "n_copied", "n_images", "n_copies", "correlation", "model", "note")
+        return {key: getattr(self, key) for key in keys} | {"effects": effects}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +139,11 @@ def explain(images: pa.Table, generated: pa.Table, *, seed: int = 0) -> Findings
     of MEASURES of that image. images: a row a distinct training image (near-duplicate group), with `copied` and any of
     COVARIATES: all copied ones and a random sample of the others. Sampling by outcome leaves odds ratios as they are
     (Prentice & Pyke 1979) and makes the intercept meaningless, so it is not reported. NaN or null = not measured.
+
+    With columns `n_images` (generated images whose prompt is a caption of the group, 1 or more) and `n_copies` (those
+    that copy the group), the odds are those of one such image, and `copied` is not read. Without them the exposure is
+    not known: a group that was the prompt more often is copied more often, and what is duplicated mostly is, so that
+    DUPLICATION is held and no effect of it reported.
     """
     notes: list[str] = []
     correlations = _correlations(generated, seed, notes)
@@ -277,36 +303,47 @@ def _weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def _joint(images: pa.Table, notes: list[str]) -> Joint | None:
-    copied = _floats(images, "copied")
+    exposed = "n_images" in images.column_names
+    trials = _floats(images, "n_images") if exposed else np.ones(len(images))
+    successes = _floats(images, "n_copies" if exposed else "copied")
     columns = {name: _floats(images, name) for name in COVARIATES if name in images.column_names}
     said: list[str] = []
     # A covariate that most rows lack would take the rows with it.
     for name in [name for name, values in columns.items() if 2 * np.isfinite(values).sum() < len(values)]:
         said.append(f"{name} left out: not measured for most training images.")
         del columns[name]
-    keep: NDArray[np.bool_] = np.all(np.isfinite(np.column_stack([copied, *columns.values()])), axis=1)
+    keep: NDArray[np.bool_] = np.all(np.isfinite(np.column_stack([successes, *columns.values()])), axis=1)
     if not keep.all():
         said.append(f"{(~keep).sum()} of {len(keep)} training images left out: not measured in full.")
-    y = copied[keep]
-    n, n_copied = len(y), int(y.sum())
+    successes, trials = successes[keep], trials[keep]
+    n, n_copied = len(successes), int((successes > 0).sum())
     if min(n_copied, n - n_copied) < MIN_CASES:
+        prompted = " of those whose caption was a prompt" if exposed else ""
         notes.append(
             f"No joint model of the causes: it needs {MIN_CASES} distinct training images that are copied and "
-            f"{MIN_CASES} that are not, and there are {n_copied} and {n - n_copied}."
+            f"{MIN_CASES} that are not, and there are {n_copied} and {n - n_copied}{prompted}."
         )
         return None
     kept, x = _independent({name: values[keep] for name, values in columns.items()}, said)
+    reported = [name for name in kept if exposed or name not in DUPLICATION]
+    if not exposed and any(name in columns for name in DUPLICATION):
+        notes.append(NOT_KNOWN)
     if not kept:
         notes.append("No joint model of the causes: " + " ".join(said or ["no cause was measured."]))
+    if not reported:
         return None
     if min(n_copied, n - n_copied) < 5 * len(kept):
         said.append(f"{min(n_copied, n - n_copied)} cases for {len(kept)} covariates: expect wide intervals.")
-    fit = firth(x, y)
+    weights, correlation = worth(successes, trials) if exposed else (trials, None)
+    y = successes / trials
+    fit = firth(x, y, trials=weights)
     effects = tuple(
-        (name, f"1 SD = {columns[name][keep].std():.3g} {_unit(name)}", effect(x, y, place, fit))
+        (name, f"1 SD = {columns[name][keep].std():.3g} {_unit(name)}", effect(x, y, place, fit, trials=weights))
         for place, name in enumerate(kept, start=1)
+        if name in reported
     )
-    return Joint(n, n_copied, effects, " ".join(said))
+    n_images, n_copies = (int(trials.sum()), int(successes.sum())) if exposed else (None, None)
+    return Joint(n, n_copied, n_images, n_copies, correlation, effects, " ".join(said))
 
 
 def _independent(columns: dict[str, Floats], said: list[str]) -> tuple[list[str], Floats]:

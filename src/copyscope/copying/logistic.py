@@ -15,6 +15,7 @@ from copyscope.stats import Estimate, Floats
 
 _STEP = 5.0  # largest change of a coefficient in one Newton step, as in R's logistf
 _ITERATIONS = 200
+_ROUNDS = 20  # of share and correlation
 _CHEAP = 6  # steps before the exact curvature, which costs k times as much: mostly they are enough
 
 
@@ -37,30 +38,32 @@ class Effect:
 
 def firth(
     x: Floats,  # covariates [n k], with a column of ones if there is to be an intercept
-    y: NDArray[Any],  # outcome [n], 0 or 1
+    y: NDArray[Any],  # outcome [n], 0 or 1; with trials the share of them that succeed
     fixed: dict[int, float] | None = None,  # coefficients held at a value, by column
     start: Floats | None = None,  # coefficients to start from; None = zeros
+    trials: Floats | None = None,  # trials of each row [n], above 0, not only whole numbers; None = 1 each
 ) -> Fit:
     """Maximise l(b) + log det I(b) / 2, the logistic log-likelihood under Jeffreys' prior (Firth 1993).
 
-    I(b) = X' W X with W = diag(p (1 - p)). Newton steps on the modified score X' (y - p + h (1/2 - p)), where h is the
-    diagonal of the hat matrix (Heinze & Schemper 2002), halved until the penalised likelihood rises. The first few
-    steps take the information for the curvature, the others the exact one where it is that of a top: under separation
-    the information alone crawls. With `fixed` coefficients the determinant is still that of all. Raises
-    numpy.linalg.LinAlgError if columns of x are collinear.
+    I(b) = X' W X with W = diag(m p (1 - p)) for m trials. Newton steps on the modified score
+    X' (m (y - p) + h (1/2 - p)), where h is the diagonal of the hat matrix (Heinze & Schemper 2002), halved until the
+    penalised likelihood rises. The first few steps take the information for the curvature, the others the exact one
+    where it is that of a top: under separation the information alone crawls. With `fixed` coefficients the determinant
+    is still that of all. Raises numpy.linalg.LinAlgError if columns of x are collinear.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    m = np.ones(len(y)) if trials is None else np.asarray(trials, dtype=np.float64)
     held = dict(fixed or {})
     beta = np.zeros(x.shape[1]) if start is None else np.array(start, dtype=np.float64)
     beta[list(held)] = list(held.values())
     free = np.array([column for column in range(x.shape[1]) if column not in held], dtype=np.intp)
-    value, information, p = _penalised(x, y, beta)
+    value, information, p = _penalised(x, y, m, beta)
     for iteration in range(_ITERATIONS):
         if len(free) == 0:
             break
         leverage = np.einsum("nk,kn->n", x, np.linalg.solve(information, x.T))  # hat diagonal / weight
-        score = (x.T @ (y - p + p * (1 - p) * leverage * (0.5 - p)))[free]
-        curvature = information if iteration < _CHEAP else _curvature(x, p, information, leverage)
+        score = (x.T @ (m * (y - p + p * (1 - p) * leverage * (0.5 - p))))[free]
+        curvature = information if iteration < _CHEAP else _curvature(x, m, p, information, leverage)
         step = _newton(score, curvature[np.ix_(free, free)])
         if step is None:
             step = np.linalg.solve(information[np.ix_(free, free)], score)
@@ -70,7 +73,7 @@ def firth(
         for _ in range(25):
             trial = beta.copy()
             trial[free] += step
-            found = _penalised(x, y, trial)
+            found = _penalised(x, y, m, trial)
             if found[0] >= value:
                 break
             step = step / 2
@@ -80,7 +83,9 @@ def firth(
     return Fit(beta, value, np.linalg.inv(information))
 
 
-def effect(x: Floats, y: NDArray[Any], column: int, fit: Fit, level: float = 0.95) -> Effect:
+def effect(
+    x: Floats, y: NDArray[Any], column: int, fit: Fit, level: float = 0.95, trials: Floats | None = None
+) -> Effect:
     """Odds ratio exp(b) of one column with its profile penalised-likelihood interval and likelihood-ratio p-value.
 
     The interval is where 2 (l* - l*(b)) stays below the chi-square quantile with one degree of freedom, l*(b) being the
@@ -98,7 +103,8 @@ def effect(x: Floats, y: NDArray[Any], column: int, fit: Fit, level: float = 0.9
         """How far the profile at `value` lies above the line that bounds the interval."""
         nonlocal last
         # Under separation the likelihood has several tops: try the way from the estimate as well as from next door.
-        best = max((firth(x, y, {column: value}, s) for s in (fit.coefficients, last)), key=lambda f: f.log_likelihood)
+        starts = (fit.coefficients, last)
+        best = max((firth(x, y, {column: value}, s, trials) for s in starts), key=lambda f: f.log_likelihood)
         last = best.coefficients
         return best.log_likelihood - fit.log_likelihood + drop
 
@@ -109,21 +115,48 @@ def effect(x: Floats, y: NDArray[Any], column: int, fit: Fit, level: float = 0.9
     return Effect(Estimate(_exp(at), _exp(low), _exp(high), len(y)), float(chi2.sf(ratio, 1)))
 
 
-def _penalised(x: Floats, y: Floats, beta: Floats) -> tuple[float, Floats, Floats]:
+def worth(successes: NDArray[Any], trials: NDArray[Any]) -> tuple[Floats, float]:
+    """How many independent trials [n] the trials of each row are worth, and the correlation rho of trials of one row.
+
+    successes [n] of trials [n], whole numbers, trials above 0. m trials are worth m / (1 + (m - 1) rho): the
+    quasi-likelihood of Williams (1982), which is GEE with exchangeable correlation where the covariates are of the row
+    (Liang & Zeger 1986). rho is the moment estimate over pairs of trials of one row about the share of all, each row
+    weighing as its trials. What covariates would explain counts as correlation, and so does one more row that had all
+    its trials succeed, beside the k of two or more trials that had any: few rows are no proof of independence.
+    """
+    m = np.asarray(trials, dtype=np.float64)
+    y = np.asarray(successes, dtype=np.float64) / m
+    many = m > 1
+    k, rho = int((y[many] > 0).sum()), 0.0
+    found: Floats = m
+    for _ in range(_ROUNDS):
+        found = m / (1 + (m - 1) * rho)
+        p = float(found @ y / found.sum())
+        # Sum over the ordered pairs i, j of a row of (y_i - p) (y_j - p).
+        pairs = (m * (y - p)) ** 2 - m * (y * (1 - p) ** 2 + (1 - y) * p**2)
+        chance = float(m[many].sum() * p * (1 - p))
+        plain = float(np.clip((pairs[many] / (m[many] - 1)).sum() / chance, 0, 1)) if chance > 0 else 0.0
+        last, rho = rho, (k * plain + 1) / (k + 1)
+        if abs(rho - last) < 1e-4:
+            break
+    return found, rho
+
+
+def _penalised(x: Floats, y: Floats, m: Floats, beta: Floats) -> tuple[float, Floats, Floats]:
     """Penalised log-likelihood at beta [k], the information matrix [k k], and the probabilities [n]."""
     eta = x @ beta
     p = 0.5 * (1 + np.tanh(eta / 2))
-    information = (x * (p * (1 - p))[:, None]).T @ x
+    information = (x * (m * p * (1 - p))[:, None]).T @ x
     sign, log_det = np.linalg.slogdet(information)
-    value = float(y @ eta - np.logaddexp(0, eta).sum() + 0.5 * log_det) if sign > 0 else -math.inf
+    value = float(m @ (y * eta - np.logaddexp(0, eta)) + 0.5 * log_det) if sign > 0 else -math.inf
     return value, information, p
 
 
-def _curvature(x: Floats, p: Floats, information: Floats, leverage: Floats) -> Floats:
+def _curvature(x: Floats, m: Floats, p: Floats, information: Floats, leverage: Floats) -> Floats:
     """Minus the second derivatives [k k] of the penalised likelihood: I - (tr I^-1 I_ab - tr I^-1 I_a I^-1 I_b) / 2."""
     weight = p * (1 - p)
-    second = (x * (weight * (1 - 6 * weight) * leverage)[:, None]).T @ x
-    slope = weight * (1 - 2 * p)
+    second = (x * (m * weight * (1 - 6 * weight) * leverage)[:, None]).T @ x
+    slope = m * weight * (1 - 2 * p)
     ratios = [np.linalg.solve(information, (x * (slope * column)[:, None]).T @ x) for column in x.T]
     first = np.einsum("aij,bji->ab", ratios, ratios)
     curvature: Floats = information - (second - first) / 2

@@ -52,7 +52,8 @@ TERMS = {
     "Pearson": "correlation along a straight line, from -1 to 1; 0 is no relation.",
     "Spearman": "correlation of the ranks, from -1 to 1: does one rise whenever the other does?",
     "odds ratio": "by how much the odds of being copied multiply when a cause grows by one standard deviation (SD) and "
-    "all other causes stay as they are. 1 is no effect.",
+    "all other causes stay as they are. 1 is no effect. The odds are those of one generated image whose prompt is a "
+    "caption of the training image; where prompts are no training captions, those of being copied by any image.",
     "entropy": "how varied the grey values of an image are: flat pictures have little.",
     "JPEG size": "how much space the image needs as a JPEG: busy images need more.",
     "total variation": "how much neighbouring pixels differ, summed over the image.",

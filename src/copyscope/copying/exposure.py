@@ -1,0 +1,123 @@
+"""How often each near-duplicate group was asked for: generated images whose prompt is a caption of the group.
+
+A group of five images under five captions that were each a prompt once had five chances of being copied, an image that
+stands alone one. Duplication and exposure can be told apart only where the prompts are known to be training captions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.machine import Progress
+
+from .duplicates import Groups
+from .embed import Embeddings
+from .match import Matches
+from .sharing import normalise
+
+PIECE = 65_536
+KNOWN = 0.5
+"""Least share of the generated images whose prompt is a training caption, for the exposure to count as known."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exposure:
+    """Chances of each near-duplicate group of being copied, and how many of them were taken.
+
+    images: generated images whose prompt is a caption of the group [g]. copies: those of them that copy the group [g].
+    n_matched: generated images whose prompt is a caption of any training image, of n readable ones. n_other: copies of
+    a group whose captions are not the prompt.
+    """
+
+    images: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    n: int
+    n_matched: int
+    n_other: int
+
+    @property
+    def known(self) -> bool:
+        """Whether enough prompts are training captions for the exposure to be known."""
+        return self.n_matched > 0 and self.n_matched >= KNOWN * self.n
+
+    def notes(self) -> list[str]:
+        """What of the copies the joint model does not see, for people."""
+        if not self.known or not self.n_other:
+            return []
+        copies, them = ("1 copy is", "it") if self.n_other == 1 else (f"{self.n_other} copies are", "them")
+        return [f"{copies} of a training image whose caption was not the prompt: the joint model leaves {them} out."]
+
+    def thinned(self, groups: int, rng: np.random.Generator) -> Exposure:
+        """All copies, and of the other images a random share: as many as leave about `groups` groups without a copy.
+
+        Each image is left out by chance alone, copies never: sampling by outcome, which leaves odds ratios of a
+        logistic model as they are (Prentice & Pyke 1979).
+        """
+        others = self.images - self.copies
+        free = others[(self.copies == 0) & (others > 0)]
+        if len(free) <= groups:
+            return self
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            share = (low + high) / 2
+            low, high = (low, share) if (1 - (1 - share) ** free).sum() > groups else (share, high)
+        return dataclasses.replace(self, images=self.copies + rng.binomial(others, low))
+
+
+def exposure(matches: Matches, copied: NDArray[np.bool_], groups: Groups, progress: Progress | None = None) -> Exposure:
+    """Count prompts by near-duplicate group; texts are compared as `sharing.normalise` leaves them.
+
+    copied [n]: which of the readable generated images are copies. A prompt that is a caption of several groups is a
+    chance for each. All captions are read once, where there are prompts; only the prompts are held.
+    """
+    prompts = matches.queries.corpus.prompts
+    numbers: dict[str, int] = {}
+    # Prompts of nothing but punctuation are none.
+    prompt = np.array(
+        [
+            numbers.setdefault(text, len(numbers)) if (text := normalise(prompts[row])) else -1
+            for row in matches.queries.rows
+        ],
+        np.int64,
+    )
+    times = np.bincount(prompt[prompt >= 0], minlength=len(numbers))
+    width, n_groups = max(1, len(numbers)), len(groups.sizes)
+    codes = _captioned(matches.references, groups, numbers, progress)
+    group, caption = codes // width, codes % width
+    images = np.bincount(group, times[caption], n_groups).astype(np.int64)
+    own = np.flatnonzero(copied & (prompt >= 0))
+    target = groups.label[matches.match[own]]
+    target = target[np.isin(target * width + prompt[own], codes)]
+    return Exposure(
+        images,
+        np.bincount(target, minlength=n_groups),
+        len(prompt),
+        int(times[np.unique(caption)].sum()),
+        int(copied.sum()) - len(target),
+    )
+
+
+def _captioned(
+    train: Embeddings, groups: Groups, numbers: dict[str, int], progress: Progress | None
+) -> NDArray[np.int64]:
+    """group * len(numbers) + number, once for each group and each numbered text that is a caption of it."""
+    found = [np.zeros(0, np.int64)]
+    n = len(train.rows)
+    if not numbers:
+        return found[0]
+    for start in range(0, n, PIECE):
+        rows = train.corpus.pick("captions", train.rows[start : start + PIECE]).to_pylist()
+        pairs = [
+            (start + at, numbers[text])
+            for at, row in enumerate(rows)
+            for caption in row or ()
+            if (text := normalise(caption)) in numbers
+        ]
+        image, number = np.array(pairs, np.int64).reshape(-1, 2).T
+        found.append(np.unique(groups.label[image] * len(numbers) + number))
+        if progress:
+            progress("prompts", min(start + PIECE, n), n)
+    return np.unique(np.concatenate(found))
