@@ -75,10 +75,32 @@ def said(results: Results) -> list[str]:
     text = (
         f"{results['draws']} draws a cell, {results['n_generated']} generated images an audit. Of "
         f'{results["cells_with_copies"]} cells with copies, {loud} say "no copies found" in more than 5 % of draws. '
-        f"The interval of the corrected rate holds the true rate in at least {percent(results['lowest_coverage'])} % of "
-        "the draws of each cell."
+        f"In the worst cell, {percent(results['lowest_coverage'])} % of the intervals of the corrected rate hold it."
     )
     return [text]
+
+
+def subjects(results: Results) -> list[str]:
+    """What is called with controls: copies, new views of the subject, unrelated images."""
+    head = [
+        "subject", "generated", "audits", "answers", "copies called", "new views called", "unrelated called",
+        "interval holds",
+    ]  # fmt: skip
+    rows = []
+    for row in results["rows"]:
+        shares_of = {answer: n / row["audits"] for answer, n in row["answers"].items()}
+        called = [row[f"{each}_called"] for each in ("copies", "new_views", "unrelated")]
+        rows.append(
+            [
+                row["subject"],
+                f"copies: {row['kind']}" if row["kind"] else row["set"],
+                str(row["audits"]),
+                shares(shares_of, "copies"),
+                *(fdr(each) if each["n"] else "" for each in called),
+                percent(row["coverage"]),
+            ]
+        )
+    return table(head, rows)
 
 
 TABLES: dict[str, Callable[[Results], list[str]]] = {
@@ -87,3 +109,4 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
     "validity by kind": seen,
     "validity of the baseline": lambda results: answers(results, ("baseline",), "suspicious"),
 }
+OF_CONTROLS: dict[str, Callable[[Results], list[str]]] = {"validity of controls": subjects}
