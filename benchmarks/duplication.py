@@ -123,14 +123,13 @@ def judge(root: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     verify = Verify()
     groups = duplicates(train, protocol("sscd-288").duplicates)
     matches = match(generated, train, verify, labels=groups.label)
-    scores = matches.of_best(matches.combined)
     copied = np.array([name.startswith("copy") for name in generated.ids])
     held_out, held_matches, _ = calibrate.held_out(held, train, groups, verify)
     calibrations = {
         "verdict, held-out": held_out,
-        "verdict, baseline": calibrate.baseline(train, groups, verify, seed=seed)[0],
+        "verdict, baseline": calibrate.baseline(train, groups, verify, seed=seed).calibration,
     }
-    flags = {name: verdict(scores, calibration).copied for name, calibration in calibrations.items()}
+    flags = {name: verdict(matches.evidence, calibration).copied for name, calibration in calibrations.items()}
     # The same verdict without the second look, and the field's fixed threshold.
     alone = dataclasses.replace(held_out, scores=held_matches.similarity)
     flags["descriptor alone, held-out"] = verdict(matches.similarity, alone).copied

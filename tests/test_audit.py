@@ -16,6 +16,7 @@ import copyscope
 from copyscope import images
 from copyscope.copying import audit as audit_module
 from copyscope.copying import cells, same_files
+from copyscope.copying import judge as judge_module
 from copyscope.copying.protocols import PROTOCOLS
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -241,11 +242,13 @@ def test_the_seed_reaches_everything_that_draws(world, monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    spy(audit_module.calibrate, "baseline")
+    spy(judge_module.calibrate, "baseline")
+    spy(judge_module, "planted_copies")
     for name in ("causes", "quality", "_histograms", "_recipe"):
         spy(audit_module, name)
     copyscope.audit(world.generated, world.train, protocol="sscd-distilled", seed=7)
-    assert seeds == dict.fromkeys(("baseline", "causes", "quality", "_histograms", "_recipe"), 7)
+    names = ("baseline", "planted_copies", "causes", "quality", "_histograms", "_recipe")
+    assert seeds == dict.fromkeys(names, 7)
 
 
 def test_histograms_hold_every_score_up_to_a_sample_of_them(audited, monkeypatch):

@@ -50,7 +50,8 @@ def test_look_alikes_are_removed_and_counted(described):
 
 def test_the_baseline_leaves_out_an_images_own_group(described):
     train, _, groups, cache = described
-    found, scores = calibrate.baseline(train, groups, Verify(), cache=cache)
+    baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
+    found, scores = baseline.calibration, baseline.similarity
     similarity = train.vectors @ train.vectors.T
     similarity[groups.label[:, None] == groups.label[None, :]] = -2
     np.testing.assert_allclose(scores, similarity.max(axis=1), atol=1e-6)
@@ -62,7 +63,8 @@ def test_the_baseline_is_sampled_by_seed(described, monkeypatch):
     train, _, groups, cache = described
     monkeypatch.setattr(calibrate, "BASELINE_SAMPLE", 20)
     draws = [
-        np.sort(calibrate.baseline(train, groups, Verify(), seed=seed, cache=cache)[0].scores) for seed in (0, 0, 1)
+        np.sort(calibrate.baseline(train, groups, Verify(), seed=seed, cache=cache).calibration.scores, axis=0)
+        for seed in (0, 0, 1)
     ]
     assert len(draws[0]) == 20
     np.testing.assert_array_equal(draws[0], draws[1])
@@ -72,9 +74,9 @@ def test_the_baseline_is_sampled_by_seed(described, monkeypatch):
 def test_a_training_set_of_one_picture_calibrates_nothing(tmp_path):
     (tmp_path / "a.png").write_bytes(images.encode(worlds.picture(np.random.default_rng(0))[0], "png"))
     train = embed(Corpus.open(tmp_path), SscdDistilled())
-    found, scores = calibrate.baseline(train, duplicates(train, 0.75), Verify())
-    assert len(found.scores) == 0
-    assert np.isnan(scores).all()
+    baseline = calibrate.baseline(train, duplicates(train, 0.75), Verify())
+    assert len(baseline.calibration.scores) == len(baseline.own) == 0
+    assert np.isnan(baseline.similarity).all()
 
 
 def test_a_look_alike_is_within_31_bits_and_no_further(monkeypatch, tmp_path):
@@ -129,3 +131,66 @@ def test_the_baselines_sample_is_one_image_a_group_under_its_own_label(described
     np.testing.assert_array_equal(options["own"], label[position])
     assert sorted(options["own"]) == sorted(set(label))
     np.testing.assert_array_equal(sample.vectors, train.vectors[position])
+
+
+def vectors(seed, n, centre):
+    """Unit vectors [n 16] around a centre."""
+    found = np.random.default_rng(seed).normal(0, 0.4, (n, 16)) + np.eye(16)[centre]
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("copies", [0, 30, 99])
+def test_held_out_images_of_one_kind_do_not_differ_however_much_is_copied(copies):
+    train, held = vectors(0, 300, 0), vectors(1, 200, 0)
+    generated = vectors(2, 100, 0)
+    generated[:copies] = train[:copies]
+    assert calibrate.differs(held, generated, train) is None
+
+
+def test_held_out_images_of_another_kind_are_told_with_both_medians():
+    train, held, generated = vectors(0, 300, 0), vectors(1, 200, 1), vectors(2, 100, 0)
+    said = calibrate.differs(held, generated, train)
+    for one, other in ((held, train), (generated, train), (generated, held)):
+        assert f"{np.median(np.median(one @ other.T, axis=1)):.3f}" in said
+    assert calibrate.differs(held, vectors(2, 100, 1), train) is None
+    assert calibrate.differs(held[:1], generated, train) is None
+
+
+def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(described):
+    train, held, groups, cache = described
+    baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
+    found, matches = calibrate.controls(held, train, groups, Verify(), cache=cache)
+    beyond = baseline.beyond(matches)
+    names = held.ids
+    assert beyond[names.index("!bytes.png")]
+    assert beyond[names.index("!light.png")]
+    assert beyond.mean() < 0.1
+    assert found.method == "controls"
+    assert len(found.scores) == len(held.rows)
+    # Near by the descriptor and not by pixels, or the other way round, is not beyond.
+    for column in range(2):
+        own = baseline.own.copy()
+        own[:, column] = 2
+        assert not dataclasses.replace(baseline, own=own).beyond(matches).any()
+
+
+def test_pairs_of_one_prompt_and_seed_tell_how_often_the_tuned_model_is_nearer(described):
+    train, held, groups, cache = described
+    _, matches = calibrate.controls(held, train, groups, Verify(), cache=cache)
+    n = len(held.rows)
+
+    def with_keys(prompts, seeds):
+        corpus = matches.queries.corpus.with_column("prompt", prompts).with_column("seed", seeds)
+        return dataclasses.replace(matches, queries=dataclasses.replace(matches.queries, corpus=corpus))
+
+    prompts = [f"prompt {row % 7}" for row in range(len(held.corpus))]
+    mine, theirs = with_keys(prompts, range(len(held.corpus))), with_keys(prompts, [*range(len(held.corpus))][::-1])
+    assert calibrate.nearer_than_control(matches, theirs) is None
+    assert calibrate.nearer_than_control(mine, with_keys(prompts, [0] * len(held.corpus))) is None
+    same = calibrate.nearer_than_control(mine, mine)
+    assert (same.value, same.n) == (1, n)
+    combined = matches.combined.max(axis=1)
+    pairs = [(a, n - 1 - a) for a in range(n) if prompts[a] == prompts[n - 1 - a]]
+    found = calibrate.nearer_than_control(mine, theirs)
+    assert found.n == len(pairs)
+    assert found.value == pytest.approx(np.mean([combined[a] >= combined[b] for a, b in pairs]))

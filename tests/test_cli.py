@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,21 @@ def test_embed_match_and_duplicates_write_and_print(world, tmp_path):
         code, stdout, _ = run(*arguments, *FAST)
         assert code == 0
         assert "0000.png" in stdout
+
+
+def test_match_ends_with_what_is_a_copy_of_what(world, tmp_path):
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    shutil.copy(world.train / "0030.png", asked / "holiday.png")
+    shutil.copy(next(world.held_out.glob("*.png")), asked / "other.png")
+    stdout = run("match", asked, world.train, *FAST)[1]
+    assert f"holiday.png is a copy of {world.train / '0030.png'} (the same image)" in stdout.replace("\n", "")
+    assert "1 of 2 images is the same as an image of the other set." in stdout
+    found = json.loads(run("match", asked, world.train, *FAST, "--json")[1])
+    assert [(each["query_id"], each["reference_id"], each["identical"]) for each in found["copies"]][:1] == [
+        ("holiday.png", "0030.png", True)
+    ]
+    assert sum(row["identical"] for row in found["matches"]) == found["n_identical"] == 1
 
 
 def test_parts_lists_protocols_and_every_part():
@@ -241,8 +257,8 @@ def test_the_gate_opens_at_its_rate_and_stays_shut_where_nothing_is_known(world,
     assert run("audit", world.generated, world.train, *held, *FAST, "--fail-over", rate)[0] == 0
     (tmp_path / "bad.png").write_bytes(b"")
     code, _, stderr = run("audit", tmp_path, world.train, *FAST, "--fail-over", 0.9)
-    assert code == 3
-    assert "unknown" in stderr
+    assert code == 4
+    assert "'cannot tell'" in stderr
 
 
 def test_options_reach_the_audit(world, monkeypatch):

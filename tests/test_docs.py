@@ -305,7 +305,9 @@ def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp
     train = copyscope.Corpus.open(world.train).take(range(4))
     index = copyscope.Index.build(train, tmp_path / "index", "sscd-distilled")
     assert sorted(dict.fromkeys(key_paths(index.summary()))) == sorted(documented("## Index"))
-    picture = next(world.generated.glob("*.png"))
+    # A training image: only a copy fills all keys.
+    picture = tmp_path / "asked.png"
+    picture.write_bytes(train.read(0))
     found = CliRunner().invoke(cli.app, ["match", str(picture), "--index", str(index.folder), "--json"])
     summary = json.loads(found.stdout)
     assert sorted(dict.fromkeys(key_paths(summary))) == sorted(documented("## Index matches"))
@@ -314,7 +316,7 @@ def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp
 
 
 def test_the_keys_of_a_check_are_those_documented(world, tmp_path):
-    from copyscope.serve import SCHEMA, answer
+    from copyscope.check import SCHEMA, answer
 
     index = copyscope.Index.build(
         copyscope.Corpus.open(world.train).take(range(4)), tmp_path / "index", "sscd-distilled"

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, cli, guard, parts, recipes
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, images, parts, recipes
 from copyscope.copying.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
@@ -642,6 +642,17 @@ def test_the_perfect_copier_hands_out_no_copy(world, tmp_path):
     assert {record.action for record in guarding.records if record.attempt == 0} == {"redone"}
     with pytest.raises(InputError, match="calibration images"):
         Guard(index, Policy(rate=0.001))
+
+
+def test_a_rate_of_nothing_finds_the_image_itself_with_no_calibration(world, tmp_path):
+    train = Corpus.open(world.train).take(range(5))
+    index = Index.build(train, tmp_path / "index", "sscd-distilled")
+    guarding = Guard(index, Policy(rate=0, rate_again=0, local=False))
+    itself, other = (images.decode(Corpus.open(folder).read(0)) for folder in (world.train, world.held_out))
+    black = np.zeros((64, 64, 3), np.uint8)
+    assert [guarding.is_copy(hit) for hit in guarding.judge([itself, other, black])] == [True, False, False]
+    with pytest.raises(InputError, match="calibration images"):
+        Guard(index, Policy())
 
 
 def test_the_guard_is_public():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -12,11 +13,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Index, cli, images, worlds
+from copyscope import Corpus, Index, cli, images, parts, worlds
 from copyscope.copying import codes as codes_module
 from copyscope.copying import index_files, insets
 from copyscope.copying.coarse import coarse_vectors
@@ -371,6 +373,94 @@ def test_without_held_out_images_the_training_set_stands_in(world, tmp_path):
     np.testing.assert_allclose(index._state.calibration.whole, before, err_msg="near-duplicates do not count")
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_training_image_is_identical_at_any_calibration(world, tmp_path, precision):
+    train = first(world, 40, 28)
+    index = Index.build(train, tmp_path / "index", FAST, precision=precision)
+    picture = images.decode(train.read(3))
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    (tmp_path / "again.webp").write_bytes(images.encode(picture, "png"))
+    for hits in (
+        *index.match([picture], 3),
+        *index.match(tmp_path / "again.webp", 3),
+        *index.match(train.take([3]), 3),
+    ):
+        assert (hits[0].id, hits[0].identical) == (train.ids[3], True)
+        assert not any(hit.identical for hit in hits[1:])
+    shifted = images.resize(picture[2:, 2:], picture.shape[:2])
+    for near in (mirrored, shifted, 255 - picture):
+        assert not any(hit.identical for hit in index.match([near], 3)[0])
+    # The mirror image of a picture has a pixel score of 1 too: the picture itself comes before it.
+    write = tmp_path / "mirrored.png"
+    write.write_bytes(images.encode(mirrored, "png"))
+    index.add(write)
+    assert [hits[0].id for hits in index.match([picture, mirrored], 1)] == [train.ids[3], "mirrored.png"]
+
+
+def holds(folder, traces):
+    """Which of the traces, byte strings by name, are in any file of a folder; packed tables are read."""
+    content = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    for path in folder.glob("*.parquet"):
+        content += repr(pq.read_table(path).to_pylist()).encode()
+    return {name for name, trace in traces.items() if trace in content}
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("way", ["baseline", "held-out", "added"])
+def test_nothing_of_a_removed_image_is_left_after_compact(world, tmp_path, way, precision):
+    held = Corpus.open(world.held_out).take(range(8))
+    # An id that another image has too is no trace of the first.
+    held = held.with_column("id", [f"unseen{row}.png" for row in range(8)])
+    index = Index.build(
+        first(world, 40, 20), tmp_path / "index", FAST, held_out=held if way != "baseline" else None,
+        crops=way == "baseline", precision=precision,
+    )  # fmt: skip
+    if way == "added":
+        # The removed image is one of the held-out ones, which calibrated until it was added.
+        index.add(held.take([2]).with_column("id", ["opted-out.png"]))
+        gone, source = "opted-out.png", held.take([2])
+    else:
+        gone, source = first(world, 40, 20).ids[15], first(world, 40, 20).take([15])
+    content = source.read(0)
+    picture = images.decode(content)
+    looks = look([picture], named_protocol(FAST).load(), Verify(), True)
+    digest = hashlib.sha256(content)
+    rows = {
+        "id": gone.encode(),
+        "sha256": digest.hexdigest().encode(),
+        "digest": digest.digest(),
+        "thumbnail": looks.thumbnails.tobytes(),
+        "canvas": looks.canvases.pixels.tobytes(),
+        "vector": looks.vectors[0, 0].tobytes(),
+        "hash": parts.load("descriptors", "pdq").describe([picture]).tobytes(),
+    }
+    # Thumbnails and, of calibration images, canvases and vectors of float32 are there to be found.
+    assert holds(index.folder, rows) >= {"id", "sha256", "thumbnail"}
+    index.remove([gone])
+    assert holds(index.folder, rows) >= {"id", "sha256", "thumbnail"}, "removing alone does not take it out"
+    (index.folder / "0123456789abcdef.thumbnails.npy").write_bytes(rows["thumbnail"])
+    (index.folder / ".0123456789abcdef.rows.parquet.77.tmp").write_bytes(rows["id"])
+    before = index.summary()["calibration"]["n"]
+    index.compact()
+    assert holds(index.folder, rows) == set()
+    assert index.summary()["calibration"]["n"] == before - (way == "baseline")
+    assert len(index) == (20 if way == "added" else 19)
+    index.check()
+    index.add(source.with_column("id", ["back.png"]))
+    assert index.match([picture], 1)[0][0].identical
+
+
+def test_all_of_an_index_without_held_out_images_may_be_removed(world, tmp_path):
+    index = Index.build(first(world, 5), tmp_path / "index", FAST)
+    names = index.ids
+    index.remove(names)
+    index.compact()
+    assert holds(index.folder, {name: name.encode() for name in names}) == set()
+    assert (len(index), index.summary()["calibration"]["n"]) == (0, 0)
+    index.add(first(world, 3))
+    assert index.match(first(world, 1), 1)[0][0].identical
+
+
 def test_many_small_additions_are_merged(index, world, monkeypatch):
     monkeypatch.setattr("copyscope.copying.index.COMPACT_ABOVE", 2)
     for row in range(40, 43):
@@ -529,6 +619,7 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
     assert json.loads(stdout)["n"] == 12
     assert json.loads(run("index", more, "-o", folder, "--add", "--json")[1])["n"] == 14
     assert json.loads(run("index", "-o", folder, "--remove", paths[0].name, "--check", "--json")[1])["n"] == 13
+    assert "--compact" in CliRunner().invoke(cli.app, ["index", "-o", str(folder)]).stderr
     code, stdout, _ = run("index", "-o", folder, "--compact")
     assert "13 images by sscd_distilled" in stdout
     code, stdout, _ = run("match", paths[11], paths[13], "--index", folder, "-k", 2, "--json", "-o", tmp_path / "out")
@@ -538,7 +629,9 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
         (paths[13].name, paths[13].name),
     ]
     assert (tmp_path / "out" / "matches.parquet").is_file()
-    assert "matches" in run("match", paths[11], "--index", folder, "--no-local")[1]
+    said = run("match", paths[11], "--index", folder, "--no-local")[1]
+    assert f"{paths[11].name} is a copy of {paths[11].name} (the same image)" in said
+    assert "1 of 1 image matches a training image (the same image)." in said
     assert "two sets of images" in str(run("match", paths[3])[2])
     assert "--add needs" in str(run("index", "-o", folder, "--add")[2])
     assert "There is an index" in str(run("index", some, "-o", folder, "-p", FAST)[2])

@@ -90,6 +90,12 @@ def test_too_few_calibration_images_for_a_rate_cannot_tell(client, copied):
     assert client.post("/check?rate=0.0001", content=copied, headers=PNG).json()["copy"] is None
 
 
+def test_a_training_image_is_a_copy_at_any_rate(client, index, world):
+    found = client.post("/check?rate=0.0001", content=Corpus.open(world.train).read(30), headers=PNG).json()
+    assert (found["copy"], found["identical"], found["blank"]) == (True, True, False)
+    assert found["matches"][0]["identical"]
+
+
 def test_an_index_of_nothing_knows_no_copy(world, copied, tmp_path):
     index = Index.build(Corpus.open(world.train).take(range(4)), tmp_path / "index", FAST)
     index.remove(index.ids)

@@ -1,8 +1,9 @@
 """The command line: one command a verb. Parses, calls, prints; results on stdout, progress and errors on stderr.
 
 Here are the entry and the commands about Copyscope itself; the audit is in cli_auditing.py, the others that look at
-images in cli_looking.py, those that make data, models and images in cli_making.py, those that watch images in the
-making in cli_guarding.py, the one that answers over HTTP in cli_serving.py, what they share in cli_options.py.
+images in cli_looking.py, those that look them up in cli_searching.py, those that make data, models and images in
+cli_making.py, those that watch images in the making in cli_guarding.py, the one that answers over HTTP in
+cli_serving.py, what they share in cli_options.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_serving
+from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching, cli_serving
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 from .console import progress_bar, show, show_json
 from .errors import CopyscopeError
@@ -47,8 +48,8 @@ def root(
 
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
-    cli_auditing.audit, cli_looking.lint, cli_looking.embed, cli_looking.match, cli_looking.duplicates,
-    cli_looking.index,
+    cli_auditing.audit, cli_looking.lint, cli_looking.embed, cli_searching.match, cli_looking.duplicates,
+    cli_searching.index,
     cli_serving.serve,
     cli_making.curate, cli_making.train, cli_making.generate,
 )  # fmt: skip

@@ -49,8 +49,9 @@ clock = time.monotonic
 class Policy:
     """What a guard takes for a copy and does about it.
 
-    rate: an image is a copy where the p-value of the image it is most like is at most this, 0 to 1: how many of a
-    hundred that are none are made again for nothing. rate_again: the same for an image that is made again, since its
+    rate: an image is a copy where it is the training image itself, or the p-value of the image it is most like is at
+    most this, 0 to 1: how many of a hundred that are none are made again for nothing; 0 = the image itself alone, which
+    needs no calibration images. rate_again: the same for an image that is made again, since its
     prompt has given a copy already; no lower than `rate`. ladder: the rungs that tries after the first go up, each a
     list of mitigation specs, none = another seed alone; the last holds for all tries beyond. tries: of an image, the
     first included. seconds: after which none begins, of a call. refuse: what to do where all tries are copies: "raise"
@@ -74,7 +75,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("rate", "rate_again"):
-            if not 0 < getattr(self, name) < 1:
+            if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.\nTake 0.05, say")
         if self.tries < 1:
             raise InputError(f"tries must be at least 1, not {self.tries}.\n1 makes no image again")
@@ -127,11 +128,11 @@ class Guard:
         if isinstance(self.index, Index):
             n = self.index.summary()["calibration"]["n"]
             # The least p-value there is.
-            if 1 / (n + 1) > self.policy.rate * (1 + 1e-12):
+            if self.policy.rate and 1 / (n + 1) > self.policy.rate * (1 + 1e-12):
                 needed = math.ceil(1 / self.policy.rate * (1 - 1e-12)) - 1
                 raise InputError(
                     f"The index has {n} calibration images, which tell no copies at a rate of {self.policy.rate}.\n"
-                    f"Build it with {needed} held-out images or more, or take a higher rate"
+                    f"Build it with {needed} held-out images or more, or take a higher rate (0: identical images alone)"
                 )
         self._write("")
 
@@ -154,9 +155,10 @@ class Guard:
         return [hits[0] if hits else None for hits in found]
 
     def is_copy(self, hit: Hit | None, again: bool = False) -> bool:
-        """Whether a picture with this hit is taken for a copy. again: it was made again, after a copy."""
+        """Whether a picture with this hit is taken for a copy: always where it is the training image itself. again: it
+        was made again, after a copy."""
         rate = max(self.policy.rate, self.policy.rate_again if again else 0)
-        return hit is not None and (hit.p_value is None or hit.p_value <= rate)
+        return hit is not None and (hit.identical or hit.p_value is None or hit.p_value <= rate)
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keeps them, and appends them to the log."""

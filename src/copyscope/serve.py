@@ -15,7 +15,6 @@ import math
 import signal
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -24,9 +23,9 @@ import numpy as np
 
 import copyscope
 
-from . import images
+from .check import Answer, answer
 from .console import note
-from .copying.index import Hit, Index
+from .copying.index import Index
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
 from .machine import cores
 
@@ -43,7 +42,6 @@ try:
 except ModuleNotFoundError as missing:
     raise MissingExtra("`copyscope serve`", missing.name or "fastapi", "serve") from None
 
-SCHEMA = "copyscope.check/1"
 LINGER = 2.0
 """Seconds for which the rest of a refused body is taken in and thrown away: closing at once would lose the answer."""
 
@@ -68,26 +66,6 @@ class Settings:
     local: bool = True
     workers: int = dataclasses.field(default_factory=cores)
     queue: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What is said of one image.
-
-    copy: its p-value is at most `rate`; null where so few calibration images cannot tell at that rate. p_value,
-    combined: those of the best match; null where there is none.
-    """
-
-    schema: str
-    copy: bool | None
-    p_value: float | None
-    combined: float | None
-    rate: float
-    local: bool
-    n_index: int
-    protocol: str
-    seconds: float
-    matches: list[Hit]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,32 +181,6 @@ def app(index: Index, settings: Settings) -> FastAPI:
     return api
 
 
-def answer(index: Index, body: bytes, max_pixels: int, k: int, local: bool, rate: float) -> Answer:
-    """What the index says of the image in `body`. Raises ImageError where it cannot be read."""
-    began = time.perf_counter()
-    picture = images.decode(body, max_pixels)
-    about = index.summary()
-    # The requests share the processors: one thread each.
-    (hits,) = index.match([picture], k, local=local, workers=1)
-    best = hits[0] if hits else None
-    p_value = best.p_value if best else None
-    # No p-value is smaller than this.
-    smallest = 1 / (about["calibration"]["n"] + 1)
-    copy = None if best and rate < smallest else p_value is not None and p_value <= rate
-    return Answer(
-        SCHEMA,
-        copy,
-        p_value,
-        best.combined if best else None,
-        rate,
-        local,
-        about["n"],
-        about["protocol"],
-        round(time.perf_counter() - began, 4),
-        hits,
-    )
-
-
 def run(index: Index, settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are then finished.
 
@@ -243,7 +195,7 @@ def run(index: Index, settings: Settings) -> None:
     if settings.rate < smallest:
         note(
             f"The calibration images of this index cannot tell at a rate of {settings.rate:g}, only from "
-            f"{smallest:.2g} on: `copy` will be null."
+            f"{smallest:.2g} on: `copy` will be null but for images that are in the index."
         )
     # The weights are loaded before the first request, not by it.
     index.match([np.full((64, 64, 3), 128, np.uint8)], 1, local=False, workers=1)

@@ -27,11 +27,10 @@ from .duplicates import Groups, duplicates
 from .embed import embed
 from .gallery import gallery
 from .judge import Judgement, judge
-from .match import Matches
 from .protocols import protocol as named_protocol
 from .quality import quality
 from .repeats import SAME, repeated_outputs
-from .replication import FDR, Verdict, dataset_similarity, similarity
+from .replication import FDR, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
 from .same_files import refuse_same_files
 from .sensitivity import GROUPS
@@ -171,9 +170,11 @@ def audit(
     why = causes(matches, judged, groups, seed=seed, **options)
     near = judged.copied | judged.likeness | (matches.similarity >= rules.duplicates)
     near |= np.nan_to_num(matches.verified, nan=-1).max(axis=1, initial=-1) >= SAME
-    repeated = repeated_outputs(described["generated"], near, rules.duplicates, verify=verify, **options)
+    repeated = repeated_outputs(
+        described["generated"], near, rules.duplicates, blank=judgement.blank["generated"], verify=verify, **options
+    )
     tables = {
-        "generated": _generated_table(matches, judged, groups, why),
+        "generated": _generated_table(judgement, groups, why),
         "matches": matches.table(MATCHES_KEPT),
         "groups": groups.table(),
         "risk": why.risk,
@@ -216,6 +217,7 @@ def audit(
         "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
         "excess": judged.excess,
         "n_likeness": int(judged.likeness.sum()),
+        "n_blank": {name: int(each.sum()) for name, each in judgement.blank.items()},
         "repeated_outputs": repeated.as_dict(),
         "n_generated": len(corpora["generated"]),
         "n_train": len(corpora["train"]),
@@ -290,8 +292,9 @@ def _without(corpus: Corpus, listed: str | Path, progress: Progress | None) -> t
     return left, removed.n_removed
 
 
-def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Causes) -> pa.Table:
+def _generated_table(judgement: Judgement, groups: Groups, why: Causes) -> pa.Table:
     """One row an image of the generated corpus, unreadable ones included."""
+    matches, judged = judgement.matches, judgement.verdict
     corpus, rows = matches.queries.corpus, matches.queries.rows
     position = np.full(len(corpus), -1, dtype=np.int64)
     position[rows] = np.arange(len(rows))
@@ -328,6 +331,7 @@ def _generated_table(matches: Matches, judged: Verdict, groups: Groups, why: Cau
             "p_value": column(judged.p_values, pa.float64()),
             "copied": column(judged.copied, pa.bool_()),
             "likeness": column(judged.likeness, pa.bool_()),
+            "blank": column(judgement.blank["generated"], pa.bool_()),
             "group_size": column(found, pa.int64()),
             "next_match": next_ids.take(next_),
             "next_score": column(matches.next_score, pa.float32()),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts
@@ -15,6 +17,7 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 
 from . import index_files as files
+from .blank import blank_among
 from .calibrate import BASELINE_RULE, RULE, alike_by_file, alike_by_hash, look_alikes
 from .codes import Rows
 from .descriptors import Descriptor
@@ -46,26 +49,28 @@ def calibrate(
     """Score held-out images without look-alikes, or a sample of the training set against those outside their own
     near-duplicate group, as pictures are matched; write scores and looks and name them in the manifest."""
     name = files.new_name()
-    own, removed = None, 0
+    own, removed, n_blank = None, 0, 0
     written: dict[str, Any] = {}
     if held is not None:
         filled, rows, looks = look_at(held, descriptor, verify, True, **options)
         if not len(rows):
             raise InputError(f"None of the {len(held)} held-out images in {held.origin} can be read.\nName others")
         images = Embeddings(filled, rows, looks.vectors[:, 0], train.descriptor, train.fingerprint)
-        alike = look_alikes(images, train, **options)
-        removed, looks = int(alike.sum()), looks.take(~alike)
-        corpus = filled.take(rows[~alike].tolist())
+        blank = blank_among(filled, rows, looks.thumbnails, **options)
+        alike = look_alikes(images, train, **options) & ~blank
+        removed, n_blank = int(alike.sum()), int(blank.sum())
+        some = ~(alike | blank)
+        looks, corpus = looks.take(some), filled.take(rows[some].tolist())
         hashes = embed(corpus, parts.load("descriptors", "pdq"), **options).vectors
         written |= files.write_array(folder, f"{name}.looks.pdq", hashes)
     else:
         assert groups is not None
         rng = np.random.default_rng(np.random.SeedSequence(seed))
         _, first = np.unique(groups.label, return_index=True)
-        some = np.sort(rng.permutation(first)[:SAMPLE])
-        corpus = train.corpus.take(train.rows[some].tolist())
+        sample = np.sort(rng.permutation(first)[:SAMPLE])
+        corpus = train.corpus.take(train.rows[sample].tolist())
         _, rows, looks = look_at(corpus, descriptor, verify, True, **options)
-        own = (groups.label[some[rows]], groups.label)
+        own = (groups.label[sample[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
     found = _scores(looks, state.whole, state.coarse, state.crops, verify, own, options)
     kept: tuple[NDArray[Any], ...] = (looks.vectors, looks.thumbnails, looks.canvases.pixels, looks.canvases.extent)
@@ -77,6 +82,7 @@ def calibrate(
         "method": "held-out" if held is not None else "baseline",
         "n": int(np.isfinite(found[:, 0]).sum()),
         "n_removed": removed,
+        "n_blank": n_blank,
         "rule": RULE if held is not None else BASELINE_RULE,
         "looks": name,
         "scores": name,
@@ -95,6 +101,8 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
     rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
+    if not len(old):  # all were removed
+        return
     own, out = None, np.isnan(old[:, 0])
     new, coarse = state.whole.last, state.coarse.last
     crops = state.crops.last if state.crops else None
@@ -118,6 +126,36 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     kept["scores"] = files.new_name()
     kept["n"] = int(np.isfinite(raised[:, 0]).sum())
     state.manifest["files"] |= files.write_array(folder, f"{kept['scores']}.scores", raised)
+
+
+def forget(folder: Path, state: State) -> None:
+    """Write what the p-values rest on again without the images that were removed, where any was, and name it.
+
+    Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
+    count no more, and go too: one may have been the same file.
+    """
+    kept, gone = state.manifest["calibration"], np.flatnonzero(state.gone)
+    if not kept or not len(gone):
+        return
+    old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
+    rows = files.read_table(folder, f"{kept['looks']}.looks.rows")
+    removed = state.table.take(gone, ["id", "sha256"])
+    known = "id" if kept["method"] == "baseline" else "sha256"
+    names = pa.array([each[known] for each in removed if each[known] is not None], pa.string())
+    out = np.isnan(old[:, 0]) | pc.is_in(rows[known], value_set=names).to_numpy(zero_copy_only=False)
+    if not out.any():
+        return
+    name = files.new_name()
+    written = files.write_array(folder, f"{name}.scores", old, keep=[~out])
+    for kind in (*KINDS, *(["pdq"] if kept["method"] == "held-out" else [])):
+        array = files.map_array(folder, f"{kept['looks']}.looks.{kind}")
+        written |= files.write_array(folder, f"{name}.looks.{kind}", array, keep=[~out])
+    written |= files.write_table(folder, f"{name}.looks.rows", rows.filter(pa.array(~out)))
+    for each in {kept["looks"], kept["scores"]}:
+        drop(state.manifest, each)
+    kept["looks"] = kept["scores"] = name
+    kept["n"] = len(old) - int(out.sum())
+    state.manifest["files"] |= written
 
 
 def _scores(

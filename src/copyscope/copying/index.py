@@ -6,10 +6,7 @@ not needed again. Images are added and removed; readers go on meanwhile. How it 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 import copyscope
-from copyscope import stats
+from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
@@ -28,49 +24,23 @@ from copyscope.images import Image
 from copyscope.machine import Progress, locked
 
 from . import index_files as files
-from .calibrated import calibrate, recalibrate
+from .blank import blank_among, blank_rows, without_rows
+from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
 from .codes import rotation
 from .descriptors import Descriptor
 from .duplicates import duplicates
 from .embed import Embeddings, embed
-from .locate import WHOLE, Found, locate
+from .hits import TABLE, Hit, answers, table
 from .precision import checked
 from .protocols import Protocol
 from .protocols import protocol as named_protocol
-from .segments import Kept, State, load, merge, precision_of, write_segment
+from .segments import State, load, merge, precision_of, write_segment
 from .verify import Verify
-from .windows import Box, Looks, look, look_at
+from .windows import look, look_at
 
+__all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A training image that a picture, or a part of it, is like.
-
-    score: descriptor similarity. verified: pixel score; combined: both as one, as in an audit; p_value: conformal, how
-    often a real image that is no copy scores as high. The three are None where the second look was not taken. box: what
-    part of the picture, as x, y, width, height in shares of it; source_box: what part of the training image; None =
-    the whole. caption: the training image's first.
-    """
-
-    id: str
-    score: float
-    verified: float | None
-    combined: float | None
-    p_value: float | None
-    box: Box | None
-    source_box: Box | None
-    caption: str | None
-
-
-TABLE = pa.schema(
-    {"query_id": pa.string(), "reference_id": pa.string(), "rank": pa.int32()}
-    | dict.fromkeys(("score", "verified", "combined"), pa.float32())
-    | {"p_value": pa.float64(), "box": pa.list_(pa.float64()), "source_box": pa.list_(pa.float64())}
-    | {"caption": pa.string()}
-)
 
 
 class Index:
@@ -96,7 +66,7 @@ class Index:
         engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> Index:
-        """Describe the training images and write the index into the folder `out`.
+        """Describe the training images and write the index into the folder `out`; blank ones are counted and left out.
 
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
@@ -109,7 +79,7 @@ class Index:
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
-        described = _described(train, descriptor, options | {"engine": engine})
+        described, n_missing, n_blank = _described(train, descriptor, options, engine)
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
@@ -127,7 +97,8 @@ class Index:
                 "dim": descriptor.dim,
                 "crops": crops,
                 "precision": precision,
-                "n_missing": described.n_missing,
+                "n_missing": n_missing,
+                "n_blank": n_blank,
                 "n_removed": 0,
                 "segments": [],
                 "removed": None,
@@ -180,10 +151,11 @@ class Index:
         return {key: state.manifest[key] for key in keys} | {
             "precision": precision_of(state.manifest),
             "n": state.n,
+            "n_blank": state.manifest.get("n_blank", 0),
             "n_removed": state.manifest["n_removed"],
             "n_segments": len(state.manifest["segments"]),
             "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")},
+            "calibration": {key: kept.get(key, 0) for key in ("method", "n", "n_removed", "n_blank", "rule")},
         }
 
     def refresh(self) -> Index:
@@ -205,8 +177,10 @@ class Index:
         """The k training images that each picture is most like, highest combined score first.
 
         pictures: arrays uint8 [h w 3], one or several, or anything `Corpus.open` takes; then there is one list a row,
-        which is empty where the image cannot be read. local: look at windows of the pictures too, ten times the work.
-        exact: True searches exactly, False by sign bits first, None whichever is faster. cache, workers: as in `embed`.
+        which is empty where the image cannot be read. The list of a blank picture (`images.is_blank`), which copies
+        nothing, is empty too. An image that is the picture itself comes first. local: look at windows of the pictures
+        too, ten times the work. exact: True searches exactly, False by sign bits first, None whichever is faster.
+        cache, workers: as in `embed`.
         """
         settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
         if isinstance(pictures, (str, Path, Corpus)):
@@ -214,7 +188,8 @@ class Index:
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
         looks = look(given, self._descriptor(state), Verify(), local)
-        return _answers(looks, state, k, local, settings)
+        blank = np.array([images.is_blank(picture) for picture in given], bool)
+        return answers(looks, state, k, local, settings, blank)
 
     def match_corpus(
         self,
@@ -227,14 +202,19 @@ class Index:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Corpus, list[list[Hit]]]:
-        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`."""
+        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`.
+
+        A row that has neither is blank, where anything is in the index."""
         state = self._fresh()
         options: dict[str, Any] = {"workers": workers, "progress": progress}
         filled, rows, looks = look_at(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
-        answers: list[list[Hit]] = [[] for _ in range(len(corpus))]
-        for row, hits in zip(rows.tolist(), _answers(looks, state, k, local, options | {"exact": exact}), strict=True):
-            answers[row] = hits
-        return filled, answers
+        blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
+        digests = filled.pick("sha256", rows)
+        found: list[list[Hit]] = [[] for _ in range(len(corpus))]
+        each = answers(looks, state, k, local, options | {"exact": exact}, blank, digests.to_pylist())
+        for row, hits in zip(rows.tolist(), each, strict=True):
+            found[row] = hits
+        return filled, found
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:
         """What the index has to show of the training images of these ids: the middle square of each, uint8 [32 32 3],
@@ -257,15 +237,15 @@ class Index:
         engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> int:
-        """Add images, whose ids must be new; returns how many. Waits for another writer. The calibration follows.
-        engine: as in `build`.
+        """Add images, whose ids must be new; returns how many, without blank ones. Waits for another writer. The
+        calibration follows. engine: as in `build`.
 
         Raises InputError where an id is there already, or no image can be read.
         """
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
         descriptor = self._descriptor(self._fresh())
-        described = _described(train, descriptor, options | {"engine": engine})
+        described, n_missing, n_blank = _described(train, descriptor, options, engine)
         with locked(self.folder / ".lock"):
             state = load(self.folder)
             ids = described.corpus.table["id"].take(pa.array(described.rows))
@@ -277,19 +257,21 @@ class Index:
                     "Remove them first, or give only new ones"
                 )
             manifest = state.manifest
-            manifest["n_missing"] += described.n_missing
+            manifest["n_missing"] += n_missing
+            manifest["n_blank"] = manifest.get("n_blank", 0) + n_blank
             write_segment(
                 self.folder, manifest, described, state.directions, descriptor, verify, manifest["crops"], options
             )
             recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
             if len(manifest["segments"]) > COMPACT_ABOVE:
-                merge(self.folder, load(self.folder, manifest))
+                _merge(self.folder, load(self.folder, manifest))
             files.write_manifest(self.folder, manifest)
         self.refresh()
         return len(described.rows)
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Take images out by their ids; returns how many. The p-values stay valid, if a little large.
+        """Take images out by their ids, so that none is found; returns how many. The p-values stay valid, if a little
+        large. What the files hold of them (vectors, small pictures, ids, digests) stays until `compact`.
 
         Raises InputError where an id is not in the index.
         """
@@ -310,10 +292,11 @@ class Index:
         return len(wanted)
 
     def compact(self) -> None:
-        """Make one segment of all and free what was removed; readers go on with what they have."""
+        """Make one segment of all, without any byte of what was removed, also where a removed image calibrated; readers
+        go on with what they have."""
         with locked(self.folder / ".lock"):
             state = load(self.folder)
-            merge(self.folder, state)
+            _merge(self.folder, state)
             files.write_manifest(self.folder, state.manifest)
         self.refresh()
 
@@ -344,70 +327,26 @@ class Index:
         return descriptor
 
 
-def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
-    """One row a hit of the pictures `ids`: query_id, reference_id, rank (from 1), then the fields of a Hit."""
-    rows = [
-        {"query_id": each, "reference_id": hit.id, "rank": rank}
-        | {name: value for name, value in dataclasses.asdict(hit).items() if name != "id"}
-        for each, hits in zip(ids, answers, strict=True)
-        for rank, hit in enumerate(hits, 1)
-    ]
-    return pa.Table.from_pylist(rows, TABLE)
+def _merge(folder: Path, state: State) -> None:
+    """One segment of all, and nothing of what was removed in it or in the calibration."""
+    forget(folder, state)
+    merge(folder, state)
 
 
-def _answers(looks: Looks, state: State, k: int, local: bool, settings: dict[str, Any]) -> list[list[Hit]]:
-    """The hits of each picture; settings: `exact`, `workers` and `progress` of `match`."""
-    if k < 1:
-        raise InputError(f"k must be at least 1, not {k}")
-    n = len(looks.vectors)
-    if not n:
-        return []
-    found = locate(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
-    chosen = [list(itertools.islice(found.of(picture), k)) for picture in range(n)]
-    rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
-    said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
-    return [_hits(found, picture, chosen[picture], said, state.calibration, local) for picture in range(n)]
-
-
-def _hits(
-    found: Found, picture: int, chosen: list[int], said: dict[int, dict[str, Any]], kept: Kept, local: bool
-) -> list[Hit]:
-    """The chosen candidates of a picture; said: id and caption of a row."""
-    hits = []
-    for at in chosen:
-        combined = float(found.combined[picture, at])
-        seen = math.isfinite(combined)
-        scores = kept.local if local else kept.whole
-        row = said[int(found.row[picture, at])]
-        hits.append(
-            Hit(
-                row["id"],
-                float(found.score[picture, at]),
-                float(found.verified[picture, at]) if seen else None,
-                combined if seen else None,
-                float(stats.conformal_p_values(np.array([combined]), scores)[0]) if seen else None,
-                _box(found.box[picture, at]),
-                _box(found.source_box[picture, at]),
-                row["caption"],
-            )
-        )
-    return hits
-
-
-def _box(found: NDArray[np.float32]) -> Box | None:
-    """A box as a hit has it: None for the whole."""
-    x, y, width, height = (round(float(each), 4) for each in found)
-    return None if (x, y, width, height) == WHOLE else (x, y, width, height)
-
-
-def _described(train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any]) -> Embeddings:
+def _described(
+    train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any], engine: Engine | str | None
+) -> tuple[Embeddings, int, int]:
+    """The readable images that show something; how many cannot be read, and how many are blank."""
     corpus = _corpus(train)
-    described = embed(corpus, descriptor, **options)
+    described = embed(corpus, descriptor, engine=engine, **options)
+    n_missing, blank = described.n_missing, blank_rows(described, **options)
+    described = without_rows(described, blank)
     if not len(described.rows):
+        why = f" or shows anything ({blank.sum()} are blank)" if blank.any() else ""
         raise InputError(
-            f"None of the {len(corpus)} images in {corpus.origin} can be read.\nName the folder of training images"
+            f"None of the {len(corpus)} images in {corpus.origin} can be read{why}.\nName the folder of training images"
         )
-    return described
+    return described, n_missing, int(blank.sum())
 
 
 def _corpus(source: str | Path | Corpus) -> Corpus:

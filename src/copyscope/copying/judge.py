@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from copyscope.stats import Estimate
 
 from . import calibrate
+from .blank import blank_rows, without_rows
 from .calibrate import Baseline
 from .descriptors import Descriptor
 from .duplicates import Groups
@@ -32,6 +34,7 @@ class Judgement:
 
     Attributes:
         verdict: which generated images are copies, and what may be said.
+        blank: which readable images are blank, bool [n] of "generated" and of the calibration images.
         matches: of the generated images.
         calibration: what p-values rest on.
         baseline: training images against one another.
@@ -44,6 +47,7 @@ class Judgement:
     """
 
     verdict: Verdict
+    blank: dict[str, NDArray[np.bool_]]
     matches: Matches
     calibration: Calibration
     baseline: Baseline
@@ -82,17 +86,20 @@ def judge(
         options: `cache`, `workers`, `engine` and `progress` of `match`.
     """
     generated, train = described["generated"], described["train"]
+    settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
+    blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
     matches = match(generated, train, verify, labels=groups.label, **options)
     baseline = calibrate.baseline(train, groups, verify, seed=seed, **options)
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None
     if "held-out" in described:
-        held = described["held-out"]
+        held = without_rows(described["held-out"], blank["held-out"])
         calibration, compared, alike = calibrate.held_out(held, train, groups, verify, **options)
         removed = calibrate.removed_ids(held, alike)
         differs = calibrate.differs(compared.queries.vectors, generated.vectors, train.vectors, seed=seed)
     elif "control" in described:
-        calibration, compared = calibrate.controls(described["control"], train, groups, verify, **options)
+        control = without_rows(described["control"], blank["control"])
+        calibration, compared = calibrate.controls(control, train, groups, verify, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
     planted = None
@@ -107,6 +114,7 @@ def judge(
         calibration,
         planted=planted,
         identical=matches.identical,
+        blank=blank["generated"],
         beyond_own=baseline.beyond(matches) if calibration.method == "controls" else None,
         differs=None if trust_held_out else differs,
         n_missing=generated.n_missing,
@@ -114,7 +122,16 @@ def judge(
     )
     matches = matches.choose(judged.copied, calibration.scores)
     return Judgement(
-        judged, matches, calibration, baseline, compared, removed, _look_alikes(compared, judged), differs, nearer
+        judged,
+        blank,
+        matches,
+        calibration,
+        baseline,
+        compared,
+        removed,
+        _look_alikes(compared, judged),
+        differs,
+        nearer,
     )
 
 

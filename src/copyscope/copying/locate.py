@@ -43,10 +43,14 @@ class Found:
         best: NDArray[np.float32] = self.combined.max(axis=1, initial=-np.inf)
         return best
 
-    def of(self, picture: int) -> Iterator[int]:
-        """Candidates of a picture, best first, each training image once; those that were not verified come last."""
+    def of(self, picture: int, first: NDArray[np.bool_] | None = None) -> Iterator[int]:
+        """Candidates of a picture, best first, each training image once; those that were not verified come last.
+
+        first: candidates [c] that come before all others.
+        """
         seen = {-1}
-        for at in np.lexsort((-self.score[picture], -self.combined[picture])).tolist():
+        later = np.zeros(self.row.shape[1], bool) if first is None else ~first
+        for at in np.lexsort((-self.score[picture], -self.combined[picture], later)).tolist():
             row = int(self.row[picture, at])
             if row not in seen:
                 seen.add(row)

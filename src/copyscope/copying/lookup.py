@@ -18,6 +18,7 @@ from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
+from .found_copies import blank_said, copies_in_index, sentence_of_index
 from .gallery import QUALITY, ROWS, previews
 from .index import Hit, Index, table
 from .results import load_result, save_result, versions
@@ -71,19 +72,20 @@ def lookup(
     known = pa.concat_tables([corpus.table.select(["id", "width", "height", "error"]) for corpus, _ in found])
     ids = known["id"].to_pylist()
     failed = known.filter(pa.compute.is_valid(known["error"])).select(["id", "error"])
-    about, n = index.summary(), len(known) - len(failed)
+    about = index.summary()
+    blank = [
+        each
+        for each, error, answers in zip(ids, known["error"].to_pylist(), hits, strict=True)
+        if about["n"] and error is None and not answers
+    ]
+    n, n_calibration = len(known) - len(failed) - len(blank), about["calibration"]["n"]
+    n_copies, copies = copies_in_index(ids, hits, LEVEL)
+    n_identical = sum(bool(answers) and answers[0].identical for answers in hits)
     images_said = f"{n} {'readable ' if len(failed) else ''}{'image' if n == 1 else 'images'}"
-    if about["calibration"]["n"] < 1 / LEVEL - 1:
-        counted = None
-        sentence = (
-            f"{images_said} looked up. With {about['calibration']['n']} calibration images no p-value can be as small "
-            f"as {LEVEL:g}, which takes {round(1 / LEVEL) - 1}."
-        )
-    else:
-        flagged = sum(bool(each) and each[0].p_value is not None and each[0].p_value <= LEVEL for each in hits)
-        counted = stats.proportion(flagged, n, missing=len(failed)).as_dict()
-        have = "has" if flagged == 1 else "have"
-        sentence = f"{flagged} of {images_said} {have} a match with a p-value of {LEVEL:g} or less."
+    # Of few calibration images no p-value is small enough: what is found is then a part of what is there.
+    can_tell = n_calibration >= 1 / LEVEL - 1
+    counted = stats.proportion(n_copies, n, missing=len(failed)).as_dict() if can_tell else None
+    sentence = sentence_of_index(images_said, n_copies, n_identical, LEVEL, n_calibration) + blank_said(len(blank))
     return Lookup(
         {
             "schema": SCHEMA,
@@ -93,11 +95,15 @@ def lookup(
             "sentence": sentence,
             "n": len(known),
             "n_missing": len(failed),
+            "n_blank": len(blank),
             "n_index": about["n"],
             "protocol": about["protocol"],
             "local": local,
             "level": LEVEL,
+            "n_flagged": n_copies,
+            "n_identical": n_identical,
             "flagged": counted,
+            "copies": copies,
             "calibration": about["calibration"],
             "recipe": {
                 "pictures": [corpus.origin for corpus in asked],
@@ -109,6 +115,7 @@ def lookup(
         {
             "matches": table(ids, hits),
             "failures": failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string())),
+            "blank": pa.table({"id": pa.array(blank, pa.string())}),
             "thumbnails": _thumbnails(index, known, places, hits),
         },
     )

@@ -98,8 +98,7 @@ class Matches:
     @property
     def identical(self) -> NDArray[np.bool_]:
         """Which queries [n] are their match itself, to within rounding in both scores: copies that need no test."""
-        same: NDArray[np.bool_] = self.of_best(self.nearest.score) >= 1 - 1e-5
-        return same & (self.of_best(self.verified) >= 1 - 1e-4)
+        return is_identical(self.of_best(self.nearest.score), self.of_best(self.verified))
 
     def table(self, k: int) -> pa.Table:
         """The first k of each query: query_id, reference_id, rank (from 1), score, verified, combined."""
@@ -119,6 +118,12 @@ class Matches:
                 "combined": pa.array(combined, mask=np.isneginf(combined)),
             }
         )
+
+
+def is_identical(score: NDArray[np.float32], verified: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where descriptor and pixel scores of any one shape are both 1 to within rounding: the same image."""
+    same: NDArray[np.bool_] = (score >= 1 - 1e-5) & (verified >= 1 - 1e-4)
+    return same
 
 
 def combine(score: NDArray[np.float32], verified: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ that were planted are called copies, at the line that the verdict used.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from copyscope.machine import cores
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
+from .blank import blank_rows
 from .causes import representatives
 from .descriptors import Descriptor
 from .duplicates import Groups
@@ -77,13 +79,19 @@ def planted_copies(
         raise InputError(f"Sensitivity needs at least one training group, not {n_groups}.\nLeave it out with 0")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
     sample = np.sort(rng.permutation(representatives(groups))[:n_groups])
-    corpus = train.corpus.take(train.rows[sample])
+    some = dataclasses.replace(train, rows=train.rows[sample], vectors=train.vectors[sample], cells=None)
+    progress = options.get("progress")
+    # A blank picture has no copies.
+    blank = blank_rows(some, cache=cache, workers=workers, progress=progress)
+    corpus = train.corpus.take(some.rows[~blank])
+    if not len(corpus):
+        return {}
     facts = (VERSION, LEAST, seed, n_groups, str(descriptor), descriptor.fingerprint(), str(verify))
     key = hashlib.sha256(repr((facts, corpus.table["sha256"].to_pylist())).encode()).hexdigest()[:24]
     root = cache_folder(cache)
     file = root / "planted" / f"{key}.parquet"
     if not file.is_file():
-        made = _made(corpus, descriptor, verify, seed, workers, options.get("progress"))
+        made = _made(corpus, descriptor, verify, seed, workers, progress)
         with told(root):
             write_file(file, lambda path: pq.write_table(made, path))
     table = pq.read_table(file)

@@ -13,6 +13,7 @@ from . import STATIC_ROWS, Result, _page, rows, wording
 SHOWN = 3
 """Matches of a picture that the page shows."""
 
+BLANK = "one colour to within noise: it copies nothing"
 Box = Sequence[float]
 TERMS = {
     "p-value": "how often a real image that is no copy has a match that scores as high, looked up in the same way. It "
@@ -51,7 +52,7 @@ def render(found: Result) -> str:
 def _pictures(tables: Mapping[str, pa.Table], previews: rows.Previews, level: float | None) -> dict[str, list[Any]]:
     """One row a picture: what is most likely a copy first, what cannot be read last."""
     names = ["query_id", "reference_id", "rank", "score", "verified", "combined", "p_value", "box", "source_box"]
-    names += ["caption"]
+    names += ["caption", "identical"]
     hits: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for values in zip(*(rows.column(tables.get("matches"), name) for name in names), strict=True):
         hit = dict(zip(names, values, strict=True))
@@ -60,17 +61,20 @@ def _pictures(tables: Mapping[str, pa.Table], previews: rows.Previews, level: fl
     order = sorted(hits, key=lambda one: -(hits[one][0]["combined"] or -1.0))
     failures = tables.get("failures")
     errors = dict(zip(rows.column(failures, "id"), rows.column(failures, "error"), strict=True))
+    blank = dict.fromkeys(rows.column(tables.get("blank"), "id"), BLANK)
     sizes = _sizes(tables.get("thumbnails"))
-    ids = [*order, *errors]
+    ids = [*order, *blank, *errors]
     first = [hits[one][0] if one in hits else {} for one in ids]
     return {
         "id": ids,
-        "error": [errors.get(one) for one in ids],
+        "error": [errors.get(one, blank.get(one)) for one in ids],
+        "blank": [int(one in blank) for one in ids],
         "img": [previews.place("pictures", one) for one in ids],
         "size": [sizes.get(("pictures", one)) for one in ids],
         "p_value": [hit.get("p_value") for hit in first],
         "combined": [hit.get("combined") for hit in first],
-        "flagged": [int(_at_most(hit.get("p_value"), level)) for hit in first],
+        "flagged": [int(bool(hit.get("identical")) or _at_most(hit.get("p_value"), level)) for hit in first],
+        "identical": [int(bool(hit.get("identical"))) for hit in first],
         "boxed": [int(bool(hit.get("box"))) for hit in first],
         "hits": [[_shown(hit, previews, sizes) for hit in hits.get(one, [])] for one in ids],
     }

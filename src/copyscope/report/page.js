@@ -273,17 +273,17 @@
   list("pictures", {
     columns: p,
     size: 12,
-    keeps: { all: () => true, flagged: (row) => p.flagged[row], boxed: (row) => p.boxed[row], failed: (row) => p.error[row] !== null },
+    keeps: { all: () => true, flagged: (row) => p.flagged[row], boxed: (row) => p.boxed[row], failed: (row) => p.error[row] !== null && !p.blank[row], blank: (row) => p.blank[row] },
     orders: { id: [p.id, 1] },
     texts: (row) => [p.id[row], p.error[row] ?? "", ...p.hits[row].flatMap((hit) => [hit.id, hit.caption ?? ""])],
     build: (row) => {
       const [first, ...others] = p.hits[row];
       if (!first) {
-        return el("article", { class: "card", "data-id": p.id[row] }, el("p", { class: "flag" }, "could not be read"),
+        return el("article", { class: "card", "data-id": p.id[row] }, el("p", { class: "flag" }, p.blank[row] ? "blank" : "could not be read"),
           el("bdi", { class: "id" }, p.id[row]), said(p.error[row] ?? "", "text"));
       }
       return el("article", { class: p.flagged[row] ? "card copy" : "card", "data-id": p.id[row] },
-        el("p", { class: "flag" }, p.flagged[row] ? `■ p-value of ${level} or less` : "not flagged"),
+        el("p", { class: "flag" }, p.identical[row] ? "■ the same image" : p.flagged[row] ? `■ p-value of ${level} or less` : "not flagged"),
         el("div", { class: "pair" },
           el("figure", {}, asked(row, first), el("figcaption", {}, el("b", {}, "Picture"), el("bdi", { class: "id" }, p.id[row]))),
           el("figure", {}, source(first), el("figcaption", {}, el("b", {}, "Training image"), el("bdi", { class: "id" }, first.id)))),

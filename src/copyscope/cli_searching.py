@@ -1,0 +1,220 @@
+"""Commands that look images up in others: match, index."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_options import (
+    AsJson,
+    EngineSpec,
+    HeldOut,
+    Out,
+    ProtocolName,
+    Seed,
+    Strict,
+    Workers,
+    check_out,
+    exit_with,
+    opened_engine,
+    told,
+)
+from .console import note, note_unreadable, progress_bar, show_json, show_table
+from .errors import InputError
+
+
+def match(
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Images asked about, then the images searched; with --index, the former alone."
+        ),
+    ],
+    index: Annotated[
+        Path | None, typer.Option("--index", metavar="DIR", help="Search an index that `copyscope index` made.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Matches a query.")] = 10,
+    local: Annotated[
+        bool, typer.Option("--local/--no-local", help="With --index: look for copies in parts of the images too.")
+    ] = True,
+    protocol: ProtocolName = "sscd-288",
+    out: Out = None,
+    as_json: AsJson = False,
+    workers: Workers = None,
+    engine: EngineSpec = None,
+) -> None:
+    """The k most similar images of a set for every image asked about; -o writes matches.parquet.
+
+    copyscope match QUERIES REFERENCES, or copyscope match IMAGES --index DIR; then -o writes a report.html too, with
+    the pictures, their matches and boxes.
+    """
+    check_out(out)
+    if index:
+        if engine:
+            raise InputError("An index is searched by this process alone.\nLeave out --engine")
+        _match_in_index(pictures, index, k, local, out, as_json, workers)
+        return
+    if len(pictures) != 2:
+        raise InputError(
+            f"match takes two sets of images, those asked about and those searched, not {len(pictures)}.\n"
+            "To search an index add --index DIR"
+        )
+    queries, references = pictures
+    from .copying.found_copies import match_sets
+    from .copying.protocols import protocol as named
+    from .copying.results import write_table
+    from .corpus import Corpus
+
+    with progress_bar() as progress:
+        summary, table = match_sets(
+            Corpus.open(queries),
+            Corpus.open(references),
+            named(protocol),
+            k,
+            workers=workers,
+            engine=opened_engine(engine),
+            progress=progress,
+        )
+    if out:
+        write_table(out, "matches", table)
+    if as_json:
+        show_json(summary | {"matches": table.to_pylist()})
+    else:
+        show_table(table.slice(0, 50), f"{table.num_rows} matches" + (", the first 50" if table.num_rows > 50 else ""))
+        note_unreadable(sum(summary["n_missing"]))
+        _print_copies(summary, summary["n_identical"] + summary["n_similar"])
+
+
+def _match_in_index(
+    pictures: list[str], folder: Path, k: int, local: bool, out: Path | None, as_json: bool, workers: int | None
+) -> None:
+    from .copying.index import Index
+    from .copying.lookup import lookup
+
+    with progress_bar() as progress:
+        found = lookup(Index.open(folder), pictures, k, local=local, workers=workers, progress=progress)
+    if out:
+        found.save(out)
+    rows = found.tables["matches"]
+    if as_json:
+        show_json(found.summary | {"matches": rows.to_pylist()})
+        return
+    shown = rows.select(["query_id", "reference_id", "score", "verified", "combined", "p_value", "identical", "box"])
+    show_table(shown.slice(0, 50), f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
+    note_unreadable(found.summary["n_missing"])
+    _print_copies(found.summary, found.summary["n_flagged"])
+    if out:
+        print(f"Report: {out / 'report.html'}")
+
+
+def _print_copies(summary: dict[str, Any], n: int) -> None:
+    """What was found in sentences: the first of n copies, then how many of how many images."""
+    from .copying.found_copies import lines_of
+
+    for line in lines_of(summary["copies"][:10], n):
+        print(line)
+    print(summary["sentence"])
+
+
+def index(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the index.")],
+    train: Annotated[
+        str | None, typer.Argument(metavar="[TRAIN]", help="Training images, in any of the layouts of a corpus.")
+    ] = None,
+    held_out: HeldOut = None,
+    protocol: ProtocolName = "sscd-288",
+    crops: Annotated[
+        bool, typer.Option("--crops", help="Describe parts of the training images too: ten times the size.")
+    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option("--precision", help="How vectors are kept: float32, float16 (half the bytes), int8 (a quarter)."),
+    ] = "float32",
+    add: Annotated[bool, typer.Option("--add", help="Add TRAIN to an index that is there.")] = False,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove", metavar="ID", help="Take an image out; may be repeated. Files keep it until --compact."
+        ),
+    ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(
+            "--without",
+            metavar="LIST",
+            help="Leave out of TRAIN, and take out of an index that is there, what LIST names: see embed.",
+        ),
+    ] = None,
+    compact: Annotated[bool, typer.Option("--compact", help="Take out of the files all that was removed.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check every byte against its checksum.")] = False,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    seed: Seed = 0,
+    workers: Workers = None,
+    engine: EngineSpec = None,
+) -> None:
+    """Keep the descriptors of TRAIN on disk, so that `copyscope match --index` answers at once; add and remove images.
+
+    Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
+    """
+    from .copying.index import Index
+    from .corpus import Corpus
+    from .removals import Removed, ids_of, leave_out, read_list
+
+    check_out(out)
+    if add and not train:
+        raise InputError("--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add")
+    who, n_before = opened_engine(engine), 0
+    removed: list[Removed] = []
+    listed = read_list(without) if without else None
+    with progress_bar() as progress:
+        found = None if train and not add else Index.open(out)
+        if found:
+            n_before = found.summary()["n_missing"]
+            if listed is not None:
+                ids, there = ids_of(found.ids, found.sha256, listed)
+                found.remove(ids)
+                removed.append(there)
+        if train:
+            images = Corpus.open(train)
+            if listed is not None:
+                images, given = leave_out(images, listed, progress=progress)
+                removed.append(given)
+            how: dict[str, Any] = {"workers": workers, "engine": who, "progress": progress}
+            if found:
+                found.add(images, **how)
+            else:
+                how |= {"crops": crops, "precision": precision, "seed": seed}
+                found = Index.build(images, out, protocol, held_out=held_out, **how)
+        assert found
+        if remove:
+            found.remove(remove)
+        if compact:
+            found.compact()
+        if check:
+            found.check(progress)
+    summary = found.summary()
+    if without:
+        summary |= told(without, functools.reduce(operator.and_, removed))
+    if as_json:
+        show_json(summary)
+    else:
+        kept = summary["calibration"]
+        short = f" ({summary['precision']})" if summary["precision"] != "float32" else ""
+        print(
+            f"{summary['n']} images by {summary['descriptor']}{short} in {out}, {summary['bytes'] / 2**20:,.1f} MiB; "
+            f"p-values rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
+        )
+        note_unreadable(summary["n_missing"] - n_before)
+        if summary["n_blank"]:
+            note(f"{summary['n_blank']} blank images (one colour to within noise) were left out.")
+        if summary["n_removed"]:
+            note(
+                f"{summary['n_removed']} removed images are found no more, but their vectors, small pictures, ids and "
+                "digests are still in the files: --compact takes them out."
+            )
+    exit_with({"n_missing": summary["n_missing"] - n_before}, strict)

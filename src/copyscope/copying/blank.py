@@ -1,0 +1,67 @@
+"""Which images of a corpus show nothing: one colour to within noise. They copy nothing; nothing is a copy of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import images
+from copyscope.corpus import Corpus
+from copyscope.machine import Progress
+
+from .embed import Embeddings, Work, compute
+from .verify import Verify
+
+PIECE_ROWS = 65536
+RULE = "cells within 3 + (12 + 8 noise) / side of the median, noise <= 5"
+"""What `images.is_blank` decides by: results are kept under it."""
+
+
+def blank_rows(
+    described: Embeddings,
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.bool_]:
+    """Which readable images of a corpus are blank (`images.is_blank`) [n], kept by content.
+
+    described: the rows asked about. cache, workers: as in `embed`. An image is decoded only if its thumbnail, which a
+    second look needs anyway, leaves doubt: one in hundreds of photographs.
+    """
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    found = np.zeros(len(described.rows), bool)
+    for start in range(0, len(found), PIECE_ROWS):
+        rows = described.rows[start : start + PIECE_ROWS]
+        thumbnails = Verify().thumbnails(described.corpus, rows, **options)
+        found[start : start + len(rows)] = blank_among(described.corpus, rows, thumbnails, **options)
+    return found
+
+
+def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
+    """The embeddings without those of `some` rows [n]; `n_missing` then counts these too."""
+    if not some.any():
+        return described
+    return dataclasses.replace(described, rows=described.rows[~some], vectors=described.vectors[~some], cells=None)
+
+
+def blank_among(
+    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
+) -> NDArray[np.bool_]:
+    """The same of `rows` [n] of a corpus whose thumbnails [n s s 3] are at hand. options: as in `compute`."""
+    found = np.zeros(len(rows), bool)
+    doubtful = np.flatnonzero(images.may_be_blank(thumbnails))
+    if len(doubtful):
+        work = Work("blank", RULE, 1, np.uint8, _blank)
+        # The file of an image may be gone by now.
+        _, readable, values = compute(corpus, work, rows=rows[doubtful], **options)
+        found[doubtful] = np.isin(rows[doubtful], readable[values[:, 0] > 0])
+    return found
+
+
+def _blank(pictures: list[images.Image]) -> NDArray[np.uint8]:
+    return np.array([[images.is_blank(picture)] for picture in pictures], np.uint8)

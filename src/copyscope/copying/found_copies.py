@@ -1,0 +1,188 @@
+"""Sentences about the images that were looked up: which is a copy of which, how many are, and what cannot be said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope.corpus import Corpus
+
+from .blank import blank_rows, without_rows
+from .embed import embed
+from .hits import Hit, is_copy
+from .match import Matches, is_identical, match
+from .protocols import Protocol
+from .verify import Verify
+
+LISTED = 100
+"""Most copies that a summary lists; the table of matches has all."""
+
+
+def named(reference: str, origin: str) -> str:
+    """The id of an image of a set, with the set's folder before it where it is a file in that folder."""
+    there = "://" not in origin and (Path(origin) / reference).is_file()
+    return str(Path(origin) / reference) if there else reference
+
+
+def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[dict[str, Any]]]:
+    """How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
+    p_value, similarity and a sentence. level: largest p-value of a copy."""
+    copies = [(each, found[0]) for each, found in zip(ids, hits, strict=True) if is_copy(found, level)]
+    copies.sort(key=lambda pair: (not pair[1].identical, -(pair[1].combined or -1.0)))
+    return len(copies), [
+        _copy(
+            each,
+            hit.id,
+            hit.id,
+            hit.identical,
+            hit.p_value,
+            hit.score,
+            f"p-value {hit.p_value:.2g}{', a part of it' if hit.box else ''}",
+        )
+        for each, hit in copies[:LISTED]
+    ]
+
+
+def match_sets(
+    queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Any
+) -> tuple[dict[str, Any], pa.Table]:
+    """The k references most like each query, and what to say of them; blank images of both are set apart.
+
+    options: `workers`, `engine` and `progress` of `match`. Returns the summary of `copyscope.matches/1` without its
+    matches, and these as a table.
+    """
+    descriptor = rules.load()
+    sets, blank = [], []
+    for corpus in (queries, references):
+        described = embed(corpus, descriptor, **options)
+        some = blank_rows(described, workers=options.get("workers"), progress=options.get("progress"))
+        blank.append(int(some.sum()))
+        sets.append(without_rows(described, some))
+    found = match(sets[0], sets[1], Verify(), k=k, **options)
+    n_identical, n_similar, copies = copies_of_matches(found, rules.threshold)
+    missing = [
+        len(corpus) - len(each.rows) - n for corpus, each, n in zip((queries, references), sets, blank, strict=True)
+    ]
+    n = len(sets[0].rows)
+    said = f"{n} {'readable ' if missing[0] else ''}{'image' if n == 1 else 'images'}"
+    return {
+        "schema": "copyscope.matches/1",
+        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold) + blank_said(blank[0]),
+        "n_missing": missing,
+        "n_blank": blank,
+        "n_identical": n_identical,
+        "n_similar": n_similar,
+        "threshold": rules.threshold,
+        "copies": copies,
+    }, with_identical(found, k)
+
+
+def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[dict[str, Any]]]:
+    """How many queries are a reference itself; how many others have a similarity of `threshold` or more, which no
+    calibration backs; and the LISTED of highest similarity, as in `copies_in_index`, their p_value None."""
+    if not found.nearest.index.shape[1]:
+        return 0, 0, []
+    same: NDArray[np.bool_] = identical(found)
+    is_same = np.asarray(same.any(axis=1))
+    place = np.where(is_same, same.argmax(axis=1), found.best)[:, None]
+    score = np.take_along_axis(found.nearest.score, place, axis=1)[:, 0]
+    reference = np.take_along_axis(found.nearest.index, place, axis=1)[:, 0]
+    like = np.asarray((score >= threshold) & (reference >= 0))
+    rows = np.flatnonzero(like | is_same)
+    rows = rows[np.lexsort((-score[rows], ~is_same[rows]))][:LISTED]
+    references = found.references
+    queries = found.queries.corpus.pick("id", found.queries.rows[rows]).to_pylist()
+    theirs = references.corpus.pick("id", references.rows[reference[rows]]).to_pylist()
+    return (
+        int(is_same.sum()),
+        int((like & ~is_same).sum()),
+        [
+            _copy(
+                query,
+                their,
+                named(their, references.corpus.origin),
+                bool(is_same[row]),
+                None,
+                float(score[row]),
+                f"similarity {score[row]:.2f}",
+            )
+            for query, their, row in zip(queries, theirs, rows.tolist(), strict=True)
+        ],
+    )
+
+
+def identical(found: Matches) -> NDArray[np.bool_]:
+    """Which of the k references of each query are the query itself [n k]."""
+    return is_identical(found.nearest.score, found.verified)
+
+
+def with_identical(found: Matches, k: int) -> pa.Table:
+    """`Matches.table` of the first k, with a column `identical`."""
+    table = found.table(k)
+    there = found.nearest.index[:, :k] >= 0
+    return table.append_column("identical", pa.array(identical(found)[:, :k][there], pa.bool_()))
+
+
+def sentence_of_index(n: str, n_copies: int, n_identical: int, level: float, n_calibration: int) -> str:
+    """What was found of so many images that are not blank, in words."""
+    match = "matches" if n_copies == 1 else "match"
+    if n_calibration < 1 / level - 1:
+        said = f"{n_copies} of {n} {match} a training image (the same image)."
+        return (
+            f"{said if n_copies else f'None of {n} is the same as a training image.'} Other copies cannot be "
+            f"told: with {n_calibration} calibration images no p-value can be as small as {level:g}, which takes "
+            f"{round(1 / level) - 1}."
+        )
+    if not n_copies:
+        return f"None of {n} matches a training image (no p-value of {level:g} or less)."
+    how = f"a p-value of {level:g} or less"
+    if n_identical == n_copies:
+        how = "the same image"
+    elif n_identical:
+        how = f"{n_identical} the same image, {n_copies - n_identical} by {how}"
+    return f"{n_copies} of {n} {match} a training image ({how})."
+
+
+def sentence_of_matches(n: str, n_identical: int, n_like: int, threshold: float) -> str:
+    """What was found of so many images that are not blank, in words, without a calibration."""
+    are = f"{n_identical} of {n} {'is' if n_identical == 1 else 'are'}" if n_identical else f"None of {n} is"
+    said = f"{are} the same as an image of the other set."
+    if n_like:
+        has = "has" if n_like == 1 else "have"
+        said += (
+            f" {n_like} more {has} a similarity of {threshold:g} or more, which the literature calls a copy; without a "
+            "calibration that is no proof: build an index with --held-out, or audit."
+        )
+    return said
+
+
+def blank_said(n: int) -> str:
+    """How many images were set apart as blank; nothing where none was."""
+    return f" {n} blank {'image was' if n == 1 else 'images were'} left out." if n else ""
+
+
+def lines_of(copies: Iterable[dict[str, Any]], n: int) -> list[str]:
+    """The sentences of the first copies, and how many more there are. n: of all copies."""
+    said = [each["sentence"] for each in copies]
+    return said + ([f"... and {n - len(said)} more"] if n > len(said) else [])
+
+
+def _copy(
+    query: str, reference: str, shown: str, same: bool, p_value: float | None, similarity: float, why: str
+) -> dict[str, Any]:
+    is_one = (
+        f"{query} is a copy of {shown} (the same image)" if same else f"{query} is likely a copy of {shown} ({why})"
+    )
+    return {
+        "query_id": query,
+        "reference_id": reference,
+        "identical": same,
+        "p_value": p_value,
+        "similarity": similarity,
+        "sentence": is_one,
+    }

@@ -1,0 +1,159 @@
+"""What an index answers of a picture: the training images it is like, those that are the picture itself first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from copyscope import stats
+from copyscope.errors import InputError
+
+from .locate import WHOLE, Found, locate
+from .match import is_identical
+from .segments import Kept, State
+from .verify import Verify
+from .windows import Box, Looks
+
+SAME_TO_ROUNDING = 0.996
+"""Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A training image that a picture, or a part of it, is like.
+
+    score: descriptor similarity. verified: pixel score; combined: both as one, as in an audit; p_value: conformal, how
+    often a real image that is no copy scores as high. The three are None where the second look was not taken. box: what
+    part of the picture, as x, y, width, height in shares of it; source_box: what part of the training image; None =
+    the whole. caption: the training image's first. identical: it is the picture itself (the same file, the same pixels,
+    or both scores 1 to within rounding): a copy, whatever the p-value; never so for a part or a mirror image.
+    """
+
+    id: str
+    score: float
+    verified: float | None
+    combined: float | None
+    p_value: float | None
+    box: Box | None
+    source_box: Box | None
+    caption: str | None
+    identical: bool = False
+
+
+TABLE = pa.schema(
+    {"query_id": pa.string(), "reference_id": pa.string(), "rank": pa.int32()}
+    | dict.fromkeys(("score", "verified", "combined"), pa.float32())
+    | {"p_value": pa.float64(), "box": pa.list_(pa.float64()), "source_box": pa.list_(pa.float64())}
+    | {"caption": pa.string(), "identical": pa.bool_()}
+)
+
+
+def is_copy(hits: Sequence[Hit], level: float) -> bool:
+    """Whether a picture with these hits is a copy: it is its first match itself, or the p-value is at most `level`."""
+    return bool(hits) and (hits[0].identical or (hits[0].p_value is not None and hits[0].p_value <= level))
+
+
+def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
+    """One row a hit of the pictures `ids`: query_id, reference_id, rank (from 1), then the fields of a Hit."""
+    rows = [
+        {"query_id": each, "reference_id": hit.id, "rank": rank}
+        | {name: value for name, value in dataclasses.asdict(hit).items() if name != "id"}
+        for each, hits in zip(ids, answers, strict=True)
+        for rank, hit in enumerate(hits, 1)
+    ]
+    return pa.Table.from_pylist(rows, TABLE)
+
+
+def answers(
+    looks: Looks,
+    state: State,
+    k: int,
+    local: bool,
+    settings: dict[str, Any],
+    blank: NDArray[np.bool_],
+    digests: Sequence[str | None] | None = None,
+) -> list[list[Hit]]:
+    """The hits of each picture [n]; none for those that are blank [n].
+
+    settings: `exact`, `workers` and `progress` of `Index.match`. digests: sha256 (hex) of the file of each picture [n];
+    None where there are no files.
+    """
+    if k < 1:
+        raise InputError(f"k must be at least 1, not {k}")
+    n = len(looks.vectors)
+    if not n:
+        return []
+    found = locate(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
+    same = _identical(found, looks, state, digests)
+    chosen = [
+        [] if blank[picture] else list(itertools.islice(found.of(picture, same[picture]), k)) for picture in range(n)
+    ]
+    rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
+    said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
+    return [
+        _hits(found, picture, chosen[picture], said, state.calibration, local, same[picture]) for picture in range(n)
+    ]
+
+
+def _identical(found: Found, looks: Looks, state: State, digests: Sequence[str | None] | None) -> NDArray[np.bool_]:
+    """Which candidates [n c] are the picture itself: by both scores, by equal thumbnails where vectors are rounded, or
+    by the digest of the file."""
+    wholes = (found.box == WHOLE).all(axis=2) & (found.source_box == WHOLE).all(axis=2) & (found.row >= 0)
+    near = wholes & (found.score >= SAME_TO_ROUNDING)
+    same = near & is_identical(found.score, found.verified)
+    picture, at = np.nonzero(near & ~same)
+    if len(picture):
+        rows, slot = np.unique(found.row[picture, at], return_inverse=True)
+        equal = (state.whole.thumbnails(rows)[slot] == looks.thumbnails[picture]).all(axis=(1, 2, 3))
+        if digests is not None:
+            theirs = [each["sha256"] for each in state.table.take(rows, ["sha256"])]
+            pairs = zip(picture.tolist(), slot.tolist(), strict=True)
+            equal |= np.array([digests[mine] is not None and digests[mine] == theirs[row] for mine, row in pairs], bool)
+        same[picture, at] = equal
+    identical: NDArray[np.bool_] = same
+    return identical
+
+
+def _hits(
+    found: Found,
+    picture: int,
+    chosen: list[int],
+    said: dict[int, dict[str, Any]],
+    kept: Kept,
+    local: bool,
+    same: NDArray[np.bool_],
+) -> list[Hit]:
+    """The chosen candidates of a picture; said: id and caption of a row; same: which are the picture itself [c]."""
+    hits = []
+    for at in chosen:
+        combined = float(found.combined[picture, at])
+        seen = math.isfinite(combined)
+        scores = kept.local if local else kept.whole
+        row = said[int(found.row[picture, at])]
+        hits.append(
+            Hit(
+                row["id"],
+                float(found.score[picture, at]),
+                float(found.verified[picture, at]) if seen else None,
+                combined if seen else None,
+                float(stats.conformal_p_values(np.array([combined]), scores)[0]) if seen else None,
+                _box(found.box[picture, at]),
+                _box(found.source_box[picture, at]),
+                row["caption"],
+                bool(same[at]),
+            )
+        )
+    return hits
+
+
+def _box(found: NDArray[np.float32]) -> Box | None:
+    """A box as a hit has it: None for the whole."""
+    x, y, width, height = (round(float(each), 4) for each in found)
+    return None if (x, y, width, height) == WHOLE else (x, y, width, height)
