@@ -40,6 +40,7 @@ from validity_draws import Draw
 GENERATED = 200
 PREVALENCES = (0.0, 0.05, 0.3)
 SIZES = (100, 400)
+"""Held-out images, at most; the last for methods other than "held-out"."""
 SAMPLE = 200
 """Planted copies of a kind, as an audit takes them."""
 MIXED = "mixed"
@@ -84,7 +85,7 @@ class Audits:
         """One audit of every cell."""
         one = self.one
         rng = np.random.default_rng([one.seed, zlib.crc32(f"{one.corpus} {one.split} {self.method}".encode())])
-        for m in SIZES:
+        for m in SIZES if self.method == "held-out" else SIZES[-1:]:
             some = rng.permutation(len(self.known))[:m]
             planted = {
                 kind: Planted(scores[rng.permutation(len(scores))[:SAMPLE]]) for kind, scores in one.sensitivity.items()
@@ -147,8 +148,8 @@ def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cel
                     continue
                 for cell, outcome in Audits.of(pool, one, method).outcomes():
                     cells[cell].append(outcome)
+            pool.keep()
             if seed % 5 == 4 or seed == n_draws - 1:
-                pool.keep()
                 print(f"{spec} {split}: {seed + 1} draws, {time.monotonic() - start:.0f} s", flush=True)
     file.write_text(json.dumps(list(cells.items())), encoding="utf-8")
     return cells
