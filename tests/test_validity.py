@@ -25,8 +25,8 @@ Cell, Outcome = validity_counts.Cell, validity_counts.Outcome
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch) -> validity_pools.Pool:
-    """Forty pictures in twenty families, ten of them altered, described at random."""
-    monkeypatch.setattr(validity_draws, "HELD_OUT", 12)
+    """Forty pictures in families of three, ten of them altered, described at random."""
+    monkeypatch.setattr(validity_draws, "HELD_OUT", 13)
     monkeypatch.setattr(validity_draws, "UNSEEN", 8)
     rng, n, altered = np.random.default_rng(0), 40, np.arange(0, 40, 4)
     rows = n + len(altered) * len(validity_pools.KINDS) * 2
@@ -37,7 +37,7 @@ def pool(tmp_path, monkeypatch) -> validity_pools.Pool:
         "made",
         "sscd-distilled",
         [tmp_path / f"{row}.png" for row in range(n)],
-        np.array([f"family {row // 2}" for row in range(n)]),
+        np.array([f"family {row // 3}" for row in range(n)]),
         altered,
         vectors,
         rng.integers(0, 256, (rows, 32, 32, 3)).astype(np.uint8),
