@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import altered
 from copyscope import assets, images, parts
 from copyscope.copying import alterations, verify
 from copyscope.copying.protocols import protocol
@@ -41,12 +42,9 @@ Pictures = list[tuple[Path, str]]
 
 
 def emoji_core(work: Path) -> Pictures:
-    """Fluent emoji, one of each family: its first without a skin tone."""
-    first: dict[str, Path] = {}
-    for file, row in _emoji():
-        if not row["skin_tone"]:
-            first.setdefault(row["base"], file)
-    return [(file, base) for base, file in first.items()]
+    """Fluent emoji without look-alikes: one of each crowd of benchmarks/altered.py, which compares thumbnails."""
+    crowds = altered._crowds(altered._read(assets.fetch(altered.SOURCE)))
+    return [(crowd[0].file, crowd[0].family) for crowd in crowds]
 
 
 def emoji_families(work: Path) -> Pictures:
