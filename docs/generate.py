@@ -42,15 +42,18 @@ do: Parquet, WebDataset, a URL. `--protocol` takes a name or a descriptor's spec
 | 0 | done, whatever the verdict and however many images could not be read |
 | 1 | `--strict`: an image could not be read |
 | 2 | an error: two lines on stderr say what is wrong and what to do next; `copyscope --debug COMMAND` shows where |
-| 3 | `--fail-over RATE`: the replication rate is above RATE, or unknown |
+| 3 | `--fail-over RATE`: the replication rate is above RATE |
+| 4 | `--fail-over RATE`: the audit answers `cannot tell` or `suspicious`, and `--allow-cannot-tell` was not given |
 | 130 | stopped by Ctrl-C; the same command goes on from there |
 
-`--fail-over` goes before `--strict` where both apply. It compares the rate itself with RATE, not the ends of its
-interval, and "cannot tell" does not exit 3: look at `verdict.answer` too.
+`--fail-over` goes before `--strict` where both apply. It compares the share of copies found with RATE; with
+`--fail-on upper`, the upper end of the corrected rate ([the gate](numbers.md#the-gate)).
 
 ```console
 $ copyscope audit generated/ train/ --held-out held-out/ -o audit/
-$ copyscope audit generated/ train/ --fail-over 0.05 --json > audit.json
+$ copyscope audit generated/ train/ --held-out held-out/ --fail-over 0.05 --json > audit.json
+$ copyscope audit generated/ train/ --control base-model/ -o audit/
+$ copyscope audit generated/ train/ --held-out held-out/ --held-out-exclude look-alikes.csv -o audit/
 $ copyscope lint train/ -o lint/
 $ copyscope train train/ -o run/ --set duplication=full --watch 64 --held-out held-out/
 $ copyscope generate run/ -o generated/ -n 256

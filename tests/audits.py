@@ -25,8 +25,11 @@ HOSTILE = [
 ]
 
 ENDS = ("value", "low", "high")
+SEEN = {"light": 0.95, "crop": 0.81, "mirror": 0.9, "recolour": 0.7, "overlay": 0.85, "rotate": 0.6, "part": 0.3}
 STRINGS = pa.list_(pa.string())
-TYPES = dict.fromkeys(("copied",), pa.bool_()) | dict.fromkeys(("prompts", "captions", "match_captions"), STRINGS)
+TYPES = dict.fromkeys(("copied", "likeness", "blank"), pa.bool_()) | dict.fromkeys(
+    ("prompts", "captions", "match_captions"), STRINGS
+)
 TYPES |= dict.fromkeys(
     ("score", "verified", "combined", "p_value", "next_score", "share_low", "share_high"), pa.float64()
 )
@@ -84,6 +87,7 @@ def make_audit(n: int = 240, copies: int = 24, pictures: int = 60, seed: int = 0
             series=["generated"] * n + ["baseline"] * 500 + ["held-out"] * 200,
             score=np.concatenate([score, rng.beta(3.6, 9, 500), rng.beta(3.8, 9, 200)]),
         ),
+        "look_alikes": _look_alikes(train) if copies else _look_alikes(train).slice(0, 0),
         "failures": table(
             corpus=["generated", "train", "held-out"], id=[names[-1], HOSTILE[0], HOSTILE[7]],
             error=["truncated file", HOSTILE[1], "not an image"],
@@ -162,6 +166,40 @@ def make_lookup(n: int = 40) -> FakeResult:
     return FakeResult(summary, tables)
 
 
+def other_audit(answer: str, n: int = 40, **summary: Any) -> FakeResult:
+    """An audit without copies but for those of "suspicious", with another answer and what else is said in its summary.
+
+    "suspicious": calibrated on the training set. "likeness" is the answer "copies" after controls, with two likenesses
+    and a blank image. "cannot tell": three reasons, held-out images of another kind, nothing measured.
+    """
+    found = make_audit(n, 6 if answer in ("suspicious", "likeness") else 0)
+    said, tables = copy.deepcopy(found.summary), dict(found.tables)
+    said["verdict"]["answer"] = "copies" if answer == "likeness" else answer
+    if answer == "suspicious":
+        said["verdict"]["sentence"] = f"Suspicious: of {n - 1} generated images, 6 are suspiciously near."
+        said["calibration"] |= {"method": "baseline", "n_removed": 0, "n_excluded": 0, "n_look_alikes": 0}
+        tables["look_alikes"] = tables["look_alikes"].slice(0, 0)
+        said["similarity"]["held_out"] = said["recipe"]["held_out"] = None
+    if answer == "likeness":
+        flags = {"likeness": [i in (6, 7) for i in range(n)], "blank": [i == 8 for i in range(n)]}
+        for name, values in flags.items():
+            tables["generated"] = tables["generated"].append_column(name, pa.array(values))
+        said["calibration"] |= {"method": "controls", "nearer_than_control": estimate(0.9, 0.05, 30)}
+        said["similarity"] |= {"control": said["similarity"]["held_out"], "held_out": None}
+        said["recipe"] |= {"held_out": None, "control": "data/control"}
+        said |= {"n_likeness": 2, "n_blank": 1}
+    if answer == "cannot tell":
+        kind = "The held-out images are of another kind than the generated ones."
+        said["verdict"] |= {
+            "sentence": f"Cannot tell: no copy found among {n - 1} generated images. {kind}",
+            "reasons": [kind, "39 readable images are too few.", "How many copies would be seen was not measured."],
+            "needed": "It would take held-out images of the kind that the model makes.",
+        }
+        said["calibration"]["differs"] = kind
+        said |= {"sensitivity": None, "estimated_rate": {"value": None, "low": 0.0, "high": 1.0, "n": n - 1}}
+    return FakeResult(said | summary, tables)
+
+
 def bare_audit() -> FakeResult:
     """All that may be absent is absent: no readable image, no held-out set, no groups, no quality, empty tables."""
     full = make_audit(12, 0)
@@ -170,14 +208,17 @@ def bare_audit() -> FakeResult:
     summary["verdict"] = {
         "answer": "cannot tell",
         "sentence": "No image could be read.",
+        "reasons": ["No image could be read."],
         "needed": "72 readable images",
     }
+    summary["estimated_rate"] = {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+    summary |= {"sensitivity": None, "excess": 0.0, "dataset_similarity": None, "repeated_outputs": None}
     summary["replication_rate"] = {"value": None, "low": 0.0, "high": 1.0, "n": 0}
     summary["similarity"] = nothing | {"n": 0, "estimates": {}, "baseline": nothing | {"n": 0}, "held_out": None}
     summary["findings"] = {"correlations": [], "joint": None, "notes": []}
     summary["quality"] = dict.fromkeys(summary["quality"]) | {"notes": []}
     summary["duplicates"] = {"n_groups": 0, "n_images_in_groups": 0, "chains": None, "threshold": None}
-    summary["calibration"] = {"method": "baseline", "n": 0, "rule": None, "fdr": 0.05, "cut": None, "sentence": None}
+    summary["calibration"] = {"method": "baseline", "n": 0, "rule": None, "fdr": 0.05, "line": None, "sentence": None}
     summary["recipe"]["held_out"] = summary["protocol"]["threshold"] = None
     summary["classical_tests"] = []
     return FakeResult(summary, {name: rows.slice(0, 0) for name, rows in full.tables.items()})
@@ -208,6 +249,12 @@ def _generated(
         why=["its match is a simple image, four times in the training set"] * n,
         error=["truncated file" if i in failed else None for i in range(n)],
     )
+
+
+def _look_alikes(train: list[str]) -> pa.Table:
+    ids = [*HOSTILE[:3], *(f"unseen_{i:02d}.png" for i in range(27))]
+    score = [round(0.97 - 0.01 * i, 4) for i in range(30)]
+    return table(id=ids, match=train[20:50], score=score, verified=score[::-1], combined=score)
 
 
 def captions_of(name: str) -> list[str]:
@@ -275,6 +322,9 @@ def _thumbnails(
         if match[i] not in originals:
             shots["train", match[i]], originals[match[i]] = thumbnail(rng)
         shots["generated", name], _ = thumbnail(rng, originals[match[i]] if copied[i] else None)
+    for one in _look_alikes(train).slice(0, 24).to_pylist():
+        shots.setdefault(("train", one["match"]), thumbnail(rng)[0])
+        shots["held-out", one["id"]] = thumbnail(rng)[0]
     for one in [*train[3:40], *train[-20:]]:
         shots.setdefault(("train", one), thumbnail(rng)[0])
     return table(corpus=[key[0] for key in shots], id=[key[1] for key in shots], image=shots.values())
@@ -315,18 +365,38 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
         "verdict": {
             "answer": "copies" if copies else "no copies found",
             "sentence": f"{copies or 'None'} of {readable} generated images reproduce training images.",
+            "reasons": [],
             "needed": None,
         },
         "replication_rate": estimate(copies / readable, 0.02, readable) | {"low": 0.8 * copies / n},
+        "estimated_rate": estimate(1.1 * copies / readable, 0.03, readable) | {"low": 0.8 * copies / n},
+        "sensitivity": {kind: estimate(seen, 0.05, 150) for kind, seen in SEEN.items()},
+        "excess": 0.06 if copies else 0.0,
+        "n_likeness": 0,
         "n_generated": n,
         "n_train": n + len(HOSTILE),
         "n_missing": 1,
         "n_missing_train": 1,
-        "similarity": _series(0.4, readable) | {"baseline": _series(0.28, 500), "held_out": _series(0.3, 200)},
+        "similarity": _series(0.4, readable)
+        | {"baseline": _series(0.28, 500), "held_out": _series(0.3, 200), "control": None},
+        "dataset_similarity": {
+            "p95": {"generated": estimate(0.7), "baseline": estimate(0.58), "held-out": estimate(0.6)},
+            "above": True, "agrees": bool(copies), "sentence": "The 95th percentile of similarity is above the rest.",
+        },
         "calibration": {
             "method": "held-out", "n": 180, "n_removed": 20, "rule": "score of 0.9 or more to a training image",
-            "fdr": 0.05, "cut": 0.61 if copies else None, "sentence": "Compared with 180 real images not trained on.",
+            "n_excluded": 3, "n_look_alikes": 30 if copies else 0, "fdr": 0.05, "line": 0.0125, "differs": None,
+            "nearer_than_control": None, "sentence": "Compared with 180 real images not trained on.",
         },
+        "repeated_outputs": {
+            "n_groups": 1, "n_images": 4, "share": estimate(4 / readable, 0.01, readable),
+            "sentence": "The model makes one picture again and again, in 4 images.",
+            "groups": [
+                {"size": 4, "share": estimate(4 / readable, 0.01, readable), "n_prompts": 4, "n_generations": 4,
+                 "ids": tables["generated"]["id"].to_pylist()[30:34], "prompts": HOSTILE[:4], "similarity": 0.96,
+                 "similarity_least": 0.9, "verified": 0.97, "verified_least": 0.92},
+            ],
+        } if copies else None,
         "copies": tables["generated"].select(columns).slice(0, copies).to_pylist(),
         "classical_tests": [
             {"name": name, "reference": paper, "flagged": estimate(0.03), "flagged_group_aware": estimate(0.1),
@@ -364,8 +434,9 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
             "name": "sscd-288", "descriptor": "sscd", "threshold": 0.5, "verify": "aligned", "fingerprint": "0" * 64,
         },
         "recipe": {
-            "generated": f"runs/{HOSTILE[2]}", "train": "data/train", "held_out": "data/held-out", "options": {"k": 8},
+            "generated": f"runs/{HOSTILE[2]}", "train": "data/train", "held_out": "data/held-out", "control": None,
+            "options": {"k": 8},
             "versions": {"numpy": "2.4"}, "seed": 0,
         },
-        "failures": {"generated": 1, "train": 1, "held_out": 1},
+        "failures": {"generated": 1, "train": 1, "held-out": 1},
     }  # fmt: skip

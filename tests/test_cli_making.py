@@ -61,6 +61,8 @@ def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
         "kind": "parquet",
         "n": 20,
         "n_duplicated": 10,
+        "n_dropped": 0,
+        "n_groups": 0,
         "n_missing": 0,
     }
     check_keys("Curate", made)

@@ -218,7 +218,8 @@ def key_paths(value, above=""):
     for key, each in value.items():
         path = f"{above}.{key}".lstrip(".")
         yield path
-        same = path in ("similarity.estimates", "similarity.baseline", "similarity.held_out", "recipe.versions")
+        same = path in [f"similarity.{name}" for name in ("estimates", "baseline", "held_out", "control")]
+        same |= path == "recipe.versions"
         if isinstance(each, (dict, list)) and not same:
             yield from key_paths(each, path)
 

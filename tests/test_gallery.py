@@ -132,3 +132,43 @@ def test_ids_are_found_in_every_piece_of_the_table(described):
     given = tables(risk=["03.png", "15.png", "31.png"])
     del given["generated"]
     assert gallery({"train": pieces}, given).equals(gallery({"train": train}, given))
+
+
+def look_alikes(*pairs):
+    return {
+        "look_alikes": pa.table(
+            {
+                "id": pa.array([one for one, _ in pairs], pa.string()),
+                "match": pa.array([match for _, match in pairs], pa.string()),
+            }
+        )
+    }
+
+
+@pytest.mark.parametrize("calibrator", ["held-out", "control"])
+def test_look_alikes_are_shown_beside_their_training_image_up_to_a_bound(described, monkeypatch, calibrator):
+    monkeypatch.setattr(module, "LOOK_ALIKES", 2)
+    pairs = [("07.png", "31.png"), ("01.png", "11.png"), ("02.png", "12.png")]
+    found = gallery(
+        described | {calibrator: described["generated"]},
+        tables([("03.png", "13.png", None, 0.5)]) | look_alikes(*pairs),
+    )
+    assert shown(found) == [
+        ("generated", "03.png"),
+        ("train", "13.png"),
+        (calibrator, "07.png"),
+        ("train", "31.png"),
+        (calibrator, "01.png"),
+        ("train", "11.png"),
+    ]
+
+
+def test_look_alikes_without_calibration_images_are_none(described):
+    assert shown(gallery(described, tables() | look_alikes())) == []
+
+
+def test_repeated_outputs_show_their_first_images(described, monkeypatch):
+    monkeypatch.setattr(module, "GROUPS", 2)
+    monkeypatch.setattr(module, "OF_A_GROUP", 2)
+    found = gallery(described, tables(), [["01.png", "02.png", "03.png"], ["04.png"], ["05.png"]])
+    assert shown(found) == [("generated", name) for name in ("01.png", "02.png", "04.png")]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import math
+import os
 import re
 import threading
 import types
@@ -19,7 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, cli, guard, images, parts, recipes
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, guard_log, images, parts, recipes
 from copyscope.copying.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
@@ -28,6 +31,7 @@ from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
 from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard_log import Record, read_log, summed_up
+from copyscope.report.guard import render
 from copyscope.thresholds import Threshold, Thresholds
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, train_and_held_out
@@ -224,6 +228,75 @@ def test_every_decision_is_a_line_of_the_log_and_prompts_may_be_hashed(tmp_path)
     with log.open("a") as file:
         file.write('{"schema": "copys')
     assert len(read_log(log)) == 3
+
+
+def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
+    log = tmp_path / "log.jsonl"
+    guarding = Guard(Listed(is_copy), RESEEDS, log=log)
+    guarding(Painter(a=[1] * 3))(["a"] * 3)
+    first, second, third = (line.encode() for line in log.read_text().splitlines())
+    cut = '{"schema": "copyscope.guard_log/1", "prompt": "\u00e9'.encode()[:-1]
+    for torn, records, n_unreadable in (
+        ([first, second[:50], third, b""], [0, 2], 1),
+        ([first, second[:50] + third, b""], [0, 2], 1),  # Whoever appends does not know of the tear.
+        ([first, cut, cut + second, cut + cut + third, b""], [0, 1, 2], 3),
+        ([first[:9], second, third[:-1]], [1], 2),
+        ([first, bytes(700) + second, bytes(99), b""], [0, 1], 1),
+        ([first, second, third], [0, 1, 2], 0),  # The last byte alone is missing.
+        ([first[:50]], [], 1),
+        ([cut], [], 1),
+        ([], [], 0),
+    ):
+        log.write_bytes(b"\n".join(torn))
+        found = guard_log.load(log)
+        assert ([record.row for record in found.records], found.n_unreadable) == (records, n_unreadable)
+        assert read_log(log) == found.records
+        # And so it goes on on a line of its own.
+        Guard(Listed(is_copy), RESEEDS, log=log)(Painter(a=[1]))("a")
+        assert [record.row for record in read_log(log)] == [*records, 0]
+        assert guard_log.load(log).n_unreadable == n_unreadable
+    assert guard_log.load(log).n_unreadable == 0
+    log.write_bytes(b"\n".join([first, second[:50], third, b""]))
+    found = CliRunner().invoke(cli.app, ["report", str(log)])
+    assert found.exit_code == 0, found.output
+    assert "1 line of the log could not be read" in (tmp_path / "log.html").read_text()
+    assert "of the log could not be read" not in render(summed_up(guarding.records))
+
+
+def test_a_full_disk_is_told_and_the_log_goes_on_after_it(tmp_path, monkeypatch):
+    log, room = tmp_path / "log.jsonl", [math.inf]
+    write = os.write
+
+    def full(file, data):
+        # The system takes what there is room for, and a part of it at a time.
+        taken = min(len(data), 100, room[0])
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room[0] -= taken
+        return write(file, data[:taken])
+
+    monkeypatch.setattr(os, "write", full)
+    guarding = Guard(Listed(is_copy), RESEEDS, log=log)
+    guarded = guarding(Painter(a=[1] * 9))
+    assert values(guarded("a")) == [1]
+    assert log.read_bytes().endswith(b"}\n")
+    for left in (130, 0):
+        room[0] = left
+        with pytest.raises(InputError, match="No space left"):
+            guarded("a")
+    room[0] = math.inf
+    assert values(guarded("a")) == [1]
+    assert [record.call for record in read_log(log)] == [0, 3]
+    assert guard_log.load(log).n_unreadable == 1
+    assert [record.call for record in guarding.records] == [0, 3], "what is not on record is not handed out"
+
+
+def test_a_log_may_be_a_pipe_or_written_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    Guard(Listed(is_copy), RESEEDS, log=tmp_path / "pipe")(Painter(a=[1]))("a")
+    assert json.loads(os.read(reader, 10_000))["call"] == 0
+    os.close(reader)
 
 
 def test_the_keys_of_a_record_are_those_documented():

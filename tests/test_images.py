@@ -374,3 +374,29 @@ def test_luma_thumbnail_encode() -> None:
         images.encode(np.zeros((1, 20000, 3), dtype=np.uint8), "webp")
     with pytest.raises(ValueError, match="uint8"):
         images.luma(image.astype(np.float32))
+
+
+def transparent(colour, path):
+    picture = Pillow.new("RGBA", (20, 10), (0, 0, 0, 0))
+    picture.paste(colour, (5, 2, 15, 8))
+    picture.save(path)
+    return path
+
+
+def test_a_transparent_image_is_decoded_over_both_backgrounds(tmp_path):
+    seen, behind = images.decode_layers(transparent((200, 40, 30, 255), tmp_path / "red.png"))
+    assert seen[0, 0].tolist() == [255, 255, 255]
+    assert behind[0, 0].tolist() == [0, 0, 0]
+    assert seen[5, 10].tolist() == behind[5, 10].tolist() == [200, 40, 30]
+    Pillow.fromarray(seen).save(tmp_path / "opaque.png")
+    assert images.decode_layers(tmp_path / "opaque.png")[1] is None
+    Pillow.fromarray(seen).convert("RGBA").save(tmp_path / "opaque-rgba.png")
+    assert images.decode_layers(tmp_path / "opaque-rgba.png")[1] is None
+
+
+def test_a_white_drawing_on_transparency_is_seen_over_black(tmp_path):
+    seen, behind = images.decode_layers(transparent((255, 255, 255, 255), tmp_path / "white.png"))
+    assert (seen[0, 0].tolist(), seen[5, 10].tolist()) == ([0, 0, 0], [255, 255, 255])
+    assert behind.min() == 255
+    np.testing.assert_array_equal(images.decode(tmp_path / "white.png"), seen)
+    assert images.decode(transparent((0, 0, 0, 255), tmp_path / "black.png"))[0, 0].tolist() == [255, 255, 255]

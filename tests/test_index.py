@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
@@ -24,7 +25,7 @@ from copyscope.copying import index_files, insets
 from copyscope.copying.coarse import coarse_vectors
 from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.index import TABLE, table
-from copyscope.copying.locate import locate
+from copyscope.copying.locate import Found, locate
 from copyscope.copying.protocols import protocol as named_protocol
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
@@ -397,6 +398,14 @@ def test_a_training_image_is_identical_at_any_calibration(world, tmp_path, preci
     assert [hits[0].id for hits in index.match([picture, mirrored], 1)] == [train.ids[3], "mirrored.png"]
 
 
+def test_candidates_that_are_the_picture_itself_come_first():
+    scores = [np.array([[0.9, 0.99, 1.0]], np.float32)] * 3
+    boxes = [np.zeros((1, 3, 4), np.float32)] * 2
+    found = Found(np.array([[7, 8, 9]]), *boxes, *scores)
+    assert list(found.of(0)) == [2, 1, 0]
+    assert list(found.of(0, np.array([False, True, False]))) == [1, 2, 0]
+
+
 def holds(folder, traces):
     """Which of the traces, byte strings by name, are in any file of a folder; packed tables are read."""
     content = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
@@ -416,9 +425,10 @@ def test_nothing_of_a_removed_image_is_left_after_compact(world, tmp_path, way, 
         crops=way == "baseline", precision=precision,
     )  # fmt: skip
     if way == "added":
-        # The removed image is one of the held-out ones, which calibrated until it was added.
-        index.add(held.take([2]).with_column("id", ["opted-out.png"]))
-        gone, source = "opted-out.png", held.take([2])
+        # The removed image is one of the held-out ones in another format, which calibrated until it was added.
+        Image.fromarray(images.decode(held.read(2))).save(tmp_path / "opted-out.bmp")
+        gone, source = "opted-out.bmp", Corpus.open(tmp_path / "opted-out.bmp")
+        index.add(source)
     else:
         gone, source = first(world, 40, 20).ids[15], first(world, 40, 20).take([15])
     content = source.read(0)

@@ -17,8 +17,8 @@ TOWERS = ("copying", "diffusion")
 # What stands on the towers; everything else outside them is the ground floor.
 ROOF = {
     "arms", "check", "cli", "cli_auditing", "cli_looking", "cli_searching", "cli_making", "cli_options", "cli_guarding",
-    "cli_serving", "doctor", "demo", "experiment", "plan", "prepare", "recheck", "watch", "finding", "guard", "serve",
-    "__init__", "__main__",
+    "cli_serving", "doctor", "demo", "deduplication", "experiment", "plan", "prepare", "recheck", "watch", "finding",
+    "guard", "serve", "__init__", "__main__",
 }  # fmt: skip
 TORCH = {"copying/descriptors/sscd.py", "copying/descriptors/clip.py"}
 

@@ -18,7 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copyscope.report import lookup, plots, render, render_lint, rows, wording
-from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, make_lookup, table
+from tests.audits import (
+    HOSTILE,
+    FakeResult,
+    bare_audit,
+    captions_of,
+    make_audit,
+    make_lint,
+    make_lookup,
+    other_audit,
+    table,
+)
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -80,13 +90,28 @@ def test_rendering_again_gives_the_same_bytes(audit: FakeResult, page: str) -> N
         lambda: render(make_audit()),
         lambda: render(bare_audit()),
         lambda: render(make_audit(40, 0)),
+        lambda: render(other_audit("suspicious")),
+        lambda: render(other_audit("cannot tell")),
+        lambda: render(other_audit("likeness")),
         lambda: render(FakeResult({}, {})),
         lambda: render_lint(make_lint()),
         lambda: render_lint(FakeResult({}, {})),
         lambda: lookup.render(make_lookup()),
         lambda: lookup.render(FakeResult({}, {})),
     ],
-    ids=["audit", "bare", "clean", "void", "lint", "void lint", "look-up", "void look-up"],
+    ids=[
+        "audit",
+        "bare",
+        "clean",
+        "suspicious",
+        "cannot tell",
+        "likeness",
+        "void",
+        "lint",
+        "void lint",
+        "look-up",
+        "void look-up",
+    ],
 )
 def test_page_is_well_formed_and_its_references_hold(write: Callable[[], str]) -> None:
     outline = Outline(write())
@@ -168,8 +193,128 @@ def test_verdict_is_the_heading_with_rate_interval_and_calibration(page: str) ->
         "they reproduce 8 training images",
         "real images not trained on (held-out)",
         "20 look-alikes of training images were removed",
+        "3 were left out by hand",
+        "An image is flagged from a p-value of 0.013 down.",
+        "Corrected for copies not seen and for false alarms 11.0 % 95 % interval 8.0 % to 14.0 %",
+        "at least 6.0 % of the generated images are nearer to the training set than held-out images are",
     ):
         assert text in shown
+
+
+def shown_text(page: str) -> str:
+    return " ".join("".join(Outline(page).text).split())
+
+
+def test_sensitivity_stands_beside_the_rate_with_a_mark_at_what_must_be_seen(page: str) -> None:
+    shown = shown_text(page)
+    for name, done, value in (
+        ("Light copy", "softened", "95.0 % 90.0 % to 100 %"),
+        ("Crop", "60 to 75 % of each side", "81.0 % 76.0 % to 86.0 %lower end below 80 %"),
+        ("Part of another picture", "set at a quarter of the area", "30.0 % 25.0 % to 35.0 %"),
+    ):
+        assert re.search(rf"{name} ?{done}[^0-9]*{re.escape(value)}|{name} ?{done}.{{0,80}}{re.escape(value)}", shown)
+    assert shown.count("lower end below 80 %") == 1
+    table = re.search(r'<table class="kinds">.*?</table>', page, re.DOTALL)
+    assert table is not None
+    marks = [f'<rect class="zero" x="{80}"' in row for row in table[0].split("<tr>")[2:]]
+    assert marks == [True, True] + [False] * 5
+    assert "of planted ones at a quarter of the area 30.0 % were seen" in shown
+
+
+def test_an_unknown_kind_of_planted_copy_is_shown_by_its_name(audit: FakeResult) -> None:
+    sensitivity = audit.summary["sensitivity"] | {"<b>melted</b>": audit.summary["sensitivity"]["part"]}
+    found = render(FakeResult(audit.summary | {"sensitivity": sensitivity}, audit.tables))
+    assert "<b>melted</b>" in shown_text(found)
+
+
+def test_suspicious_has_a_look_of_its_own_and_says_what_would_settle_it() -> None:
+    page = render(other_audit("suspicious"))
+    shown = shown_text(page)
+    assert 'class="answer answer-loud"' in page
+    for text in (
+        "6 of 39 readable generated images are suspiciously near to a training image.",
+        "What would settle it: real images of the same kind",
+        "the training set itself (baseline)",
+        "the verdict is not calibrated",
+    ):
+        assert text in shown
+    assert "readable generated images are flagged as copies" not in shown
+    assert "are expected to be flagged wrongly" not in shown
+    assert 'id="look-alikes"' not in page
+
+
+def test_reasons_are_listed_where_there_are_several() -> None:
+    shown = shown_text(render(other_audit("cannot tell")))
+    assert "Why it cannot tellThe held-out images are of another kind than the generated ones.39 readable" in shown
+    assert "How many copies would be seen was not measured." in shown
+    assert "What would settle it: It would take held-out images" in shown
+    assert "not known the sensitivity was not measured" in shown
+    assert "how much this verdict’s silence is worth is not known" in shown
+    first = other_audit("cannot tell")
+    first.summary["verdict"]["reasons"] = first.summary["verdict"]["reasons"][:1]
+    assert "Why it cannot tell" not in shown_text(render(first))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_held_out_images_of_another_kind_are_a_warning(audit: FakeResult, trusted: bool) -> None:
+    summary = copy.deepcopy(audit.summary)
+    summary["calibration"]["differs"] = "Their median similarity is 0.1, that of the generated images 0.4."
+    summary["recipe"]["options"]["trust_held_out"] = trusted
+    page = render(FakeResult(summary, audit.tables))
+    assert 'class="warning"' in page
+    shown = shown_text(page)
+    assert "Held-out images of another kind. Their median similarity is 0.1" in shown
+    assert ("trusted all the same" in shown) == trusted
+
+
+def test_look_alikes_lie_beside_the_training_image_they_are_like(audit: FakeResult, page: str) -> None:
+    rows_shown = embedded(page, "data")["look_alikes"]
+    assert rows_shown["id"] == [row["id"].translate(wording.VISIBLE) for row in audit.tables["look_alikes"].to_pylist()]
+    assert [place is not None for place in rows_shown["img"]] == [True] * 24 + [False] * 6
+    assert all(place is not None for place in rows_shown["match_img"][:24])
+    shown = shown_text(page)
+    assert "30 of 180 held-out images score as high as a light copy" in shown
+    assert "--held-out DIR --held-out-exclude FILE" in shown
+    assert 'id="look-alikes"' not in render(make_audit(40, 0))
+    assert "Control images that look like" in shown_text(render(other_audit("likeness")))
+
+
+def test_controls_likenesses_and_blank_images_are_counted_and_filtered() -> None:
+    page = render(other_audit("likeness"))
+    shown = shown_text(page)
+    for text in (
+        "2 more are likenesses: the same subject, not the same picture.",
+        "1 blank image is set apart, in no rate.",
+        "images of the base model (controls)",
+        "control → train",
+        "nearer to the training set in 90.0 % (85.0 % to 95.0 %); chance gives 50 %",
+        "of which blank",
+    ):
+        assert text in shown
+    filters = [a["value"] for tag, a in Outline(page).elements if tag == "option"][:5]
+    assert filters == ["copies", "likeness", "near", "blank", "all"]
+    gallery = embedded(page, "data")["gallery"]
+    assert (sum(gallery["likeness"]), sum(gallery["blank"])) == (2, 1)
+    other = embedded(render(make_audit(40, 2)), "data")["gallery"]
+    assert other["likeness"] == other["blank"] == [0] * 40
+
+
+def test_the_papers_own_number_warns_where_it_disagrees(page: str) -> None:
+    assert "The 95th percentile of similarity is above the rest." in shown_text(page)
+    assert 'class="warning"' not in page
+    assert 'class="warning" dir="auto">The 95th percentile' in render(make_audit(40, 0))
+
+
+def test_repeated_outputs_are_listed_with_their_prompts(audit: FakeResult, page: str) -> None:
+    shown = shown_text(page)
+    assert "The model makes one picture again and again, in 4 images." in shown
+    assert "4 images4 prompts" in shown
+    strips = embedded(page, "data")["repeated"]
+    assert strips["ids"] == [audit.tables["generated"]["id"].to_pylist()[30:34]]
+    assert all(place is not None for place in strips["img"][0])
+    for none in (None, {"n_groups": 0, "groups": []}):
+        found = render(FakeResult(audit.summary | {"repeated_outputs": none}, audit.tables))
+        assert 'id="repeated"' not in found
 
 
 def test_what_is_absent_is_said_to_be_absent() -> None:

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from copyscope.report import lookup, render, render_lint, wording
-from tests.audits import HOSTILE, FakeResult, bare_audit, captions_of, make_audit, make_lint, make_lookup
+from tests.audits import (
+    HOSTILE,
+    FakeResult,
+    bare_audit,
+    captions_of,
+    make_audit,
+    make_lint,
+    make_lookup,
+    other_audit,
+)
 
 pytest_plugins = ("tests.browser",)
 pytestmark = pytest.mark.browser
@@ -83,13 +92,13 @@ def test_filter_sort_search_and_paging(visit: Any, report: Path, audit: FakeResu
     assert page.locator("#gallery-pager").inner_text().split("\n")[1] == "Page 2 of 2"
     assert page.locator("#gallery-pager button", has_text="Next").is_disabled()
 
-    choose(page, "gallery", "filter", "suspicious")
-    suspicious = [
+    choose(page, "gallery", "filter", "near")
+    near = [
         row
         for row in table
         if not row["copied"] and row["error"] is None and (row["p_value"] <= 0.05 or row["score"] >= 0.5)
     ]
-    assert counted(page) == f"{len(suspicious)} of 240"
+    assert counted(page) == f"{len(near)} of 240"
 
     choose(page, "gallery", "filter", "all")
     assert counted(page) == "240 in all"
@@ -329,3 +338,65 @@ def test_a_lookup_without_scripts_is_still_a_table(visit: Any, tmp_path: Path) -
     path.write_text(lookup.render(make_lookup()), encoding="utf-8")
     page = visit(path, scripts=False).page
     assert page.locator("noscript tbody tr").count() == 40
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("answer", ["suspicious", "cannot tell", "likeness"])
+def test_other_answers_open_at_any_size(visit: Any, tmp_path: Path, answer: str, size: str, scheme: str) -> None:
+    page = visit(save(other_audit(answer), tmp_path), size, scheme).page
+    assert page.locator(".answer").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+
+
+def test_suspicious_is_louder_than_cannot_tell(visit: Any, tmp_path: Path) -> None:
+    def ground(answer: str) -> str:
+        page = visit(save(other_audit(answer), tmp_path)).page
+        found: str = page.locator(".answer").evaluate("one => getComputedStyle(one).backgroundColor")
+        return found
+
+    assert ground("suspicious") != ground("cannot tell")
+
+
+def test_flags_and_filters_follow_the_answer(visit: Any, tmp_path: Path) -> None:
+    page = visit(save(other_audit("suspicious"), tmp_path)).page
+    assert counted(page) == "6 of 40"
+    assert set(page.locator("#gallery-rows .flag").all_inner_texts()) == {"◆ suspicious"}
+    page = visit(save(other_audit("likeness"), tmp_path)).page
+    for wanted, n, said in (
+        ("likeness", 2, "likeness: the same subject, not the same picture"),
+        ("blank", 1, "blank: one colour, set apart"),
+        ("copies", 6, "■ copy"),
+    ):
+        choose(page, "gallery", "filter", wanted)
+        assert counted(page) == f"{n} of 40"
+        assert set(page.locator("#gallery-rows .flag").all_inner_texts()) == {said}
+
+
+def test_ticked_look_alikes_become_a_list_of_ids(visit: Any, report: Path, audit: FakeResult) -> None:
+    page = visit(report).page
+    assert counted(page, "look-alikes") == "30 in all"
+    ids = [row["id"] for row in audit.tables["look_alikes"].to_pylist()]
+    assert cards(page, "look-alikes") == ids[:12]
+    assert page.locator("#look-alikes-rows img").count() == 24
+    picked = page.locator("#look-alikes-list")
+    assert not picked.is_visible()
+    page.locator("#look-alikes-rows input").nth(3).check()
+    page.locator("#look-alikes-rows input").nth(0).check()
+    page.locator("#look-alikes-pager button", has_text="Next").click()
+    page.locator("#look-alikes-rows input").nth(2).check()
+    assert picked.inner_text() == "\n".join([ids[0], ids[3], ids[14]])
+    assert page.locator("#look-alikes-said").inner_text() == "3 images to leave out:"
+    page.locator("#look-alikes-pager button", has_text="Previous").click()
+    assert page.locator("#look-alikes-rows input").nth(3).is_checked(), "a tick stays when pages turn"
+    page.locator("#look-alikes-rows input").nth(3).uncheck()
+    assert picked.inner_text() == "\n".join([ids[0], ids[14]])
+    choose(page, "look-alikes", "sort", "verified")
+    assert cards(page, "look-alikes")[0] == ids[-1]
+    assert page.evaluate("window.hacked") is None
+
+
+def test_repeated_outputs_show_their_pictures(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    assert page.locator("#repeated .strip img").count() == 4
+    assert page.locator("#repeated .strip img").first.get_attribute("src").startswith("data:image/webp;base64,")

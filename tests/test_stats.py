@@ -241,3 +241,236 @@ def test_correlation_without_variation_or_rows_is_nan_and_warns_nobody() -> None
         assert math.isnan(stats.correlation(x, y).estimate.value)
     assert stats.correlation(np.r_[x, math.nan], np.r_[x, 3.0]).estimate.n == 6
     assert stats.correlation(x, x).estimate.high == pytest.approx(1)
+
+
+# P-values of several scores
+
+
+def p_values_by_definition(scores: np.ndarray, calibration: np.ndarray) -> list[float]:
+    """The docstring of `conformal_p_values`, image by image, with the quantiles of the whole."""
+    m, d = calibration.shape
+    found = []
+    for one in scores:
+        whole = np.sort(np.vstack([calibration, one]), axis=0)
+        ranks = [min(math.ceil(share * (m + 1)), m) for share in (0.9, 0.95)]
+        low, high = (whole[rank - 1] for rank in ranks)
+        scale = np.maximum(high - low, stats._LEAST_SCALE)
+
+        def highest(image: np.ndarray, low: np.ndarray = low, scale: np.ndarray = scale) -> float:
+            return max((image[column] - low[column]) / scale[column] for column in range(d))
+
+        at_least = sum(highest(each) >= highest(one) for each in calibration)
+        found.append((1 + at_least) / (m + 1))
+    return found
+
+
+grid = st.integers(-40, 40).map(lambda number: number / 8)  # exact in binary, so that ties are ties both ways
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.integers(2, 3), st.integers(1, 30), st.integers(0, 6))
+def test_p_values_of_several_scores_are_those_of_the_definition(data: st.DataObject, d: int, m: int, n: int) -> None:
+    def rows(count: int) -> np.ndarray:
+        drawn = data.draw(st.lists(grid, min_size=count * d, max_size=count * d))
+        return np.array(drawn, dtype=float).reshape(count, d)
+
+    scores, calibration = rows(n), rows(m)
+    expected = p_values_by_definition(scores, calibration)
+    assert stats.conformal_p_values(scores, calibration).tolist() == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-3, 3), max_size=12), st.lists(st.integers(-3, 3), max_size=12))
+def test_p_values_of_one_column_are_those_of_a_plain_list(scores: list[int], calibration: list[int]) -> None:
+    mine, known = np.array(scores, dtype=float), np.array(calibration, dtype=float)
+    found = stats.conformal_p_values(mine[:, None], known[:, None])
+    assert found.tolist() == stats.conformal_p_values(mine, known).tolist()
+
+
+def test_a_score_twice_is_worth_as_much_as_once(rng: np.random.Generator) -> None:
+    mine, known = rng.normal(size=(50, 1)), rng.normal(size=(80, 1))
+    found = stats.conformal_p_values(np.repeat(mine, 3, axis=1), np.repeat(known, 3, axis=1))
+    assert found.tolist() == stats.conformal_p_values(mine, known).tolist()
+
+
+def test_a_second_score_costs_nothing_where_it_tells_nothing(rng: np.random.Generator) -> None:
+    """A copy stands out in one column, and its p-value stays at its least whatever the other holds; Bonferroni's rule
+    would double it."""
+    known = rng.normal(size=(199, 2))
+    found = stats.conformal_p_values(np.array([[9.0, 0.0], [0.0, 9.0], [9.0, 9.0], [0.0, 0.0]]), known)
+    assert found[:3].tolist() == [1 / 200] * 3
+    assert found[3] > 0.2
+
+
+def test_an_image_with_a_missing_column_has_no_p_value_and_blocks_do_not_matter(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, known = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    mine[3, 1] = math.nan
+    whole = stats.conformal_p_values(mine, known)
+    assert np.flatnonzero(np.isnan(whole)).tolist() == [3]
+    monkeypatch.setattr(stats, "_BLOCK", 7 * known.size)
+    np.testing.assert_array_equal(stats.conformal_p_values(mine, known), whole)
+    empty = stats.conformal_p_values(mine[:5], np.zeros((0, 2)))
+    assert np.isnan(empty).tolist() == [False, False, False, True, False]
+    assert set(empty[~np.isnan(empty)]) == {1.0}
+
+
+LAWS = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "heavy": lambda rng, size: rng.standard_t(2, size=size),
+    "tied": lambda rng, size: np.round(rng.normal(size=size), 0),
+    "skewed": lambda rng, size: rng.exponential(size=size) ** 3,
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 20, 100])
+def test_p_values_of_several_scores_are_valid_at_any_size(law: str, d: int, m: int, rng: np.random.Generator) -> None:
+    """P(p <= a) <= a for an image drawn as the calibration images are, with columns that go together and differ in
+    scale. 4 deviations of slack: a test of 48 laws fails by chance once in a thousand runs at most, and the seed is
+    fixed."""
+    mixing, draws = np.eye(d) + 0.7, 4000
+    p_values = np.empty(draws)
+    for turn in range(draws):
+        whole = (LAWS[law](rng, (m + 1, d)) @ mixing) * np.array([1, 100, 0.01])[:d]
+        p_values[turn] = stats.conformal_p_values(whole[:1], whole[1:])[0]
+    for level in (0.01, 0.05, 0.1, 0.5):
+        assert (p_values <= level + 1e-12).mean() <= level + 4 * math.sqrt(level * (1 - level) / draws), level
+
+
+# Corrected proportions
+
+
+def corrected_by_hand(count: int, n: int, seen: tuple[int, int], false: tuple[int, int]) -> tuple[float, float, float]:
+    """Rogan & Gladen's estimate and the interval of Lang & Reiczigel (2014, eqs. 6-8), in their symbols."""
+    z = 1.959963984540054
+    value = (count / n + (1 - false[0] / false[1]) - 1) / (seen[0] / seen[1] + (1 - false[0] / false[1]) - 1)
+    n_, se_n, sp_n = n + z**2, seen[1] + 2, false[1] + 2
+    p = (n * (count / n) + z**2 / 2) / n_
+    se = (seen[0] + 1) / se_n
+    sp = (false[1] - false[0] + 1) / sp_n
+    theta = (p + sp - 1) / (se + sp - 1)
+    shift = 2 * z**2 * (theta * se * (1 - se) / se_n - (1 - theta) * sp * (1 - sp) / sp_n)
+    deviation = (
+        math.sqrt(p * (1 - p) / n_ + theta**2 * se * (1 - se) / se_n + (1 - theta) ** 2 * sp * (1 - sp) / sp_n)
+    ) / (se + sp - 1)
+    cut = [min(max(each, 0.0), 1.0) for each in (value, theta + shift - z * deviation, theta + shift + z * deviation)]
+    return cut[0], min(cut[1], cut[0]), max(cut[2], cut[0])
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "seen", "false"),
+    [
+        (30, 100, (90, 100), (5, 100)),
+        (0, 60, (50, 57), (1, 250)),
+        (60, 60, (57, 57), (0, 400)),
+        (3, 500, (20, 60), (3, 99)),
+    ],
+)
+def test_a_corrected_proportion_is_that_of_its_formulas(
+    count: int, n: int, seen: tuple[int, int], false: tuple[int, int]
+) -> None:
+    found = stats.corrected_proportion(count, n, seen, false)
+    assert (found.value, found.low, found.high) == pytest.approx(corrected_by_hand(count, n, seen, false), abs=1e-12)
+    assert found.n == n
+
+
+def test_a_corrected_proportion_of_a_hand_worked_case() -> None:
+    # Of 100, 30 positive; 90 % of the true ones are, and 5 % of the others: (.30 - .05) / (.90 - .05).
+    found = stats.corrected_proportion(30, 100, (90, 100), (5, 100))
+    assert found.value == pytest.approx(0.25 / 0.85)
+    assert stats.corrected_proportion(30, 100, (100, 100), (0, 100)).value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize(("sensitivity", "alarms"), [(0.98, 0.01), (0.8, 0.05), (0.5, 0.02)])
+@pytest.mark.parametrize(("n", "m"), [(100, 100), (400, 300)])
+def test_the_interval_of_a_corrected_proportion_covers_the_true_share(
+    share: float, sensitivity: float, alarms: float, n: int, m: int, rng: np.random.Generator
+) -> None:
+    draws, covered = 1500, 0
+    for _ in range(draws):
+        cases = rng.binomial(n, share)
+        count = rng.binomial(cases, sensitivity) + rng.binomial(n - cases, alarms)
+        found = stats.corrected_proportion(
+            int(count), n, (int(rng.binomial(120, sensitivity)), 120), (int(rng.binomial(m, alarms)), m)
+        )
+        covered += found.low - 1e-12 <= share <= found.high + 1e-12
+    assert covered / draws >= 0.93
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 80), st.data())
+def test_a_corrected_proportion_grows_with_its_count(n: int, tried: int, clean: int, data: st.DataObject) -> None:
+    seen, false = data.draw(st.integers(0, tried)), data.draw(st.integers(0, clean))
+    found = [stats.corrected_proportion(count, n, (seen, tried), (false, clean)) for count in range(n + 1)]
+    for one in found:
+        assert 0 <= one.low <= one.high <= 1
+        assert math.isnan(one.value) or one.low <= one.value <= one.high
+    if not math.isnan(found[0].value):
+        values = [one.value for one in found]
+        assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("n", "seen", "false"),
+    [(0, (5, 5), (0, 5)), (9, (0, 0), (0, 5)), (9, (5, 5), (0, 0)), (9, (1, 10), (1, 10)), (9, (1, 10), (9, 10))],
+)
+def test_a_test_that_tells_nothing_bounds_nothing(n: int, seen: tuple[int, int], false: tuple[int, int]) -> None:
+    found = stats.corrected_proportion(0, n, seen, false)
+    assert math.isnan(found.value)
+    assert (found.low, found.high, found.n) == (0.0, 1.0, n)
+
+
+@pytest.mark.parametrize(
+    ("count", "seen", "false"), [(10, (1, 2), (0, 2)), (-1, (1, 2), (0, 2)), (1, (3, 2), (0, 2)), (1, (1, 2), (-1, 2))]
+)
+def test_impossible_counts_are_refused(count: int, seen: tuple[int, int], false: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="counts must lie between"):
+        stats.corrected_proportion(count, 9, seen, false)
+
+
+# Excess
+
+
+def true_excess(line: float, share: float, far: float) -> float:
+    """How much more of (1 - share) N(0, 1) + share N(far, 1) lies above a line than of N(0, 1)."""
+    from scipy.stats import norm
+
+    return share * float(norm.sf(line - far) - norm.sf(line))
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 100), (200, 400)])
+def test_equal_laws_have_no_excess(n: int, m: int, rng: np.random.Generator) -> None:
+    bounds = [stats.excess(rng.normal(size=n), rng.normal(size=m))[0] for _ in range(600)]
+    assert np.mean(np.array(bounds) > 0) <= 0.05
+
+
+@pytest.mark.parametrize(("share", "far"), [(0.3, 1.0), (0.3, 6.0), (0.05, 6.0)])
+def test_the_bound_of_an_excess_holds_at_its_line(share: float, far: float, rng: np.random.Generator) -> None:
+    wrong = 0
+    for _ in range(400):
+        copies = rng.random(150) < share
+        bound, line = stats.excess(rng.normal(size=150) + far * copies, rng.normal(size=300))
+        assert math.isnan(line) == (bound == 0)
+        wrong += bound > 0 and bound > true_excess(line, share, far)
+    assert wrong / 400 <= 0.05
+
+
+def test_an_excess_survives_contamination_that_no_single_image_does(rng: np.random.Generator) -> None:
+    """Look-alikes among the others keep every single image from standing out; the whole still does."""
+    others = np.concatenate([rng.normal(size=391), np.full(6, 6.0)])
+    scores = np.concatenate([rng.normal(size=131), np.full(56, 5.9)])
+    assert not stats.benjamini_hochberg(stats.conformal_p_values(scores, others)).any()
+    bound, line = stats.excess(scores, others)
+    assert 0.1 < bound < 56 / 187
+    assert line < 5.9
+
+
+def test_an_excess_of_nothing_is_none() -> None:
+    for scores, others in (([], [1.0]), ([1.0], []), ([math.nan], [math.nan]), ([0.0], [1.0]), ([1.0] * 9, [1.0] * 9)):
+        bound, line = stats.excess(np.array(scores), np.array(others))
+        assert bound == 0
+        assert math.isnan(line)

@@ -10,6 +10,7 @@ from skimage.util import view_as_windows
 
 from copyscope import images, worlds
 from copyscope.copying import verify as verify_module
+from copyscope.copying.templates import SYMMETRIES, turned
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
@@ -124,3 +125,28 @@ def test_an_image_gone_since_it_was_described_is_black_and_the_others_keep_their
     found = Verify().thumbnails(corpus, np.array([0, 1, 2]), cache=tmp_path / "cache")
     np.testing.assert_array_equal(found[[0, 2]], Verify().shrink([pictures[0], pictures[2]]))
     assert not found[1].any()
+
+
+def test_a_picture_turned_by_any_symmetry_scores_as_upright():
+    verify, rng = Verify(), np.random.default_rng(7)
+    pictures = verify.shrink([worlds.picture(rng)[0] for _ in range(6)])
+    own = np.arange(6)[:, None]
+    for symmetry in range(SYMMETRIES):
+        copies = turned(pictures.transpose(0, 3, 1, 2), symmetry).transpose(0, 2, 3, 1)
+        assert verify.compare(copies, pictures, own).min() > 0.999
+        unturned = Verify(turn=False).compare(copies, pictures, own)
+        assert (unturned.min() > 0.999) == (symmetry in (0, 1))
+        # Without mirror images, the two quarter turns and the half turn are left.
+        rotated = Verify(flip=False).compare(copies, pictures, own)
+        assert (rotated.min() > 0.999) == (symmetry in (0, 3, 5, 6))
+
+
+def test_scores_of_pictures_that_are_not_turned_stay_to_the_bit():
+    rng = np.random.default_rng(8)
+    pictures = Verify().shrink([worlds.picture(rng)[0] for _ in range(12)])
+    candidates = np.tile(np.arange(12), (12, 1))
+    turning, upright = (Verify(turn=turn).compare(pictures, pictures, candidates) for turn in (True, False))
+    raised = turning != upright
+    assert (turning[raised] >= verify_module.TURNED).all()
+    assert (turning >= upright).all()
+    assert raised.mean() < 0.1

@@ -103,13 +103,17 @@ def report(
     if folder.is_file():
         from .copying.results import write_table
         from .files import write_file
-        from .guard_log import as_table, read_log, summed_up
+        from .guard_log import as_table, load, summed_up
         from .report.guard import render
 
-        records = read_log(folder)
+        log = load(folder)
         page = folder.with_suffix(".html")
-        write_file(page, lambda path: path.write_text(render(summed_up(records)), encoding="utf-8"))
-        write_table(folder.parent, folder.stem, as_table(records))
+        write_file(
+            page, lambda path: path.write_text(render(summed_up(log.records, log.n_unreadable)), encoding="utf-8")
+        )
+        write_table(folder.parent, folder.stem, as_table(log.records))
+        if log.n_unreadable:
+            print(f"{log.n_unreadable} lines of {folder} were not written whole: left out.", file=sys.stderr)
         print(f"Report: {page}")
         return
     schema = read_schema(folder)

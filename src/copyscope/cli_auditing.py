@@ -16,6 +16,7 @@ from .cli_options import (
     Generated,
     HeldOut,
     Out,
+    PartsWish,
     ProtocolName,
     Seed,
     Strict,
@@ -62,6 +63,13 @@ def audit(
             help="Plant altered copies of N training images, to measure how many would be seen. 0 leaves it out.",
         ),
     ] = 200,
+    parts: Annotated[
+        PartsWish,
+        typer.Option(
+            "--parts",
+            help="Look for training images set into parts of the pictures (grids, insets); auto: up to 20,000 of them.",
+        ),
+    ] = PartsWish.auto,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
     clip: Annotated[
@@ -109,7 +117,13 @@ def audit(
         show_json(
             {name: {"path": corpus.origin, "kind": corpus.kind, "n": len(corpus)} for name, corpus in corpora.items()}
             | {"protocol": found.name, "descriptor": found.descriptor, "threshold": found.threshold}
-            | {"fdr": fdr, "sensitivity": sensitivity, "seed": seed, "out": str(out) if out else None}
+            | {
+                "fdr": fdr,
+                "sensitivity": sensitivity,
+                "parts": parts.value,
+                "seed": seed,
+                "out": str(out) if out else None,
+            }
         )
         return
     from .copying.audit import audit as run
@@ -125,6 +139,7 @@ def audit(
             held_out_exclude=held_out_exclude,
             trust_held_out=trust_held_out,
             sensitivity=sensitivity,
+            parts=parts.value,
             fdr=fdr,
             clip=clip,
             seed=seed,

@@ -82,13 +82,16 @@ def curate(
     """
     from .captions import conditioned
     from .curate import duplicate, subset
+    from .deduplication import deduplicated, write_list
     from .export import write
 
     check_out(out)
+    dropped: list[dict[str, Any]] = []
     with progress_bar() as progress:
         made, left_out = opened(corpus, without, progress)
+        n_given = len(made)
         if drop_duplicates:
-            made = _deduplicated(made, drop_duplicates, protocol, workers, progress)
+            made, dropped = deduplicated(made, drop_duplicates, protocol, workers=workers, progress=progress)
         if n:
             made = subset(made, n, seed=seed)
         if captions:
@@ -97,33 +100,27 @@ def curate(
             made = conditioned(made, conditioning, seed=seed, class_column=class_column)
         made = duplicate(made, duplication, rate=rate, factor=factor, seed=seed)
         written = write(made, out, layout, progress=progress)
+        if dropped:
+            write_list(dropped, out / "dropped.csv")
     summary = {
         "schema": "copyscope.curate/1",
         "path": str(out),
         "kind": written.kind,
         "n": len(written),
         "n_duplicated": sum(made.table["duplicated"].to_pylist()),
+        "n_dropped": len(dropped),
+        "n_groups": len({row["group"] for row in dropped}),
         "n_missing": len(made) - len(written),
     } | left_out
     if as_json:
         show_json(summary)
         return
     print(f"{summary['n']} images in {out}, of which {summary['n_duplicated']} are duplicated")
+    if drop_duplicates in ("keep-one", "remove"):
+        groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
+        where = f"; listed in {out / 'dropped.csv'}" if dropped else ""
+        print(f"{len(dropped)} of {n_given} dropped ({groups}){where}")
     note_unreadable(len(made) - len(written))
-
-
-def _deduplicated(corpus: Corpus, how: str, protocol: str, workers: int | None, progress: Progress) -> Corpus:
-    from .copying.duplicates import duplicates
-    from .copying.embed import embed
-    from .copying.protocols import protocol as named
-    from .curate import down_weight, keep_one, remove
-
-    rules = named(protocol)
-    described = embed(corpus, rules.load(), workers=workers, progress=progress)
-    groups = duplicates(described, rules.duplicates, workers=workers, progress=progress)
-    if how == "remove":
-        return remove(groups.corpus, groups.rows[groups.sizes[groups.label] > 1])
-    return (keep_one if how == "keep-one" else down_weight)(groups.corpus, groups.rows, groups.label)
 
 
 def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) -> Corpus:

@@ -77,6 +77,14 @@ class FailOn(enum.Enum):
     upper = "upper"
 
 
+class PartsWish(enum.Enum):
+    """Whether an audit looks at parts of pictures."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 def check_out(out: Path | None) -> None:
     """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
     if out:

@@ -78,13 +78,18 @@ def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
 
     rows [m]: rows that were looked at. label [m]: the group of each. Rows not named, such as unreadable ones, stay.
     """
+    return remove(corpus, [row for row, kept in kept_rows(corpus, rows, label).items() if row != kept])
+
+
+def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
+    """Which row `keep_one` keeps of each row's group; itself for those that stay. Named as in `keep_one`."""
     width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
     kept: dict[int, int] = {}
     for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
         best = kept.setdefault(group, row)
         if (width[row] or 0) * (height[row] or 0) > (width[best] or 0) * (height[best] or 0):
             kept[group] = row
-    return remove(corpus, sorted({int(row) for row in rows} - set(kept.values())))
+    return {int(row): kept[int(group)] for row, group in zip(rows, label, strict=True)}
 
 
 def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:

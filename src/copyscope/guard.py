@@ -14,7 +14,9 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from . import guard_log
 from .copying.index import Hit, Index
 from .errors import InputError, Refused
 from .guard_log import Record
@@ -170,48 +173,113 @@ class Guard:
         if self.log is None:
             return
         try:
-            # One write of whole lines, at the end whoever else writes.
-            with self._writing, open(self.log, "ab", buffering=0) as file:
-                file.write(text.encode())
+            with self._writing:
+                guard_log.append(self.log, text)
         except OSError as error:
             raise InputError(f"Cannot write {self.log}: {error.strerror or error}.\nName another file") from None
 
 
 class Guarded:
-    """Called like what it guards, and returns the like, without copies. One call at a time."""
+    """Called like what it guards, and returns the like, without copies. One call at a time.
+
+    All other attributes are those of the pipeline, to read and to set: `guarded.to("cuda")`, `guarded.scheduler = ...`.
+    A method that gives the pipeline gives the guarded one; one that gives images is refused, since only calls are
+    guarded. What one reads of the pipeline (`guarded.unet`, `guarded.vae`) is not guarded.
+    """
+
+    # Names of the class's own, so that they hide none of the pipeline's.
+    __slots__ = ("__guard", "__kind", "__lock", "__pipe", "__weakref__")
+    __guard: Guard
+    __pipe: Any
+    __lock: contextlib.AbstractContextManager[Any]
+    __kind: type[Maker]
 
     def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
-        from .diffusion import makers, observed
+        from .diffusion import makers
 
-        self.guard, self.pipe, self._lock = guard, pipe, _lock_of(pipe)
-        self._kind = makers.kind_of(pipe)
-        policy = guard.policy
-        with self._lock:
-            self._kind.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
-            if not self._kind.watchable and (policy.look_at or guard.thresholds):
-                raise InputError(
-                    f"The steps of a {type(pipe).__name__} cannot be watched.\n"
-                    "Give a diffusers pipeline, or leave look_at and thresholds out"
-                )
-            if guard.thresholds and observed.fingerprint(self._kind.model(pipe)) != guard.thresholds.model:
-                raise InputError("The thresholds are of another model.\nCalibrate this one: guard calibrate")
+        if isinstance(pipe, Guarded):
+            raise InputError("The pipeline is guarded already.\nGuard the bare one, with the index of both")
+        own = {"guard": guard, "kind": makers.kind_of(pipe), "lock": _lock_of(pipe), "pipe": pipe}
+        for name, value in own.items():
+            object.__setattr__(self, f"_Guarded__{name}", value)
+        with self.__lock:
+            self.__check()
+
+    def __check(self) -> None:
+        from .diffusion import observed
+
+        guard, pipe, policy = self.__guard, self.__pipe, self.__guard.policy
+        self.__kind.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
+        if not self.__kind.watchable and (policy.look_at or guard.thresholds):
+            raise InputError(
+                f"The steps of a {type(pipe).__name__} cannot be watched.\n"
+                "Give a diffusers pipeline, or leave look_at and thresholds out"
+            )
+        if guard.thresholds and observed.fingerprint(self.__kind.model(pipe)) != guard.thresholds.model:
+            raise InputError("The thresholds are of another model.\nCalibrate this one: guard calibrate")
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """As the pipeline or function itself. Images that are no copies are those it makes, bit by bit; where it is
         given no generator (or seed), it gets one an image from the policy's seed, the number of the call and the row.
         Only the others are made again.
 
-        Raises Refused after all tries, where the policy says so; and InputError for what cannot be guarded.
+        Raises Refused after all tries, where the policy says so; and InputError for what cannot be guarded, and where
+        something comes back that is no image, or that may be read as another than it is.
         """
-        with self._lock:
-            return _Call(self.guard, self._maker, arguments, options).run()
+        with self.__lock:
+            return _Call(self.__guard, self.__maker, arguments, options).run()
 
-    def _maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
+    def __maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
         from .diffusion.makers import Watching
 
-        guard = self.guard
+        guard = self.__guard
         signals = tuple(guard.thresholds.signals) if guard.thresholds else ()
-        return self._kind(self.pipe, arguments, options, Watching(look, signals, guard.policy.look_at, guard.nearest))
+        return self.__kind(
+            self.__pipe, arguments, options, Watching(look, signals, guard.policy.look_at, guard.nearest)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # Those would lead past the guard (`__wrapped__`), or belong to the class (`__array__`, `__deepcopy__`).
+        if name.startswith(("__", "_Guarded__")):
+            raise AttributeError(f"a guarded object has no attribute {name!r}")
+        found = getattr(self.__pipe, name)
+        if not inspect.isroutine(found):
+            return found
+
+        @functools.wraps(found)
+        def method(*arguments: Any, **options: Any) -> Any:
+            from .diffusion.returned import has_images
+
+            with self.__lock:
+                result = found(*arguments, **options)
+            if has_images(result):
+                raise InputError(f"{name} gave images, and only calls are guarded.\nCall the guarded object itself")
+            return self if result is self.__pipe else result
+
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            raise AttributeError(f"{name!r} of a guarded object cannot be set")
+        with self.__lock:
+            had, before = hasattr(self.__pipe, name), getattr(self.__pipe, name, None)
+            setattr(self.__pipe, name, value)
+            try:
+                self.__check()
+            except Exception:
+                if had:
+                    setattr(self.__pipe, name, before)
+                raise
+
+    def __delattr__(self, name: str) -> None:
+        with self.__lock:
+            delattr(self.__pipe, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(type(self)), *dir(self.__pipe)})
+
+    def __repr__(self) -> str:
+        return f"Guarded({self.__pipe!r})"
 
 
 class _Call:
@@ -237,7 +305,7 @@ class _Call:
             rung = self._rung(attempt)
             made = self.maker.again(rows, rung, seed_of) if rows else self.maker.first(seed_of)
             rows = rows or list(range(len(self.maker.prompts)))
-            hits = self.hits if made.share is not None else self.guard.judge(made.pictures())
+            hits = self.hits if made.share is not None else self._judged(made.views)
             flagged = self._flagged(made, len(rows))
             copies = [
                 self.guard.is_copy(hit, attempt > 0) or bool(flags and self.policy.signals == "hit")
@@ -285,6 +353,15 @@ class _Call:
     def _look(self, share: float, estimates: list[Image]) -> bool:
         self.hits = self.guard.judge(estimates)
         return all(self.guard.is_copy(hit) for hit in self.hits)
+
+    def _judged(self, views: Sequence[Sequence[Image]]) -> list[Hit | None]:
+        """Of each image, the hit of the view of it that is most like a training image."""
+        found = iter(self.guard.judge([view for each in views for view in each]))
+
+        def nearness(hit: Hit | None) -> tuple[bool, float]:
+            return self.guard.is_copy(hit), -math.inf if hit is None else -(hit.p_value or 0.0)
+
+        return [max(itertools.islice(found, len(each)), key=nearness) for each in views]
 
     def _seeds(self, attempt: int) -> Callable[[int], int]:
         def seed_of(row: int) -> int:

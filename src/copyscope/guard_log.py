@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from . import __version__, stats
 from .errors import InputError
 
 SCHEMA = "copyscope.guard_log/1"
+START = json.dumps({"schema": SCHEMA})[:-1].encode()
+"""How a line begins."""
 SHOWN = 500
 """Most rows of the report's table, the last ones."""
 
@@ -63,19 +66,81 @@ class Record:
         return {"schema": SCHEMA} | dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """records: those of a file. n_unreadable: how many of its lines are not whole, as a full disk or a kill leaves
+    them."""
+
+    records: list[Record]
+    n_unreadable: int = 0
+
+
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a log. Raises InputError where it is none; a last line that was not written whole is left out."""
-    names = [field.name for field in dataclasses.fields(Record)]
+    """The records of a log; lines that were not written whole are left out. Raises InputError where it is none."""
+    return load(path).records
+
+
+def load(path: str | os.PathLike[str]) -> Log:
+    """As `read_log`, and says how many lines cannot be read."""
     try:
-        *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        if any(row["schema"] != SCHEMA for row in rows):
+        lines = [line for line in Path(path).read_bytes().split(b"\n") if line.strip(b"\0\r ")]
+        records, n_unreadable = [], 0
+        for line in lines:
+            torn, begin, record = line.rpartition(START)
+            try:
+                row = json.loads(begin + record) if begin else _other(line)
+                records.append(_record(row))
+            except (ValueError, RecursionError):
+                torn = line
+            # A writer that does not know of the tear goes on with its line.
+            n_unreadable += bool(torn)
+        # Of a log whose first line was torn, that is all there is.
+        if lines and not records and not any(line.startswith(START[:12]) or START.startswith(line) for line in lines):
             raise ValueError
-        for row in rows:
-            row |= {name: tuple(row[name]) for name in ("rung", "flagged", "box") if row[name] is not None}
-        return [Record(**{name: row[name] for name in names}) for row in rows]
+        return Log(records, n_unreadable)
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no log of a guard.\nGive a file that Guard(log=...) wrote") from None
+
+
+def append(path: Path, text: str) -> None:
+    """Appends whole lines, on a line of their own even where the last writer was cut off. Raises OSError."""
+    data = text.encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        if data and not _ends_whole(path, file):
+            data = b"\n" + data
+        # One write, if the system takes it whole: then the lines stay together whoever else writes.
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+
+
+def _ends_whole(path: Path, file: int) -> bool:
+    """Whether what is there ends with a whole line."""
+    there = os.fstat(file)
+    if not stat.S_ISREG(there.st_mode) or there.st_size == 0:
+        return True
+    try:
+        with open(path, "rb") as reader:
+            reader.seek(-1, os.SEEK_END)
+            return reader.read(1) == b"\n"
+    except OSError:  # It may be written only: an empty line does no harm.
+        return False
+
+
+def _other(line: bytes) -> Any:
+    """What a line says that does not begin as ours. Raises ValueError if it is torn, TypeError if it is another's."""
+    row = json.loads(line)
+    if isinstance(row, dict) and row.get("schema") == SCHEMA:
+        return row
+    raise TypeError
+
+
+def _record(row: dict[str, Any]) -> Record:
+    names = [field.name for field in dataclasses.fields(Record)]
+    row |= {name: tuple(row[name]) for name in ("rung", "flagged", "box") if row[name] is not None}
+    return Record(**{name: row[name] for name in names})
 
 
 def as_table(records: Sequence[Record]) -> pa.Table:
@@ -93,8 +158,8 @@ class Report:
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def summed_up(records: Sequence[Record]) -> Report:
-    """Counts over a log. An image counts once it was delivered or refused."""
+def summed_up(records: Sequence[Record], n_unreadable: int = 0) -> Report:
+    """Counts over a log, of which so many lines cannot be read. An image counts once it was delivered or refused."""
     actions = collections.Counter(record.action for record in records)
     n = actions["delivered"] + actions["refused"]
     firsts = [record for record in records if record.attempt == 0]
@@ -119,6 +184,7 @@ def summed_up(records: Sequence[Record]) -> Report:
         "n_images": n,
         "n_tries": len(records),
         "n_stopped": sum(record.look is not None for record in records),
+        "n_unreadable": n_unreadable,
         "n_flagged": sum(bool(record.flagged) for record in records),
         "first_copies": copies.as_dict(),
         "refused": refused.as_dict(),

@@ -1,9 +1,10 @@
 """The only place that decodes, resizes or writes images: path or bytes -> uint8 [h w 3], RGB, 0..255.
 
 How every kind of image becomes RGB is part of what a number means, so it is fixed here and told in `docs/corpora.md`:
-EXIF orientation is applied, transparency is composited over white, 16-bit and deeper grey is rescaled, the first frame
-or page stands for the file, colour profiles are ignored. Whatever cannot be read raises ImageError with a short reason;
-no other exception and no warning of the decoder (Pillow) escapes. All functions are safe to call from many threads.
+EXIF orientation is applied, transparency is composited over white (a white drawing over black), 16-bit and deeper grey
+is rescaled, the first frame or page stands for the file, colour profiles are ignored. Whatever cannot be read raises
+ImageError with a short reason; no other exception and no warning of the decoder (Pillow) escapes. All functions are
+safe to call from many threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .deep_grey import deep_grey
 from .errors import ImageError
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ def decode(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image:
 
     Raises ImageError, whose message says why, for whatever cannot be read: no such file, empty, not an image,
     truncated, corrupt, or more than `max_pixels` pixels, at most MAX_PIXELS.
+    """
+    return decode_layers(source, max_pixels)[0]
+
+
+def decode_layers(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Image, Image | None]:
+    """As `decode`, and where the image is transparent the same over the other background: black for white.
+
+    Two transparent images show the same only where they do so over both.
     """
     with _quiet:
         try:
@@ -217,7 +227,7 @@ def _open_file(path: str | Path) -> Any:
         raise ImageError(f"cannot be opened: {_reason(error)}") from None
 
 
-def _decode(file: Any, max_pixels: int) -> Image:
+def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -233,79 +243,43 @@ def _decode(file: Any, max_pixels: int) -> Image:
         if isinstance(error, MemoryError):
             raise
         raise ImageError(_unreadable(_NAMES.get(picture.format, picture.format), error)) from None
-    return _upright(_rgb(picture), _orientation(picture))
+    orientation = _orientation(picture)
+    seen, behind = _layers(picture)
+    return _upright(seen, orientation), None if behind is None else _upright(behind, orientation)
+
+
+def _layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
+    """Pixels uint8 [h w 3] of a loaded picture of any mode, not yet turned upright; over both backgrounds if needed.
+
+    White is the background, unless nothing would be seen: a white drawing is composited over black.
+    """
+    if picture.mode == "F" or picture.mode.startswith("I") or not picture.has_transparency_data:
+        return _rgb(picture), None
+    picture = picture.convert("RGBA")
+    alpha = picture.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return _array(picture.convert("RGB")), None
+    layers = []
+    for colour in ("white", "black"):
+        ground = _pillow().new("RGB", picture.size, colour)
+        ground.paste(picture, mask=alpha)
+        layers.append(_array(ground))
+    white, black = layers
+    # A level or two is rounding.
+    return (black, white) if white.min() >= 253 and black.max() > 2 else (white, black)
 
 
 def _rgb(picture: Pillow.Image) -> Image:
-    """Pixels uint8 [h w 3] of a loaded picture of any mode, not yet turned upright."""
+    """Pixels uint8 [h w 3] of a loaded opaque picture of any mode."""
     mode = picture.mode
-    if mode == "RGB" and "transparency" not in picture.info:
+    if mode == "RGB":
         return np.array(picture)
     if mode == "F" or mode.startswith("I"):
-        return _deep_grey(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = _pillow().new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture.getchannel("A"))
-        return _array(white)
+        return deep_grey(picture)
     try:
         return _array(picture.convert("RGB"))
     except ValueError:
         raise ImageError(f"the colour space {mode} is not supported") from None
-
-
-def _deep_grey(picture: Pillow.Image) -> Image:
-    """Grey of more than 8 bits, which Pillow's own conversion would clip to white, rescaled to uint8 [h w 3].
-
-    16-bit: v / 257, rounded, so that 65535 becomes 255. 32-bit integers and floats do not say what white is: the
-    smallest of the ranges 0..1 (floats only), 0..255 and 0..65535 that holds every value is taken, and else
-    minimum..maximum is stretched. Not-a-number counts as 0.
-    """
-    values = np.asarray(picture)
-    tags = getattr(picture, "tag_v2", {})
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        white = 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample: Pillow keeps 12 bits as they are
-        levels = ((np.minimum(np.arange(65536), white) * 255 + white // 2) // white).astype(np.uint8)
-        transparent = picture.info.get("transparency")
-        if isinstance(transparent, int) and 0 <= transparent <= 65535:  # PNG: the one value that is see-through
-            levels[transparent] = 255
-
-        def scaled(block: NDArray[Any]) -> NDArray[Any]:
-            found: NDArray[np.uint8] = levels[np.clip(block, 0, 65535)]
-            return found
-
-    else:
-        low, high = _range(values)
-        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)
-        fits = [limit for limit in ranges if low >= 0 and high <= limit]
-        low, high = (0.0, fits[0]) if fits else (low, high)
-        scale = 255 / max(high - low, np.finfo(np.float64).tiny)
-
-        def scaled(block: NDArray[Any]) -> NDArray[Any]:
-            found: NDArray[np.float64] = np.rint((_finite(block) - low) * scale)
-            return found
-
-    image = np.empty((*values.shape, 3), dtype=np.uint8)
-    for block in _row_blocks(values):  # arithmetic on the whole of a large image would take gigabytes
-        image[block] = scaled(values[block])[..., None]
-    if picture.format == "TIFF" and tags.get(262) == 0:  # PhotometricInterpretation: 0 is white
-        np.subtract(255, image, out=image)
-    return image
-
-
-def _range(values: NDArray[Any]) -> tuple[float, float]:
-    ends = [(block.min(), block.max()) for block in (_finite(values[rows]) for rows in _row_blocks(values))]
-    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
-
-
-def _finite(block: NDArray[Any]) -> NDArray[np.float64]:
-    return np.nan_to_num(block.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _row_blocks(values: NDArray[Any]) -> list[slice]:
-    """Slices of rows of about a million values each."""
-    step = max(1, 1_000_000 // values.shape[1])
-    return [slice(top, top + step) for top in range(0, values.shape[0], step)]
 
 
 def _orientation(picture: Pillow.Image) -> int:

@@ -97,7 +97,7 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
     if scores.shape[1] == 1:
         at_least = m - np.searchsorted(np.sort(calibration[:, 0]), scores[:, 0], side="left")
         return np.where(np.isnan(scores[:, 0]), np.nan, (1 + at_least) / (m + 1))
-    ordered = np.pad(np.sort(calibration, axis=0), ((1, 1), (0, 0)), mode="edge")
+    ordered = np.pad(np.sort(calibration, axis=0), ((1, 0), (0, 0)), constant_values=-math.inf)
     low, high = (
         # The k-th smallest of the calibration scores and the image's own.
         np.clip(scores, ordered[k - 1], ordered[k])

@@ -27,6 +27,8 @@ from .duplicates import Groups, duplicates
 from .embed import embed
 from .gallery import gallery
 from .judge import Judgement, judge
+from .match import Matches
+from .part_search import PartSearch
 from .protocols import protocol as named_protocol
 from .quality import quality
 from .repeats import SAME, repeated_outputs
@@ -52,10 +54,15 @@ class Audit:
     tables: dict[str, pa.Table]
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder.
+
+        Where calibration images score as light copies do, `look-alikes.csv` lists them: without the rows of those that
+        shall stay it is a list for `held_out_exclude`.
+        """
         from copyscope.report import render
 
-        return save_result(folder, self.summary, self.tables, render(self))
+        lists = {"look-alikes": self.tables["look_alikes"]} if "look_alikes" in self.tables else {}
+        return save_result(folder, self.summary, self.tables, render(self), lists)
 
     @classmethod
     def load(cls, folder: str | Path) -> Audit:
@@ -91,6 +98,7 @@ def audit(
     held_out_exclude: str | Path | None = None,
     trust_held_out: bool = False,
     sensitivity: int = GROUPS,
+    parts: str = "auto",
     fdr: float = FDR,
     clip: str | Path | None = None,
     seed: int = 0,
@@ -112,6 +120,8 @@ def audit(
         trust_held_out: calibrate on held-out images even where they are of another kind than the generated ones.
         sensitivity: training groups of which copies are planted, to measure how many would be seen; 0 = none, and then
             the answer is never "no copies found".
+        parts: look for training images that are set into parts of the pictures (grids, insets): "on", "off", or "auto",
+            which looks where the training images are at most 20,000.
         fdr: false discovery rate of the list of copies, in (0, 1).
         clip: local folder of a CLIP model, to measure how the generated images agree with their prompts.
         seed: of the random samples taken.
@@ -152,12 +162,14 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
+    searched, why_parts = PartSearch.for_audit(parts, described["train"], descriptor, verify, **options)
     judgement = judge(
         described,
         groups,
         descriptor,
         verify,
         sensitivity=sensitivity,
+        parts=searched,
         trust_held_out=trust_held_out,
         n_excluded=n_excluded,
         fdr=fdr,
@@ -191,7 +203,7 @@ def audit(
         "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
         "look_alikes": judgement.look_alikes,
     }
-    tables["thumbnails"] = gallery(described, tables)
+    tables["thumbnails"] = gallery(described, tables, (group["ids"] for group in repeated.as_dict()["groups"]))
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (
@@ -216,6 +228,7 @@ def audit(
         "estimated_rate": judged.estimated_rate.as_dict(),
         "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
         "excess": judged.excess,
+        "parts": {"looked": searched is not None, "why": why_parts},
         "n_likeness": int(judged.likeness.sum()),
         "n_blank": {name: int(each.sum()) for name, each in judgement.blank.items()},
         "repeated_outputs": repeated.as_dict(),
@@ -258,6 +271,7 @@ def audit(
                 "held_out_exclude": str(held_out_exclude) if held_out_exclude else None,
                 "trust_held_out": trust_held_out,
                 "sensitivity": sensitivity,
+                "parts": parts,
             },
             seed,
         ),
@@ -287,7 +301,7 @@ def _without(corpus: Corpus, listed: str | Path, progress: Progress | None) -> t
     left, removed = removals.leave_out(corpus, removals.read_list(listed), progress=progress)
     if not removed.n_removed:
         raise InputError(
-            f"No image of {corpus.origin} is named in {listed}.\nGive ids as the audit's look_alikes table has them"
+            f"No image of {corpus.origin} is named in {listed}.\nGive ids as look-alikes.csv of the audit has them"
         )
     return left, removed.n_removed
 
@@ -324,14 +338,13 @@ def _generated_table(judgement: Judgement, groups: Groups, why: Causes) -> pa.Ta
             "prompt": pa.array(prompts, pa.string()),
             "match": trained.corpus.pick("id", matched).take(match_),
             "match_captions": trained.corpus.pick("captions", matched).take(match_),
-            "score": column(matches.of_best(matches.nearest.score), pa.float32()),
-            "verified": column(matches.of_best(matches.verified), pa.float32()),
-            "combined": column(matches.of_best(matches.combined), pa.float32()),
+            **{name: column(values, pa.float32()) for name, values in matches.scores.items()},
             "similarity": column(matches.similarity, pa.float32()),
             "p_value": column(judged.p_values, pa.float64()),
             "copied": column(judged.copied, pa.bool_()),
             "likeness": column(judged.likeness, pa.bool_()),
             "blank": column(judgement.blank["generated"], pa.bool_()),
+            "box": _boxes(matches, position),
             "group_size": column(found, pa.int64()),
             "next_match": next_ids.take(next_),
             "next_score": column(matches.next_score, pa.float32()),
@@ -341,8 +354,18 @@ def _generated_table(judgement: Judgement, groups: Groups, why: Causes) -> pa.Ta
     )
 
 
+def _boxes(matches: Matches, position: NDArray[np.int64]) -> pa.Array:
+    """The part [x, y, width, height] that each match was found in; null where it is that of the whole."""
+    found: list[list[float] | None] = [None] * len(position)
+    if matches.parts is not None and matches.by_part is not None:
+        for row in np.flatnonzero(position >= 0):
+            if matches.by_part[position[row]]:
+                found[row] = matches.parts.box[position[row]].tolist()
+    return pa.array(found, pa.list_(pa.float32()))
+
+
 def _copies(table: pa.Table) -> list[dict[str, Any]]:
-    keys = ["id", "match", "score", "verified", "combined", "p_value", "group_size", "prompt"]
+    keys = ["id", "match", "score", "verified", "combined", "p_value", "group_size", "prompt", "box"]
     copied = table.filter(pa.compute.fill_null(table["copied"], False)).select(keys)
     return list(copied.sort_by([("combined", "descending"), ("id", "ascending")]).to_pylist())
 

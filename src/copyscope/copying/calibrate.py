@@ -21,6 +21,7 @@ from .causes import representatives
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
+from .part_search import PartSearch
 from .replication import OWN_LEVEL, Calibration
 from .search import search
 from .spread_search import nearest_by
@@ -48,6 +49,7 @@ def held_out(
     groups: Groups,
     verify: Verify,
     *,
+    parts: PartSearch | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -63,7 +65,7 @@ def held_out(
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
     )
-    matches = match(clean, train, verify, labels=groups.label, **options)
+    matches = match(clean, train, verify, labels=groups.label, parts=parts, **options)
     return Calibration("held-out", matches.evidence, int(alike.sum()), RULE), matches, alike
 
 
@@ -80,7 +82,7 @@ def controls(
         images: made without the fine-tuning, from the same prompts as the generated images.
         train: the training images, in `groups` of near-duplicates.
         verify: the pixel comparison.
-        options: `cache`, `workers`, `engine` and `progress` of `match`.
+        options: `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
     """
     matches = match(images, train, verify, labels=groups.label, **options)
     return Calibration("controls", matches.evidence, 0, CONTROL_RULE), matches
@@ -184,25 +186,40 @@ class Baseline:
         calibration: of method "baseline".
         similarity: float32 [n], of each training image to the nearest outside its own group; NaN where its group is the
             whole set, and where the images lie in cells, for all but a sample of SIMILARITY_SAMPLE.
-        own: float [b 2], combined and pixel score of the sample.
+        own: float [b 2], combined and pixel score of the sample; [b 3] with that of the best part, where parts were
+            looked at.
     """
 
     calibration: Calibration
     similarity: NDArray[np.float32]
     own: NDArray[np.float32]
 
-    def beyond(self, matches: Matches) -> NDArray[np.bool_]:
+    def beyond(self, matches: Matches, calibration: NDArray[np.floating[Any]] | None = None) -> NDArray[np.bool_]:
         """Which queries [n] are nearer to the training set than training images are to one another, by pixels too.
 
         A model tuned on thirty photographs of one dog draws that dog, nearer to the training set than any control
         image. A new view of it is to the training set what each training image is to the others: it passes both scores
         of all but OWN_LEVEL of them with a probability of at most OWN_LEVEL (conformal, as `stats`).
+
+        An image whose part stands out more than the whole from the `calibration` images, float [m d], is judged by its
+        part: nearer than all but OWN_LEVEL of the training images have a part near to others.
         """
-        mine = np.stack([matches.combined.max(axis=1), _pixels(matches)], axis=1)
-        p_values = np.stack([stats.conformal_p_values(mine[:, j], self.own[:, j]) for j in range(2)], axis=1)
+        mine = _nearness(matches)
+        p_values = np.stack(
+            [stats.conformal_p_values(mine[:, j], self.own[:, j]) for j in range(mine.shape[1])], axis=1
+        )
         # Fewer than 19 training images cannot give so small a p-value: then it is being beyond all of them that counts.
-        level = max(OWN_LEVEL, 1 / (len(self.own) + 1))
-        return np.asarray((p_values <= level * (1 + 1e-12)).all(axis=1), dtype=bool)
+        small = p_values <= max(OWN_LEVEL, 1 / (len(self.own) + 1)) * (1 + 1e-12)
+        if calibration is None or self.own.shape[1] == 2:
+            return np.asarray(small[:, :2].all(axis=1), dtype=bool)
+        by_part = matches.rests_on_part(calibration)
+        return np.asarray(np.where(by_part, small[:, -1], small[:, :2].all(axis=1)), dtype=bool)
+
+
+def _nearness(matches: Matches) -> NDArray[np.float32]:
+    """Highest combined and pixel score of each query [n 2], and with parts [n 3] that of its best part."""
+    columns = [matches.combined.max(axis=1), _pixels(matches)]
+    return np.stack(columns if matches.parts is None else [*columns, matches.parts.score], axis=1)
 
 
 def _pixels(matches: Matches) -> NDArray[np.float32]:
@@ -216,6 +233,7 @@ def baseline(
     groups: Groups,
     verify: Verify,
     *,
+    parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -251,14 +269,16 @@ def baseline(
         verify,
         labels=groups.label,
         own=groups.label[some],
+        parts=parts,
         cache=cache,
         workers=workers,
         engine=engine,
         progress=progress,
     )
     there = np.isfinite(matches.evidence).all(axis=1)
-    own = np.stack([matches.combined.max(axis=1), _pixels(matches)], axis=1)[there]
-    return Baseline(Calibration("baseline", matches.evidence[there], 0, BASELINE_RULE), scores, own)
+    return Baseline(
+        Calibration("baseline", matches.evidence[there], 0, BASELINE_RULE), scores, _nearness(matches)[there]
+    )
 
 
 def removed_ids(images: Embeddings, alike: NDArray[np.bool_]) -> list[str]:

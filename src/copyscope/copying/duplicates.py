@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
+from copyscope.images import Image
 from copyscope.machine import Progress, let_go
 
 from .cells import in_cells
 from .components import ROUNDING, by_cells, components, merged
 from .embed import Embeddings, Work, compute
+from .pixel_groups import join_turned, same_picture_groups
 from .search import Nearest, search
 from .sharing import normalise
 from .verify import Verify
@@ -41,7 +43,9 @@ class Groups:
     rows: corpus rows [n]. label: group of each [n]; groups are numbered by size, the largest first.
     exact: how many images of the corpus have the very same pixels, itself counted [n]; 1 outside groups of two or more.
     kind: of each group [g]: "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or
-    "none" for a group of one. n_chained: connected components that were loose chains and were split.
+    "none" for a group of one. n_chained: connected components that were loose chains and were split. confirmed: every
+    image of a group is the same picture as another of it by its pixels (`compare_pixels`); else the descriptor alone
+    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not.
     """
 
     corpus: Corpus
@@ -51,6 +55,8 @@ class Groups:
     kind: list[str]
     threshold: float
     n_chained: int
+    n_look_alikes: int = 0
+    confirmed: bool = False
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -86,6 +92,8 @@ class Groups:
             "partial": kinds.count("partial"),
             "uncaptioned": kinds.count("uncaptioned"),
             "largest": int(sizes.max(initial=0)),
+            "n_look_alikes": self.n_look_alikes,
+            "confirmed": self.confirmed,
             "threshold": self.threshold,
             "chains": (
                 f"loose chains split: {self.n_chained}; every image is at least {self.threshold:g} alike to the centre "
@@ -113,9 +121,13 @@ def duplicates(
     look-alikes the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
     threshold to it (`split_chains=False` keeps the components as they are). An image left without near-duplicates then
-    joins those that the second look finds to be the same picture (`verify=None` leaves that out). Exact duplicates are
-    told by decoded pixels, not by file. Above EXACT_ROWS of `cells` pairs are looked for
-    within cells, and some are missed; there an engine may look for them, whose machines share the cache.
+    joins those that the second look finds to be the same picture. Look-alikes, pages of text for one, are as near to
+    each other as near-duplicates; so all that is joined must be the same picture by its pixels too, and blank images
+    are in no group; then groups are joined that are one picture turned by quarters. `verify=None` leaves all of this
+    out. Exact duplicates are told by decoded pixels, over two backgrounds where they are transparent, not by file.
+
+    Above EXACT_ROWS of `cells` pairs are looked for within cells, and some are missed, turned ones all; there an engine
+    may look for them, whose machines share the cache.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
@@ -135,10 +147,21 @@ def duplicates(
     if verify is not None and again:
         options = {"cache": cache, "workers": workers, "progress": progress}
         label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
+    n_look_alikes = 0
+    if verify is not None:
+        pixels: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+        alike = len(_of_groups(label, 2))
+        label = same_picture_groups(embeddings, label, **pixels)
+        n_look_alikes = alike - len(_of_groups(label, 2))
+        if cells is None:
+            label = join_turned(embeddings, label, verify, **pixels)
     label = _by_size(label)
     exact = _exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
-    return Groups(embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained)
+    confirmed = verify is not None
+    return Groups(
+        embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained, n_look_alikes, confirmed
+    )
 
 
 def _stars(embeddings: Embeddings, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
@@ -308,7 +331,8 @@ def _exact(
     exact = np.ones(len(label), dtype=np.int64)
     if len(grouped) == 0:
         return exact
-    work = Work("pixels", "sha256 of height, width and RGB values", 32, np.uint8, _pixel_digests)
+    key = "sha256 of height, width and RGB values, over both backgrounds"
+    work = Work("pixels", key, 32, np.uint8, _pixel_digests, True)
     few = embeddings.corpus.take(embeddings.rows[grouped])
     _, read, digests = compute(few, work, cache=cache, workers=workers, progress=progress)
     _, inverse, counts = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
@@ -316,8 +340,11 @@ def _exact(
     return exact
 
 
-def _pixel_digests(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    digests = [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in images]
+def _pixel_digests(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:
+    digests = []
+    for image, behind in pictures:
+        content = repr(image.shape).encode() + image.tobytes() + (b"" if behind is None else behind.tobytes())
+        digests.append(hashlib.sha256(content).digest())
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
 
 

@@ -41,13 +41,17 @@ LOT = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them."""
+    """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them.
+
+    layers: `function` is given what `images.decode_layers` gives of each, not the image alone.
+    """
 
     name: str
     key: str
     dim: int
     dtype: DTypeLike
-    function: Callable[[list[Image]], NDArray[Any]]
+    function: Callable[[list[Any]], NDArray[Any]]
+    layers: bool = False
 
     def store(self, cache: str | Path | None) -> ContentStore:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
@@ -376,15 +380,18 @@ def _describe(batch: _Batch, work: Work) -> _Done:
     errors: dict[bytes, str] = {}
     digests: list[bytes] = []
     decoded: list[Image] = []
+    given: list[Any] = []
     for digest, content in zip(batch.digests, batch.contents, strict=True):
         try:
-            decoded.append(images.decode(content))
+            layers = images.decode_layers(content)
+            decoded.append(layers[0])
+            given.append(layers if work.layers else layers[0])
             digests.append(digest)
         except ImageError as error:
             errors[digest] = str(error)
     values = np.zeros((0, work.dim), work.dtype)
     if decoded:
-        values = np.asarray(work.function(decoded), dtype=work.dtype)
+        values = np.asarray(work.function(given), dtype=work.dtype)
         if values.shape != (len(decoded), work.dim):
             raise CopyscopeError(f"{work.name} gave values of shape {values.shape}, not {(len(decoded), work.dim)}")
     keys = np.array(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,13 +24,23 @@ ROWS = 300
 GROUPS = 60
 OF_A_GROUP = 8
 CARDS = 100
+LOOK_ALIKES = 24
 
 
-def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa.Table:
+def gallery(
+    described: dict[str, Embeddings], tables: dict[str, pa.Table], repeated: Iterable[Sequence[str]] = ()
+) -> pa.Table:
     """Thumbnails (corpus, id, image as WebP) of what a report shows first.
 
-    The ROWS highest scoring generated images with their match and the next best, the first images of the GROUPS largest
-    near-duplicate groups, and the CARDS first risk cards. An image that can no longer be read is left out.
+    The ROWS highest scoring generated images with their match and the next best, the first LOOK_ALIKES calibration
+    images that score as light copies do with the training image they are like, the first images of the GROUPS largest
+    near-duplicate groups and of as many groups of repeated outputs, and the CARDS first risk cards. An image that can
+    no longer be read is left out.
+
+    Args:
+        described: the corpora, among them those whose images are shown.
+        tables: of an audit or a lint: "groups", "risk", and where there are any "generated" and "look_alikes".
+        repeated: ids of the generated images of each group of repeated outputs, the largest group first.
     """
     wanted: dict[tuple[str, str], None] = {}
     if "generated" in tables:
@@ -41,6 +52,12 @@ def gallery(described: dict[str, Embeddings], tables: dict[str, pa.Table]) -> pa
                 ("train", row["match"]): None,
                 ("train", row["next_match"]): None,
             }
+    calibrator = next((name for name in ("held-out", "control") if name in described), None)
+    if calibrator and "look_alikes" in tables:
+        for row in tables["look_alikes"].slice(0, LOOK_ALIKES).select(["id", "match"]).to_pylist():
+            wanted |= {(calibrator, row["id"]): None, ("train", row["match"]): None}
+    for ids in itertools.islice(repeated, GROUPS):
+        wanted |= {("generated", name): None for name in ids[:OF_A_GROUP]}
     group = tables["groups"]["group"].to_numpy()
     first = np.sort(np.unique(group, return_index=True)[1])[:GROUPS]
     members = [np.flatnonzero(group == group[at])[:OF_A_GROUP] for at in first]

@@ -7,6 +7,7 @@ is compared, or most of it; here what fills a sixth to a third of the picture.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from copyscope.images import Image
 from copyscope.machine import cores
 
 from .search import one_blas_thread
-from .verify import inverse_norms, shrinking, summed_areas, unit_templates
+from .templates import inverse_norms, shrinking, summed_areas, unit_templates
 
 SIDE = 64
 SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
@@ -66,7 +67,7 @@ def find(
     def task(picture: int) -> None:
         there = np.flatnonzero(candidates[picture] >= 0)
         if len(there):
-            found = _in_one(pictures.pixels[picture], references[candidates[picture, there]])
+            found = places(pictures.pixels[picture], references[candidates[picture, there]], SHARES)
             scores[picture, there], boxes[picture, there] = found[0], _box(found[1], pictures.extent[picture])
 
     with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
@@ -74,36 +75,49 @@ def find(
     return scores, boxes
 
 
-def _in_one(picture: NDArray[np.uint8], references: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Best score [k] of references [k s s 3], mirrored or not, in one canvas; left, top, side [k 3] of it in pixels."""
+def places(
+    picture: NDArray[np.uint8], references: NDArray[np.uint8], shares: Sequence[float]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Where in one picture references fit best, and how well.
+
+    Args:
+        picture: uint8 [h w 3].
+        references: uint8 [k s s 3]; of each the central CORE is laid over the picture, mirrored or not.
+        shares: sides of the references as shares of the picture's shorter side.
+
+    Returns:
+        Scores [k] in [-1, 1], and left, top and side of the core in pixels of the picture, and 1 where mirrored [k 4].
+    """
     from scipy.fft import irfft2, rfft2
 
     plane = picture.astype(np.float32).transpose(2, 0, 1)[None]
+    height, width = shape = picture.shape[:2]
     spectrum, tables = rfft2(plane), summed_areas(plane)
     size = references.shape[1]
     margin = round(size * (1 - CORE) / 2)
     inner = references[:, margin : size - margin, margin : size - margin].astype(np.float32).transpose(0, 3, 1, 2)
     best = np.full(len(references), -1, np.float32)
-    place = np.zeros((len(references), 3), np.int64)
-    for share in SHARES:
-        side = round(share * CORE * SIDE)
+    place = np.zeros((len(references), 4), np.int64)
+    for share in shares:
+        side = round(share * CORE * min(shape))
         shrink = shrinking(inner.shape[-1], side)
         template = unit_templates(np.asarray(shrink @ inner @ shrink.T, np.float32))
         norms = inverse_norms(tables, side)
-        for one in (template, template[..., ::-1]):
-            product = (spectrum * np.conj(rfft2(one, s=(SIDE, SIDE)))).sum(axis=1)
-            free = SIDE - side + 1
-            found = (irfft2(product, s=(SIDE, SIDE))[:, :free, :free] * norms).reshape(len(references), -1)
+        rows, columns = height - side + 1, width - side + 1
+        for mirrored, one in enumerate((template, template[..., ::-1])):
+            product = (spectrum * np.conj(rfft2(one, s=shape))).sum(axis=1)
+            found = (irfft2(product, s=shape)[:, :rows, :columns] * norms).reshape(len(references), -1)
             at = found.argmax(axis=1)
             score = found[np.arange(len(references)), at]
             higher = score > best
             best[higher] = score[higher]
-            place[higher] = np.stack([at % free, at // free, np.full(len(at), side)], axis=1)[higher]
+            where = [at % columns, at // columns, np.full(len(at), side), np.full(len(at), mirrored)]
+            place[higher] = np.stack(where, axis=1)[higher]
     return best, place
 
 
 def _box(place: NDArray[np.int64], filled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Boxes [k 4] in shares of the picture of left, top, side [k 3] of the core in pixels of the canvas."""
+    """Boxes [k 4] in shares of the picture of `places` [k 4] in pixels of the canvas."""
     margin = place[:, 2] * (1 / CORE - 1) / 2
     low = np.maximum(np.stack([place[:, 0] - margin, place[:, 1] - margin], axis=1) / SIDE, 0)
     high = np.stack([place[:, 0] + place[:, 2] + margin, place[:, 1] + place[:, 2] + margin], axis=1) / SIDE

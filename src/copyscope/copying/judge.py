@@ -19,6 +19,7 @@ from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings
 from .match import Matches, match
+from .part_search import PartSearch
 from .replication import FDR, Calibration, Planted, Verdict, verdict
 from .sensitivity import GROUPS, planted_copies
 from .verify import Verify
@@ -65,6 +66,7 @@ def judge(
     verify: Verify,
     *,
     sensitivity: int = GROUPS,
+    parts: PartSearch | None = None,
     trust_held_out: bool = False,
     n_excluded: int = 0,
     fdr: float = FDR,
@@ -79,6 +81,7 @@ def judge(
         descriptor: what described them.
         verify: the pixel comparison.
         sensitivity: training groups of which copies are planted; 0 = sensitivity is not measured.
+        parts: looks for training images in parts of the images too; None = nobody looks.
         trust_held_out: calibrate on held-out images even where they are of another kind.
         n_excluded: held-out images that a person took out before.
         fdr: false discovery rate of the list of copies.
@@ -88,34 +91,39 @@ def judge(
     generated, train = described["generated"], described["train"]
     settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
     blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
-    matches = match(generated, train, verify, labels=groups.label, **options)
-    baseline = calibrate.baseline(train, groups, verify, seed=seed, **options)
+    matches = match(generated, train, verify, labels=groups.label, parts=parts, **options)
+    # Where training images stand in for unseen ones, or a copy must be beyond them, their parts are looked at too.
+    own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None
+    baseline = calibrate.baseline(train, groups, verify, parts=own_parts, seed=seed, **options)
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None
     if "held-out" in described:
         held = without_rows(described["held-out"], blank["held-out"])
-        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, **options)
+        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, parts=parts, **options)
         removed = calibrate.removed_ids(held, alike)
         differs = calibrate.differs(compared.queries.vectors, generated.vectors, train.vectors, seed=seed)
     elif "control" in described:
         control = without_rows(described["control"], blank["control"])
-        calibration, compared = calibrate.controls(control, train, groups, verify, **options)
+        calibration, compared = calibrate.controls(control, train, groups, verify, parts=parts, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
+
+    def beyond(found: Matches) -> NDArray[np.bool_] | None:
+        return baseline.beyond(found, calibration.scores) if calibration.method == "controls" else None
+
     planted = None
     if sensitivity:
-        copies = planted_copies(train, groups, descriptor, verify, n_groups=sensitivity, seed=seed, **options)
-        planted = {
-            kind: Planted(each.evidence, baseline.beyond(each) if calibration.method == "controls" else None)
-            for kind, each in copies.items()
-        }
+        copies = planted_copies(
+            train, groups, descriptor, verify, n_groups=sensitivity, parts=parts, seed=seed, **options
+        )
+        planted = {kind: Planted(each.evidence, beyond(each)) for kind, each in copies.items()}
     judged = verdict(
         matches.evidence,
         calibration,
         planted=planted,
         identical=matches.identical,
         blank=blank["generated"],
-        beyond_own=baseline.beyond(matches) if calibration.method == "controls" else None,
+        beyond_own=beyond(matches),
         differs=None if trust_held_out else differs,
         n_missing=generated.n_missing,
         fdr=fdr,
@@ -146,9 +154,7 @@ def _look_alikes(compared: Matches | None, judged: Verdict) -> pa.Table:
         {
             "id": queries.corpus.pick("id", queries.rows[rows]),
             "match": references.corpus.pick("id", references.rows[compared.match[rows]]),
-            "score": compared.of_best(compared.nearest.score)[rows],
-            "verified": compared.of_best(compared.verified)[rows],
-            "combined": compared.of_best(compared.combined)[rows],
+            **{name: values[rows] for name, values in compared.scores.items()},
         },
         LOOK_ALIKES,
     )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .coarse import coarse_vectors
+from .coarse import coarse_vectors, turned_vectors
 from .codes import Rows
 from .insets import find
 from .match import combine
 from .search import NOTHING, Nearest
+from .templates import SYMMETRIES
 from .verify import Verify
 from .windows import BOXES, Looks
 
@@ -70,9 +71,9 @@ def locate(
     **options: Any,
 ) -> Found:
     """Candidates for every picture: as `match` finds them, the k nearest to the whole, the first `verify.top` verified;
-    the `verify.top` whose coarse vectors are nearest to those of the whole, mirrored or not; with windows, the
-    `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the `verify.top`
-    parts of training images that are nearest to the whole.
+    the `verify.top` whose coarse vectors are nearest to those of the whole, under any of the eight symmetries; with
+    windows, the `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the
+    `verify.top` parts of training images that are nearest to the whole.
 
     own: labels of the pictures [n] and of the training images [m]; images of a picture's own label do not count.
     options: `workers` and `progress` of `search`.
@@ -136,11 +137,12 @@ def _wholes(
     own: Own | None,
     options: dict[str, Any],
 ) -> Found:
-    """The rows nearest to each whole picture, and besides those nearest by coarse vectors, mirrored or not."""
+    """The rows nearest to each whole picture, and besides those nearest by coarse vectors under any symmetry."""
     index, score, seen = nearest.index[:, 0], nearest.score[:, 0], verify.top
     if coarse is not None:
-        both = [coarse_vectors(each) for each in (looks.thumbnails, looks.thumbnails[:, :, ::-1])]
-        more, _ = _to_any(_nearest(np.stack(both, axis=1), coarse, seen, exact, own, options), seen)
+        upright = coarse_vectors(looks.thumbnails)
+        every = np.stack([turned_vectors(upright, symmetry) for symmetry in range(SYMMETRIES)], axis=1)
+        more, _ = _to_any(_nearest(every, coarse, seen, exact, own, options), seen)
         more[(more[:, :, None] == index[:, None, :seen]).any(axis=2)] = -1
         score = np.concatenate([rows.similarities(looks.vectors[:, 0], more), score], axis=1)
         index = np.concatenate([more, index], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,12 @@ from .search import NOTHING, Nearest
 from .spread_search import nearest_by
 from .verify import Verify
 
+if TYPE_CHECKING:
+    from .part_search import Parts, PartSearch
+
 K = 50
-EVIDENCE = ("similarity", "combined")
-"""The columns of `Matches.evidence`."""
+EVIDENCE = ("similarity", "combined", "part")
+"""The columns of `Matches.evidence`; the last only where parts were looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Matches:
     nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
     of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate
     group of the best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
-    highest combined score.
+    highest combined score. parts: the best part of each query; None = not looked at. by_part [n]: whose match is that
+    of its part; None = of none.
     """
 
     queries: Embeddings
@@ -41,6 +45,8 @@ class Matches:
     next_index: NDArray[np.int64]
     next_score: NDArray[np.float32]
     chosen: NDArray[np.intp] | None = None
+    parts: Parts | None = None
+    by_part: NDArray[np.bool_] | None = None
 
     @property
     def similarity(self) -> NDArray[np.float32]:
@@ -57,8 +63,10 @@ class Matches:
 
     @property
     def evidence(self) -> NDArray[np.float32]:
-        """What a verdict weighs [n EVIDENCE]: highest similarity and highest combined score of each query."""
-        return np.stack([self.nearest.score.max(axis=1), self.combined.max(axis=1)], axis=1)
+        """What a verdict weighs [n d]: highest similarity and highest combined score of each query, and that of its
+        best part where parts were looked at."""
+        columns = [self.nearest.score.max(axis=1), self.combined.max(axis=1)]
+        return np.stack(columns if self.parts is None else [*columns, self.parts.score], axis=1)
 
     @property
     def best(self) -> NDArray[np.intp]:
@@ -74,7 +82,7 @@ class Matches:
 
         Args:
             queries: bool [n], whose match to choose.
-            calibration: float [m EVIDENCE], evidence of images that are no copies.
+            calibration: float [m d], evidence of images that are no copies.
         """
         rows = np.flatnonzero(queries)
         if not len(rows) or not len(calibration):
@@ -82,18 +90,37 @@ class Matches:
         low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
         scores = np.stack([self.nearest.score[rows], self.combined[rows]], axis=2)
         best = self.best.copy()
-        best[rows] = ((scores - low) / np.maximum(high - low, 1e-3)).max(axis=2).argmax(axis=1)
-        return dataclasses.replace(self, chosen=best)
+        best[rows] = ((scores - low[:2]) / np.maximum(high - low, 1e-3)[:2]).max(axis=2).argmax(axis=1)
+        by_part = self.rests_on_part(calibration) & queries if self.parts else None
+        return dataclasses.replace(self, chosen=best, by_part=by_part)
 
-    def of_best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values [n k] at the best match [n]."""
-        return np.take_along_axis(values, self.best[:, None], axis=1)[:, 0]
+    def rests_on_part(self, calibration: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Of which queries [n] the score of the part stands out more than those of the whole, as `choose` has it."""
+        if self.parts is None or not len(calibration):
+            return np.zeros(len(self.queries.rows), dtype=bool)
+        low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
+        out = (self.evidence - low) / np.maximum(high - low, 1e-3)
+        return np.asarray((out[:, 2] > out[:, :2].max(axis=1)) & (self.parts.match >= 0), dtype=bool)
+
+    def of_best(self, values: NDArray[np.float32], of_part: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Values [n k] at the best match [n]; of queries whose match is that of a part, the values `of_part` [n]."""
+        found: NDArray[np.float32] = np.take_along_axis(values, self.best[:, None], axis=1)[:, 0]
+        return found if self.by_part is None or of_part is None else np.where(self.by_part, of_part, found)
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """Similarity ("score"), pixel score ("verified") and combined score of each query [n] and its match."""
+        whole = (self.nearest.score, self.verified, self.combined)
+        parts = self.parts
+        of_part = (None, None, None) if parts is None else (parts.similarity, parts.verified, parts.score)
+        found = (self.of_best(*each) for each in zip(whole, of_part, strict=True))
+        return dict(zip(("score", "verified", "combined"), found, strict=True))
 
     @property
     def match(self) -> NDArray[np.int64]:
         """Position of the match of each query among the readable references [n]; -1 where there is none."""
         found: NDArray[np.int64] = np.take_along_axis(self.nearest.index, self.best[:, None], axis=1)[:, 0]
-        return found
+        return found if self.by_part is None or self.parts is None else np.where(self.by_part, self.parts.match, found)
 
     @property
     def identical(self) -> NDArray[np.bool_]:
@@ -141,6 +168,7 @@ def match(
     labels: NDArray[np.int64] | None = None,
     own: NDArray[np.int64] | None = None,
     thumbnails: NDArray[np.uint8] | None = None,
+    parts: PartSearch | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -150,7 +178,7 @@ def match(
 
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
     query [n], which does not count for it (a training image against the others). thumbnails: of the queries, as
-    `verify.thumbnails` gives them, where they are at hand.
+    `verify.thumbnails` gives them, where they are at hand. parts: looks for references in parts of the queries too.
 
     References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
@@ -177,7 +205,9 @@ def match(
             thumbnails = verify.thumbnails(queries.corpus, queries.rows, cache=cache, **options)
         theirs = verify.thumbnails(references.corpus, references.rows[used], cache=cache, **options)
         verified[:, : verify.top] = verify.compare(thumbnails, theirs, slots, **options)
-    matches = Matches(queries, references, found, verified, *_empty_next(len(queries.rows)))
+    matches = Matches(
+        queries, references, found, verified, *_empty_next(len(queries.rows)), parts=parts(queries) if parts else None
+    )
     next_index, next_score = _next_group(matches, labels, own, workers)
     return dataclasses.replace(matches, next_index=next_index, next_score=next_score)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,17 @@ from .embed import Embeddings
 PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 
 
-def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, pa.Table], page: str) -> Path:
-    """Write a result; while it is being written the folder has no `summary.json`, so no reader takes it for whole."""
+def save_result(
+    folder: str | Path,
+    summary: dict[str, Any],
+    tables: dict[str, pa.Table],
+    page: str,
+    lists: Mapping[str, pa.Table] | None = None,
+) -> Path:
+    """Write a result; while it is being written the folder has no `summary.json`, so no reader takes it for whole.
+
+    lists: tables by name that people edit: `NAME.csv`, without rows none.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +44,8 @@ def save_result(folder: str | Path, summary: dict[str, Any], tables: dict[str, p
         raise unwritable(folder, error) from None
     for name, table in tables.items():
         write_table(folder, name, table)
+    for name, table in (lists or {}).items():
+        _write_list(folder / f"{name}.csv", table)
     write_file(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -53,6 +66,22 @@ def check_folder(folder: Path) -> None:
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
     """`NAME.parquet` in `folder`, which is made if it is not there. Raises InputError when it cannot be written."""
     write_file(folder / f"{name}.parquet", lambda path: pq.write_table(table, path))
+
+
+def _write_list(file: Path, table: pa.Table) -> None:
+    """A table as CSV; without rows the file is taken away, so that no list of an earlier result stays."""
+    if not len(table):
+        file.unlink(missing_ok=True)
+        return
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(table.column_names)
+            for row in table.to_pylist():
+                writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row.values()])
+
+    write_file(file, write)
 
 
 def failures(described: dict[str, Embeddings]) -> pa.Table:

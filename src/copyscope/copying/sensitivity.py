@@ -23,6 +23,7 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file
+from copyscope.images import Image
 from copyscope.machine import cores
 
 from .alterations import KINDS, VERSION, alter
@@ -33,6 +34,7 @@ from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
+from .part_search import PartSearch
 from .verify import Verify
 
 GROUPS = 200
@@ -51,6 +53,7 @@ def planted_copies(
     verify: Verify,
     *,
     n_groups: int = GROUPS,
+    parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -66,6 +69,7 @@ def planted_copies(
         groups: their near-duplicate groups.
         descriptor: what describes them; that of `train`.
         verify: the pixel comparison of the audit.
+        parts: looks for the training images in parts of the copies too.
         n_groups: how many training groups to draw at most, at least 1. Kinds outside MUST_SEE get half as many.
         seed: of the sample and of the alterations, at least 0.
         cache: folder of the content store; None = the user's cache.
@@ -90,30 +94,23 @@ def planted_copies(
     key = hashlib.sha256(repr((facts, corpus.table["sha256"].to_pylist())).encode()).hexdigest()[:24]
     root = cache_folder(cache)
     file = root / "planted" / f"{key}.parquet"
-    if not file.is_file():
-        made = _made(corpus, descriptor, verify, seed, workers, progress)
+    if not file.is_file() or (parts and not parts.knows(_described(pq.read_table(file), train, corpus.origin))):
+        made = _made(corpus, descriptor, verify, seed, parts, workers, progress)
         with told(root):
             write_file(file, lambda path: pq.write_table(made, path))
     table = pq.read_table(file)
     found = {}
     for kind in KINDS:
         rows = table.filter(pa.compute.equal(table["kind"], kind))
-        vectors = np.array(rows["vector"].to_pylist(), np.float32).reshape(len(rows), -1)
         thumbnails = np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8)
-        queries = Embeddings(
-            Corpus(rows, f"{kind} copies of {corpus.origin}", "planted").settled(),
-            np.arange(len(rows)),
-            vectors,
-            train.descriptor,
-            train.fingerprint,
-        )
         if len(rows):
             found[kind] = match(
-                queries,
+                _described(rows, train, f"{kind} copies of {corpus.origin}"),
                 train,
                 verify,
                 labels=groups.label,
                 thumbnails=thumbnails.reshape(len(rows), verify.size, verify.size, 3),
+                parts=parts,
                 cache=cache,
                 workers=workers,
                 **options,
@@ -121,8 +118,21 @@ def planted_copies(
     return found
 
 
+def _described(table: pa.Table, train: Embeddings, origin: str) -> Embeddings:
+    """Planted copies as generated images are; their files are gone."""
+    vectors = np.array(table["vector"].to_pylist(), np.float32).reshape(len(table), -1)
+    corpus = Corpus(table, origin, "planted").settled()
+    return Embeddings(corpus, np.arange(len(table)), vectors, train.descriptor, train.fingerprint)
+
+
 def _made(
-    corpus: Corpus, descriptor: Descriptor, verify: Verify, seed: int, workers: int | None, progress: Any
+    corpus: Corpus,
+    descriptor: Descriptor,
+    verify: Verify,
+    seed: int,
+    parts: PartSearch | None,
+    workers: int | None,
+    progress: Any,
 ) -> pa.Table:
     """Planted copies of the images of a corpus: its columns, and `kind`, `source`, `vector` and `thumbnail`."""
     with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
@@ -135,6 +145,8 @@ def _made(
                 writer.write_table(pa.Table.from_pylist(piece, schema))
         described = embed(Corpus.open(file), descriptor, **settings)
         thumbnails = verify.thumbnails(described.corpus, described.rows, **settings)
+        if parts:
+            parts(described)  # kept by content for the match to come
     if not len(described.rows):
         raise InputError(f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0")
     table = described.corpus.take(described.rows).table
@@ -151,17 +163,18 @@ def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[d
 
     def copies(task: tuple[int, bytes, bytes]) -> list[dict[str, Any]]:
         row, content, other = task
-        try:
-            image, background = images.decode(content), images.decode(other)
-        except ImageError:  # gone or changed since it was described
+        image, background = _decoded(content), _decoded(other)
+        if image is None:  # gone or changed since it was described
             return []
         found = []
         for number, kind in enumerate(KINDS):
-            if kind not in MUST_SEE and row % every:
+            if (kind not in MUST_SEE and row % every) or (kind == "part" and background is None):
                 continue
             for turn in range(rounds):
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 6, row, number, turn]))
-                picture = images.encode(alter(image, kind, rng, background), "jpeg", QUALITY)
+                picture = images.encode(
+                    alter(image, kind, rng, image if background is None else background), "jpeg", QUALITY
+                )
                 name = corpus.id_of(row)
                 found.append({"id": f"{kind}/{turn}/{name}", "kind": kind, "source": name, "image": picture})
         return found
@@ -176,3 +189,10 @@ def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[d
             # The picture that a part is set into is the next one of the sample.
             tasks = [(row, content, batch[place - 1][1]) for place, (row, content) in enumerate(batch)]
             yield [each for found in pool.map(copies, tasks) for each in found]
+
+
+def _decoded(content: bytes) -> Image | None:
+    try:
+        return images.decode(content)
+    except ImageError:
+        return None

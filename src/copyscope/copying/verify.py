@@ -2,8 +2,8 @@
 
 A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is
 the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over
-every place of the other, either in the other, mirrored or not: 1 for the same picture up to contrast, so also for a
-crop of it or for it set small into another, and about a half for unrelated ones.
+every place of the other, either in the other, mirrored or turned by quarters: 1 for the same picture up to contrast, so
+also for a crop of it or for it set small into another, and about a half for unrelated ones.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.machine import Progress, cores
 
+from .coarse import coarse_vectors, turned_vectors
 from .embed import Work, compute
 from .search import one_blas_thread
+from .templates import SYMMETRIES, Planes, inverse_norms, shrinking, summed_areas, turned, unit_templates
 
-Planes = NDArray[np.float32]
 Spectra = NDArray[np.complex64]
 
 CHUNK = 64
+# Turned by quarters, two pictures are compared under the one symmetry that the coarse pixels like best, where they like
+# it better than upright and by LIKELY at least; and the score counts from TURNED on: what strangers reach upright may
+# not rise because they were looked at from all sides.
+LIKELY, TURNED = 0.5, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Verify:
     top: candidates a query. size: side of the thumbnails in pixels (shorter side resized, central square). core: share
     of the side that is compared at full size; what is cut off leaves room for shifts. zooms: sides to which the whole
     picture is shrunk besides, as shares; so much may have been cropped, or so small may it be set. flip: mirror too.
+    turn: by quarters and by half too, and with `flip` mirrored so; of these the one that fits best by coarse vectors.
     """
 
     top: int = 8
@@ -42,6 +48,7 @@ class Verify:
     core: float = 0.875
     zooms: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6)
     flip: bool = True
+    turn: bool = True
 
     def __str__(self) -> str:
         fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
@@ -113,82 +120,97 @@ class Verify:
     ) -> Planes:
         """Scores [p] of the pairs (query, reference)."""
         query, reference = pairs
-        theirs = _Looks(self, references)
-        best = np.full(len(query), -1, dtype=np.float32)
-        for pictures in (queries, queries[:, :, ::-1]) if self.flip else (queries,):
-            mine = _Looks(self, pictures)
-            for at in range(1 + len(self.zooms)):
-                np.maximum(best, mine.found_in(theirs, at, query, reference), out=best)
-                np.maximum(best, theirs.found_in(mine, at, reference, query), out=best)
+        mine, theirs = _Looks.of(self, queries), _Looks.of(self, references)
+        best = mine.laid_over(theirs, query, reference)
+        if self.flip:
+            flipped = _Looks.of(self, queries[:, :, ::-1])
+            np.maximum(best, flipped.laid_over(theirs, query, reference), out=best)
+        if self.turn:
+            symmetry = self._best_turn(queries, references, query, reference)
+            for one in np.unique(symmetry[symmetry > 0]).tolist():
+                chosen = np.flatnonzero(symmetry == one)
+                rows, place = np.unique(query[chosen], return_inverse=True)
+                found = mine.turned(rows, one).laid_over(theirs, place.ravel(), reference[chosen])
+                best[chosen] = np.where(found >= TURNED, np.maximum(best[chosen], found), best[chosen])
         return best
 
+    def _best_turn(
+        self,
+        queries: NDArray[np.uint8],
+        references: NDArray[np.uint8],
+        query: NDArray[np.intp],
+        reference: NDArray[np.intp],
+    ) -> NDArray[np.int64]:
+        """The symmetry [p] under which each pair is to be compared besides; 0 where none is likely to agree."""
+        one, other = coarse_vectors(queries), coarse_vectors(references)[reference]
+        # Reversing the columns alone, or the rows, or swapping both is a mirror image: of two, three or one bits an odd
+        # number is set.
+        symmetries = [each for each in range(SYMMETRIES) if self.flip or each.bit_count() % 2 == 0]
+        alike = np.stack([np.einsum("pd,pd->p", turned_vectors(one, each)[query], other) for each in symmetries])
+        upright = 2 if self.flip else 1
+        best = upright + alike[upright:].argmax(axis=0)
+        likely = alike[upright:].max(axis=0) > np.maximum(alike[:upright].max(axis=0), LIKELY)
+        return np.where(likely, np.array(symmetries)[best], 0)
 
+
+@dataclasses.dataclass(frozen=True)
 class _Looks:
-    """Pictures [n s s 3] prepared to be found in others and to have others found in them."""
+    """Pictures [n s s 3] prepared to be found in others and to have others found in them.
 
-    def __init__(self, verify: Verify, pictures: NDArray[np.uint8]) -> None:
-        from scipy.fft import rfft2
+    planes: the pictures [n 3 s s]. units: of each size, unit templates [n 3 w w]. templates: their spectra, conjugate.
+    inverse_norms: of each size, of all places.
+    """
 
-        size = self.size = verify.size
+    planes: Planes
+    units: list[Planes]
+    inverse_norms: list[Planes]
+    spectra: Spectra
+    templates: list[Spectra]
+
+    @classmethod
+    def of(cls, verify: Verify, pictures: NDArray[np.uint8]) -> _Looks:
+        size = verify.size
         planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
-        self.spectra: Spectra = rfft2(planes)
         margin = round(size * (1 - verify.core) / 2)
         templates: list[Planes] = [planes[:, :, margin : size - margin, margin : size - margin]]
         for zoom in verify.zooms:
             shrink = shrinking(size, round(zoom * size))
             templates.append(np.asarray(shrink @ planes @ shrink.T, np.float32))
-        self.sides = [template.shape[-1] for template in templates]
-        self.templates: list[Spectra] = [
-            np.conj(rfft2(unit_templates(template), s=(size, size))) for template in templates
-        ]
         tables = summed_areas(planes)
-        self.inverse_norms = [inverse_norms(tables, side) for side in self.sides]
+        norms = [inverse_norms(tables, template.shape[-1]) for template in templates]
+        return cls._prepared(planes, [unit_templates(template) for template in templates], norms)
+
+    @classmethod
+    def _prepared(cls, planes: Planes, units: list[Planes], norms: list[Planes]) -> _Looks:
+        from scipy.fft import rfft2
+
+        size = planes.shape[-1]
+        return cls(planes, units, norms, rfft2(planes), [np.conj(rfft2(unit, s=(size, size))) for unit in units])
+
+    def turned(self, rows: NDArray[np.intp], symmetry: int) -> _Looks:
+        """Some of the pictures under a symmetry. The norms of windows turn with the picture."""
+        planes, units, norms = self.planes, self.units, self.inverse_norms
+        return self._prepared(
+            turned(planes[rows], symmetry),
+            [turned(unit[rows], symmetry) for unit in units],
+            [turned(norm[rows], symmetry) for norm in norms],
+        )
+
+    def laid_over(self, others: _Looks, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
+        """Scores [p] of pictures `mine` [p] and `theirs` [p]: either found in the other, at every size."""
+        best = np.full(len(mine), -1, dtype=np.float32)
+        for at in range(len(self.units)):
+            np.maximum(best, self.found_in(others, at, mine, theirs), out=best)
+            np.maximum(best, others.found_in(self, at, theirs, mine), out=best)
+        return best
 
     def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
         from scipy.fft import irfft2
 
+        size = self.planes.shape[-1]
         product = np.einsum("pchw,pchw->phw", others.spectra[theirs], self.templates[at][mine])
-        places = self.size - self.sides[at] + 1
-        correlation = irfft2(product, s=(self.size, self.size))[:, :places, :places]
+        places = size - self.units[at].shape[-1] + 1
+        correlation = irfft2(product, s=(size, size))[:, :places, :places]
         best: Planes = (correlation * others.inverse_norms[at][theirs]).max(axis=(1, 2))
         return best
-
-
-def shrinking(size: int, side: int) -> Planes:
-    """The linear map [side size] that resizes a row of pixels by the antialiased triangle filter."""
-    scale = size / side
-    centres = (np.arange(side) + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(size)[None, :] - centres[:, None]) / scale)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-
-
-def unit_templates(templates: Planes) -> Planes:
-    """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
-    centred = templates - templates.mean(axis=(2, 3), keepdims=True)
-    norms = np.sqrt(np.einsum("nchw,nchw->n", centred, centred))[:, None, None, None]
-    return np.asarray(centred * _inverse(norms, templates.shape[-1]), np.float32)
-
-
-def summed_areas(planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Summed-area tables [n 3 s+1 s+1] of planes [n 3 s s] and of their squares."""
-    values = np.pad(planes.astype(np.float64), ((0, 0), (0, 0), (1, 0), (1, 0)))
-    return values.cumsum(axis=2).cumsum(axis=3), np.square(values).cumsum(axis=2).cumsum(axis=3)
-
-
-def inverse_norms(tables: tuple[NDArray[np.float64], NDArray[np.float64]], side: int) -> Planes:
-    """1 / length [n p p] of every window of `side`, each channel's mean taken off; 0 for flat ones."""
-    plain, squares = (
-        table[:, :, side:, side:]
-        - table[:, :, :-side, side:]
-        - table[:, :, side:, :-side]
-        + table[:, :, :-side, :-side]
-        for table in tables
-    )
-    variation = (squares - plain**2 / side**2).sum(axis=1)
-    return _inverse(np.sqrt(np.maximum(variation, 0)).astype(np.float32), side)
-
-
-def _inverse(norms: Planes, side: int) -> Planes:
-    # Below a grey level of contrast there is only rounding noise to correlate.
-    return np.where(norms < side, np.float32(0), 1 / np.maximum(norms, np.float32(1e-6)))

@@ -78,18 +78,22 @@ def look_at(
     small = np.zeros((len(rows), SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
     if local:
         vectors = np.concatenate([vectors, window_vectors(filled, rows, descriptor, **options)], axis=1)
-        work = Work("canvases", f"fit to {SIDE_OF_CANVAS}", small[:1].size, np.uint8, _canvases)
-        small = _values(filled, rows, work, options.get("cache"), _without_cache(options)).reshape(small.shape)
+        small = canvases(filled, rows, **options)
     sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
     return filled, rows, Looks(vectors, verify.thumbnails(filled, rows, **options), Canvases.of(small, sizes))
 
 
-def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
-    return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
+def canvases(
+    corpus: Corpus, rows: NDArray[np.intp], *, cache: str | Path | None = None, **options: Any
+) -> NDArray[np.uint8]:
+    """Canvases [n s s 3] of the images in `rows`, kept by content; black for an image that is gone by now."""
 
+    def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
+        return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
 
-def _without_cache(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "cache"}
+    size = SIDE_OF_CANVAS
+    work = Work("canvases", f"fit to {size}", 3 * size**2, np.uint8, shrink)
+    return _values(corpus, rows, work, cache, options).reshape(-1, size, size, 3)
 
 
 def window_vectors(

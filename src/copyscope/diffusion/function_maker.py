@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from copyscope.errors import InputError
 
-from . import applied
+from . import applied, returned
 from .denoiser import FindNearest
-from .makers import Ladder, Made, Maker, SeedOf, Watching, generator
+from .makers import OUTPUTS, Ladder, Made, Maker, SeedOf, Watching, generator, has_length
 from .mitigations import SAMPLING, OnCaption
 
 SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -23,7 +20,8 @@ SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 class FunctionCall(Maker):
     """A call of any function of a prompt, or of prompts [m], that gives images: a list, an array [n h w 3], one image,
     or something with these as `images`; n is a multiple of m. Its `seed` or `generator`, where it takes one and was
-    given none, is one a call. An image is made again by a call for its prompt alone.
+    given none, is one a call. An image is made again by a call for its prompt alone; or, where other arguments may hold
+    something a prompt, by a call for all of them, of which it alone is taken.
     """
 
     watchable = False
@@ -48,7 +46,12 @@ class FunctionCall(Maker):
         if not isinstance(prompt, (str, list)) or parameters[self.name].kind in SEVERAL:
             raise InputError("There is no prompt.\nGive a text or a list of texts first, or as `prompt`")
         self.prompt: str | list[str] = prompt
+        form = told.get("output_type")
+        if isinstance(form, str) and form not in OUTPUTS:
+            raise InputError(f"output_type {form!r} cannot be guarded: it may hold no pictures.\nTake 'pil' or 'np'")
         self.takes = seed_argument(made_by)
+        self.seeds = isinstance(told.get(self.takes or ""), (list, tuple))
+        """Whether the caller gives one a prompt."""
         # A seed of the caller's, or a function's own default, makes the first try what it is without a guard.
         own = (None, inspect.Parameter.empty)
         self.seeded = self.takes is not None and told.get(self.takes, parameters[self.takes].default) in own
@@ -59,13 +62,13 @@ class FunctionCall(Maker):
 
     def first(self, seed_of: SeedOf) -> Made:
         self._returned = self._call(self.prompt, seed_of(0) if self.seeded else None)
-        images = _listed(self._returned)
+        images = returned.listed(self._returned)
         texts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
         if not texts or len(images) % len(texts):
             raise InputError(f"{len(images)} images came of {len(texts)} prompts.\nReturn as many of each prompt")
         self.each = len(images) // len(texts)
         self.prompts = [text for text in texts for _ in range(self.each)]
-        return Made(images)
+        return Made.finished(images)
 
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
         captions = applied.Mitigations(tuple(applied.named(spec, SAMPLING) for spec in rung))
@@ -75,27 +78,32 @@ class FunctionCall(Maker):
             text = captions.caption(
                 [self.prompts[row] or ""], lambda number, s=seed: applied.sampling_rngs([s], number)[0]
             )
-            found = _listed(self._call(text if isinstance(self.prompt, str) else [text], seed))
-            if len(found) != self.each:
+            prompt, place = self._asked(row, text)
+            found = returned.listed(self._call(prompt, seed))
+            if len(found) != self.each * (len(prompt) if isinstance(prompt, list) else 1):
                 raise InputError(f"A prompt gave {self.each} images, then {len(found)}.\nReturn as many each time")
-            images.append(found[row % self.each])
-        return Made(images)
+            images.append(found[place])
+        return Made.finished(images)
+
+    def _asked(self, row: int, text: str) -> tuple[str | list[str], int]:
+        """The prompts of a call that makes an image again, and the image's place among what comes of it."""
+        if isinstance(self.prompt, str):
+            return text, row
+        several = {len(self.prompt), len(self.prompts)}
+        others = {name: value for name, value in self.bound.arguments.items() if name not in (self.name, self.takes)}
+        if len(self.prompt) == 1 or not has_length(others, several):
+            return [text], row % self.each
+        return [text if place == row // self.each else each for place, each in enumerate(self.prompt)], row
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
-        holder = getattr(self._returned, "images", None)
-        if holder is not None:
-            found = _as(holder, images)
-            try:
-                self._returned.images = found
-            except AttributeError:
-                return dataclasses.replace(self._returned, images=found)
-            return self._returned
-        return _as(self._returned, images)
+        return returned.like(self._returned, images)
 
     def _call(self, prompt: Any, seed: int | None) -> Any:
         bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments | {self.name: prompt})
         if seed is not None and self.takes:
-            bound.arguments[self.takes] = seed if self.takes == "seed" else generator(seed)
+            n = len(prompt) if self.seeds and isinstance(prompt, list) else 1
+            each: list[Any] = [seed if self.takes == "seed" else generator(seed) for _ in range(n)]
+            bound.arguments[self.takes] = each if self.seeds else each[0]
         return self.function(*bound.args, **bound.kwargs)
 
 
@@ -104,20 +112,3 @@ def seed_argument(function: Callable[..., Any]) -> str | None:
     names = inspect.signature(function).parameters
     found = [name for name in ("seed", "generator") if name in names]
     return next((name for name in found if names[name].kind not in SEVERAL), None)
-
-
-def _listed(returned: Any) -> list[Any]:
-    """The images of what a function returned."""
-    found = getattr(returned, "images", returned)
-    if hasattr(found, "convert") or (isinstance(found, np.ndarray) and found.ndim < 4):
-        return [found]
-    return list(found)
-
-
-def _as(form: Any, images: Sequence[Any]) -> Any:
-    """The images in the form of what a function returned."""
-    if hasattr(form, "convert") or (isinstance(form, np.ndarray) and form.ndim < 4):
-        return images[0]
-    if isinstance(form, np.ndarray) and all(each is not None for each in images):
-        return np.stack(images)
-    return list(images)

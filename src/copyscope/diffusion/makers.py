@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from .denoiser import FindNearest, Step
 from .models import Image, Model
+from .pictures import delivered
 
 SeedOf = Callable[[int], int]
 """Row -> the seed of its image in this try."""
 Look = Callable[[float, list[Image]], bool]
 """Share of the steps that are done, estimates of the images [n] -> whether to stop there."""
 Ladder = Sequence[Sequence[str]]
+OUTPUTS = ("pil", "np", "pt")
+"""What pipelines call the forms that hold pictures; "latent" holds none."""
 
 
 class Stopped(Exception):
@@ -73,6 +76,7 @@ class Watching:
 class Made:
     """Images of a try [n], in the caller's form, None each where it was stopped; estimates: theirs then, after this
     `share` of the steps. signals: scores by spec [n]. beside: what else was returned of each image, by name [n].
+    views: of each finished image, uint8 [h w 3] each, all that a person may see in it.
     """
 
     images: list[Any]
@@ -80,15 +84,42 @@ class Made:
     estimates: list[Image] | None = None
     signals: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     beside: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    views: list[list[Image]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def stopped(cls, by: Stopped, scores: Mapping[str, Tensor]) -> Made:
         """A try that a look ended."""
         return cls([None] * len(by.estimates), by.share, by.estimates, arrays(scores))
 
-    def pictures(self) -> list[Image]:
-        """As uint8 [h w 3] each."""
-        return [picture(each) for each in self.images] if self.estimates is None else self.estimates
+    @classmethod
+    def finished(
+        cls,
+        images: Sequence[Any],
+        signals: Mapping[str, NDArray[np.float64]] | None = None,
+        beside: Mapping[str, list[Any]] | None = None,
+        *,
+        colours: bool = False,
+    ) -> Made:
+        """A try that ended, with images of any library. colours: as in `delivered`. Raises InputError where one is
+        none."""
+        found = [delivered(image, colours) for image in images]
+        views = [each.views for each in found]
+        return cls([each.image for each in found], signals=signals or {}, beside=beside or {}, views=views)
+
+    def of(self, rows: Sequence[int]) -> Made:
+        """These rows of it."""
+
+        def taken(values: Any) -> Any:
+            return values[list(rows)] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+        return dataclasses.replace(
+            self,
+            images=taken(self.images),
+            views=taken(self.views) if self.views else [],
+            estimates=None if self.estimates is None else taken(self.estimates),
+            signals={name: taken(values) for name, values in self.signals.items()},
+            beside={name: taken(values) for name, values in self.beside.items()},
+        )
 
 
 class Maker(abc.ABC):
@@ -139,6 +170,8 @@ class Maker(abc.ABC):
 
         if image is None:
             return np.zeros_like(estimate)
+        if isinstance(image, Tensor):
+            return torch.zeros_like(image)
         return Pillow.new("RGB", image.size) if hasattr(image, "convert") else np.zeros_like(image)
 
 
@@ -146,20 +179,25 @@ def kind_of(made_by: Any) -> type[Maker]:
     """The Maker of calls of a pipeline, a model or run, or a function."""
     from .function_maker import FunctionCall
     from .model_maker import ModelCall
-    from .pipeline_maker import PipelineCall, is_pipeline
+    from .pipeline_maker import OtherPipelineCall, PipelineCall, is_pipeline, is_text_pipeline
     from .train import Run
 
     if is_pipeline(made_by):
         return PipelineCall
+    if is_text_pipeline(made_by):
+        return OtherPipelineCall
     return ModelCall if isinstance(made_by, (Model, Run)) else FunctionCall
 
 
-def picture(image: Any) -> Image:
-    """An image of Pillow, or an array [h w 3] or [h w] of uint8 or of numbers from 0 to 1, as uint8 [h w 3]."""
-    found = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if found.dtype != np.uint8:
-        found = (np.clip(found, 0, 1) * 255).round().astype(np.uint8)
-    return np.repeat(found[..., None], 3, 2) if found.ndim == 2 else found[..., :3]
+def has_length(value: Any, lengths: Collection[int], depth: int = 2) -> bool:
+    """Whether an argument has one of these lengths, or one in it does: lists, tuples, arrays, values of a mapping."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim > 0 and len(value) in lengths
+    if isinstance(value, Mapping):
+        return depth > 0 and any(has_length(each, lengths, depth - 1) for each in value.values())
+    if not isinstance(value, (list, tuple)):
+        return False
+    return len(value) in lengths or (depth > 0 and any(has_length(each, lengths, depth - 1) for each in value))
 
 
 def generator(seed: int) -> torch.Generator:

@@ -8,7 +8,7 @@
     observed.scores["text_conditional_norm"]
 
 What acts, and in which order, is what `generate.sample` does. The pipeline runs its own code: methods of this one
-object are wrapped meanwhile, and during a call its network's `forward`, as accelerate does it; no class is touched.
+object are wrapped meanwhile, and during a call its network's `forward`, as accelerate does it; no class is changed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +33,9 @@ from .mitigations import GUIDANCE, NEAREST, NEEDS, NULL, PROMPTS, SAMPLING, Miti
 from .models import _pipelines
 from .models.stable_diffusion import StableDiffusion
 from .network_calls import NetworkCall, same, told_by
+from .pipeline_calls import PROMPTS_OF, CaptionsOnly, captions_only, lock_of, rewritten, seeds_of, wrapped_calls
 from .signals import Signal
 
-PROMPTS_OF = ("prompt", "prompt_2", "prompt_3")
 OnStep = Callable[[StableDiffusion, Step], None]
 POSITIONS = ("sample", "timestep")
 """Names of the arguments that pipelines give a U-Net by position; transformers are given all by name."""
@@ -47,17 +47,22 @@ def mitigate(
 ) -> Iterator[Any]:
     """While it lasts, a loaded diffusers pipeline makes its images with these mitigations; gives the pipeline.
 
-    pipeline: of a class in `models._pipelines.NETWORKS`, or the one of the same family that starts from an image.
-    mitigations: specs of the shelf, in the order they act. seed: of what they draw, for each image from (seed, number
-    of the call in this `with`, place of the image in the call); a call's own `generator` is not touched. nearest: finds
-    training images, for the mitigations that want it.
+    pipeline: of a class in `models._pipelines.NETWORKS`, one that inherits from it, or the one of the same family that
+    starts from an image. Any other object whose calls take `prompt` (of inpainting, ControlNet, another network) has
+    mitigations of the prompt alone. mitigations: specs of the shelf, in the order they act. seed: of what they draw,
+    for each image from (seed, number of the call in this `with`, place of the image in the call); a call's own
+    `generator` is not touched. nearest: finds training images, for the mitigations that want it.
 
     Steps are counted as the pipeline's loop does, but a scheduler of second order (Heun) has half as many: the calls
     of the network in between are points that a step only tries. An image whose step nothing changed gets the network's
-    own answer, bit by bit; for others `guidance_rescale` does nothing. One `with` a pipeline at a time, and one thread.
+    own answer, bit by bit; for others `guidance_rescale` does nothing.
+
+    One `with` a pipeline at a time. Its threads take turns, and so do those of pipelines that share the network; the
+    end of the `with` waits for a call under way.
 
     Raises PartError for an unknown mitigation, and InputError for a pipeline of another class, one that has mitigations
-    already, or what a mitigation needs and is not there; in a call, before the network is asked.
+    already, or what a mitigation needs and is not there; in a call, before the network is asked, or at its end where
+    the class goes another way than its family and mitigations did not act.
     """
     with _entered(pipeline, mitigations, (), seed, nearest):
         yield pipeline
@@ -91,16 +96,14 @@ def _entered(
     seed: int,
     nearest: FindNearest | None,
     on_step: OnStep | None = None,
-) -> Iterator[_Mitigated]:
-    if _pipelines.family(pipeline) not in _pipelines.NETWORKS:
-        supported = ", ".join(_pipelines.NETWORKS)
-        raise InputError(
-            f"{'Signals' if signals else 'Mitigations'} do not fit a {type(pipeline).__name__}.\n"
-            f"Take one of {supported}, or its {_pipelines.IMAGE_TO_IMAGE} kind"
-        )
+) -> Iterator[_Mitigated | CaptionsOnly]:
     if seed < 0:
         raise InputError(f"seed must be at least 0, not {seed}.\nTake another")
-    mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest, on_step)
+    mitigated: _Mitigated | CaptionsOnly
+    if _pipelines.family(pipeline) in _pipelines.NETWORKS:
+        mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest, on_step)
+    else:
+        mitigated = captions_only(pipeline, mitigations, signals, seed)
     with mitigated.there():
         yield mitigated
 
@@ -110,7 +113,8 @@ class _Call:
     """A call of the pipeline, about n images. prompts: as rewritten [n]. null: what the network is told when told
     nothing, where the pipeline does not ask for that. negative: texts of Flux's own guidance. latents: the pipeline's
     own. steps: begun so far. halves: as in NetworkCall. given: texts the network was first given, where mitigations
-    have it told something else, `told`. guided: what answers in place of the network. asked: its call under way."""
+    have it told something else, `told`. guided: what answers in place of the network. asked: its call under way.
+    thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations."""
 
     number: int
     parts: applied.Mitigations | None = None
@@ -125,6 +129,7 @@ class _Call:
     told: tuple[Conditioning, Conditioning | None] | None = None
     guided: Guided | None = None
     asked: NetworkCall | None = None
+    thread: int = dataclasses.field(default_factory=threading.get_ident)
 
 
 class _Mitigated:
@@ -142,7 +147,9 @@ class _Mitigated:
         self.pipeline, self.specs, self.signals, self.seed, self.nearest = pipeline, specs, signals, seed, nearest
         self.on_step = on_step
         self.observed = signals_of.Observed()
-        self.from_image = _pipelines.IMAGE_TO_IMAGE in type(pipeline).__name__
+        self.from_image = _pipelines.from_image(pipeline)
+        self.lock = lock_of(self._network)
+        self.acted = False
         self.calls = itertools.count()
         self.call: _Call | None = None
         self.busy = False
@@ -150,8 +157,6 @@ class _Mitigated:
 
     @contextlib.contextmanager
     def there(self) -> Iterator[None]:
-        if isinstance(getattr(vars(self.pipeline).get("encode_prompt"), "__self__", None), _Mitigated):
-            raise InputError("The pipeline has mitigations already.\nName all of them in one list")
         model = StableDiffusion.around(self.pipeline, self.pipeline.device)
         # Whether a call has guidance and prompts is seen in the call.
         parts, signals = self._loaded(model, 2.0, True)
@@ -167,12 +172,43 @@ class _Mitigated:
                 f"{self.specs[noise[0][0]]} acts on noise, and a {kind} starts from an image.\nLeave it out"
             )
         with contextlib.ExitStack() as wrapped:
+            wrapped.enter_context(wrapped_calls(self.pipeline, self._called))
             wrapped.callback(self._end)
             self.check_inputs = _wrap(wrapped, self.pipeline, "check_inputs", self._begin)
             self.encode_prompt = _wrap(wrapped, self.pipeline, "encode_prompt", self._encode)
             self.prepare_latents = _wrap(wrapped, self.pipeline, "prepare_latents", self._prepare)
             self.maybe_free = _wrap(wrapped, self.pipeline, "maybe_free_model_hooks", self._free)
-            yield
+            try:
+                yield
+            finally:
+                # Not in the midst of another thread's call.
+                wrapped.enter_context(self.lock)
+
+    def _called(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the pipeline. Raises InputError where it made its images past the mitigations."""
+        with self.lock:
+            if self.call is not None or isinstance(getattr(self._forward_of_network, "__self__", None), _Mitigated):
+                raise InputError("The network is in a call with mitigations.\nCall it again once that has ended")
+            self.acted = False
+            try:
+                found = plain(*args, **kwargs)
+            finally:
+                self._end()
+            if not self.acted and (self.specs or self.signals or self.on_step):
+                raise InputError(
+                    f"A {type(self.pipeline).__name__} made its images past the mitigations: its call is not that of "
+                    f"{_pipelines.family(self.pipeline)}.\nLet it call check_inputs, encode_prompt and its network "
+                    "as that does; and call it before the `with` ends"
+                )
+            return found
+
+    @property
+    def _network(self) -> Any:
+        return getattr(self.pipeline, _pipelines.NETWORKS[_pipelines.family(self.pipeline)])
+
+    @property
+    def _forward_of_network(self) -> Any:
+        return vars(self._network).get("forward")
 
     def _loaded(
         self, model: StableDiffusion, guidance: float, prompted: bool
@@ -190,13 +226,12 @@ class _Mitigated:
         self._end()
         found = self.check_inputs(*args, **kwargs)
         self.call = _Call(next(self.calls))
-        network = getattr(self.pipeline, _pipelines.NETWORKS[_pipelines.family(self.pipeline)])
-        self.forward = _wrap(self.asking, network, "forward", self._forward)
+        self.forward = _wrap(self.asking, self._network, "forward", self._forward)
         return found
 
     def _encode(self, *args: Any, **kwargs: Any) -> Any:
         call, pipeline = self.call, self.pipeline
-        if call is None or self.busy:
+        if call is None or self.busy or call.thread != threading.get_ident():
             return self.encode_prompt(*args, **kwargs)
         if call.parts is not None:  # Flux with `true_cfg_scale` encodes its negative prompt in a call of its own.
             if denoisers := call.parts.door(OnDenoiser):
@@ -232,10 +267,13 @@ class _Mitigated:
         return (self.call.latents, *others) if others else self.call.latents
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.call
+        call, forward = self.call, self.forward
+        # Another pipeline of the same network, in a thread of its own.
+        if call is None or call.parts is None or self.busy or call.thread != threading.get_ident():
+            return forward(*args, **kwargs)
         told = dict(zip(POSITIONS, args, strict=False)) | kwargs
-        if call is None or call.parts is None or self.busy or told["encoder_hidden_states"] is call.negative:
-            return self.forward(*args, **kwargs)
+        if told["encoder_hidden_states"] is call.negative:
+            return forward(*args, **kwargs)
         self.busy = True
         try:
             return self._answer(call, call.parts, told)
@@ -256,17 +294,15 @@ class _Mitigated:
         """The arguments of `encode_prompt`, with the captions of this draw."""
         each, prompt = given.get("num_images_per_prompt", 1), given["prompt"]
         n = 1 if isinstance(prompt, str) else len(prompt)
-        seeds = self._seeds(call, n * each)
+        seeds = seeds_of(self.seed, call.number, n * each)
 
-        def rewritten(texts: str | Sequence[str]) -> list[str]:
+        def of_images(texts: str | Sequence[str]) -> list[str]:
             rows = [texts] * n if isinstance(texts, str) else list(texts)
-            rows = [text for text in rows for _ in range(each)]
-            rngs_of = [lambda number, seed=seed: applied.sampling_rngs([seed], number)[0] for seed in seeds]
-            return [parts.caption([text], rng_of) for text, rng_of in zip(rows, rngs_of, strict=True)]
+            return rewritten(parts, [text for text in rows for _ in range(each)], seeds)
 
         # An empty one beside the first stands for the first.
         names = [name for name in PROMPTS_OF if name == "prompt" or given.get(name)]
-        told: dict[str, Any] = {name: rewritten(given[name]) for name in names}
+        told: dict[str, Any] = {name: of_images(given[name]) for name in names}
         call.prompts = told["prompt"]
         firsts = {name: rows[::each] for name, rows in told.items()}
         if all([row for row in firsts[name] for _ in range(each)] == rows for name, rows in told.items()):
@@ -279,11 +315,6 @@ class _Mitigated:
                 rows = [value] * n if isinstance(value, str) else value
                 told[name] = [text for text in rows for _ in range(each)]
         return given | told | {"num_images_per_prompt": 1}
-
-    def _seeds(self, call: _Call, n: int) -> list[int]:
-        """A seed of 63 bits for each image."""
-        keys = ([self.seed, call.number, row] for row in range(n))
-        return [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1) for key in keys]
 
     def _answer(self, call: _Call, parts: applied.Mitigations, told: dict[str, Any]) -> Any:
         """What the network answers the pipeline."""
@@ -324,7 +355,8 @@ class _Mitigated:
 
     def _start(self, call: _Call, parts: applied.Mitigations, asked: NetworkCall) -> None:
         """All that comes before the first step, as in `generate.sample`."""
-        call.halves, seeds = asked.halves, self._seeds(call, asked.n)
+        call.halves, seeds = asked.halves, seeds_of(self.seed, call.number, asked.n)
+        self.acted = True
         deviation = float(getattr(self.pipeline.scheduler, "init_noise_sigma", 1.0))
         told, null = asked.conditioning()
         sigma = float(asked.sigma[0])

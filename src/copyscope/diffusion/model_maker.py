@@ -94,7 +94,7 @@ class ModelCall(Maker):
             )
         except Stopped as stopped:
             return Made.stopped(stopped, watched.scores)
-        return Made(images, signals=arrays(watched.scores))
+        return Made.finished(images, arrays(watched.scores), colours=True)
 
 
 def _told(

@@ -5,30 +5,44 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from copyscope.errors import InputError
 
-from . import applied
+from . import applied, returned
 from .denoiser import FindNearest
-from .makers import Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator
+from .makers import OUTPUTS, Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator, has_length
 from .mitigate import observe
 from .mitigations import NEAREST, PROMPTS, SAMPLING, OnCaption
 from .models import Image, _pipelines
 from .models.stable_diffusion import StableDiffusion
 
 LIKE_PROMPTS = ("prompt_", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
-"""How the arguments begin that hold something a prompt, beside `prompt` and IMAGES."""
+"""How the arguments begin that hold something a prompt, beside `prompt`; the images of a prompt stand side by side."""
 IMAGES = ("image", "mask_image", "control_image")
+"""Arguments that may hold an image a prompt."""
 
 
 def is_pipeline(made_by: Any) -> bool:
     """Whether it is a pipeline of diffusers that mitigations and signals fit."""
     return _pipelines.family(made_by) in _pipelines.NETWORKS
+
+
+def is_text_pipeline(made_by: Any) -> bool:
+    """Whether it is a pipeline of diffusers, of any family, that is called as these are: for inpainting, ControlNet."""
+    if not _pipelines.is_pipeline(made_by):
+        return False
+    taken = _pipelines.call_signature(made_by).parameters
+    return all(name in taken for name in ("prompt", "generator", "output_type", "return_dict"))
+
+
+_FORMS = {"np": np.empty((1, 1, 1, 3)), "pt": torch.empty(1, 3, 1, 1)}
 
 
 class PipelineCall(Maker):
@@ -48,10 +62,15 @@ class PipelineCall(Maker):
         self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
     ) -> None:
         self.pipeline, self.watching = made_by, watching
-        self.told = _named(made_by.__call__, arguments, options)
-        kind = self.told.get("output_type") or "pil"
-        if kind not in ("pil", "np"):
-            raise InputError(f"output_type {kind!r} cannot be guarded: it holds no pictures.\nTake 'pil' or 'np'")
+        signature = _pipelines.call_signature(made_by)
+        self.several = "num_images_per_prompt" in signature.parameters
+        self.told = _pipelines.named(signature, arguments, options)
+        # What the class gives by itself is said in its signature.
+        self.form = self.told.get("output_type", _default(signature, "output_type")) or "pil"
+        if self.form not in OUTPUTS:
+            raise InputError(
+                f"output_type {self.form!r} cannot be guarded: it holds no pictures.\nTake 'pil', 'np' or 'pt'"
+            )
         prompt, embeds = self.told.get("prompt"), self.told.get("prompt_embeds")
         if prompt is None and embeds is None:
             raise InputError("There is no prompt.\nGive `prompt`, or `prompt_embeds`")
@@ -90,17 +109,25 @@ class PipelineCall(Maker):
         return made
 
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
-        told = {name: self._of(name, value, rows) for name, value in self.told.items() if name != "latents"}
-        told |= {"num_images_per_prompt": 1, "generator": [generator(seed_of(row)) for row in rows]}
-        made, output = self._made(told, len(rows), rung, seed_of(rows[0]))
+        told = {name: value for name, value in self.told.items() if name != "latents"}
+        if whole := any(self._may_be_a_row_each(name, value) for name, value in told.items()):
+            # Which row of it is whose, the pipeline alone knows: all are made again, and the others left out.
+            made_rows: Sequence[int] = range(len(self.prompts))
+        else:
+            made_rows = rows
+            told = {name: self._of(name, value, rows) for name, value in told.items()}
+            told |= {"num_images_per_prompt": 1} if self.several else {}
+        told["generator"] = [generator(seed_of(row)) for row in made_rows]
+        made, output = self._made(told, len(made_rows), rung, seed_of(rows[0]))
         # Of a first try that was stopped there is none.
         self._output = self._output or output
-        return made
+        return made.of(rows) if whole else made
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
         output = self._output or _empty(self.pipeline)
-        array = self.told.get("output_type") == "np" and all(each is not None for each in images)
-        output["images"] = np.stack(images) if array else list(images)
+        whole = all(each is not None for each in images)
+        same = whole and len({tuple(each.shape) for each in images if self.form != "pil"}) == 1
+        output["images"] = returned.like(_FORMS[self.form], images) if same else list(images)
         for name, values in beside.items():
             rows = output[name] if isinstance(output[name], list) else []
             output[name] = [values.get(row, rows[row] if row < len(rows) else None) for row in range(len(images))]
@@ -111,7 +138,8 @@ class PipelineCall(Maker):
 
         if image is None and estimate is not None:
             array = np.zeros(estimate.shape, np.float32)
-            image = array if self.told.get("output_type") == "np" else Pillow.fromarray(estimate)
+            tensor = torch.from_numpy(array).permute(2, 0, 1)
+            image = {"np": array, "pt": tensor}.get(self.form, Pillow.fromarray(estimate))
         return super().blank(image, None)
 
     def _made(self, told: dict[str, Any], n: int, rung: Sequence[str], seed: int) -> tuple[Made, Any]:
@@ -128,37 +156,72 @@ class PipelineCall(Maker):
                 self.pipeline.maybe_free_model_hooks()
                 return Made.stopped(stopped, observed.scores), None
             scores = {} if observed is None else arrays(observed.scores)
+        return self._finished(output, n, scores), output
+
+    def _finished(self, output: Any, n: int, scores: Mapping[str, NDArray[np.float64]]) -> Made:
+        """What came back of n images. Raises InputError where that is something else, or more."""
+        kind = type(self.pipeline).__name__
+        if not isinstance(output, Mapping) or "images" not in output:
+            raise InputError(
+                f"A {kind} gave a {type(output).__name__} without `images`, which cannot be looked up.\n"
+                "Wrap a function that returns its images in a list"
+            )
+        images = returned.listed(output)
+        if len(images) != n:
+            raise InputError(f"A {kind} gave {len(images)} images where {n} were asked for.\nGive one prompt an image")
         beside = {
             name: value
             for name, value in output.items()
             if name != "images" and isinstance(value, list) and len(value) == n
         }
-        return Made(list(output.images), None, None, scores, beside), output
+        return Made.finished(images, scores, beside, colours=True)
 
     def _of(self, name: str, value: Any, rows: Sequence[int]) -> Any:
         """An argument of the call, for a call about these rows."""
-        like_prompt = name == "prompt" or name.startswith(LIKE_PROMPTS)
-        if not like_prompt and name not in IMAGES:
-            return value
         places = [row // self.each for row in rows]
-        if isinstance(value, str):
-            return [value] * len(places)
-        if isinstance(value, Tensor):
-            many = len(value) == self.n_prompts and (like_prompt or self.n_prompts > 1)
-            return value[places] if many else value
-        if isinstance(value, (list, tuple, np.ndarray)) and len(value) == self.n_prompts:
-            return value[places] if isinstance(value, np.ndarray) else [value[place] for place in places]
-        return value
+        if name == "prompt" or name.startswith(LIKE_PROMPTS):
+            if isinstance(value, str):
+                return [value] * len(places)
+            many = isinstance(value, (list, tuple, np.ndarray, Tensor)) and len(value) == self.n_prompts
+        else:
+            many = self._is_an_image_a_prompt(name, value)
+        if not many:
+            return value
+        return value[places] if isinstance(value, (np.ndarray, Tensor)) else [value[place] for place in places]
+
+    def _is_an_image_a_prompt(self, name: str, value: Any) -> bool:
+        """Where a prompt has several images, pipelines differ in how they lay these out."""
+        if name not in IMAGES or self.each > 1 or self.n_prompts == 1:
+            return False
+        if hasattr(getattr(self.pipeline, "controlnet", None), "nets"):  # One list an image, or one a network?
+            return False
+        if isinstance(value, (np.ndarray, Tensor)):
+            return value.ndim == 4 and len(value) == self.n_prompts
+        plain = isinstance(value, (list, tuple)) and not any(isinstance(each, (list, tuple)) for each in value)
+        return plain and len(value) == self.n_prompts
+
+    def _may_be_a_row_each(self, name: str, value: Any) -> bool:
+        """Whether an argument may hold something an image or a prompt, in an order that is not known."""
+        if name in ("prompt", "generator") or name.startswith(LIKE_PROMPTS) or self._is_an_image_a_prompt(name, value):
+            return False
+        several = {n * halves for n in (self.n_prompts, len(self.prompts)) for halves in (1, 2)}
+        images = name in IMAGES and (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 4)
+        return len(self.prompts) > 1 and ((images and len(value) > 1) or has_length(value, several))
 
 
-def _named(call: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by name. Raises TypeError as the call itself would."""
-    signature = inspect.signature(call)
-    found: dict[str, Any] = dict(signature.bind(*arguments, **options).arguments)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found |= found.pop(name, {})
-    return found
+class OtherPipelineCall(PipelineCall):
+    """A call of a pipeline of diffusers of no family that we know: its steps cannot be watched, its ladder can rewrite
+    the prompt alone."""
+
+    watchable = False
+
+    def fits(self, rung: Sequence[str]) -> bool:
+        return not rung or self.prompts[0] is not None
+
+
+def _default(signature: inspect.Signature, name: str) -> Any:
+    parameter = signature.parameters.get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
 def _empty(pipeline: Any) -> Any:

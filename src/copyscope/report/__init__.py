@@ -27,6 +27,9 @@ __all__ = ["Result", "render", "render_lint"]
 #: Copies, or risk cards, that a page without scripts lists.
 STATIC_ROWS = 50
 
+#: Repeated outputs that a page shows, and pictures of each.
+REPEATS, OF_A_REPEAT = 20, 10
+
 
 class Result(Protocol):
     """What a page needs of a result; `copyscope.copying.audit.Audit` and `copyscope.copying.lint.Lint` are such."""
@@ -49,6 +52,9 @@ def render(audit: Result) -> str:
 
     previews = rows.Previews(audit.tables.get("thumbnails"))
     data = rows.collect(audit.tables, previews)
+    data["repeated"] = rows.repeated(audit.summary, previews, REPEATS, OF_A_REPEAT)
+    answer = str((audit.summary.get("verdict") or {}).get("answer"))
+    look, sign = wording.ANSWERS.get(answer, wording.ANSWERS["cannot tell"])
     matches = [match for match, flag in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if flag]
     drawn = _scatters(audit.tables.get("complexity"), _units(audit.summary))
     return _page(
@@ -63,6 +69,12 @@ def render(audit: Result) -> str:
         scatters=[Markup(figure) for figure in drawn if figure],
         n_copied=len(matches),
         n_matches=len(set(matches)),
+        look=look,
+        sign=sign,
+        kinds=wording.kinds(audit.summary.get("sensitivity")),
+        seen=wording.SEEN,
+        calibrators=wording.CALIBRATORS,
+        repeats_shown=REPEATS,
         terms=wording.TERMS,
         section_terms=wording.SECTION_TERMS,
     )

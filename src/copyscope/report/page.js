@@ -139,7 +139,7 @@
   const cardOf = (id) => cards.has(id) ? id : (groupOf.get(id) ?? []).find((member) => cards.has(member)) ?? null;
 
   const g = data.gallery;
-  const threshold = parseFloat(byId("gallery-rows")?.dataset.threshold);
+  const threshold = parseFloat(byId("gallery-rows")?.dataset.threshold), flag = byId("gallery-rows")?.dataset.flag;
   const caption = (title, id, value) => el("figcaption", {}, el("b", {}, title),
     value === undefined ? null : el("span", { class: "num" }, ` ${fixed(value)}`), el("bdi", { class: "id" }, id ?? "none"));
   const stacked = (row, view) => {
@@ -161,7 +161,9 @@
     keeps: {
       all: () => true,
       copies: (row) => g.copied[row],
-      suspicious: (row) => !g.copied[row] && g.error[row] === null && ((g.p_value[row] !== null && g.p_value[row] <= 0.05)
+      likeness: (row) => g.likeness[row],
+      blank: (row) => g.blank[row],
+      near: (row) => !g.copied[row] && !g.likeness[row] && g.error[row] === null && ((g.p_value[row] !== null && g.p_value[row] <= 0.05)
         || (g.score[row] !== null && g.score[row] >= threshold)),
     },
     orders: {
@@ -176,7 +178,8 @@
       const first = view === "side" || failed ? [generated, match] : [el("figure", { class: "two" }, ...stacked(row, view),
         caption(view === "overlay" ? "Generated over training match" : "Difference to training match", `${g.id[row]} · ${g.match[row]}`, g.score[row]))];
       return el("article", { class: g.copied[row] ? "card copy" : "card", "data-id": g.id[row] },
-        el("p", { class: "flag" }, failed ? "could not be read" : g.copied[row] ? "■ copy" : "not flagged"),
+        el("p", { class: "flag" }, failed ? "could not be read" : g.copied[row] ? flag : g.blank[row] ? "blank: one colour, set apart"
+          : g.likeness[row] ? "likeness: the same subject, not the same picture" : "not flagged"),
         failed ? el("div", { class: "trio" }, generated) : el("div", { class: "trio" }, ...first, next),
         failed ? said(g.error[row], "text") : figures([
           ["descriptor", fixed(g.score[row])], ["verified", fixed(g.verified[row])], ["combined", fixed(g.combined[row])],
@@ -188,6 +191,43 @@
           cardOf(g.match[row]) === null ? null : goTo("Risk card of the match", "risk", cardOf(g.match[row])),
           g.group_size[row] > 1 ? goTo("Its group", "groups", g.match[row]) : null));
     },
+  });
+
+  // Calibration images beside the training image that they are like; what is ticked becomes a list of ids.
+  const a = data.look_alikes ?? { id: [] };
+  const ticked = new Set();
+  const listTicked = () => {
+    const box = byId("look-alikes-list");
+    box.textContent = a.id.filter((_, row) => ticked.has(row)).join("\n");
+    box.hidden = !ticked.size;
+    byId("look-alikes-said").textContent = ticked.size ? `${many(ticked.size, "image", "images")} to leave out:` : "Nothing is ticked yet.";
+  };
+  list("look-alikes", {
+    columns: a,
+    size: 12,
+    keeps: { all: () => true },
+    orders: { score: [a.score, -1], verified: [a.verified, -1], id: [a.id, 1] },
+    texts: (row) => [a.id[row], a.match[row] ?? ""],
+    build: (row) => {
+      const box = el("input", { type: "checkbox" });
+      box.checked = ticked.has(row);
+      box.addEventListener("input", (event) => {
+        event.stopPropagation(); // the form above listens for its own fields
+        ticked[box.checked ? "add" : "delete"](row);
+        listTicked();
+      });
+      return el("article", { class: "card", "data-id": a.id[row] },
+        el("div", { class: "pair" },
+          el("figure", {}, el("div", { class: "frame" }, picture(a.img[row], `calibration image ${a.id[row]}`)), caption("Not trained on", a.id[row])),
+          el("figure", {}, el("div", { class: "frame" }, picture(a.match_img[row], `training image ${a.match[row]}`)), caption("Training image", a.match[row]))),
+        figures([["descriptor", fixed(a.score[row])], ["verified", fixed(a.verified[row])], ["combined", fixed(a.combined[row])]]),
+        el("label", { class: "tick" }, box, " Leave it out: the same picture"));
+    },
+  });
+
+  document.querySelectorAll("[data-strip]").forEach((strip) => {
+    const row = Number(strip.dataset.strip);
+    strip.append(...data.repeated.img[row].map((place, index) => picture(place, `generated image ${data.repeated.ids[row][index]}`)));
   });
 
   const d = data.groups;

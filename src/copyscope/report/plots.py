@@ -23,6 +23,7 @@ SERIES = {
     "generated": ("generated", "generated", "-"),
     "baseline": ("baseline", "baseline", "-"),
     "held-out": ("held-out", "heldout", (0, (4, 2))),
+    "control": ("control", "heldout", (0, (4, 2))),
 }
 
 # DCR draws 200 edges on [0, 1]; with few images that is noise, so fewer images get wider bins.

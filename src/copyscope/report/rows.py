@@ -36,6 +36,10 @@ class Previews:
         corpora, ids, images = (column(table, name) for name in ("corpus", "id", "image"))
         self._image = dict(zip(zip(corpora, ids, strict=True), images, strict=True))
 
+    def has(self, corpus: str) -> bool:
+        """Whether there is a preview of some image of this corpus."""
+        return any(one == corpus for one, _ in self._image)
+
     def place(self, corpus: str, image_id: str | None) -> int | None:
         """Index into `uris`, or None where there is no preview."""
         if image_id is None:
@@ -73,12 +77,14 @@ def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any
     groups = _groups(tables.get("groups"))
     # Asking in this order gives the budget to what is looked at first.
     _place_gallery(gallery, previews, GALLERY_FIRST)
+    look_alikes = _look_alikes(tables.get("look_alikes"), previews)
     risk["img"] = [previews.place("train", image_id) for image_id in risk["id"]]
     groups["img"] = [_shown([previews.place("train", one) for one in ids[:GROUP_FIRST]]) for ids in groups["ids"]]
     _place_gallery(gallery, previews, len(gallery["id"]))
     failures = tables.get("failures")
     return {
         "gallery": gallery,
+        "look_alikes": look_alikes,
         "groups": groups,
         "risk": risk,
         "failures": {name: column(failures, name) for name in ("corpus", "id", "error")},
@@ -93,12 +99,13 @@ def embed(data: Any) -> str:
 
 def _gallery(table: pa.Table | None, captions: Mapping[str, list[str]]) -> dict[str, list[Any]]:
     names = ["id", "prompt", "match", "score", "verified", "combined", "p_value", "copied", "group_size", "next_match"]
-    names += ["next_score", "why", "error", "match_captions"]
+    names += ["next_score", "why", "error", "match_captions", "likeness", "blank"]
     rows = {name: column(table, name) for name in names}
     order = sorted(range(len(rows["id"])), key=lambda row: _worst_first(rows, row))
     rows = {name: [values[row] for row in order] for name, values in rows.items()}
     rows["captions"] = _known(rows.pop("match_captions"), rows["match"], captions)
-    rows["copied"] = [int(bool(flag)) for flag in rows["copied"]]
+    for name in ("copied", "likeness", "blank"):
+        rows[name] = [int(bool(flag)) for flag in rows[name]]
     return rows
 
 
@@ -116,6 +123,22 @@ def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int
     gallery["img"], gallery["match_img"], gallery["next_img"] = (
         [three[index] for three in found] for index in range(3)
     )
+
+
+def _look_alikes(table: pa.Table | None, previews: Previews) -> dict[str, list[Any]]:
+    """One row a calibration image that scores as a light copy does, the most alike first, as the table has them."""
+    found = {name: column(table, name) for name in ("id", "match", "score", "verified", "combined")}
+    corpus = "control" if previews.has("control") else "held-out"
+    found["img"] = [previews.place(corpus, one) for one in found["id"]]
+    found["match_img"] = [previews.place("train", one) for one in found["match"]]
+    return found
+
+
+def repeated(summary: Mapping[str, Any], previews: Previews, groups: int, images: int) -> dict[str, list[Any]]:
+    """Previews of the first images of the first groups of repeated outputs, a row a group."""
+    found = ((summary.get("repeated_outputs") or {}).get("groups") or [])[:groups]
+    shown = [[previews.place("generated", one) for one in group["ids"][:images]] for group in found]
+    return {"id": list(range(len(found))), "ids": [group["ids"][:images] for group in found], "img": shown}
 
 
 def _known(own: Sequence[list[str] | None], ids: Sequence[str | None], captions: Mapping[str, list[str]]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from copyscope.console import printable
 
 SHOWN = 8
-STYLES = {"copies": "red", "no copies found": "green", "cannot tell": "yellow"}
+STYLES = {"copies": "red", "suspicious": "bold yellow", "no copies found": "green", "cannot tell": "yellow"}
 
 
 def audit_panel(summary: dict[str, Any]) -> Any:
@@ -19,13 +19,32 @@ def audit_panel(summary: dict[str, Any]) -> Any:
 
     verdict = summary["verdict"]
     lines: list[Any] = [Text(verdict["sentence"], style="bold")]
-    if verdict["needed"]:
-        lines.append(Text(verdict["needed"]))
+    # The sentence gives the first reason.
+    lines += [Text(f"- {reason}") for reason in verdict["reasons"] if reason not in verdict["sentence"]]
+    lines += [Text(said) for said in (verdict["needed"], *audit_warnings(summary)) if said]
     lines.append(Text(summary["calibration"]["sentence"]))
     lines.append(_figures(audit_figures(summary)))
     if summary["copies"]:
         lines.append(_copies(summary["copies"]))
     return Panel(Group(*lines), title="Copyscope audit", border_style=STYLES[verdict["answer"]])
+
+
+def audit_warnings(summary: dict[str, Any]) -> list[str]:
+    """What else is wrong, a sentence each: held-out images of another kind, look-alikes among them."""
+    found = []
+    calibration = summary["calibration"]
+    if calibration["differs"] and calibration["differs"] not in summary["verdict"]["sentence"]:
+        found.append(calibration["differs"])
+    if n := calibration["n_look_alikes"]:
+        kind = "control" if calibration["method"] == "controls" else "held-out"
+        found.append(
+            f"{n} of {calibration['n']} {kind} images are as near to a training image as a light copy is. Look at them "
+            "in the report (-o DIR); leave out those that show the same picture with --held-out-exclude FILE."
+        )
+    repeated = summary.get("repeated_outputs")
+    if repeated and repeated["sentence"]:
+        found.append(repeated["sentence"])
+    return found
 
 
 def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -35,6 +54,8 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     grouped = f"{duplicates['n_groups']} groups ({duplicates['full']} with the caption repeated)"
     rows = [
         ("replication rate", estimate(summary["replication_rate"], percent=True)),
+        ("corrected rate", estimate(summary["estimated_rate"], percent=True)),
+        ("planted, seen %", seen(summary["sensitivity"])),
         ("similarity p95", f"{number(similarity['p95'])} (baseline {number(baseline['p95'])})"),
         (
             f"share above {summary['protocol']['threshold']:g}",
@@ -43,11 +64,25 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{summary['n_generated']} generated, {summary['n_train']} training"),
         ("near-duplicates", f"{duplicates['n_images_in_groups']} training images in {grouped}"),
     ]
+    if summary["excess"] > 0:
+        nearer = f"at least {summary['excess']:.1%} of the generated images, than calibration images are"
+        rows.append(("nearer to train", nearer))
+    if summary["n_likeness"]:
+        rows.append(("likenesses", f"{summary['n_likeness']} of the same subject, not of the same picture"))
+    if summary.get("n_blank"):
+        rows.append(("blank", f"{summary['n_blank']} generated images of one colour, in no rate"))
     rows += _searched(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
     return rows
+
+
+def seen(sensitivity: dict[str, Any] | None) -> str:
+    """Sensitivity in one line: per cent seen of each kind of planted copy."""
+    if not sensitivity:
+        return "not measured"
+    return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
 
 
 def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -86,7 +121,9 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def audit_snippet(summary: dict[str, Any]) -> str:
     """The verdict and key figures as a fragment of HTML, for notebooks; everything is escaped."""
-    sentences = [summary["verdict"]["sentence"], summary["calibration"]["sentence"]]
+    verdict = summary["verdict"]
+    sentences = [verdict["sentence"], *filter(None, [verdict["needed"]]), *audit_warnings(summary)]
+    sentences.append(summary["calibration"]["sentence"])
     return _snippet(sentences, audit_figures(summary))
 
 

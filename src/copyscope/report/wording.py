@@ -23,6 +23,16 @@ VISIBLE = {
 TERMS = {
     "replication": "a generated image reproduces the content of a training image.",
     "replication rate": "the share of readable generated images that are flagged as copies.",
+    "corrected rate": "an estimate of the true share of copies: the flagged share, corrected for copies that are not "
+    "seen and for false alarms. Both were measured.",
+    "sensitivity": "of copies of training images that were made on purpose (planted), altered in one way, the share "
+    "that is flagged. Where it is small, silence says little about copies of that kind.",
+    "likeness": "a generated image that is nearer to the training set than images of the base model are, but no nearer "
+    "than training images are to one another: the same subject, not the same picture. It counts apart.",
+    "held-out images": "real images of the same kind that the model was not trained on: no image of theirs is a copy.",
+    "control images": "images that the base model made from the same prompts, before it saw the training images.",
+    "look-alike": "a calibration image that scores as high as a light copy of a training image does. If it shows the "
+    "same picture, it keeps copies from standing out; if it shows another one, it shows how alike chance gets.",
     "95 % interval": "the range that holds the true value in 95 of 100 such audits. Unreadable images count "
     "against the model: the upper end is what would hold had every one of them been a copy.",
     "n": "how many images a number rests on.",
@@ -41,6 +51,7 @@ TERMS = {
     "baseline (train → train)": "for each training image, its highest similarity to another training image outside its "
     "own near-duplicate group: ordinary resemblance inside the data set.",
     "held-out → train": "for each real image not trained on, its highest similarity to any training image.",
+    "control → train": "for each image of the base model, its highest similarity to any training image.",
     "threshold": "the fixed line that the protocol draws on the descriptor score. It is a convention from the "
     "literature; the verdict rests on the calibration.",
     "std": "standard deviation: how widely the scores are spread.",
@@ -72,16 +83,30 @@ TERMS = {
 
 #: Which words the note of a section explains, in the order of the section.
 SECTION_TERMS = {
-    "verdict": ["replication", "replication rate", "95 % interval", "n", "p-value", "false discovery rate (FDR)"],
+    "verdict": [
+        "replication",
+        "replication rate",
+        "corrected rate",
+        "95 % interval",
+        "n",
+        "p-value",
+        "false discovery rate (FDR)",
+        "held-out images",
+        "control images",
+        "sensitivity",
+        "likeness",
+    ],
     "gallery": ["descriptor score", "verified score", "combined score", "p-value", "near-duplicate group", "next best"],
     "similarity": [
         "generated → train",
         "baseline (train → train)",
         "held-out → train",
+        "control → train",
         "threshold",
         "std",
         "p75, p90, p95",
     ],
+    "look-alikes": ["look-alike", "descriptor score", "verified score", "combined score", "near-duplicate group"],
     "duplicates": ["near-duplicate group", "exact", "full duplication", "partial duplication", "uncaptioned"],
     "why": ["Pearson", "Spearman", "odds ratio", "p-value", "entropy", "JPEG size", "total variation", "mixed"],
     "risk": [
@@ -121,11 +146,39 @@ ACTIONS = {
     "keep": ("Keep", "Nothing to do for this image."),
 }
 
+#: Answer -> (class of its look, sign before it).
+ANSWERS = {
+    "copies": ("bad", "■"),
+    "suspicious": ("loud", "◆"),
+    "no copies found": ("good", "●"),
+    "cannot tell": ("open", "▲"),
+}
+
+#: Method of calibration -> what its images are called.
+CALIBRATORS = {
+    "held-out": "real images not trained on (held-out)",
+    "controls": "images of the base model (controls)",
+    "baseline": "the training set itself (baseline)",
+}
+
+#: Kind of planted copy -> (what it is called, what was done to the picture).
+KINDS = {
+    "light": ("Light copy", "softened, noise, a shift of a few pixels, JPEG: as a model reproduces a picture"),
+    "crop": ("Crop", "60 to 75 % of each side, JPEG"),
+    "mirror": ("Mirrored", "left and right exchanged, hues turned"),
+    "recolour": ("Recoloured", "grey, or colour channels exchanged"),
+    "overlay": ("Covered", "a fifth covered by one colour"),
+    "rotate": ("Turned", "by 10 degrees or a quarter turn"),
+    "part": ("Part of another picture", "set at a quarter of the area into another picture"),
+}
+
+#: Kinds of which so large a share must be seen before silence means anything.
+MUST_SEE, SEEN = ("light", "crop"), 0.8
+
 #: What no audit of this kind tests.
 UNTESTED = (
     "Other prompts, seeds and settings. A prompt chosen to call up a training image can give another rate.",
     "Training images outside the given set, such as those of the base model that was fine-tuned.",
-    "Copies of a part only: an object, face or logo placed small in a new picture is easily missed.",
     "Style, a person's likeness, trade marks. Looking alike in style is not replication and is not measured here.",
 )
 
@@ -214,6 +267,15 @@ def copies_said(n: int) -> str:
     return f"{number(n)} {'copy' if n == 1 else 'copies'} among the generated images."
 
 
+def kinds(sensitivity: Any) -> list[dict[str, Any]]:
+    """Rows of the table of planted copies: kind, its name, what was done, the Estimate, and whether it must be seen."""
+    found = []
+    for kind, estimate in (sensitivity or {}).items():
+        name, done = KINDS.get(kind, (kind, ""))
+        found.append({"kind": kind, "name": name, "done": done, "estimate": estimate, "must": kind in MUST_SEE})
+    return found
+
+
 def lint_said(action: str, summary: Mapping[str, Any]) -> str:
     """What the cards of an action stand for, before training."""
     found = summary.get("duplicates") or {}
@@ -235,12 +297,29 @@ def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     if protocol.get("verify"):
         tested.append(f"The best candidates once more, pixel by pixel after alignment: {protocol['verify']}.")
     tested.append("Near-duplicate training images as one group, so that frequent images do not hide their own copies.")
+    sensitivity = summary.get("sensitivity") or {}
+    if sensitivity:
+        tested.append(
+            f"What would be seen: planted copies of training images in {len(sensitivity)} kinds, "
+            f"{number(sum(one['n'] for one in sensitivity.values()))} in all, judged as generated images are."
+        )
     untested = list(UNTESTED)
-    recipe = summary.get("recipe") or {}
-    if not recipe.get("held_out"):
+    if part := sensitivity.get("part"):
         untested.append(
-            "Real images the model was not trained on. No held-out set was given, so the training set's own "
-            "resemblances stand in for it; give one to make the calibration stricter."
+            f"Copies of a part only, as far as they are missed: of planted ones at a quarter of the area "
+            f"{percent(part['value'])} were seen. A smaller object, face or logo is easily missed."
+        )
+    else:
+        untested.append(
+            "Copies of a part only: an object, face or logo placed small in a new picture is easily missed."
+        )
+    if not sensitivity:
+        untested.append("How many copies would be seen. Without that number, silence is no proof.")
+    recipe = summary.get("recipe") or {}
+    if not recipe.get("held_out") and not recipe.get("control"):
+        untested.append(
+            "Images that are no copies for certain. Neither held-out nor control images were given, so the training "
+            "set's own resemblances stand in for them, and the verdict is not calibrated."
         )
     missing, missing_train = summary.get("n_missing") or 0, summary.get("n_missing_train") or 0
     if missing:

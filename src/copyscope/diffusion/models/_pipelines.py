@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,58 @@ def kind(folder: Path) -> str:
 
 
 def family(pipeline: Any) -> str:
-    """Class name of a pipeline, of its text-to-image one if it starts from an image: a key of NETWORKS, if any."""
-    return type(pipeline).__name__.replace(IMAGE_TO_IMAGE, "")
+    """Class name of a pipeline's text-to-image class in diffusers, a key of NETWORKS: its own, one that it inherits
+    from, or the one beside that starts from an image. "" where it is of no family."""
+    kind = _supported(pipeline)
+    return "" if kind is None else kind.__name__.replace(IMAGE_TO_IMAGE, "")
+
+
+def from_image(pipeline: Any) -> bool:
+    """Whether it is of a family, and starts from an image."""
+    kind = _supported(pipeline)
+    return kind is not None and IMAGE_TO_IMAGE in kind.__name__
+
+
+def is_pipeline(made_by: Any) -> bool:
+    """Whether it is a pipeline of diffusers, of whatever family."""
+    return any(kind.__name__ == "DiffusionPipeline" and _of_diffusers(kind) for kind in type(made_by).__mro__)
+
+
+def takes_prompt(made_by: Any) -> bool:
+    """Whether it is an object, not a function, whose calls have an argument `prompt`."""
+    own = any("__call__" in vars(kind) for kind in type(made_by).__mro__ if kind.__module__ != "builtins")
+    return own and "prompt" in call_signature(made_by).parameters
+
+
+def call_signature(pipeline: Any) -> inspect.Signature:
+    """Of its call; where that only hands arguments on (*args, **kwargs), of the call that it overrides."""
+    for kind in type(pipeline).__mro__:
+        if "__call__" in vars(kind):
+            signature = inspect.signature(kind.__call__.__get__(pipeline))
+            if "prompt" in signature.parameters:
+                return signature
+    return inspect.signature(pipeline)
+
+
+def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name. Raises TypeError as the call itself would."""
+    found: dict[str, Any] = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
+
+
+def _supported(pipeline: Any) -> type | None:
+    """The nearest class of diffusers that a pipeline is or inherits from, and whose family is one of NETWORKS."""
+    for kind in type(pipeline).__mro__:
+        if _of_diffusers(kind) and kind.__name__.replace(IMAGE_TO_IMAGE, "") in NETWORKS:
+            return kind
+    return None
+
+
+def _of_diffusers(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "diffusers"
 
 
 def load(folder: Path, precision: torch.dtype) -> Any:
@@ -114,7 +165,7 @@ def save_lora(pipeline: Any, folder: Path) -> None:
     from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
-    name = NETWORKS[type(pipeline).__name__]
+    name = NETWORKS[family(pipeline)]
     network = getattr(pipeline, name)
     state = get_peft_model_state_dict(network)
     if name == "unet":
@@ -131,7 +182,7 @@ def load_lora(pipeline: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    name = NETWORKS[type(pipeline).__name__]
+    name = NETWORKS[family(pipeline)]
     try:
         saved = load_file(folder / LORA)
         state = {key.removeprefix(f"{name}."): value for key, value in saved.items()}

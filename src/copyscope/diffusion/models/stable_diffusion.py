@@ -184,7 +184,7 @@ class StableDiffusion(Trainable):
     def _pipeline(self) -> Any:
         folder = self.path if self.lora_rank or not self.weights else self.weights
         pipeline = _pipelines.load(Path(folder), self._kept_in)
-        trained = getattr(pipeline, _pipelines.NETWORKS[type(pipeline).__name__])
+        trained = getattr(pipeline, _pipelines.NETWORKS[_pipelines.family(pipeline)])
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(part is trained)

@@ -1,0 +1,173 @@
+"""Pairs of images of a corpus -> which are the same picture by their pixels; what that needs is kept by content."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope import images
+from copyscope.corpus import Corpus
+from copyscope.images import Image
+from copyscope.machine import cores
+
+from .confirm import DETAIL, LARGE, SMALL, agreement, detail
+from .embed import Work, compute
+from .search import one_blas_thread
+from .templates import Planes, turned
+
+PAIRS, FINE_PAIRS = 4096, 256
+"""Pairs whose small views, and whose large ones, are in memory at one time."""
+HUES = 8
+COLOURFUL, SAME_HUES = 10.0, 0.5
+"""Two pictures of this chroma (root mean square, of 128) are one only if their hues correlate by so much: a red heart
+is not a blue one. A grey copy has none to compare."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreements:
+    """Of pairs [p]: score, float32, the lowest agreement of their tiles but for a few (confirm.py); same, whether they
+    are the same picture."""
+
+    score: NDArray[np.float32]
+    same: NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Views:
+    """luma: uint8 [n 2 s s], over either background. hues: float32 [n 2 HUES HUES]. detail: bool [n]. blank: bool [n].
+    layered: bool [n], transparent. sizes: int [n 2], height and width."""
+
+    luma: NDArray[np.uint8]
+    hues: Planes
+    detail: NDArray[np.bool_]
+    blank: NDArray[np.bool_]
+    layered: NDArray[np.bool_]
+    sizes: NDArray[np.int64]
+
+
+def compare_pixels(corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], **options: Any) -> Agreements:
+    """Whether pairs of images are the same picture: mirrored, turned, cropped to .6 of the side, resized, recompressed,
+    grey, brighter or in a border, but not another picture of the kind. Blank images are the same as none.
+
+    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. options: `cache`, `workers` and `progress` of `embed`.
+    """
+    score, same = np.zeros(len(pairs), np.float32), np.zeros(len(pairs), bool)
+    # Pairs of one centre come together: its view is then in memory once.
+    order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, np.intp)
+    for start in range(0, len(order), PAIRS):
+        lot = order[start : start + PAIRS]
+        score[lot], same[lot], unsure = _compare(corpus, rows, pairs[lot], None, options)
+        fine = lot[unsure]
+        for first in range(0, len(fine), FINE_PAIRS):
+            some = fine[first : first + FINE_PAIRS]
+            large = _large_views(corpus, rows[np.unique(pairs[some])], options)
+            score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, options)
+    return Agreements(score, same)
+
+
+def _compare(
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    pairs: NDArray[np.int64],
+    large: NDArray[np.uint8] | None,
+    options: dict[str, Any],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Score [p], whether the same [p], and whether only the large views can say so [p]."""
+    used, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(pairs.shape)
+    views = _small_views(corpus, rows[used], options)
+    fine = np.asarray(views.detail[places].any(axis=1), bool)
+
+    def task(at: int) -> tuple[float, bool]:
+        one, other = places[at]
+        if views.blank[one] or views.blank[other]:
+            return 0.0, False
+        sizes = tuple((int(height), int(width)) for height, width in views.sizes[[one, other]])
+        found: list[tuple[float, bool]] = []
+        for layer in range(2 if views.layered[one] and views.layered[other] else 1):
+            planes = [
+                (
+                    views.luma[place, layer].astype(np.float32),
+                    large[place].astype(np.float32) if large is not None and fine[at] and layer == 0 else None,
+                )
+                for place in (one, other)
+            ]
+            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]))
+            found.append((score, same and _same_hues(views.hues[one], views.hues[other], symmetry)))
+        return min(found)
+
+    with one_blas_thread(), ThreadPoolExecutor(options.get("workers") or cores()) as pool:
+        found = list(pool.map(task, range(len(places))))
+    score = np.array([each[0] for each in found], np.float32)
+    same = np.array([each[1] for each in found], bool)
+    return score, same, same & fine
+
+
+def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:
+    norms = [float(np.sqrt(np.square(each).sum() / HUES**2)) for each in (one, other)]
+    if min(norms) < COLOURFUL:
+        return True
+    return float((one * turned(other, symmetry)).sum()) >= SAME_HUES * norms[0] * norms[1] * HUES**2
+
+
+def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> _Views:
+    """Views of `rows` [n]; blank for an image that is gone by now."""
+    luma, hues = 2 * SMALL**2, 2 * HUES**2
+    work = Work("views", f"luma {SMALL} twice, hues {HUES}, detail, blank", luma + hues + 3, np.uint8, _view, True)
+    values, filled = _values(corpus, rows, work, options)
+    gone = ~values.any(axis=1)
+    return _Views(
+        values[:, :luma].reshape(-1, 2, SMALL, SMALL),
+        values[:, luma : luma + hues].reshape(-1, 2, HUES, HUES).astype(np.float32) - 128,
+        values[:, -3] > round(255 * DETAIL),
+        (values[:, -2] > 0) | gone,
+        values[:, -1] > 0,
+        np.stack([filled.table[name].to_numpy(zero_copy_only=False) for name in ("height", "width")], axis=1),
+    )
+
+
+def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> NDArray[np.uint8]:
+    work = Work("large-views", f"luma {LARGE}", LARGE**2, np.uint8, _large_view)
+    values, _ = _values(corpus, rows, work, options)
+    found: NDArray[np.uint8] = values.reshape(-1, LARGE, LARGE)
+    return found
+
+
+def _values(corpus: Corpus, rows: NDArray[np.intp], work: Work, options: dict[str, Any]) -> tuple[NDArray[Any], Corpus]:
+    """Values [n dim] of `rows` and these rows as a corpus, sizes filled in; zeros for an image that is gone by now."""
+    filled, found, values = compute(corpus.take(rows), work, **options)
+    whole = np.zeros((len(rows), work.dim), work.dtype)
+    whole[found] = values
+    return whole, filled
+
+
+def _view(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:
+    found = []
+    for picture, behind in pictures:
+        large = _luma(picture, LARGE)
+        small = [_luma(each, SMALL) for each in (picture, picture if behind is None else behind)]
+        lost = min(1.0, detail(large.astype(np.float32)))
+        blank = images.is_blank(picture) and (behind is None or images.is_blank(behind))
+        marks = np.array([round(255 * lost), blank, behind is not None], np.uint8)
+        found.append(np.concatenate([*(each.ravel() for each in small), _hues(picture).ravel(), marks]))
+    return np.stack(found)
+
+
+def _large_view(pictures: list[Image]) -> NDArray[np.uint8]:
+    return np.stack([_luma(picture, LARGE).ravel() for picture in pictures])
+
+
+def _luma(picture: Image, side: int) -> NDArray[np.uint8]:
+    return images.luma(images.resize(picture, (side, side)))
+
+
+def _hues(picture: Image) -> NDArray[np.uint8]:
+    """Blue and red less luma [2 HUES HUES] (ITU-R 601-2), halved, about 128."""
+    cells = images.resize(picture, (HUES, HUES), "box").astype(np.float32)
+    luma = cells @ np.array([0.299, 0.587, 0.114], np.float32)
+    planes = np.stack([(cells[..., 2] - luma) / 2, (cells[..., 0] - luma) / 2])
+    return np.asarray(np.clip(np.rint(planes) + 128, 0, 255), np.uint8)

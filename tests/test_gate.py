@@ -1,0 +1,146 @@
+"""The gate of a release: what --fail-over, --fail-on and --allow-cannot-tell let pass, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from copyscope import cli, worlds
+from copyscope.cli_options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
+
+FAST = ["-p", "phash", "--sensitivity", "40"]
+ANSWERS = ("copies", "suspicious", "no copies found", "cannot tell")
+
+
+def summary(answer, rate, high):
+    """What the gate reads of an audit."""
+    return {
+        "verdict": {"answer": answer},
+        "replication_rate": {"value": rate, "low": 0.0, "high": 1.0, "n": 100},
+        "estimated_rate": {"value": rate, "low": 0.0, "high": high, "n": 100},
+    }
+
+
+def code_of(*given, **options):
+    """Exit code of the gate; 0 where it lets pass."""
+    try:
+        gate(*given, **options)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "rate", "high", "fail_on", "allow", "code"),
+    [
+        ("copies", 0.2, 0.4, "rate", False, EXIT_COPIES),
+        ("copies", 0.2, 0.4, "rate", True, EXIT_COPIES),
+        ("copies", 0.05, 0.4, "rate", False, 0),
+        ("copies", 0.05, 0.4, "upper", False, EXIT_COPIES),
+        ("copies", 0.05, 0.1, "upper", False, 0),
+        ("no copies found", 0.0, 0.04, "rate", False, 0),
+        ("no copies found", 0.0, 0.04, "upper", False, 0),
+        ("cannot tell", 0.0, 1.0, "rate", False, EXIT_CANNOT_TELL),
+        ("cannot tell", 0.0, 1.0, "upper", False, EXIT_CANNOT_TELL),
+        ("cannot tell", None, 1.0, "rate", False, EXIT_CANNOT_TELL),
+        ("cannot tell", 0.0, 1.0, "rate", True, 0),
+        ("cannot tell", None, 1.0, "upper", True, 0),
+        ("suspicious", 0.05, 0.9, "rate", False, EXIT_CANNOT_TELL),
+        ("suspicious", 0.05, 0.9, "upper", False, EXIT_CANNOT_TELL),
+        ("suspicious", 0.2, 0.9, "rate", False, EXIT_COPIES),
+        ("suspicious", 0.2, 0.9, "rate", True, EXIT_COPIES),
+        ("suspicious", 0.05, 0.9, "rate", True, 0),
+    ],
+)
+def test_exit_codes_of_the_gate(answer, rate, high, fail_on, allow, code, capsys):
+    assert code_of(summary(answer, rate, high), 0.1, FailOn(fail_on), allow) == code
+    said = capsys.readouterr().err
+    assert ("--fail-over" in said) == (code == EXIT_COPIES)
+    assert ("--allow-cannot-tell" in said) == (code == EXIT_CANNOT_TELL)
+    if code == EXIT_CANNOT_TELL:
+        assert repr(answer) in said
+
+
+def test_a_rate_on_the_line_passes():
+    assert code_of(summary("copies", 0.1, 0.1), 0.1, FailOn.rate, False) == 0
+    assert code_of(summary("copies", 0.1, 0.1), 0.1, FailOn.upper, False) == 0
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("fail_on", list(FailOn))
+def test_the_gate_opens_without_a_word_only_where_the_answer_is_known(answer, fail_on):
+    opened = code_of(summary(answer, 0.0, 0.0), 0.5, fail_on, False) == 0
+    assert opened == (answer in ("copies", "no copies found"))
+
+
+# The whole command
+
+
+def run(*arguments):
+    runner = CliRunner()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
+        found = runner.invoke(cli.app, list(map(str, arguments)))
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.exit_code, found.stdout, found.stderr
+
+
+@pytest.fixture(scope="module")
+def faint(tmp_path_factory):
+    """A world whose copies are not the same pixels: what stands in for held-out images cannot prove them."""
+    return worlds.world(tmp_path_factory.mktemp("faint"), 120, 40, 60, kinds=("blur", "jpeg"), duplicates=(), seed=8)
+
+
+def answer_of(stdout):
+    return json.loads(stdout)["verdict"]["answer"]
+
+
+def test_copies_found_exit_3_and_below_the_rate_0(world):
+    audit = ["audit", world.generated, world.train, "--held-out", world.held_out, *FAST, "--json"]
+    code, stdout, stderr = run(*audit, "--fail-over", 0.01)
+    assert (code, answer_of(stdout)) == (EXIT_COPIES, "copies")
+    assert "replication rate is" in stderr
+    assert run(*audit, "--fail-over", 1)[0] == 0
+    assert run(*audit, "--fail-over", 0.9, "--fail-on", "rate")[0] == 0
+
+
+def test_what_stands_in_for_held_out_images_is_suspicious_and_the_gate_stays_shut(faint):
+    audit = ["audit", faint.generated, faint.train, "-p", "phash", "--sensitivity", 0, "--json"]
+    code, stdout, _ = run(*audit, "--fail-over", 0.9)
+    assert (code, answer_of(stdout)) == (EXIT_CANNOT_TELL, "suspicious")
+    assert run(*audit, "--fail-over", 0.9, "--allow-cannot-tell")[0] == 0
+    assert run(*audit, "--fail-over", 0.01)[0] == EXIT_COPIES
+
+
+def test_five_images_do_not_open_the_gate(faint, tmp_path):
+    """Five images, none of them a copy: the gate of before was green."""
+    for name in [name for name, source in faint.truth.items() if source is None][:5]:
+        (tmp_path / name).write_bytes((faint.generated / name).read_bytes())
+    audit = ["audit", tmp_path, faint.train, "--held-out", faint.held_out, *FAST, "--fail-over", 0.5]
+    code, _, stderr = run(*audit)
+    assert code == EXIT_CANNOT_TELL
+    assert "'cannot tell'" in stderr
+    assert run(*audit, "--allow-cannot-tell")[0] == 0
+
+
+def test_an_unknown_rate_does_not_open_the_gate_either(faint, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    audit = ["audit", tmp_path, faint.train, *FAST, "--fail-over", 1]
+    assert run(*audit)[0] == EXIT_CANNOT_TELL
+    assert run(*audit, "--allow-cannot-tell")[0] == 0
+    assert run(*audit, "--allow-cannot-tell", "--strict")[0] == 1
+
+
+def test_without_fail_over_no_answer_stops(faint):
+    assert run("audit", faint.generated, faint.train, *FAST, "--json")[0] == 0
+
+
+def test_a_rate_that_is_none_is_refused(faint):
+    with pytest.raises(Exception, match="share between 0 and 1"):
+        run("audit", faint.generated, faint.train, "--fail-over", 5)
+    assert run("audit", faint.generated, faint.train, "--fail-on", "lower")[0] == 2
