@@ -75,13 +75,14 @@ def rows_of_tables(cells: Cells) -> list[dict[str, Any]]:
     rows = []
     for (corpus, protocol, split, method, m), mine in together.items():
         row: dict[str, Any] = {"corpus": corpus, "protocol": protocol, "split": split, "method": method, "m": m}
-        row["answers"], row["fdr"], row["tpr"] = {}, {}, {}
+        row["answers"], row["fdr"], row["tpr"], row["median_upper_end"] = {}, {}, {}, {}
         for prevalence in sorted({cell.prevalence for cell in mine}):
             some = {cell.kind: found for cell, found in mine.items() if cell.prevalence == prevalence}
             every = [each for found in some.values() for each in found]
             name = f"{prevalence:g}"
             row["answers"][name] = {answer: _share(every, answer) for answer in sorted({each.answer for each in every})}
             row["fdr"][name] = _over_draws([[each.fdr for each in found] for found in some.values()])
+            row["median_upper_end"][name] = round(float(np.median([each.upper for each in every])), 4)
             if prevalence:
                 row["tpr"][name] = {
                     kind: round(float(np.mean([each.tpr for each in found])), 3) for kind, found in some.items()

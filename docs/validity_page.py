@@ -36,7 +36,7 @@ def answers(results: Results, methods: tuple[str, ...], found: str = "copies") -
     """How often each answer comes, wrong calls, and the interval of the corrected rate."""
     head = [
         "corpus", "descriptor", "split", "m", f"{found} without copies", "answers at 5 %", "answers at 30 %",
-        "FDR at 5 %", "FDR at 30 %", "interval holds (lowest cell)", "no copies found, worst cell",
+        "FDR at 5 %", "FDR at 30 %", "interval holds (lowest cell)", "its upper end", "no copies found, worst cell",
     ]  # fmt: skip
     rows = [
         [
@@ -50,6 +50,7 @@ def answers(results: Results, methods: tuple[str, ...], found: str = "copies") -
             fdr(row["fdr"]["0.05"]),
             fdr(row["fdr"]["0.3"]),
             f"{percent(row['coverage']['value'])} ({percent(row['lowest_coverage'])})",
+            " / ".join(percent(row["median_upper_end"][each]) for each in ("0", "0.05", "0.3")),
             percent(row["highest_share_of_no_copies_found"]),
         ]
         for row in results["rows"]
