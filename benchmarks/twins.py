@@ -176,17 +176,11 @@ def rates(nulls: NDArray[np.float32], train: Embeddings, made: Embeddings, sourc
 
 def columns(queries: Embeddings, train: Embeddings) -> tuple[NDArray[np.float32], list[str]]:
     """Highest similarity, combined and registered score of each query [n 3], and whom the last one names."""
-    register = Register()
-    found = match(queries, train, Verify())
-    order = np.argsort(-found.combined, axis=1, kind="stable")[:, : register.top]
-    candidates = np.take_along_axis(found.nearest.index, order, axis=1)
-    scores = register.compare(
-        register.thumbnails(queries.corpus, queries.rows), register.thumbnails(train.corpus, train.rows), candidates
-    )
-    best = np.nanargmax(scores, axis=1)[:, None]
+    found = match(queries, train, Verify(), register=Register())
+    assert found.registered is not None
+    best = np.nan_to_num(found.registered, nan=-1).argmax(axis=1)[:, None]
     ids = train.ids
-    named = [ids[at] for at in np.take_along_axis(candidates, best, axis=1)[:, 0]]
-    return np.stack([found.similarity, found.combined.max(axis=1), np.nanmax(scores, axis=1)], axis=1), named
+    return found.evidence, [ids[at] for at in np.take_along_axis(found.nearest.index, best, axis=1)[:, 0]]
 
 
 def _points(values: NDArray[np.float32], shares: tuple[float, ...]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
 from .part_search import PartSearch
+from .registration import Register
 from .replication import OWN_LEVEL, Calibration
 from .search import search
 from .spread_search import nearest_by
@@ -49,6 +50,7 @@ def held_out(
     groups: Groups,
     verify: Verify,
     *,
+    register: Register | None = None,
     parts: PartSearch | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -65,7 +67,7 @@ def held_out(
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
     )
-    matches = match(clean, train, verify, labels=groups.label, parts=parts, **options)
+    matches = match(clean, train, verify, labels=groups.label, register=register, parts=parts, **options)
     return Calibration("held-out", matches.evidence, int(alike.sum()), RULE), matches, alike
 
 
@@ -82,7 +84,7 @@ def controls(
         images: made without the fine-tuning, from the same prompts as the generated images.
         train: the training images, in `groups` of near-duplicates.
         verify: the pixel comparison.
-        options: `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
+        options: `register`, `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
     """
     matches = match(images, train, verify, labels=groups.label, **options)
     return Calibration("controls", matches.evidence, 0, CONTROL_RULE), matches
@@ -233,6 +235,7 @@ def baseline(
     groups: Groups,
     verify: Verify,
     *,
+    register: Register | None = None,
     parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -269,6 +272,7 @@ def baseline(
         verify,
         labels=groups.label,
         own=groups.label[some],
+        register=register,
         parts=parts,
         cache=cache,
         workers=workers,

@@ -20,6 +20,7 @@ from .duplicates import Groups
 from .embed import Embeddings
 from .match import Matches, match
 from .part_search import PartSearch
+from .registration import Register
 from .replication import FDR, Calibration, Planted, Verdict, verdict
 from .sensitivity import GROUPS, planted_copies
 from .verify import Verify
@@ -66,6 +67,7 @@ def judge(
     verify: Verify,
     *,
     sensitivity: int = GROUPS,
+    register: Register | None = Register(),
     parts: PartSearch | None = None,
     trust_held_out: bool = False,
     n_excluded: int = 0,
@@ -81,6 +83,7 @@ def judge(
         descriptor: what described them.
         verify: the pixel comparison.
         sensitivity: training groups of which copies are planted; 0 = sensitivity is not measured.
+        register: brings the best candidates into register; None = nobody does.
         parts: looks for training images in parts of the images too; None = nobody looks.
         trust_held_out: calibrate on held-out images even where they are of another kind.
         n_excluded: held-out images that a person took out before.
@@ -91,20 +94,25 @@ def judge(
     generated, train = described["generated"], described["train"]
     settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
     blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
-    matches = match(generated, train, verify, labels=groups.label, parts=parts, **options)
-    # Where training images stand in for unseen ones, or a copy must be beyond them, their parts are looked at too.
+    looks: dict[str, Any] = {"register": register, "parts": parts}
+    matches = match(generated, train, verify, labels=groups.label, **looks, **options)
+    # Where training images stand in for unseen ones they are compared in all ways, and where a copy must be beyond them
+    # their parts are looked at too.
     own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None
-    baseline = calibrate.baseline(train, groups, verify, parts=own_parts, seed=seed, **options)
+    alone = not {"held-out", "control"} & set(described)
+    baseline = calibrate.baseline(
+        train, groups, verify, register=register if alone else None, parts=own_parts, seed=seed, **options
+    )
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None
     if "held-out" in described:
         held = without_rows(described["held-out"], blank["held-out"])
-        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, parts=parts, **options)
+        calibration, compared, alike = calibrate.held_out(held, train, groups, verify, **looks, **options)
         removed = calibrate.removed_ids(held, alike)
         differs = calibrate.differs(compared.queries.vectors, generated.vectors, train.vectors, seed=seed)
     elif "control" in described:
         control = without_rows(described["control"], blank["control"])
-        calibration, compared = calibrate.controls(control, train, groups, verify, parts=parts, **options)
+        calibration, compared = calibrate.controls(control, train, groups, verify, **looks, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
 
@@ -113,9 +121,7 @@ def judge(
 
     planted = None
     if sensitivity:
-        copies = planted_copies(
-            train, groups, descriptor, verify, n_groups=sensitivity, parts=parts, seed=seed, **options
-        )
+        copies = planted_copies(train, groups, descriptor, verify, n_groups=sensitivity, seed=seed, **looks, **options)
         planted = {kind: Planted(each.evidence, beyond(each)) for kind, each in copies.items()}
     judged = verdict(
         matches.evidence,

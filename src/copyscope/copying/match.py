@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,11 @@ from .verify import Verify
 
 if TYPE_CHECKING:
     from .part_search import Parts, PartSearch
+    from .registration import Register
 
 K = 50
-EVIDENCE = ("similarity", "combined", "part")
-"""The columns of `Matches.evidence`; the last only where parts were looked at."""
+EVIDENCE = ("similarity", "combined", "registered", "part")
+"""The columns of `Matches.evidence`; the last two only where pairs were registered, and where parts were looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Matches:
     nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
     of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate
     group of the best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
-    highest combined score. parts: the best part of each query; None = not looked at. by_part [n]: whose match is that
-    of its part; None = of none.
+    highest combined score. registered [n k]: how well the first few by combined score agree in register, NaN beyond;
+    None = no pair was registered. parts: the best part of each query; None = not looked at. by_part [n]: whose match
+    is that of its part; None = of none.
     """
 
     queries: Embeddings
@@ -45,6 +48,7 @@ class Matches:
     next_index: NDArray[np.int64]
     next_score: NDArray[np.float32]
     chosen: NDArray[np.intp] | None = None
+    registered: NDArray[np.float32] | None = None
     parts: Parts | None = None
     by_part: NDArray[np.bool_] | None = None
 
@@ -63,10 +67,15 @@ class Matches:
 
     @property
     def evidence(self) -> NDArray[np.float32]:
-        """What a verdict weighs [n d]: highest similarity and highest combined score of each query, and that of its
-        best part where parts were looked at."""
-        columns = [self.nearest.score.max(axis=1), self.combined.max(axis=1)]
+        """What a verdict weighs [n d]: the highest of each score of each query, in the order of EVIDENCE."""
+        columns = [each.max(axis=1) for each in self._of_wholes]
         return np.stack(columns if self.parts is None else [*columns, self.parts.score], axis=1)
+
+    @property
+    def _of_wholes(self) -> list[NDArray[np.float32]]:
+        """The scores of whole pictures [n k] each, -1 where a registered one is not known."""
+        found = [self.nearest.score, self.combined]
+        return found if self.registered is None else [*found, np.nan_to_num(self.registered, nan=-1)]
 
     @property
     def best(self) -> NDArray[np.intp]:
@@ -88,9 +97,10 @@ class Matches:
         if not len(rows) or not len(calibration):
             return self
         low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
-        scores = np.stack([self.nearest.score[rows], self.combined[rows]], axis=2)
+        scores = np.stack([each[rows] for each in self._of_wholes], axis=2)
+        wholes = slice(0, scores.shape[2])
         best = self.best.copy()
-        best[rows] = ((scores - low[:2]) / np.maximum(high - low, 1e-3)[:2]).max(axis=2).argmax(axis=1)
+        best[rows] = ((scores - low[wholes]) / np.maximum(high - low, 1e-3)[wholes]).max(axis=2).argmax(axis=1)
         by_part = self.rests_on_part(calibration) & queries if self.parts else None
         return dataclasses.replace(self, chosen=best, by_part=by_part)
 
@@ -100,7 +110,7 @@ class Matches:
             return np.zeros(len(self.queries.rows), dtype=bool)
         low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
         out = (self.evidence - low) / np.maximum(high - low, 1e-3)
-        return np.asarray((out[:, 2] > out[:, :2].max(axis=1)) & (self.parts.match >= 0), dtype=bool)
+        return np.asarray((out[:, -1] > out[:, :-1].max(axis=1)) & (self.parts.match >= 0), dtype=bool)
 
     def of_best(self, values: NDArray[np.float32], of_part: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Values [n k] at the best match [n]; of queries whose match is that of a part, the values `of_part` [n]."""
@@ -167,7 +177,8 @@ def match(
     k: int = K,
     labels: NDArray[np.int64] | None = None,
     own: NDArray[np.int64] | None = None,
-    thumbnails: NDArray[np.uint8] | None = None,
+    register: Register | None = None,
+    thumbnails: Mapping[int, NDArray[np.uint8]] | None = None,
     parts: PartSearch | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -177,8 +188,9 @@ def match(
     """Match every readable query against the readable references.
 
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
-    query [n], which does not count for it (a training image against the others). thumbnails: of the queries, as
-    `verify.thumbnails` gives them, where they are at hand. parts: looks for references in parts of the queries too.
+    query [n], which does not count for it (a training image against the others). register: brings the best candidates
+    into register. thumbnails: of the queries by side in pixels, as `Verify.thumbnails` gives them, where they are at
+    hand. parts: looks for references in parts of the queries too.
 
     References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
@@ -194,19 +206,37 @@ def match(
         workers=workers,
         progress=progress,
     )
-    candidates = found.index[:, : verify.top]
-    used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
-    slots = np.full(candidates.shape, -1, dtype=np.int64)
-    slots[candidates >= 0] = places
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
+
+    def compared(by: Verify | Register, candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Pixel scores of candidates [n k], -1 for none, NaN there."""
+        used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
+        if not len(used):
+            return np.full(candidates.shape, np.nan, np.float32)
+        slots = np.full(candidates.shape, -1, dtype=np.int64)
+        slots[candidates >= 0] = places
+        mine = (thumbnails or {}).get(by.size)
+        if mine is None:
+            mine = by.thumbnails(queries.corpus, queries.rows, cache=cache, **options)
+        theirs = by.thumbnails(references.corpus, references.rows[used], cache=cache, **options)
+        return by.compare(mine, theirs, slots, **options)
+
     verified = np.full(found.index.shape, np.nan, dtype=np.float32)
-    if len(used):
-        options: dict[str, Any] = {"workers": workers, "progress": progress}
-        if thumbnails is None:
-            thumbnails = verify.thumbnails(queries.corpus, queries.rows, cache=cache, **options)
-        theirs = verify.thumbnails(references.corpus, references.rows[used], cache=cache, **options)
-        verified[:, : verify.top] = verify.compare(thumbnails, theirs, slots, **options)
+    verified[:, : verify.top] = compared(verify, found.index[:, : verify.top])
+    registered = None
+    if register:
+        order = np.argsort(-combine(found.score, verified), axis=1, kind="stable")[:, : register.top]
+        registered = np.full(found.index.shape, np.nan, dtype=np.float32)
+        scores = compared(register, np.take_along_axis(found.index, order, axis=1))
+        np.put_along_axis(registered, order, scores, axis=1)
     matches = Matches(
-        queries, references, found, verified, *_empty_next(len(queries.rows)), parts=parts(queries) if parts else None
+        queries,
+        references,
+        found,
+        verified,
+        *_empty_next(len(queries.rows)),
+        registered=registered,
+        parts=parts(queries) if parts else None,
     )
     next_index, next_score = _next_group(matches, labels, own, workers)
     return dataclasses.replace(matches, next_index=next_index, next_score=next_score)

@@ -22,7 +22,8 @@ from copyscope.corpus import Corpus
 from copyscope.machine import Progress, cores
 
 from .search import one_blas_thread
-from .verify import Verify, inverse_norms, shrinking, summed_areas, unit_templates
+from .templates import inverse_norms, shrinking, summed_areas, unit_templates
+from .verify import Verify
 
 Planes = NDArray[np.float32]
 Spectra = NDArray[np.complex64]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match
 from .part_search import PartSearch
+from .registration import Register
 from .verify import Verify
 
 GROUPS = 200
@@ -53,6 +54,7 @@ def planted_copies(
     verify: Verify,
     *,
     n_groups: int = GROUPS,
+    register: Register | None = None,
     parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -69,6 +71,7 @@ def planted_copies(
         groups: their near-duplicate groups.
         descriptor: what describes them; that of `train`.
         verify: the pixel comparison of the audit.
+        register: the fine registration of the audit; None = pairs are not registered.
         parts: looks for the training images in parts of the copies too.
         n_groups: how many training groups to draw at most, at least 1. Kinds outside MUST_SEE get half as many.
         seed: of the sample and of the alterations, at least 0.
@@ -90,26 +93,33 @@ def planted_copies(
     corpus = train.corpus.take(some.rows[~blank])
     if not len(corpus):
         return {}
-    facts = (VERSION, LEAST, seed, n_groups, str(descriptor), descriptor.fingerprint(), str(verify))
+    facts = (VERSION, LEAST, seed, n_groups, str(descriptor), descriptor.fingerprint(), str(verify), str(register))
     key = hashlib.sha256(repr((facts, corpus.table["sha256"].to_pylist())).encode()).hexdigest()[:24]
+    compared_by: list[Verify | Register] = [verify, register] if register else [verify]
     root = cache_folder(cache)
     file = root / "planted" / f"{key}.parquet"
     if not file.is_file() or (parts and not parts.knows(_described(pq.read_table(file), train, corpus.origin))):
-        made = _made(corpus, descriptor, verify, seed, parts, workers, progress)
+        made = _made(corpus, descriptor, compared_by, seed, parts, workers, progress)
         with told(root):
             write_file(file, lambda path: pq.write_table(made, path))
     table = pq.read_table(file)
     found = {}
     for kind in KINDS:
         rows = table.filter(pa.compute.equal(table["kind"], kind))
-        thumbnails = np.frombuffer(b"".join(rows["thumbnail"].to_pylist()), np.uint8)
+        thumbnails = {
+            each.size: np.frombuffer(b"".join(rows[f"thumbnail_{each.size}"].to_pylist()), np.uint8).reshape(
+                len(rows), each.size, each.size, 3
+            )
+            for each in compared_by
+        }
         if len(rows):
             found[kind] = match(
                 _described(rows, train, f"{kind} copies of {corpus.origin}"),
                 train,
                 verify,
                 labels=groups.label,
-                thumbnails=thumbnails.reshape(len(rows), verify.size, verify.size, 3),
+                register=register,
+                thumbnails=thumbnails,
                 parts=parts,
                 cache=cache,
                 workers=workers,
@@ -128,13 +138,13 @@ def _described(table: pa.Table, train: Embeddings, origin: str) -> Embeddings:
 def _made(
     corpus: Corpus,
     descriptor: Descriptor,
-    verify: Verify,
+    compared_by: Sequence[Verify | Register],
     seed: int,
     parts: PartSearch | None,
     workers: int | None,
     progress: Any,
 ) -> pa.Table:
-    """Planted copies of the images of a corpus: its columns, and `kind`, `source`, `vector` and `thumbnail`."""
+    """Planted copies of the images of a corpus: its columns, `kind`, `source`, `vector`, a `thumbnail_SIZE` each."""
     with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
         # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
         settings: dict[str, Any] = {"cache": Path(folder) / "cache", "workers": workers, "progress": progress}
@@ -144,14 +154,17 @@ def _made(
             for piece in _pictures(corpus, seed, workers):
                 writer.write_table(pa.Table.from_pylist(piece, schema))
         described = embed(Corpus.open(file), descriptor, **settings)
-        thumbnails = verify.thumbnails(described.corpus, described.rows, **settings)
+        thumbnails = {each.size: each.thumbnails(described.corpus, described.rows, **settings) for each in compared_by}
         if parts:
             parts(described)  # kept by content for the match to come
     if not len(described.rows):
         raise InputError(f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0")
     table = described.corpus.take(described.rows).table
     table = table.append_column("vector", pa.array(list(described.vectors), pa.list_(pa.float32())))
-    return table.append_column("thumbnail", pa.array([each.tobytes() for each in thumbnails], pa.binary()))
+    for size, each in thumbnails.items():
+        column = pa.array([thumbnail.tobytes() for thumbnail in each], pa.binary())
+        table = table.append_column(f"thumbnail_{size}", column)
+    return table
 
 
 def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
