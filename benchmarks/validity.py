@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 import validity_draws as draws
 import validity_pools as pools
 from copyscope import stats
-from copyscope.copying import answer, calibrate, match, replication, verify
+from copyscope.copying import answer, calibrate, match, registration, replication, verify
 from copyscope.copying.replication import Calibration, Planted, verdict
 from record import record
 from validity_counts import Cell, Outcome, counted, rows_of_tables
@@ -130,7 +130,7 @@ class Audits:
 
 def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cell, list[Outcome]]:
     """Outcomes of one corpus and protocol; what the same sources found before is taken as it is."""
-    sources = [draws, pools, replication, answer, calibrate, stats, match, verify, sys.modules[__name__]]
+    sources = [draws, pools, replication, answer, calibrate, stats, match, verify, registration, sys.modules[__name__]]
     facts = "".join(map(inspect.getsource, sources)) + repr((spec, methods, n_draws))
     file = work / f"outcomes-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
     if file.exists():

@@ -14,11 +14,12 @@ from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
 from copyscope.copying.protocols import protocol
+from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from validity_pools import KINDS, Pool
 
 HELD_OUT, UNSEEN = 400, 210
-COLUMNS = ("similarity", "combined")
+COLUMNS = ("similarity", "combined", "registered")
 SPLITS = ("random", "family")
 
 Rows = NDArray[np.int64]
@@ -87,9 +88,13 @@ def score(pool: Pool, rows: Rows, train: Rows, allowed: NDArray[np.bool_] | None
         similarity = np.where(allowed, similarity, np.float32(-2))
     top = np.argsort(-similarity, axis=1, kind="stable")[:, : Verify().top]
     of_top = np.take_along_axis(similarity, top, axis=1)
-    pixels = pool.compare(rows, train[top])
+    pixels = pool.compare("pixels", rows, train[top])
     combined = np.where(of_top < -1.5, -np.inf, combine(of_top, pixels))
-    return np.stack([of_top[:, 0], combined.max(axis=1)], axis=1).astype(np.float32)
+    order = np.argsort(-combined, axis=1, kind="stable")[:, : Register().top]
+    registered = pool.compare("registered", rows, train[np.take_along_axis(top, order, axis=1)])
+    # What does not count, a member of its own group, must not by registration either.
+    registered = np.where(np.isneginf(np.take_along_axis(combined, order, axis=1)), -1, registered)
+    return np.stack([of_top[:, 0], combined.max(axis=1), registered.max(axis=1)], axis=1).astype(np.float32)
 
 
 def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:

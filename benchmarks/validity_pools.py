@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections import defaultdict
@@ -28,14 +29,16 @@ from numpy.typing import NDArray
 
 import altered
 from copyscope import assets, images, parts
-from copyscope.copying import alterations, verify
+from copyscope.copying import alterations
 from copyscope.copying.protocols import protocol
+from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
 POOL, ALTERED, BACKGROUNDS, TWICE = 1100, 200, 50, 2
 BLOCK = 64
 KINDS = tuple(alterations.KINDS)
+LOOKS: dict[str, Verify | Register] = {"pixels": Verify(), "registered": Register()}
 TILE, TILES = 384, 35
 
 Pictures = list[tuple[Path, str]]
@@ -159,8 +162,9 @@ CORPORA: dict[str, Callable[[Path], Pictures]] = {
 class Pool:
     """A corpus and what is known of its pictures and of their altered copies.
 
-    files, family [N]. altered [a]: which of the N were altered. vectors [N + a*K*2 d], thumbnails: of the pictures,
-    then of the copies, see `copy`. pdq [N 256]. pixels [N + a*K*2 N]: pixel scores, NaN where not compared yet.
+    files, family [N]. altered [a]: which of the N were altered. vectors [N + a*K*2 d]: of the pictures, then of the
+    copies, see `copy`. pdq [N 256]. similarity [N + a*K*2 N]. thumbnails: of each look (LOOKS), uint8
+    [N + a*K*2 s s 3]. compared: scores of each look [N + a*K*2 N], NaN where not compared yet.
     """
 
     name: str
@@ -169,28 +173,27 @@ class Pool:
     family: NDArray[np.str_]
     altered: NDArray[np.int64]
     vectors: NDArray[np.float32]
-    thumbnails: NDArray[np.uint8]
     pdq: NDArray[np.float32]
-    pixels: NDArray[np.float32]
     similarity: NDArray[np.float32]
+    thumbnails: dict[str, NDArray[np.uint8]]
+    compared: dict[str, NDArray[np.float32]]
     folder: Path
 
     def copy(self, which: NDArray[np.int64], kind: str, version: int) -> NDArray[np.int64]:
         """Rows of the altered copies of pictures altered[which] in one kind; version: 0 or 1, two draws of it."""
         return len(self.files) + (which * len(KINDS) + KINDS.index(kind)) * TWICE + version
 
-    def compare(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Pixel scores [n k] of rows [n] against pictures candidates [n k]; each pair is compared once, ever."""
-        known = self.pixels[rows[:, None], candidates]
-        lacking = np.isnan(known)
+    def compare(self, look: str, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores [n k] of rows [n] against pictures candidates [n k] by a look; each pair is compared once, ever."""
+        compared, thumbnails = self.compared[look], self.thumbnails[look]
+        lacking = np.isnan(compared[rows[:, None], candidates])
         some = np.flatnonzero(lacking.any(axis=1))
         if len(some):
             asked = np.where(lacking[some], candidates[some], -1)
-            queries = self.thumbnails[rows[some]]
-            scores = Verify().compare(queries, self.thumbnails[: len(self.files)], asked, workers=1)
+            scores = LOOKS[look].compare(thumbnails[rows[some]], thumbnails[: len(self.files)], asked, workers=None)
             there = lacking[some]
-            self.pixels[np.broadcast_to(rows[some, None], asked.shape)[there], asked[there]] = scores[there]
-        return np.asarray(self.pixels[rows[:, None], candidates])
+            compared[np.broadcast_to(rows[some, None], asked.shape)[there], asked[there]] = scores[there]
+        return np.asarray(compared[rows[:, None], candidates])
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -204,8 +207,9 @@ class Pool:
         return Corpus.open(links)
 
     def keep(self) -> None:
-        """Write the pixel scores, for the next run."""
-        _write_array(self.folder / _pixel_file(), self.pixels)
+        """Write the scores of the looks, for the next run."""
+        for look, compared in self.compared.items():
+            _write_array(self.folder / _look_file(look), compared)
 
 
 def load(name: str, said: str, work: Path) -> Pool:
@@ -237,28 +241,36 @@ def load(name: str, said: str, work: Path) -> Pool:
 
     blocks = []
     for start in range(0, len(jobs), BLOCK):
-        file = folder / f"block-{start:05d}.npz"
+        some = jobs[start : start + BLOCK]
+        file, fine = folder / f"block-{start:05d}.npz", folder / f"fine-{start:05d}.npz"
+        made = [] if file.exists() and fine.exists() else [picture(job) for job in some]
         if not file.exists():
-            made = [picture(job) for job in jobs[start : start + BLOCK]]
-            found: dict[str, Any] = {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made)}
-            plain = sum(not kind for _, kind, _ in jobs[start : start + BLOCK])
-            found["pdq"] = pdq.describe(made[:plain]) if plain else np.zeros((0, pdq.dim), np.float32)
-            with open(partial := file.with_suffix(".tmp"), "wb") as target:
-                np.savez(target, **found)
-            os.replace(partial, file)
+            plain = sum(not kind for _, kind, _ in some)
+            hashes = pdq.describe(made[:plain]) if plain else np.zeros((0, pdq.dim), np.float32)
+            _write_arrays(
+                file, {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made), "pdq": hashes}
+            )
             if start % (20 * BLOCK) == 0:
                 print(f"{name} {said}: {start} of {len(jobs)} described", flush=True)
-        with np.load(file) as block:
-            blocks.append({key: block[key] for key in block.files})
-    vectors, thumbnails, hashes = (
-        np.concatenate([block[key] for block in blocks])[: len(jobs)] for key in ("vectors", "thumbnails", "pdq")
+        if not fine.exists():
+            _write_arrays(fine, {"fine": Verify(size=Register().size).shrink(made)})
+        with np.load(file) as block, np.load(fine) as more:
+            blocks.append({key: block[key] for key in block.files} | {"fine": more["fine"]})
+    vectors, coarse, hashes, fine_ones = (
+        np.concatenate([block[key] for block in blocks])[: len(jobs)]
+        for key in ("vectors", "thumbnails", "pdq", "fine")
     )
-    known = folder / _pixel_file()
-    pixels = np.load(known)[: len(jobs)] if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
+    compared = {}
+    for look in LOOKS:
+        known = folder / _look_file(look)
+        compared[look] = (
+            np.load(known)[: len(jobs)] if known.exists() else np.full((len(jobs), len(pool)), np.nan, np.float32)
+        )
     family = np.array([family for _, family in pool])
     similarity = vectors @ vectors[: len(pool)].T
     files = [file for file, _ in pool]
-    return Pool(name, said, files, family, altered, vectors, thumbnails, hashes, pixels, similarity, folder)
+    thumbnails = {"pixels": coarse, "registered": fine_ones}
+    return Pool(name, said, files, family, altered, vectors, hashes, similarity, thumbnails, compared, folder)
 
 
 def _by_family(pictures: Pictures, n: int, rng: np.random.Generator) -> Pictures:
@@ -271,10 +283,10 @@ def _by_family(pictures: Pictures, n: int, rng: np.random.Generator) -> Pictures
     return found[:n]
 
 
-def _pixel_file() -> str:
-    """Pixel scores are those of one Verify as its source reads now."""
-    source = inspect.getsource(verify) + str(Verify())
-    return f"pixels-{hashlib.sha256(source.encode()).hexdigest()[:12]}.npy"
+def _look_file(look: str) -> str:
+    """Scores are those of one look as its source reads now."""
+    source = inspect.getsource(sys.modules[type(LOOKS[look]).__module__]) + str(LOOKS[look])
+    return f"{look}-{hashlib.sha256(source.encode()).hexdigest()[:12]}.npy"
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -289,6 +301,12 @@ def _write_array(file: Path, values: NDArray[Any]) -> None:
     os.replace(partial, file)
 
 
+def _write_arrays(file: Path, values: dict[str, Any]) -> None:
+    with open(partial := file.with_suffix(".tmp"), "wb") as target:
+        np.savez(target, **values)
+    os.replace(partial, file)
+
+
 def main(argv: Sequence[str]) -> None:
     """Computes the pools named `corpus:protocol` into the folder that comes first."""
     for each in argv[1:]:
@@ -297,6 +315,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

@@ -40,10 +40,13 @@ def pool(tmp_path, monkeypatch) -> validity_pools.Pool:
         np.array([f"family {row // 3}" for row in range(n)]),
         altered,
         vectors,
-        rng.integers(0, 256, (rows, 32, 32, 3)).astype(np.uint8),
         hashes,
-        np.full((rows, n), np.nan, np.float32),
         vectors @ vectors[:n].T,
+        {
+            look: rng.integers(0, 256, (rows, by.size, by.size, 3)).astype(np.uint8)
+            for look, by in validity_pools.LOOKS.items()
+        },
+        {look: np.full((rows, n), np.nan, np.float32) for look in validity_pools.LOOKS},
         tmp_path,
     )
 
@@ -71,7 +74,8 @@ def test_scores_are_those_of_a_match(pool):
     rows = one.rows["held-out"]
     similarity = pool.vectors[rows] @ pool.vectors[one.train].T
     top = np.argsort(-similarity, axis=1)[:, : Verify().top]
-    pixels = Verify().compare(pool.thumbnails[rows], pool.thumbnails[one.train], top, workers=1)
+    thumbnails = pool.thumbnails["pixels"]
+    pixels = Verify().compare(thumbnails[rows], thumbnails[one.train], top, workers=1)
     combined = combine(np.take_along_axis(similarity, top, axis=1), pixels).max(axis=1)
     assert np.allclose(one.held_out[:, 0], similarity.max(axis=1))
     assert np.allclose(one.held_out[:, 1], combined, atol=1e-6)
