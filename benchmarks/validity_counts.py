@@ -57,8 +57,8 @@ def counted(cells: Cells) -> dict[str, Any]:
             | {
                 "draws": len(found),
                 "answers": dict(Counter(each.answer for each in found)),
-                "tpr": _over_draws([[each.tpr for each in found]]) if cell.kind else None,
-                "fdr": _over_draws([[each.fdr for each in found]]),
+                "tpr": round(float(np.mean([each.tpr for each in found])), 4) if cell.kind else None,
+                "fdr": round(float(np.mean([each.fdr for each in found])), 4),
                 "coverage": round(_coverage(found), 4),
                 "median_upper_end": round(float(np.median([each.upper for each in found])), 4),
             }

@@ -78,7 +78,7 @@ def said(results: Results) -> list[str]:
         f'{results["cells_with_copies"]} cells with copies, {loud} say "no copies found" in more than 5 % of draws. '
         f"In the worst cell, {percent(results['lowest_coverage'])} % of the intervals of the corrected rate hold it."
     )
-    return [text]
+    return [text, *([f"Note: {results['note']}."] if "note" in results else [])]
 
 
 def subjects(results: Results) -> list[str]:
