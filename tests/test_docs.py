@@ -264,6 +264,7 @@ def test_the_types_of_the_columns_are_those_documented(audited):
     names = {pa.string(): "string", pa.float32(): "float", pa.float64(): "double", pa.bool_(): "bool"}
     names |= {pa.int32(): "integer", pa.int64(): "integer", pa.binary(): "binary"}
     names[pa.list_(pa.string())] = "list of strings"
+    names[pa.list_(pa.float32())] = "list of floats"
     for name, table in audited.tables.items():
         section = re.split(r"\n`\w+`: ", text.partition(f"\n`{name}`: ")[2])[0]
         rows = dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", section, re.MULTILINE))

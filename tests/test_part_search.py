@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from copyscope import images, parts, worlds
-from copyscope.copying import part_search
+from copyscope.copying import part_search, sensitivity
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
 from copyscope.copying.judge import judge
@@ -206,7 +206,7 @@ def test_the_match_of_a_copied_part_is_the_parts(search, train, shown, tmp_path)
     made = described(
         tmp_path / "made", [*scenes(8, 16, (192, 192)), placed(scenes(1, 17, (192, 192))[0], shown[6], 90, 20)]
     )
-    unseen = match(described(tmp_path / "held", scenes(60, 18, (192, 192))), train, parts=search)
+    unseen = match(described(tmp_path / "held", scenes(30, 18, (192, 192))), train, parts=search)
     matches = match(made, train, parts=search)
     assert matches.evidence.shape == (9, 3)
     assert matches.rests_on_part(unseen.evidence)[8]
@@ -218,11 +218,12 @@ def test_the_match_of_a_copied_part_is_the_parts(search, train, shown, tmp_path)
     assert chosen.scores["score"][:8].tolist() == matches.scores["score"][:8].tolist()
 
 
-def test_an_audit_flags_a_copied_part_and_says_where_it_is(train, shown, tmp_path):
+def test_a_verdict_flags_copied_parts_and_counts_planted_ones(train, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LEAST", 4)
     made = described(
         tmp_path / "made", [placed(other, shown[at], 90, 20) for at, other in enumerate(scenes(6, 19, (192, 192)))]
     )
-    held = described(tmp_path / "held", scenes(150, 20, (192, 192)))
+    held = described(tmp_path / "held", scenes(30, 20, (192, 192)))
     groups = duplicates(train, 0.75)
     found = {}
     for searched in (None, PartSearch(train, DESCRIPTOR, Verify())):

@@ -9,6 +9,7 @@ are looked for at a higher resolution, and the descriptor is run once, on the pa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import threading
 from pathlib import Path
@@ -191,7 +192,7 @@ class PartSearch:
         """Training images [N] that do not count for a picture: the groups of those that look as it does."""
         if self.labels is None:
             return None
-        own = (prepared.squares == self.verify.shrink([picture])[0]).all(axis=(1, 2, 3))
+        own = prepared.by_pixels.get(self.verify.shrink([picture])[0].tobytes(), [])
         return np.isin(self.labels, self.labels[own])
 
 
@@ -212,6 +213,14 @@ class _Templates:
     even: NDArray[np.float32]
     odd: NDArray[np.float32]
     chance: NDArray[np.float32]
+
+    @functools.cached_property
+    def by_pixels(self) -> dict[bytes, list[int]]:
+        """Training images by the bytes of their squares."""
+        found: dict[bytes, list[int]] = {}
+        for row, square in enumerate(self.squares):
+            found.setdefault(square.tobytes(), []).append(row)
+        return found
 
     @classmethod
     def of(cls, search: PartSearch) -> _Templates:
