@@ -482,7 +482,14 @@ def scale_drawing() -> str:
 def numbers_page() -> str:
     """docs/numbers.md with its measured tables."""
     page, text = _beside("growth_page"), (Path(__file__).parent / "numbers.md").read_text(encoding="utf-8")
-    for results, tables in (("benchmark-growth", page.TABLES), ("benchmark-peers", page.OF_PEERS)):
+    validity = _beside("validity_page")
+    made = (
+        ("benchmark-growth", page.TABLES),
+        ("benchmark-peers", page.OF_PEERS),
+        ("benchmark-validity", validity.TABLES),
+        ("benchmark-validity-controls", validity.OF_CONTROLS),
+    )
+    for results, tables in made:
         for name, make in tables.items():
             text = _with_table(text, name, make(_results(results)))
     return text

@@ -1,0 +1,122 @@
+"""Draws of benchmarks/validity.py: who is trained on, held out and unseen, and what each scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.copying.calibrate import alike_by_hash
+from copyscope.copying.causes import representatives
+from copyscope.copying.duplicates import duplicates
+from copyscope.copying.embed import Embeddings
+from copyscope.copying.match import combine
+from copyscope.copying.protocols import protocol
+from copyscope.copying.registration import Register
+from copyscope.copying.verify import Verify
+from validity_pools import KINDS, Pool
+
+HELD_OUT, UNSEEN = 400, 210
+COLUMNS = ("similarity", "combined", "registered")
+SPLITS = ("random", "family")
+
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One training set with everything that is judged against it; each score array is [n d], d as COLUMNS.
+
+    train: rows of the pool [t]. held_out, unseen: scores of real images that were not trained on; look_alike: which of
+    either the PDQ rule takes for one of the training set. copies, sensitivity: kind -> scores of altered training
+    images, one row an image [c], two independent alterations of the same ones. rows: of the pool, of each of these.
+    """
+
+    corpus: str
+    split: str
+    seed: int
+    train: Rows
+    held_out: Scores
+    unseen: Scores
+    held_out_alike: NDArray[np.bool_]
+    unseen_alike: NDArray[np.bool_]
+    copies: dict[str, Scores]
+    sensitivity: dict[str, Scores]
+    rows: dict[str, Rows]
+
+
+def draw(pool: Pool, split: str, seed: int) -> Draw:
+    """The draw of a seed. split: "random", look-alikes as they fall; or "family", none of whose members is on two
+    sides."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    n = len(pool.files)
+    order = rng.permutation(n) if split == "random" else _families_together(pool, rng)
+    held_out, unseen, train = (np.sort(part) for part in np.split(order, [HELD_OUT, HELD_OUT + UNSEEN]))
+    if split == "family":
+        # A family that a border cuts through stays on the side before it.
+        train = train[~np.isin(pool.family[train], pool.family[np.concatenate([held_out, unseen])])]
+        unseen = unseen[~np.isin(pool.family[unseen], pool.family[held_out])]
+    which = np.flatnonzero(np.isin(pool.altered, train))
+    rows = [held_out, unseen, *(pool.copy(which, kind, version) for version in range(2) for kind in KINDS)]
+    # At once and in order of rows: copies of one picture are compared with the same candidates.
+    every, places = np.unique(np.concatenate(rows), return_inverse=True)
+    scores = score(pool, every, train)
+    found = [scores[part] for part in np.split(places, np.cumsum([len(part) for part in rows])[:-1])]
+    alike = alike_by_hash(pool.pdq[np.concatenate([held_out, unseen])], pool.pdq[train], 1)
+    return Draw(
+        corpus=pool.name,
+        split=split,
+        seed=seed,
+        train=train,
+        held_out=found[0],
+        unseen=found[1],
+        held_out_alike=alike[: len(held_out)],
+        unseen_alike=alike[len(held_out) :],
+        copies=dict(zip(KINDS, found[2:], strict=False)),
+        sensitivity=dict(zip(KINDS, found[2 + len(KINDS) :], strict=True)),
+        rows=dict(zip(("held-out", "unseen", *KINDS), rows, strict=False)),
+    )
+
+
+def score(pool: Pool, rows: Rows, train: Rows, allowed: NDArray[np.bool_] | None = None) -> Scores:
+    """Scores [n d] of rows of the pool against the training images [t]; allowed [n t]: which count, None = all."""
+    similarity = pool.similarity[np.ix_(rows, train)]
+    if allowed is not None:
+        similarity = np.where(allowed, similarity, np.float32(-2))
+    top = np.argsort(-similarity, axis=1, kind="stable")[:, : Verify().top]
+    of_top = np.take_along_axis(similarity, top, axis=1)
+    pixels = pool.compare("pixels", rows, train[top])
+    combined = np.where(of_top < -1.5, -np.inf, combine(of_top, pixels))
+    order = np.argsort(-combined, axis=1, kind="stable")[:, : Register().top]
+    registered = pool.compare("registered", rows, train[np.take_along_axis(top, order, axis=1)])
+    # What does not count, a member of its own group, must not by registration either.
+    registered = np.where(np.isneginf(np.take_along_axis(combined, order, axis=1)), -1, registered)
+    return np.stack([of_top[:, 0], combined.max(axis=1), registered.max(axis=1)], axis=1).astype(np.float32)
+
+
+def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, family in enumerate(pool.family):
+        members[family].append(row)
+    names = sorted(members)
+    return np.array([row for place in rng.permutation(len(names)) for row in members[names[place]]])
+
+
+def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
+    """Scores [g d] of training images against the others, as `calibrate.baseline` has them: one image a near-duplicate
+    group, against those outside its group; and their rows of the pool [g]."""
+    corpus = pool.corpus.take(one.train)
+    rows = np.arange(len(one.train))
+    vectors = pool.vectors[one.train]
+    groups = duplicates(
+        Embeddings(corpus, rows, vectors, pool.protocol, ""),
+        protocol(pool.protocol).duplicates,
+        cache=pool.folder / "cache",
+        workers=1,
+    )
+    some = representatives(groups)
+    allowed = groups.label[some][:, None] != groups.label[None, :]
+    return score(pool, one.train[some], one.train, allowed), one.train[some]

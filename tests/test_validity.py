@@ -1,0 +1,109 @@
+"""What benchmarks/validity.py draws and counts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from copyscope.copying.match import combine
+from copyscope.copying.verify import Verify
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+try:
+    import validity
+    import validity_counts
+    import validity_draws
+    import validity_pools
+finally:
+    sys.path.remove(str(ROOT / "benchmarks"))
+Cell, Outcome = validity_counts.Cell, validity_counts.Outcome
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch) -> validity_pools.Pool:
+    """Forty pictures in families of three, ten of them altered, described at random."""
+    monkeypatch.setattr(validity_draws, "HELD_OUT", 13)
+    monkeypatch.setattr(validity_draws, "UNSEEN", 8)
+    rng, n, altered = np.random.default_rng(0), 40, np.arange(0, 40, 4)
+    rows = n + len(altered) * len(validity_pools.KINDS) * 2
+    vectors = rng.normal(size=(rows, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    hashes = rng.choice([-1, 1], (n, 256)).astype(np.float32) / 16
+    return validity_pools.Pool(
+        "made",
+        "sscd-distilled",
+        [tmp_path / f"{row}.png" for row in range(n)],
+        np.array([f"family {row // 3}" for row in range(n)]),
+        altered,
+        vectors,
+        hashes,
+        vectors @ vectors[:n].T,
+        {
+            look: rng.integers(0, 256, (rows, by.size, by.size, 3)).astype(np.uint8)
+            for look, by in validity_pools.LOOKS.items()
+        },
+        {look: np.full((rows, n), np.nan, np.float32) for look in validity_pools.LOOKS},
+        tmp_path,
+    )
+
+
+def test_no_family_is_on_two_sides_of_a_family_split(pool):
+    for seed in range(10):
+        one = validity_draws.draw(pool, "family", seed)
+        sides = [set(pool.family[rows]) for rows in (one.train, one.rows["held-out"], one.rows["unseen"])]
+        assert len(set.union(*sides)) == sum(map(len, sides))
+
+
+def test_copies_of_a_draw_are_of_its_training_images(pool):
+    one = validity_draws.draw(pool, "random", 0)
+    train = set(one.train.tolist())
+    for kind in validity_pools.KINDS:
+        sources = pool.altered[(one.rows[kind] - len(pool.files)) // (len(validity_pools.KINDS) * 2)]
+        assert len(sources)
+        assert set(sources.tolist()) <= train
+    assert not np.array_equal(one.copies["light"], one.sensitivity["light"])
+
+
+def test_scores_are_those_of_a_match(pool):
+    """Compared pair by pair and kept, a score is what comparing all at once gives."""
+    one = validity_draws.draw(pool, "random", 1)
+    rows = one.rows["held-out"]
+    similarity = pool.vectors[rows] @ pool.vectors[one.train].T
+    top = np.argsort(-similarity, axis=1)[:, : Verify().top]
+    thumbnails = pool.thumbnails["pixels"]
+    pixels = Verify().compare(thumbnails[rows], thumbnails[one.train], top, workers=1)
+    combined = combine(np.take_along_axis(similarity, top, axis=1), pixels).max(axis=1)
+    assert np.allclose(one.held_out[:, 0], similarity.max(axis=1))
+    assert np.allclose(one.held_out[:, 1], combined, atol=1e-6)
+
+
+def test_every_cell_is_judged_once_a_draw(pool, monkeypatch):
+    monkeypatch.setattr(validity, "SIZES", (5, 12))
+    monkeypatch.setattr(validity, "GENERATED", 10)
+    one = validity_draws.draw(pool, "random", 0)
+    cells = [cell for cell, _ in validity.Audits.of(pool, one, "held-out").outcomes()]
+    assert len(cells) == len(set(cells)) == 2 * (1 + 2 * (len(validity_pools.KINDS) + 1))
+
+
+def test_a_row_holds_the_worst_cell():
+    def outcome(answer: str, covered: bool = True) -> Outcome:
+        return Outcome(answer, 0.5, 0.1, covered, 0.2, False)
+
+    base = ("made", "sscd-distilled", "random", "held-out", 100)
+    cells = {
+        Cell(*base, 0.0, ""): [outcome("no copies found")] * 4,
+        Cell(*base, 0.3, "light"): [outcome("copies")] * 4,
+        Cell(*base, 0.3, "crop"): [outcome("copies", False), *[outcome("copies")] * 2, outcome("no copies found")],
+    }
+    (row,) = validity_counts.rows_of_tables(cells)
+    assert row["highest_share_of_no_copies_found"] == 0.25
+    assert row["lowest_coverage"] == 0.75
+    assert row["answers"]["0"] == {"no copies found": 1.0}
+    assert row["answers"]["0.3"] == {"copies": 0.875, "no copies found": 0.125}
+    found = validity_counts.counted(cells)
+    assert found["cells_with_copies"] == 2
+    assert found["cells_with_copies_where_more_than_5_percent_say_no_copies_found"] == 1
