@@ -113,11 +113,11 @@ def test_a_held_out_image_that_is_gone_since_is_left_out_rather_than_mixed_up(de
     assert len(found.scores) == len(again.rows) - alike.sum()
 
 
-def test_the_baselines_sample_is_one_image_a_group_under_its_own_label(described, monkeypatch):
+def test_the_baselines_sample_is_one_image_a_picture_under_its_own_label(described, monkeypatch):
     train, _, groups, cache = described
-    order = np.random.default_rng(0).permutation(len(train.rows))
-    # Groups anywhere in the corpus: labels do not run with the positions.
-    label = groups.label[order]
+    # Pictures anywhere in the corpus: labels do not run with the positions.
+    label = groups.label[np.random.default_rng(0).permutation(len(train.rows))]
+    monkeypatch.setattr(calibrate, "_pictures", lambda *given: label)
     seen = []
     plain = calibrate.match
     monkeypatch.setattr(
@@ -125,12 +125,32 @@ def test_the_baselines_sample_is_one_image_a_group_under_its_own_label(described
         "match",
         lambda sample, *rest, **options: seen.append((sample, options)) or plain(sample, *rest, **options),
     )
-    calibrate.baseline(train, dataclasses.replace(groups, label=label), Verify(), cache=cache)
+    calibrate.baseline(train, groups, Verify(), cache=cache)
     sample, options = seen[0]
     position = np.searchsorted(train.rows, sample.rows)
     np.testing.assert_array_equal(options["own"], label[position])
     assert sorted(options["own"]) == sorted(set(label))
     np.testing.assert_array_equal(sample.vectors, train.vectors[position])
+
+
+def test_pictures_are_told_by_hash_and_within_a_group_by_a_wider_bound(described, monkeypatch):
+    train, *_ = described
+    few = dataclasses.replace(train, rows=train.rows[:5], vectors=train.vectors[:5])
+    hashes = np.full((5, 256), 1 / 16, np.float32)
+    for row, bits in enumerate((0, 31, 100, 164, 229)):
+        hashes[row, :bits] *= -1
+    monkeypatch.setattr(
+        calibrate, "embed", lambda corpus, part, **rest: SimpleNamespace(rows=np.arange(5), vectors=hashes)
+    )
+    options = {"workers": 1}
+
+    def pictures(label):
+        found = calibrate._pictures(few, SimpleNamespace(label=np.array(label)), options)
+        return [found.tolist().index(each) for each in found]
+
+    # 31 bits apart are one picture in any group; 64 in one group; 65 in none.
+    assert pictures([0, 1, 2, 3, 4]) == [0, 0, 2, 3, 4]
+    assert pictures([0, 1, 2, 2, 2]) == [0, 0, 2, 2, 4]
 
 
 def vectors(seed, n, centre):
@@ -160,7 +180,7 @@ def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(
     train, held, groups, cache = described
     baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
     found, matches = calibrate.controls(held, train, groups, Verify(), cache=cache)
-    beyond = baseline.beyond(matches)
+    beyond = baseline.beyond(matches.evidence, matches.pixels, found.scores)
     names = held.ids
     assert beyond[names.index("!bytes.png")]
     assert beyond[names.index("!light.png")]
@@ -171,7 +191,8 @@ def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(
     for column in range(2):
         own = baseline.own.copy()
         own[:, column] = 2
-        assert not dataclasses.replace(baseline, own=own).beyond(matches).any()
+        given = matches.evidence, matches.pixels, found.scores
+        assert not dataclasses.replace(baseline, own=own).beyond(*given).any()
 
 
 def test_pairs_of_one_prompt_and_seed_tell_how_often_the_tuned_model_is_nearer(described):

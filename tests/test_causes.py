@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from copyscope.copying.embed import Embeddings
 from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
 from copyscope.copying.measures import Item, complexity_view
-from copyscope.copying.replication import Verdict
 from copyscope.copying.search import Nearest
 from copyscope.corpus import Corpus
 from copyscope.stats import proportion
@@ -77,7 +77,7 @@ def made(tmp_path_factory):
     verified = np.where(index == MATCH[:, None], 0.95, 0.1).astype(np.float32)
     matches = Matches(generated, train, Nearest(index, score), verified, np.full(8, 0), np.full(8, 0.1, np.float32))
     np.testing.assert_array_equal(matches.match, MATCH)
-    judged = Verdict(COPIED, np.full(8, 0.5), proportion(4, 8), 0.5, "copies", "", None)
+    judged = SimpleNamespace(copied=COPIED)
     return matches, judged, groups, pictures
 
 

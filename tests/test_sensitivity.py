@@ -14,8 +14,9 @@ from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
+from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
-from copyscope.copying.sensitivity import LEAST, planted_copies
+from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -28,10 +29,6 @@ def described(folder, cache):
 
 def planted(train, groups, cache, **options):
     return planted_copies(train, groups, Phash(), Verify(), cache=cache, **options)
-
-
-def sources(matches):
-    return matches.queries.corpus.table["source"].to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -52,79 +49,86 @@ def found(large):
 def test_every_kind_is_planted_and_found_in_the_training_set(large, found):
     train, groups, _ = large
     assert list(found) == list(KINDS)
-    for matches in found.values():
-        assert matches.references is train
-        assert matches.queries.fingerprint == train.fingerprint
-        assert np.isfinite(matches.evidence).all()
-    light = found["light"]
-    own = [train.corpus.id_of(train.rows[place]) for place in light.match]
+    for copies in found.values():
+        assert len(copies.sources) == len(copies.matches) == len(copies.evidence) == len(copies.pixels)
+        assert np.isfinite(copies.evidence).all()
     group = dict(zip(train.ids, groups.label.tolist(), strict=True))
-    right = [group[mine] == group[source] for mine, source in zip(own, sources(light), strict=True)]
+    light = found["light"]
+    right = [group[mine] == group[source] for mine, source in zip(light.matches, light.sources, strict=True)]
     assert np.mean(right) > 0.95
+    assert light.pixels.min() > 0.8
 
 
-def test_one_image_a_group_is_planted_and_of_other_kinds_every_second(large, found):
+def test_one_image_a_group_is_planted_and_other_kinds_take_turns(large, found):
     train, groups, _ = large
     label = dict(zip(train.ids, groups.label.tolist(), strict=True))
     n = len(np.unique(groups.label))
     assert LEAST < n < len(train.rows)
-    for kind, matches in found.items():
-        names = sources(matches)
-        assert len(names) == len({label[name] for name in names}) == (n if kind in MUST_SEE else -(-n // 2))
+    for kind, copies in found.items():
+        assert len(copies.sources) == len({label[name] for name in copies.sources})
+        expected = SHARE * n if kind in MUST_SEE else n / 5
+        assert len(copies.sources) == pytest.approx(expected, abs=1)
+    assert len({label[name] for copies in found.values() for name in copies.sources}) == n
 
 
 def test_no_more_groups_than_asked_are_planted(large):
     train, groups, cache = large
     few = planted(train, groups, cache, n_groups=LEAST + 10)
-    assert len(few["light"].queries.rows) == LEAST + 10
-    assert set(sources(few["light"])) < set(sources(planted(train, groups, cache, n_groups=10**6)["light"]))
+    assert len({name for copies in few.values() for name in copies.sources}) == LEAST + 10
+
+
+def same(copies, others):
+    return copies.sources == others.sources and np.array_equal(copies.evidence, others.evidence)
 
 
 def test_the_same_seed_plants_the_same_copies_and_another_one_others(large, found, tmp_path):
     train, groups, cache = large
     again = planted(train, groups, tmp_path)
-    other = planted(train, groups, cache, seed=1)
-    for kind, matches in found.items():
-        np.testing.assert_array_equal(again[kind].queries.vectors, matches.queries.vectors)
-        np.testing.assert_array_equal(again[kind].evidence, matches.evidence)
-    assert not np.array_equal(other["crop"].queries.vectors, found["crop"].queries.vectors)
+    assert all(same(again[kind], copies) for kind, copies in found.items())
+    assert not same(planted(train, groups, cache, seed=1)["crop"], found["crop"])
 
 
-def test_a_second_call_decodes_nothing(large, found, monkeypatch):
+def test_a_second_call_decodes_and_compares_nothing(large, found, monkeypatch):
     train, groups, cache = large
-    for name in ("decode", "encode"):
-        monkeypatch.setattr(images, name, lambda *given, **options: pytest.fail("a picture was decoded again"))
+    for owner, name in ((images, "decode"), (images, "encode"), (sensitivity, "match")):
+        monkeypatch.setattr(owner, name, lambda *given, **options: pytest.fail("a copy was made or matched again"))
     again = planted(train, groups, cache)
-    for kind, matches in found.items():
-        np.testing.assert_array_equal(again[kind].evidence, matches.evidence)
+    assert all(same(again[kind], copies) for kind, copies in found.items())
 
 
-def test_what_is_cached_is_of_this_content_descriptor_and_strength(large, found, monkeypatch):
+def test_what_is_cached_is_of_this_content_descriptor_and_strength(large, found, monkeypatch, tmp_path):
     train, groups, cache = large
-    made = []
-    monkeypatch.setattr(sensitivity, "_made", lambda *given, **options: made.append(1) or pytest.skip.Exception)
-    monkeypatch.setattr(sensitivity.pq, "write_table", lambda *given: None)
-    monkeypatch.setattr(sensitivity, "write_file", lambda *given: (_ for _ in ()).throw(KeyError("made anew")))
+
+    class MadeAnew(Exception):
+        pass
+
+    def raising(*given, **options):
+        raise MadeAnew
+
+    monkeypatch.setattr(sensitivity, "_pictures", raising)
     planted(train, groups, cache)
-    for name, value in (("VERSION", -1), ("LEAST", LEAST + 1)):
+    for name, value in (("VERSION", -1), ("LEAST", LEAST + 1), ("SHARE", 0.7)):
         with monkeypatch.context() as patch:
             patch.setattr(sensitivity, name, value)
-            with pytest.raises(KeyError, match="made anew"):
+            with pytest.raises(MadeAnew):
                 planted(train, groups, cache)
-    with pytest.raises(KeyError, match="made anew"):
+    with pytest.raises(MadeAnew):
         planted_copies(train, groups, Phash(), Verify(top=2), cache=cache)
-    assert len(made) == 3
+    with pytest.raises(MadeAnew):
+        planted(train, groups, cache, register=Register())
+    # The copies are matched against the whole set: another image in it, and what was found no longer holds.
+    shutil.copytree(train.corpus.origin, tmp_path / "more")
+    shutil.copy(tmp_path / "more" / train.ids[0], tmp_path / "more" / "zz.png")
+    with pytest.raises(MadeAnew):
+        planted(*described(tmp_path / "more", cache), cache)
 
 
 def test_small_sets_get_several_copies_an_image(tmp_path):
     world = worlds.world(tmp_path / "world", 7, 1, 1, duplicates=(), seed=5)
     train, groups = described(world.train, tmp_path / "cache")
-    copies = planted(train, groups, tmp_path / "cache")
-    for matches in copies.values():
-        names = sources(matches)
-        assert len(names) >= LEAST
-        assert {names.count(name) for name in names} == {-(-LEAST // 7)}
-        assert len(set(matches.queries.ids)) == len(names), "each copy is another one"
+    for copies in planted(train, groups, tmp_path / "cache").values():
+        assert len(copies.sources) >= LEAST
+        assert {copies.sources.count(name) for name in copies.sources} == {-(-LEAST // 7)}
 
 
 def test_an_image_that_is_gone_or_torn_since_is_left_out(tmp_path):
@@ -133,7 +137,7 @@ def test_an_image_that_is_gone_or_torn_since_is_left_out(tmp_path):
     (world.train / "0002.png").unlink()
     (world.train / "0003.png").write_bytes(b"torn")
     found = planted(train, groups, tmp_path / "cache")
-    assert set(sources(found["light"])) == {f"000{number}.png" for number in (0, 1, 4, 5)}
+    assert set(found["light"].sources) == {f"000{number}.png" for number in (0, 1, 4, 5)}
     shutil.rmtree(world.train)
     with pytest.raises(InputError, match="can be read again"):
         planted(train, groups, tmp_path / "cache", seed=9)
@@ -147,9 +151,9 @@ def test_no_groups_are_refused(large):
 
 def test_silence_is_worth_something_only_where_it_was_measured():
     rng = np.random.default_rng(0)
-    calibration = Calibration("held-out", rng.normal(size=(800, 2)), 0, "")
-    scores = rng.normal(size=(400, 2)) - 1
-    seen = {kind: Planted(np.full((200, 2), 9.0)) for kind in KINDS}
+    calibration = Calibration("held-out", rng.normal(0.4, 0.05, (800, 2)), 0, "")
+    scores = rng.normal(0.3, 0.05, (400, 2))
+    seen = {kind: Planted(np.full((200, 2), 0.99)) for kind in KINDS}
     assert verdict(scores, calibration, planted=seen).answer == "no copies found"
     for unmeasured in (None, {}):
         found = verdict(scores, calibration, planted=unmeasured)
@@ -157,7 +161,7 @@ def test_silence_is_worth_something_only_where_it_was_measured():
         assert any("--sensitivity 0" in reason for reason in found.reasons)
         assert found.sensitivity == {}
     for kind in MUST_SEE:
-        blind = seen | {kind: Planted(np.full((200, 2), -9.0))}
+        blind = seen | {kind: Planted(np.full((200, 2), -0.5))}
         assert verdict(scores, calibration, planted=blind).answer == "cannot tell"
 
 

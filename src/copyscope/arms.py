@@ -106,9 +106,10 @@ def audited(arm: Arm, generated: Corpus, progress: Progress | None) -> Audit:
     from .copying.audit import audit
 
     training, held_out = prepare(arm.data, arm.images)
+    # A small model draws one picture an image: nothing is set into a part of another.
     return audit(
         generated, training, held_out, arm.audit.protocol,
-        fdr=arm.audit.fdr, clip=arm.audit.clip or None, seed=arm.audit.seed, progress=progress,
+        fdr=arm.audit.fdr, parts="off", clip=arm.audit.clip or None, seed=arm.audit.seed, progress=progress,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from copyscope.stats import Estimate
 from .components import components
 from .duplicates import Groups
 from .embed import Embeddings, embed
-from .match import Matches, match
+from .match import Matches, match, rests_on_part
 from .part_search import PartSearch
 from .registration import Register
 from .replication import OWN_LEVEL, Calibration
@@ -28,13 +28,16 @@ from .search import search
 from .spread_search import nearest_by
 from .verify import Verify
 
-LOOK_ALIKE_BITS = 31
+LOOK_ALIKE_BITS, SAME_GROUP_BITS = 31, 64
 RULE = (
     f"a held-out image is a look-alike when its file is that of a training image or its PDQ hash is within "
     f"{LOOK_ALIKE_BITS} of 256 bits of one's: PDQ's own bound, fixed beforehand and apart from the scores it calibrates"
 )
 CONTROL_RULE = "images of the base model, made before the model saw the training images: none is a look-alike by origin"
-BASELINE_RULE = f"training images against those that are not within {LOOK_ALIKE_BITS} of 256 bits of them by PDQ"
+BASELINE_RULE = (
+    f"training images against those that are not within {LOOK_ALIKE_BITS} of 256 bits of them by PDQ, or within "
+    f"{SAME_GROUP_BITS} in one near-duplicate group"
+)
 BASELINE_SAMPLE = 2000
 SIMILARITY_SAMPLE = 100_000
 PIECE = 65_536
@@ -198,38 +201,31 @@ class Baseline:
     similarity: NDArray[np.float32]
     own: NDArray[np.float32]
 
-    def beyond(self, matches: Matches, calibration: NDArray[np.floating[Any]] | None = None) -> NDArray[np.bool_]:
-        """Which queries [n] are nearer to the training set than training images are to one another, by pixels too.
+    def beyond(
+        self, evidence: NDArray[np.float32], pixels: NDArray[np.float32], calibration: NDArray[np.floating[Any]]
+    ) -> NDArray[np.bool_]:
+        """Which images [n] are nearer to the training set than training images are to one another, by pixels too.
 
         A model tuned on thirty photographs of one dog draws that dog, nearer to the training set than any control
         image. A new view of it is to the training set what each training image is to the others: it passes both scores
-        of all but OWN_LEVEL of them with a probability of at most OWN_LEVEL (conformal, as `stats`).
+        of all but OWN_LEVEL of them with a probability of at most OWN_LEVEL (conformal, as `stats`). An image whose
+        part stands out more than the whole is judged by its part.
 
-        An image whose part stands out more than the whole from the `calibration` images, float [m d], is judged by its
-        part: nearer than all but OWN_LEVEL of the training images have a part near to others.
+        Args:
+            evidence, pixels: of the images, float32 [n d] and [n], as in `Matches`.
+            calibration: evidence of the control images, float [m d].
         """
-        mine = _nearness(matches)
-        p_values = np.stack(
-            [stats.conformal_p_values(mine[:, j], self.own[:, j]) for j in range(mine.shape[1])], axis=1
-        )
+        mine = np.stack([evidence[:, 1], pixels], axis=1)
+        if self.own.shape[1] > 2:
+            mine = np.concatenate([mine, evidence[:, -1:]], axis=1)
+        columns = range(mine.shape[1])
+        p_values = np.stack([stats.conformal_p_values(mine[:, j], self.own[:, j]) for j in columns], axis=1)
         # Fewer than 19 training images cannot give so small a p-value: then it is being beyond all of them that counts.
         small = p_values <= max(OWN_LEVEL, 1 / (len(self.own) + 1)) * (1 + 1e-12)
-        if calibration is None or self.own.shape[1] == 2:
-            return np.asarray(small[:, :2].all(axis=1), dtype=bool)
-        by_part = matches.rests_on_part(calibration)
-        return np.asarray(np.where(by_part, small[:, -1], small[:, :2].all(axis=1)), dtype=bool)
-
-
-def _nearness(matches: Matches) -> NDArray[np.float32]:
-    """Highest combined and pixel score of each query [n 2], and with parts [n 3] that of its best part."""
-    columns = [matches.combined.max(axis=1), _pixels(matches)]
-    return np.stack(columns if matches.parts is None else [*columns, matches.parts.score], axis=1)
-
-
-def _pixels(matches: Matches) -> NDArray[np.float32]:
-    """Highest pixel score of each query [n]."""
-    best: NDArray[np.float32] = np.nan_to_num(matches.verified, nan=-1).max(axis=1, initial=-1)
-    return best
+        whole = small[:, :2].all(axis=1)
+        if len(columns) == 2:
+            return np.asarray(whole, dtype=bool)
+        return np.asarray(np.where(rests_on_part(evidence, calibration), small[:, -1], whole), dtype=bool)
 
 
 def baseline(
@@ -247,10 +243,10 @@ def baseline(
 ) -> Baseline:
     """What training images score against the others (leave one picture out).
 
-    An image's own picture is left out by the rule that cleans a held-out set: what is within LOOK_ALIKE_BITS of it by
-    PDQ. Natural twins and other views of its subject stay, as they stay between a held-out and a training set; to leave
-    out all that the descriptor finds near would cut the scores where copies begin. Pixels are compared for a random
-    sample of at most BASELINE_SAMPLE, one image a picture.
+    An image's own picture is left out, nearly by the rule that cleans a held-out set (`_pictures`). Natural twins and
+    other views of its subject stay, as they stay between a held-out and a training set; to leave out all that the
+    descriptor finds near would cut the scores where copies begin. Pixels are compared for a random sample of at most
+    BASELINE_SAMPLE, one image a picture.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     n = len(train.rows)
@@ -277,20 +273,40 @@ def baseline(
     matches = match(
         sample, train, verify, labels=picture, own=picture[some], register=register, parts=part_search, **options
     )
-    there = np.isfinite(matches.evidence).all(axis=1)
-    return Baseline(
-        Calibration("baseline", matches.evidence[there], 0, BASELINE_RULE), scores, _nearness(matches)[there]
-    )
+    evidence = matches.evidence
+    there = np.isfinite(evidence).all(axis=1)
+    own = [evidence[:, 1], matches.pixels, *([evidence[:, -1]] if matches.parts else [])]
+    return Baseline(Calibration("baseline", evidence[there], 0, BASELINE_RULE), scores, np.stack(own, axis=1)[there])
 
 
 def _pictures(train: Embeddings, groups: Groups, options: dict[str, Any]) -> NDArray[np.int64]:
-    """Label of the picture that each training image [n] shows, by RULE; where there are many, its group."""
-    if len(train.rows) > PICTURES:
+    """Label of the picture that each training image [n] shows; where there are many, its near-duplicate group.
+
+    Two images show one picture within LOOK_ALIKE_BITS by PDQ, and within SAME_GROUP_BITS where they are in one group: a
+    shifted or recompressed copy is then the same, and another framing of the scene is not.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(train.rows)
+    if n > PICTURES:
         return groups.label
     hashes = embed(train.corpus.take(train.rows), parts.load("descriptors", "pdq"), **options)
-    label = np.arange(len(train.rows), dtype=np.int64) + len(train.rows)  # of an image that is gone by now: its own
-    label[hashes.rows] = components(hashes.vectors, 1 - (LOOK_ALIKE_BITS + 0.5) / 128, workers=options["workers"])
-    return label
+
+    def within(bits: int) -> NDArray[np.int64]:
+        label = n + np.arange(n, dtype=np.int64)  # of an image that is gone by now: its own
+        label[hashes.rows] = components(hashes.vectors, 1 - (bits + 0.5) / 128, workers=options["workers"])
+        return label
+
+    _, of_group = np.unique(np.stack([within(SAME_GROUP_BITS), groups.label]), axis=1, return_inverse=True)
+    near = within(LOOK_ALIKE_BITS)
+    # Images and labels are nodes; an image lies on an edge to each of its labels.
+    rows = np.concatenate([np.arange(n), np.arange(n)])
+    columns = n + np.concatenate([near, 2 * n + of_group.ravel()])
+    size = 4 * n
+    graph = coo_array((np.ones(2 * n, bool), (rows, columns)), shape=(size, size))
+    _, label = connected_components(graph, directed=False)
+    return np.asarray(label[:n], np.int64)
 
 
 def removed_ids(images: Embeddings, alike: NDArray[np.bool_]) -> list[str]:

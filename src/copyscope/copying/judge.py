@@ -22,7 +22,7 @@ from .match import Matches, match
 from .part_search import PartSearch
 from .registration import Register
 from .replication import FDR, Calibration, Planted, Verdict, verdict
-from .sensitivity import GROUPS, planted_copies
+from .sensitivity import GROUPS, Copies, planted_copies
 from .verify import Verify
 
 LOOK_ALIKES = pa.schema(
@@ -116,8 +116,10 @@ def judge(
         nearer = calibrate.nearer_than_control(matches, compared)
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
 
-    def beyond(found: Matches) -> NDArray[np.bool_] | None:
-        return baseline.beyond(found, calibration.scores) if calibration.method == "controls" else None
+    def beyond(found: Matches | Copies) -> NDArray[np.bool_] | None:
+        if calibration.method != "controls":
+            return None
+        return baseline.beyond(found.evidence, found.pixels, calibration.scores)
 
     planted = None
     if sensitivity:

@@ -78,6 +78,12 @@ class Matches:
         return found if self.registered is None else [*found, np.nan_to_num(self.registered, nan=-1)]
 
     @property
+    def pixels(self) -> NDArray[np.float32]:
+        """Highest pixel score of each query [n], -1 where no pair was compared."""
+        best: NDArray[np.float32] = np.nan_to_num(self.verified, nan=-1).max(axis=1, initial=-1)
+        return best
+
+    @property
     def best(self) -> NDArray[np.intp]:
         """Which of the k is the match of each query [n]: the one of highest combined score, unless one was chosen."""
         best: NDArray[np.intp] = self.combined.argmax(axis=1) if self.chosen is None else self.chosen
@@ -101,16 +107,8 @@ class Matches:
         wholes = slice(0, scores.shape[2])
         best = self.best.copy()
         best[rows] = ((scores - low[wholes]) / np.maximum(high - low, 1e-3)[wholes]).max(axis=2).argmax(axis=1)
-        by_part = self.rests_on_part(calibration) & queries if self.parts else None
+        by_part = rests_on_part(self.evidence, calibration) & queries if self.parts else None
         return dataclasses.replace(self, chosen=best, by_part=by_part)
-
-    def rests_on_part(self, calibration: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Of which queries [n] the score of the part stands out more than those of the whole, as `choose` has it."""
-        if self.parts is None or not len(calibration):
-            return np.zeros(len(self.queries.rows), dtype=bool)
-        low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
-        out = (self.evidence - low) / np.maximum(high - low, 1e-3)
-        return np.asarray((out[:, -1] > out[:, :-1].max(axis=1)) & (self.parts.match >= 0), dtype=bool)
 
     def of_best(self, values: NDArray[np.float32], of_part: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Values [n k] at the best match [n]; of queries whose match is that of a part, the values `of_part` [n]."""
@@ -155,6 +153,15 @@ class Matches:
                 "combined": pa.array(combined, mask=np.isneginf(combined)),
             }
         )
+
+
+def rests_on_part(evidence: NDArray[np.float32], calibration: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Of which images [n] the part stands out more than the whole: evidence [n d], [m d], its last column of parts."""
+    if not len(calibration):
+        return np.zeros(len(evidence), dtype=bool)
+    low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
+    out = (evidence - low) / np.maximum(high - low, 1e-3)
+    return np.asarray((out[:, -1] > out[:, :-1].max(axis=1)) & (evidence[:, -1] > -1), dtype=bool)
 
 
 def is_identical(score: NDArray[np.float32], verified: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -115,12 +115,6 @@ class PartSearch:
         whole[np.isin(queries.rows, found)] = values
         return Parts(whole[:, 0], whole[:, 1], np.rint(whole[:, 2]).astype(np.int64), whole[:, 3:])
 
-    def knows(self, queries: Embeddings) -> bool:
-        """Whether the parts of all queries are in the cache, so that no picture need be read."""
-        store = self.work.store(self.cache)
-        digests = [bytes.fromhex(each or "") for each in queries.corpus.pick("sha256", queries.rows).to_pylist()]
-        return bool((store.find(np.array(digests, "S32")) >= 0).all())
-
     @classmethod
     def for_audit(
         cls, wish: str, train: Embeddings, descriptor: Descriptor, verify: Verify, **options: Any

@@ -9,22 +9,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
+from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file
 from copyscope.images import Image
-from copyscope.machine import cores
+from copyscope.machine import Progress, cores
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
@@ -39,12 +42,31 @@ from .registration import Register
 from .verify import Verify
 
 GROUPS = 200
-"""So many training groups get a planted copy of each kind in MUST_SEE, unless told otherwise."""
-LEAST = 60
-"""Small training sets get several planted copies an image, until there are so many of a kind."""
+"""Copies are planted of so many training groups, unless told otherwise."""
+SHARE = 0.6
+"""So many of the groups get a copy of each kind in MUST_SEE; the other kinds take turns."""
+LEAST = 50
+"""Of up to so many groups, each gets a copy of every kind, and several until there are so many of a kind."""
 QUALITY = 95
 AT_ONCE = 64
 """Training images that are held in memory while copies of them are made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """What is known of the planted copies of one kind.
+
+    Attributes:
+        sources: id of the training image that each is of [a].
+        matches: id of the training image that each is most like [a].
+        evidence: float32 [a d], as `Matches.evidence`.
+        pixels: float32 [a], as `Matches.pixels`.
+    """
+
+    sources: list[str]
+    matches: list[str]
+    evidence: NDArray[np.float32]
+    pixels: NDArray[np.float32]
 
 
 def planted_copies(
@@ -59,25 +81,27 @@ def planted_copies(
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
-    **options: Any,
-) -> dict[str, Matches]:
-    """Matches of altered training images against the training set, by kind of alteration (`alterations.KINDS`).
+    progress: Progress | None = None,
+    engine: Engine | str | None = None,
+) -> dict[str, Copies]:
+    """Match altered training images against the training set, by kind of alteration (`alterations.KINDS`).
 
-    Copies are made of one image a near-duplicate group, and take the same way as generated images. What is known of
-    them is kept in the cache by the content of the training images: the next audit of the same set makes none.
+    Copies are made of one image a near-duplicate group, and take the same way as generated images. What is found is
+    kept in the cache by the content of the training images: the next audit of the same set makes and compares none.
 
     Args:
         train: the training images.
         groups: their near-duplicate groups.
         descriptor: what describes them; that of `train`.
         verify: the pixel comparison of the audit.
+        n_groups: how many training groups to draw at most, at least 1.
         register: the fine registration of the audit; None = pairs are not registered.
         parts: looks for the training images in parts of the copies too.
-        n_groups: how many training groups to draw at most, at least 1. Kinds outside MUST_SEE get half as many.
         seed: of the sample and of the alterations, at least 0.
         cache: folder of the content store; None = the user's cache.
         workers: threads; None = one a core.
-        options: `engine` and `progress` of `match`.
+        progress: called with a label, the number done and the total.
+        engine: who searches, as in `match`.
 
     Raises:
         InputError: n_groups is below 1, or no training image of the sample can be read.
@@ -87,92 +111,91 @@ def planted_copies(
     rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
     sample = np.sort(rng.permutation(representatives(groups))[:n_groups])
     some = dataclasses.replace(train, rows=train.rows[sample], vectors=train.vectors[sample], cells=None)
-    progress = options.get("progress")
+    settings: dict[str, Any] = {"workers": workers, "progress": progress}
     # A blank picture has no copies.
-    blank = blank_rows(some, cache=cache, workers=workers, progress=progress)
-    corpus = train.corpus.take(some.rows[~blank])
+    corpus = train.corpus.take(some.rows[~blank_rows(some, cache=cache, **settings)])
     if not len(corpus):
         return {}
-    facts = (VERSION, LEAST, seed, n_groups, str(descriptor), descriptor.fingerprint(), str(verify), str(register))
-    key = hashlib.sha256(repr((facts, corpus.table["sha256"].to_pylist())).encode()).hexdigest()[:24]
-    compared_by: list[Verify | Register] = [verify, register] if register else [verify]
+    looks = (str(descriptor), descriptor.fingerprint(), str(verify), str(register), parts.work.key if parts else "")
+    facts = (VERSION, SHARE, LEAST, seed, n_groups, *looks, corpus.ids, _content(train))
     root = cache_folder(cache)
-    file = root / "planted" / f"{key}.parquet"
-    if not file.is_file() or (parts and not parts.knows(_described(pq.read_table(file), train, corpus.origin))):
-        made = _made(corpus, descriptor, compared_by, seed, parts, workers, progress)
+    file = root / "planted" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.parquet"
+    if not file.is_file():
+        with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
+            planted = Path(folder) / "planted.parquet"
+            n = 0
+            with pq.ParquetWriter(planted, PLANTED) as writer:
+                for piece in _pictures(corpus, seed, workers):
+                    writer.write_table(pa.Table.from_pylist(piece, PLANTED))
+                    n += len(piece)
+            if not n:
+                raise InputError(
+                    f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0"
+                )
+            # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
+            own: dict[str, Any] = settings | {"cache": Path(folder) / "cache"}
+            described = embed(Corpus.open(planted), descriptor, **own)
+            thumbnails = {
+                each.size: each.thumbnails(described.corpus, described.rows, **own)
+                for each in (verify, register)
+                if each is not None
+            }
+            more: dict[str, Any] = settings | {"cache": cache, "engine": engine, "labels": groups.label}
+            found = match(described, train, verify, register=register, thumbnails=thumbnails, parts=parts, **more)
         with told(root):
-            write_file(file, lambda path: pq.write_table(made, path))
+            write_file(file, lambda path: pq.write_table(_table(found), path))
     table = pq.read_table(file)
-    found = {}
-    for kind in KINDS:
-        rows = table.filter(pa.compute.equal(table["kind"], kind))
-        thumbnails = {
-            each.size: np.frombuffer(b"".join(rows[f"thumbnail_{each.size}"].to_pylist()), np.uint8).reshape(
-                len(rows), each.size, each.size, 3
-            )
-            for each in compared_by
+    return {kind: _of_kind(table, kind) for kind in KINDS if kind in table["kind"].to_pylist()}
+
+
+PLANTED = pa.schema({"id": pa.string(), "kind": pa.string(), "source": pa.string(), "image": pa.binary()})
+
+
+def _content(train: Embeddings) -> str:
+    """Digest of the contents of the training images, in their order."""
+    digest = hashlib.sha256()
+    for chunk in train.corpus.table["sha256"].chunks:
+        digest.update("\n".join(each or "" for each in chunk.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _table(found: Matches) -> pa.Table:
+    """One row a planted copy: kind, source, match, evidence, pixels."""
+    queries, references = found.queries, found.references
+    return pa.table(
+        {
+            "kind": queries.corpus.pick("kind", queries.rows),
+            "source": queries.corpus.pick("source", queries.rows),
+            "match": references.corpus.pick("id", references.rows[found.match]),
+            "evidence": pa.array(list(found.evidence), pa.list_(pa.float32())),
+            "pixels": pa.array(found.pixels, pa.float32()),
         }
-        if len(rows):
-            found[kind] = match(
-                _described(rows, train, f"{kind} copies of {corpus.origin}"),
-                train,
-                verify,
-                labels=groups.label,
-                register=register,
-                thumbnails=thumbnails,
-                parts=parts,
-                cache=cache,
-                workers=workers,
-                **options,
-            )
-    return found
+    )
 
 
-def _described(table: pa.Table, train: Embeddings, origin: str) -> Embeddings:
-    """Planted copies as generated images are; their files are gone."""
-    vectors = np.array(table["vector"].to_pylist(), np.float32).reshape(len(table), -1)
-    corpus = Corpus(table, origin, "planted").settled()
-    return Embeddings(corpus, np.arange(len(table)), vectors, train.descriptor, train.fingerprint)
-
-
-def _made(
-    corpus: Corpus,
-    descriptor: Descriptor,
-    compared_by: Sequence[Verify | Register],
-    seed: int,
-    parts: PartSearch | None,
-    workers: int | None,
-    progress: Any,
-) -> pa.Table:
-    """Planted copies of the images of a corpus: its columns, `kind`, `source`, `vector`, a `thumbnail_SIZE` each."""
-    with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
-        # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
-        settings: dict[str, Any] = {"cache": Path(folder) / "cache", "workers": workers, "progress": progress}
-        file = Path(folder) / "planted.parquet"
-        schema = pa.schema({"id": pa.string(), "kind": pa.string(), "source": pa.string(), "image": pa.binary()})
-        with pq.ParquetWriter(file, schema) as writer:
-            for piece in _pictures(corpus, seed, workers):
-                writer.write_table(pa.Table.from_pylist(piece, schema))
-        described = embed(Corpus.open(file), descriptor, **settings)
-        thumbnails = {each.size: each.thumbnails(described.corpus, described.rows, **settings) for each in compared_by}
-        if parts:
-            parts(described)  # kept by content for the match to come
-    if not len(described.rows):
-        raise InputError(f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0")
-    table = described.corpus.take(described.rows).table
-    table = table.append_column("vector", pa.array(list(described.vectors), pa.list_(pa.float32())))
-    for size, each in thumbnails.items():
-        column = pa.array([thumbnail.tobytes() for thumbnail in each], pa.binary())
-        table = table.append_column(f"thumbnail_{size}", column)
-    return table
+def _of_kind(table: pa.Table, kind: str) -> Copies:
+    rows = table.filter(pa.compute.equal(table["kind"], kind))
+    evidence = np.array(rows["evidence"].to_pylist(), np.float32)
+    pixels = rows["pixels"].to_numpy()
+    return Copies(rows["source"].to_pylist(), rows["match"].to_pylist(), evidence, pixels)
 
 
 def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
     """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time."""
     n = len(corpus)
     rounds = -(-LEAST // n)
-    # Of the kinds that need not be seen every second image is enough, where there are many.
-    every = 2 if n > LEAST else 1
+    turn_of = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(n)
+    others = [kind for kind in KINDS if kind not in MUST_SEE]
+
+    def kinds_of(row: int) -> set[str]:
+        """The kinds of which this image gets copies."""
+        if n <= LEAST:
+            return set(KINDS)
+        turn = int(turn_of[row])
+        first, second = MUST_SEE
+        chosen = {others[turn % len(others)]}
+        chosen |= {first} if turn < SHARE * n else set()
+        return chosen | ({second} if turn >= (1 - SHARE) * n else set())
 
     def copies(task: tuple[int, bytes, bytes]) -> list[dict[str, Any]]:
         row, content, other = task
@@ -181,7 +204,7 @@ def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[d
             return []
         found = []
         for number, kind in enumerate(KINDS):
-            if (kind not in MUST_SEE and row % every) or (kind == "part" and background is None):
+            if kind not in kinds_of(row) or (kind == "part" and background is None):
                 continue
             for turn in range(rounds):
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 6, row, number, turn]))
