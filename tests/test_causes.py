@@ -199,8 +199,8 @@ def test_controls_are_capped_and_drawn_by_the_seed_but_never_the_copied(made, mo
 
 
 def test_without_copies_there_are_no_reasons_and_cards_of_groups_only(made):
-    matches, judged, groups, _ = made
-    none = dataclasses.replace(judged, copied=np.zeros(8, dtype=bool))
+    matches, _, groups, _ = made
+    none = SimpleNamespace(copied=np.zeros(8, dtype=bool))
     found = causes(matches, none, groups)
     assert found.reasons == {}
     assert [card["id"] for card in found.risk.to_pylist()] == ["t01.png", "t04.png", "t06.png"]
