@@ -275,3 +275,18 @@ def test_share_nearer_than_calibration_images_is_told_where_no_single_image_can_
     assert 0.15 < found.excess < 0.4
     assert "nearer to the training set" in found.sentence
     assert stats.excess(scores, among)[0] == pytest.approx(found.excess)
+
+
+def test_score_that_does_not_tell_light_copies_makes_nobody_a_look_alike():
+    rng = np.random.default_rng(0)
+    among = rng.normal(0.4, 0.05, (500, 2))
+    light = np.stack([np.full(100, 0.95), rng.normal(0.4, 0.05, 100)], axis=1)  # the second score says nothing of them
+    found = verdict(
+        clean(300)[:, None].repeat(2, 1), Calibration("held-out", among, 0, ""), planted={"light": Planted(light)}
+    )
+    assert not found.look_alikes.any()
+    among[:7, 0] = 0.97
+    found = verdict(
+        clean(300)[:, None].repeat(2, 1), Calibration("held-out", among, 0, ""), planted={"light": Planted(light)}
+    )
+    assert np.flatnonzero(found.look_alikes).tolist() == list(range(7))

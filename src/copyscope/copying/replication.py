@@ -24,6 +24,8 @@ Floats = NDArray[np.floating[Any]]
 FDR = 0.05
 ROUNDING = 0.003
 """Scores differ by so much from rounding and recompression alone: no score is closer to 1 than this."""
+TELLING = 0.8
+"""A score tells light copies where so many pairs of a copy and a calibration image have the copy score higher."""
 OWN_LEVEL = 0.05
 """With controls: a copy is nearer to the training set than all but this share of the training images are."""
 
@@ -297,11 +299,16 @@ def _estimated_rate(p_values: Floats, certain: int, m: int, tests: Mapping[str, 
 
 
 def _look_alikes(known: Floats, planted: Mapping[str, Planted] | None) -> NDArray[np.bool_]:
-    """Which calibration images [m] score, in some column, as high as the median light copy does."""
+    """Which calibration images [m] score as high as the median light copy, in a score that tells such copies at all."""
     if not planted or MUST_SEE[0] not in planted or not len(known):
         return np.zeros(len(known), dtype=bool)
-    light = np.median(_columns(planted[MUST_SEE[0]].scores), axis=0)
-    return np.asarray((known >= light).any(axis=1), dtype=bool)
+    light = _columns(planted[MUST_SEE[0]].scores)
+    # How often a light copy scores higher than a calibration image: a half where the score has nothing to say of it.
+    ordered = np.sort(known, axis=0)
+    columns = range(known.shape[1])
+    higher = [np.searchsorted(ordered[:, j], light[:, j], side="left").mean() / len(known) for j in columns]
+    telling = np.array(higher) >= TELLING
+    return np.asarray((known >= np.median(light, axis=0))[:, telling].any(axis=1), dtype=bool)
 
 
 def _mean(values: Floats) -> float:
