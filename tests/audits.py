@@ -187,7 +187,7 @@ def other_audit(answer: str, n: int = 40, **summary: Any) -> FakeResult:
         said["calibration"] |= {"method": "controls", "nearer_than_control": estimate(0.9, 0.05, 30)}
         said["similarity"] |= {"control": said["similarity"]["held_out"], "held_out": None}
         said["recipe"] |= {"held_out": None, "control": "data/control"}
-        said |= {"n_likeness": 2, "n_blank": {"generated": 1, "control": 0}}
+        said |= {"n_likeness": 2, "n_blank": {"generated": 1, "held_out": 0, "control": 0}}
     if answer == "cannot tell":
         kind = "The held-out images are of another kind than the generated ones."
         said["verdict"] |= {
@@ -373,7 +373,7 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
         "sensitivity": {kind: estimate(seen, 0.05, 150) for kind, seen in SEEN.items()},
         "excess": 0.06 if copies else 0.0,
         "n_likeness": 0,
-        "n_blank": {"generated": 0, "held-out": 0},
+        "n_blank": {"generated": 0, "held_out": 0, "control": 0},
         "parts": {"looked": True, "why": "Each of the training images was looked for in parts."},
         "n_generated": n,
         "n_train": n + len(HOSTILE),

@@ -171,10 +171,11 @@ def test_a_collapsed_model_is_one_group_and_one_comparison_an_image(tmp_path, fi
 
 
 def test_pictures_that_the_descriptor_alone_takes_for_one_are_kept_apart(tmp_path, find):
-    """Vectors made equal: only the pixels tell the pictures apart, and both families are found."""
+    """Vectors made nearly equal: only the pixels tell the pictures apart, and both families are found."""
     pictures = [*again(50, 4), *again(51, 3), scene(1), scene(2)]
     embeddings = described(tmp_path / "made", pictures, prompt=[f"prompt {number}" for number in range(9)])
-    embeddings.vectors[:] = embeddings.vectors[0]
+    near = 0.98 * embeddings.vectors[0] + 0.02 * embeddings.vectors
+    embeddings.vectors[:] = near / np.linalg.norm(near, axis=1, keepdims=True)
     assert [sorted(group.rows.tolist()) for group in find(embeddings).groups] == [[0, 1, 2, 3], [4, 5, 6]]
 
 

@@ -23,7 +23,7 @@ from .cli_options import (
     opened_engine,
     told,
 )
-from .console import note, note_unreadable, progress_bar, show_json, show_table
+from .console import note, note_unreadable, printable, progress_bar, show_json, show_table
 from .errors import InputError
 
 
@@ -116,8 +116,8 @@ def _print_copies(summary: dict[str, Any], n: int) -> None:
     from .copying.found_copies import lines_of
 
     for line in lines_of(summary["copies"][:10], n):
-        print(line)
-    print(summary["sentence"])
+        print(printable(line))
+    print(printable(summary["sentence"]))
 
 
 def index(

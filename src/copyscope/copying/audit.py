@@ -230,7 +230,10 @@ def audit(
         "excess": judged.excess,
         "parts": {"looked": searched is not None, "why": why_parts},
         "n_likeness": int(judged.likeness.sum()),
-        "n_blank": {name: int(each.sum()) for name, each in judgement.blank.items()},
+        "n_blank": {
+            name.replace("-", "_"): int(judgement.blank[name].sum()) if name in judgement.blank else 0
+            for name in ("generated", "held-out", "control")
+        },
         "repeated_outputs": repeated.as_dict(),
         "n_generated": len(corpora["generated"]),
         "n_train": len(corpora["train"]),
