@@ -32,8 +32,9 @@ browser:
 demo: install  ## train a small model on real pictures, audit what it makes, say where the report is
 	$(BIN)/copyscope demo --yes -o $(DEMO)
 
+# Two processes of one thread each: two of two threads would wait for one another.
 test: install browser check  ## formatting, lint, types, then the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install  ## formatting, lint, types
 	$(BIN)/ruff format --check src tests benchmarks docs examples

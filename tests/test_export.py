@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(corpus, tmp_path, monkeypatch):
 )
 def test_shards_are_bounded(tmp_path, layout, pattern):
     corpus = Corpus.open(fill(tmp_path / "data", *(f"{number:02d}.png" for number in range(12))))
-    size = len(picture(0))
+    size = max(len(picture(number)) for number in range(12))
     found = export.write(corpus, tmp_path / "out", layout, shard_bytes=5 * size + 1)
     shards = sorted((tmp_path / "out").iterdir())
     assert len(shards) == 3

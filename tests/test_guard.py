@@ -347,7 +347,7 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"rate": 0.0}, {"rate_again": 1.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)},
+    [{"rate": -0.1}, {"rate_again": 1.0}, {"tries": 0}, {"ladder": ()}, {"ladder": ("random_numbers",)},
      {"seconds": float("nan")}, {"refuse": "never"}, {"signals": "no"}, {"look_at": (0.5, 0.5)},
      {"look_at": (1.0,)}, {"seed": -1}],
 )  # fmt: skip

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .copying import calibrate
+from .copying.blank import blank_rows, without_rows
 from .copying.duplicates import duplicates
 from .copying.embed import Embeddings, embed
 from .copying.match import match
 from .copying.protocols import protocol as named_protocol
+from .copying.registration import Register
 from .copying.replication import Calibration, verdict
 from .copying.verify import Verify
 from .corpus import Corpus
@@ -32,12 +34,12 @@ def make_watch(
     protocol: str = "sscd-288",
     **options: Any,
 ) -> Watch:
-    """A watch that says which share of the samples are copies: the verdict of `audit` and nothing else of it.
+    """A watch that says which share of the samples are copies: the verdict of `audit` on whole pictures, nothing else.
 
     The training set is described, grouped and calibrated on once, at the first call. held_out: calibrates, as in
     `audit`; without it the training set stands in. options: `cache` and `workers` of `embed`, `progress`.
     """
-    rules, verify = named_protocol(protocol), Verify()
+    rules, verify, register = named_protocol(protocol), Verify(), Register()
     descriptor = rules.load()
 
     @functools.cache
@@ -50,17 +52,24 @@ def make_watch(
             )
         groups = duplicates(train, rules.duplicates, **options)
         if held_out is None:
-            calibration = calibrate.baseline(train, groups, verify, **options).calibration
+            calibration = calibrate.baseline(train, groups, verify, register=register, **options).calibration
         else:
             unseen = embed(held_out, descriptor, **options)
-            calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, **options)
+            unseen = without_rows(unseen, blank_rows(unseen, **options))
+            calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, register=register, **options)
         return train, calibration
 
     def watch(folder: Path, captions: Sequence[str], step: int) -> Estimate:
         train, calibration = known()
         samples = embed(folder, descriptor, **options)
-        matches = match(samples, train, verify, **options)
-        judged = verdict(matches.evidence, calibration, identical=matches.identical, n_missing=samples.n_missing)
+        matches = match(samples, train, verify, register=register, **options)
+        judged = verdict(
+            matches.evidence,
+            calibration,
+            identical=matches.identical,
+            blank=blank_rows(samples, **options),
+            n_missing=samples.n_missing,
+        )
         return judged.rate
 
     return watch
