@@ -24,7 +24,6 @@ from copyscope import assets, images
 from copyscope.copying import alterations
 from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.calibrate import Baseline
-from copyscope.copying.components import components
 from copyscope.copying.match import Matches
 from copyscope.copying.protocols import protocol
 from copyscope.copying.replication import Calibration, Planted, verdict
@@ -170,13 +169,12 @@ class World:
 
     def matches(self, subject: tuple[str, int], pictures: tuple[NDArray[Any], ...] | None) -> Matches:
         """Of pictures (vectors, thumbnails) against the subject's training views; None = of these against one another,
-        their own near-duplicate groups left out."""
+        each against the others: no two views are one picture."""
         train, verify = self.vectors[subject][:TRAIN], Verify()
         vectors, thumbnails = pictures or (train, self.thumbnails[subject][:TRAIN])
         similarity = vectors @ train.T
         if pictures is None:
-            label = components(train, protocol(PROTOCOL).duplicates, workers=1)
-            similarity = np.where(label[:, None] == label[None, :], np.float32(-2), similarity)
+            np.fill_diagonal(similarity, -2)
         top = np.argsort(-similarity, axis=1, kind="stable")[:, : verify.top]
         score = np.take_along_axis(similarity, top, axis=1)
         top = np.where(score < -1.5, -1, top)
@@ -200,11 +198,12 @@ def audits(world: World, subject: tuple[str, int]) -> list[dict[str, Any]]:
         for of in (world.vectors, world.thumbnails)
     )
     strangers = world.matches(subject, tuple(strange))
-    pixels = np.nan_to_num(own.verified, nan=-1).max(axis=1)
     there = np.isfinite(own.evidence).all(axis=1)
-    levels = np.stack([own.combined.max(axis=1), pixels], axis=1)[there]
+    levels = np.stack([own.combined.max(axis=1), own.pixels], axis=1)[there]
     baseline = Baseline(Calibration("baseline", own.evidence[there], 0, ""), own.nearest.score[:, 0], levels)
-    beyond, unrelated_beyond = baseline.beyond(mine), baseline.beyond(strangers)
+    beyond, unrelated_beyond = (
+        baseline.beyond(each.evidence, each.pixels, strangers.evidence) for each in (mine, strangers)
+    )
     starts = NEW + np.cumsum([0, *COPIES.values()])
     rows = {kind: np.arange(starts[place], starts[place + 1]) for place, kind in enumerate(COPIES)}
     planted = {

@@ -8,8 +8,8 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.copying import calibrate
 from copyscope.copying.calibrate import alike_by_hash
-from copyscope.copying.causes import representatives
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
@@ -106,17 +106,17 @@ def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:
 
 
 def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
-    """Scores [g d] of training images against the others, as `calibrate.baseline` has them: one image a near-duplicate
-    group, against those outside its group; and their rows of the pool [g]."""
+    """Scores [g d] of training images against the others, as `calibrate.baseline` has them, one image a picture; and
+    their rows of the pool [g]."""
     corpus = pool.corpus.take(one.train)
     rows = np.arange(len(one.train))
     vectors = pool.vectors[one.train]
-    groups = duplicates(
+    train, options = (
         Embeddings(corpus, rows, vectors, pool.protocol, ""),
-        protocol(pool.protocol).duplicates,
-        cache=pool.folder / "cache",
-        workers=1,
+        {"cache": pool.folder / "cache", "workers": 1},
     )
-    some = representatives(groups)
-    allowed = groups.label[some][:, None] != groups.label[None, :]
+    groups = duplicates(train, protocol(pool.protocol).duplicates, **options)
+    picture = calibrate._pictures(train, groups, options)
+    _, some = np.unique(picture, return_index=True)
+    allowed = picture[some][:, None] != picture[None, :]
     return score(pool, one.train[some], one.train, allowed), one.train[some]

@@ -97,8 +97,9 @@ class Measured:
         """What would raise the sensitivity."""
         n = int(self.look_alikes.sum())
         if n and self.method == "held-out":
+            are = "is" if n == 1 else "are"
             return (
-                f"a held-out set without look-alikes: {n} of {self.m} held-out images are as near to a training image "
+                f"a held-out set without look-alikes: {n} of {self.m} held-out images {are} as near to a training image "
                 "as a light copy is. Look at them in the report, and leave out with --held-out-exclude those that show "
                 "what a training image shows"
             )
