@@ -100,8 +100,8 @@ class Measured:
             are = "is" if n == 1 else "are"
             return (
                 f"a held-out set without look-alikes: {n} of {self.m} held-out images {are} as near to a training "
-                "image as a light copy is. Look at them in the report, and leave out with --held-out-exclude those that show "
-                "what a training image shows"
+                "image as a light copy is. Look at them in the report, and leave out with --held-out-exclude those "
+                "that show what a training image shows"
             )
         return "images that differ more from one another, or a sharper descriptor: the training set resembles itself"
 
