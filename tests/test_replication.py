@@ -290,3 +290,14 @@ def test_score_that_does_not_tell_light_copies_makes_nobody_a_look_alike():
         clean(300)[:, None].repeat(2, 1), Calibration("held-out", among, 0, ""), planted={"light": Planted(light)}
     )
     assert np.flatnonzero(found.look_alikes).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("n_beyond", "answer"), [(2, "suspicious"), (12, "copies")])
+def test_no_more_copies_than_new_views_of_the_subject_give_are_no_proof(n_beyond, answer):
+    scores = np.concatenate([clean(140), np.full(60, 0.99)])
+    beyond = np.arange(200) >= 200 - n_beyond
+    found = verdict(scores, calibration(200, method="controls"), beyond_own=beyond)
+    assert found.answer == answer
+    assert found.copied.sum() == n_beyond
+    same = np.arange(200) == 199
+    assert verdict(scores, calibration(200, method="controls"), beyond_own=beyond, identical=same).answer == "copies"

@@ -16,6 +16,8 @@ TOLERABLE = 0.05
 SEEN = 0.8
 """Least sensitivity, at the lower end of its interval, to the kinds in MUST_SEE before silence means anything."""
 MUST_SEE = ("light", "crop")
+OWN_LEVEL = 0.05
+"""With controls: a copy is nearer to the training set than all but this share of the training images are."""
 COPIES, SUSPICIOUS, NONE_FOUND, CANNOT_TELL = "copies", "suspicious", "no copies found", "cannot tell"
 
 
@@ -53,6 +55,17 @@ class Measured:
     excess: float
     look_alikes: NDArray[np.bool_]
     differs: str | None
+
+    @property
+    def explained(self) -> bool:
+        """With controls: whether new views of the subject alone may have given as many "copies".
+
+        Of likenesses, a share of OWN_LEVEL passes for copies by chance (binomial test at 5 %).
+        """
+        from scipy.stats import binom
+
+        n = self.count - self.certain + self.likeness
+        return self.method == "controls" and float(binom.sf(self.count - self.certain - 1, n, OWN_LEVEL)) > OWN_LEVEL
 
     @property
     def calibrators(self) -> str:
@@ -117,7 +130,7 @@ class Measured:
 
     def answer(self, reasons: list[str]) -> str:
         """The answer, where these `reasons` keep from saying that there are no copies."""
-        if self.certain or (self.count and self.method != "baseline"):
+        if self.certain or (self.count and self.method != "baseline" and not self.explained):
             return COPIES
         if self.count:
             return SUSPICIOUS
@@ -138,7 +151,10 @@ class Measured:
             return f"The model copies: of {images}, {what}.{rate}{alike}"
         if answer == SUSPICIOUS:
             what = "one is suspiciously near" if self.count == 1 else f"{self.count} are suspiciously near"
-            return f"Suspicious: of {images}, {what} to a training image. Without held-out images this is no proof."
+            no_proof = "Without held-out images this is no proof."
+            if self.method == "controls":
+                no_proof = f"New views of the subject would give as many: {self.likeness} likenesses are beside them."
+            return f"Suspicious: of {images}, {what} to a training image. {no_proof}"
         if answer == NONE_FOUND:
             return (
                 f"No copies found among {images}: the rate is at most {100 * self.estimated.high:.1f} % "

@@ -17,13 +17,14 @@ from copyscope.engine import Engine
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
+from .answer import OWN_LEVEL
 from .components import components
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .match import Matches, match, rests_on_part
 from .part_search import PartSearch
 from .registration import Register
-from .replication import OWN_LEVEL, Calibration
+from .replication import Calibration
 from .search import search
 from .spread_search import nearest_by
 from .verify import Verify

@@ -26,8 +26,6 @@ ROUNDING = 0.003
 """Scores differ by so much from rounding and recompression alone: no score is closer to 1 than this."""
 TELLING = 0.8
 """A score tells light copies where so many pairs of a copy and a calibration image have the copy score higher."""
-OWN_LEVEL = 0.05
-"""With controls: a copy is nearer to the training set than all but this share of the training images are."""
 
 
 def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
