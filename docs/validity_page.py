@@ -22,9 +22,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}" if share == 0 or share >= 0.0095 else f"{100 * share:.1f}"
 
 
-def shares(answers: dict[str, float], found: str) -> str:
-    """`62 / 0 / 38`: copies (or suspicious), no copies found, cannot tell."""
-    return " / ".join(percent(answers.get(each, 0.0)) for each in (found, "no copies found", "cannot tell"))
+def shares(answers: dict[str, float], *found: str) -> str:
+    """`62 / 0 / 38`: copies or suspicious (or both), no copies found, cannot tell."""
+    return " / ".join(percent(answers.get(each, 0.0)) for each in (*found, "no copies found", "cannot tell"))
 
 
 def fdr(estimate: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ def subjects(results: Results) -> list[str]:
                 row["subject"],
                 f"copies: {row['kind']}" if row["kind"] else row["set"],
                 str(row["audits"]),
-                shares(shares_of, "copies"),
+                shares(shares_of, "copies", "suspicious"),
                 *(fdr(each) if each["n"] else "" for each in called),
                 percent(row["coverage"]),
             ]
