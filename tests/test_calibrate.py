@@ -176,6 +176,14 @@ def test_held_out_images_of_another_kind_are_told_with_both_medians():
     assert calibrate.differs(held[:1], generated, train) is None
 
 
+@pytest.mark.parametrize(("n", "told"), [(16, False), (400, True)])
+def test_a_handful_of_images_does_not_tell_another_kind(n, told):
+    train, held = vectors(0, 300, 0), vectors(1, 200, 1)
+    # One in eight is of the held-out images' kind: 94 % of the pairs have the generated image nearer.
+    generated = np.concatenate([vectors(2, n - n // 8, 0), vectors(3, n // 8, 1)])
+    assert (calibrate.differs(held, generated, train) is not None) == told
+
+
 def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(described):
     train, held, groups, cache = described
     baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
