@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 import validity_draws as draws
 import validity_pools as pools
 from copyscope import stats
-from copyscope.copying import answer, calibrate, match, registration, replication, verify
+from copyscope.copying import answer, calibrate, match, part_search, registration, replication, verify
 from copyscope.copying.replication import Calibration, Planted, verdict
 from record import record
 from validity_counts import Cell, Outcome, counted, rows_of_tables
@@ -130,7 +130,19 @@ class Audits:
 
 def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cell, list[Outcome]]:
     """Outcomes of one corpus and protocol; what the same sources found before is taken as it is."""
-    sources = [draws, pools, replication, answer, calibrate, stats, match, verify, registration, sys.modules[__name__]]
+    sources = [
+        draws,
+        pools,
+        replication,
+        answer,
+        calibrate,
+        stats,
+        match,
+        verify,
+        registration,
+        part_search,
+        sys.modules[__name__],
+    ]
     facts = "".join(map(inspect.getsource, sources)) + repr((spec, methods, n_draws))
     file = work / f"outcomes-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
     if file.exists():
@@ -138,9 +150,7 @@ def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cel
         return {Cell(*cell): [Outcome(*each) for each in found] for cell, found in pairs}
     name, _, protocol = spec.partition(":")
     pool, cells, start = pools.load(name, protocol, work), defaultdict[Cell, list[Outcome]](list), time.monotonic()
-    for split in draws.SPLITS:
-        if split == "family" and len(set(pool.family.tolist())) == len(pool.family):
-            continue
+    for split in draws.splits(pool):
         for seed in range(n_draws):
             one = draws.draw(pool, split, seed)
             for method in methods:
@@ -148,8 +158,8 @@ def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cel
                     continue
                 for cell, outcome in Audits.of(pool, one, method).outcomes():
                     cells[cell].append(outcome)
-            pool.keep()
             if seed % 5 == 4 or seed == n_draws - 1:
+                pool.keep()
                 print(f"{spec} {split}: {seed + 1} draws, {time.monotonic() - start:.0f} s", flush=True)
     file.write_text(json.dumps(list(cells.items())), encoding="utf-8")
     return cells

@@ -24,8 +24,9 @@ from copyscope import assets, images
 from copyscope.copying import alterations
 from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.calibrate import Baseline
-from copyscope.copying.match import Matches
+from copyscope.copying.match import Matches, combine
 from copyscope.copying.protocols import protocol
+from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
@@ -38,6 +39,7 @@ COPIES = {kind: 30 if kind in MUST_SEE else 15 for kind in alterations.KINDS}
 AGAIN = 2
 """Samples of controls a subject."""
 PROTOCOL = "sscd-distilled"
+SIDES = (Verify().size, Register().size)
 # Each generated set: copies, new views of the subject, views of other subjects.
 SETS = {"nothing": (0, 0, 100), "new views": (0, 60, 40), "copies": (15, 45, 40)}
 
@@ -138,7 +140,7 @@ class World:
     def __init__(self, work: Path) -> None:
         self.subjects = [(kind, number) for kind, n in SUBJECTS.items() for number in range(n)]
         self.vectors: dict[tuple[str, int], Floats] = {}
-        self.thumbnails: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self.thumbnails: dict[tuple[str, int], dict[int, NDArray[np.uint8]]] = {}
         descriptor = protocol(PROTOCOL).load()
         folder = work / "controls"
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,14 +150,16 @@ class World:
                 made = views(kind, number, TRAIN + NEW)
                 for version in range(2):
                     made += self._copies(made[:TRAIN], kind, number, version)
-                found: dict[str, Any] = {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made)}
+                found: dict[str, Any] = {"vectors": descriptor.describe(made)}
+                found |= {f"thumbnails-{side}": Verify(size=side).shrink(made) for side in SIDES}
                 partial = file.with_suffix(".tmp")
                 with open(partial, "wb") as target:
                     np.savez(target, **found)
                 partial.rename(file)
                 print(f"{kind} {number} described", flush=True)
             with np.load(file) as known:
-                self.vectors[kind, number], self.thumbnails[kind, number] = known["vectors"], known["thumbnails"]
+                self.vectors[kind, number] = known["vectors"]
+                self.thumbnails[kind, number] = {side: known[f"thumbnails-{side}"] for side in SIDES}
 
     @staticmethod
     def _copies(train: Sequence[images.Image], kind: str, number: int, version: int) -> list[images.Image]:
@@ -167,37 +171,47 @@ class World:
                 made.append(alterations.alter(train[row], alteration, rng, ground))
         return made
 
-    def matches(self, subject: tuple[str, int], pictures: tuple[NDArray[Any], ...] | None) -> Matches:
-        """Of pictures (vectors, thumbnails) against the subject's training views; None = of these against one another,
-        each against the others: no two views are one picture."""
-        train, verify = self.vectors[subject][:TRAIN], Verify()
-        vectors, thumbnails = pictures or (train, self.thumbnails[subject][:TRAIN])
-        similarity = vectors @ train.T
-        if pictures is None:
+    def matches(self, subject: tuple[str, int], places: Sequence[tuple[tuple[str, int], int]] | None) -> Matches:
+        """Of pictures, each a subject and its place there, against the subject's training views; None = of these
+        against one another, each against the others: no two views are one picture."""
+        train = self.vectors[subject][:TRAIN]
+        mine = places or [(subject, place) for place in range(TRAIN)]
+        similarity = np.stack([self.vectors[of][place] for of, place in mine]) @ train.T
+        if places is None:
             np.fill_diagonal(similarity, -2)
-        top = np.argsort(-similarity, axis=1, kind="stable")[:, : verify.top]
+        top = np.argsort(-similarity, axis=1, kind="stable")[:, : Verify().top]
         score = np.take_along_axis(similarity, top, axis=1)
         top = np.where(score < -1.5, -1, top)
-        pixels = verify.compare(thumbnails, self.thumbnails[subject][:TRAIN], top, workers=1)
-        n = len(vectors)
-        nobody = cast(Any, None)
-        return Matches(nobody, nobody, Nearest(top, score), pixels, np.full(n, -1), np.full(n, np.nan, np.float32))
+
+        def compared(by: Verify | Register, candidates: NDArray[np.int64]) -> Floats:
+            thumbnails = np.stack([self.thumbnails[of][by.size][place] for of, place in mine])
+            return by.compare(thumbnails, self.thumbnails[subject][by.size][:TRAIN], candidates, workers=1)
+
+        pixels = compared(Verify(), top)
+        order = np.argsort(-combine(score, pixels), axis=1, kind="stable")[:, : Register().top]
+        registered = np.full(top.shape, np.nan, np.float32)
+        np.put_along_axis(registered, order, compared(Register(), np.take_along_axis(top, order, axis=1)), axis=1)
+        n, nobody = len(mine), cast(Any, None)
+        return Matches(
+            nobody,
+            nobody,
+            Nearest(top, score),
+            pixels,
+            np.full(n, -1),
+            np.full(n, np.nan, np.float32),
+            registered=registered,
+        )
 
 
 def audits(world: World, subject: tuple[str, int]) -> list[dict[str, Any]]:
     """Every generated set of a subject, judged with several samples of controls."""
-    vectors, thumbnails = world.vectors[subject], world.thumbnails[subject]
     own = world.matches(subject, None)
     others = [each for each in world.subjects if each[0] == subject[0] and each != subject]
     rng = np.random.default_rng([zlib.crc32(subject[0].encode()), subject[1], 9])
-    mine = world.matches(subject, (vectors[TRAIN:], thumbnails[TRAIN:]))
+    mine = world.matches(subject, [(subject, place) for place in range(TRAIN, len(world.vectors[subject]))])
     places = np.concatenate([np.arange(TRAIN + NEW) + 1000 * number for number in range(len(others))])
     some = places[rng.permutation(len(places))[: AGAIN * (CONTROLS + 100)]]
-    strange = (
-        np.stack([of[others[place // 1000]][place % 1000] for place in some])
-        for of in (world.vectors, world.thumbnails)
-    )
-    strangers = world.matches(subject, tuple(strange))
+    strangers = world.matches(subject, [(others[place // 1000], place % 1000) for place in some.tolist()])
     there = np.isfinite(own.evidence).all(axis=1)
     levels = np.stack([own.combined.max(axis=1), own.pixels], axis=1)[there]
     baseline = Baseline(Calibration("baseline", own.evidence[there], 0, ""), own.nearest.score[:, 0], levels)

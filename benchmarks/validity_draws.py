@@ -19,7 +19,7 @@ from copyscope.copying.verify import Verify
 from validity_pools import KINDS, Pool
 
 HELD_OUT, UNSEEN = 400, 210
-COLUMNS = ("similarity", "combined", "registered")
+COLUMNS = ("similarity", "combined", "registered", "part")
 SPLITS = ("random", "family")
 
 Rows = NDArray[np.int64]
@@ -46,6 +46,11 @@ class Draw:
     copies: dict[str, Scores]
     sensitivity: dict[str, Scores]
     rows: dict[str, Rows]
+
+
+def splits(pool: Pool) -> tuple[str, ...]:
+    """The splits that are two: where each picture is a family of its own, one is."""
+    return SPLITS if len(set(pool.family.tolist())) < len(pool.family) else SPLITS[:1]
 
 
 def draw(pool: Pool, split: str, seed: int) -> Draw:
@@ -94,7 +99,8 @@ def score(pool: Pool, rows: Rows, train: Rows, allowed: NDArray[np.bool_] | None
     registered = pool.compare("registered", rows, train[np.take_along_axis(top, order, axis=1)])
     # What does not count, a member of its own group, must not by registration either.
     registered = np.where(np.isneginf(np.take_along_axis(combined, order, axis=1)), -1, registered)
-    return np.stack([of_top[:, 0], combined.max(axis=1), registered.max(axis=1)], axis=1).astype(np.float32)
+    of_parts = pool.parts.score(rows, train, allowed)
+    return np.stack([of_top[:, 0], combined.max(axis=1), registered.max(axis=1), of_parts], axis=1).astype(np.float32)
 
 
 def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:

@@ -8,7 +8,6 @@ sample of sensitivity. Training set, held-out set and unseen pictures are then d
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
@@ -30,10 +29,12 @@ from numpy.typing import NDArray
 import altered
 from copyscope import assets, images, parts
 from copyscope.copying import alterations
+from copyscope.copying.embed import Embeddings
 from copyscope.copying.protocols import protocol
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from validity_parts import Parts
 
 POOL, ALTERED, BACKGROUNDS, TWICE = 1100, 200, 50, 2
 BLOCK = 64
@@ -164,7 +165,8 @@ class Pool:
 
     files, family [N]. altered [a]: which of the N were altered. vectors [N + a*K*2 d]: of the pictures, then of the
     copies, see `copy`. pdq [N 256]. similarity [N + a*K*2 N]. thumbnails: of each look (LOOKS), uint8
-    [N + a*K*2 s s 3]. compared: scores of each look [N + a*K*2 N], NaN where not compared yet.
+    [N + a*K*2 s s 3]. compared: scores of each look [N + a*K*2 N], NaN where not compared yet. parts: the same of their
+    parts. corpus: the pictures, in the order of `files`.
     """
 
     name: str
@@ -177,6 +179,8 @@ class Pool:
     similarity: NDArray[np.float32]
     thumbnails: dict[str, NDArray[np.uint8]]
     compared: dict[str, NDArray[np.float32]]
+    parts: Parts
+    corpus: Corpus
     folder: Path
 
     def copy(self, which: NDArray[np.int64], kind: str, version: int) -> NDArray[np.int64]:
@@ -195,21 +199,11 @@ class Pool:
             compared[np.broadcast_to(rows[some, None], asked.shape)[there], asked[there]] = scores[there]
         return np.asarray(compared[rows[:, None], candidates])
 
-    @functools.cached_property
-    def corpus(self) -> Corpus:
-        """The pictures as a corpus, in the order of the pool."""
-        links = self.folder / "pictures"
-        links.mkdir(exist_ok=True)
-        for number, file in enumerate(self.files):
-            link = links / f"{number:05d}{file.suffix}"
-            if not link.is_symlink():
-                link.symlink_to(file.absolute())
-        return Corpus.open(links)
-
     def keep(self) -> None:
         """Write the scores of the looks, for the next run."""
         for look, compared in self.compared.items():
             _write_array(self.folder / _look_file(look), compared)
+        self.parts.keep()
 
 
 def load(name: str, said: str, work: Path) -> Pool:
@@ -227,8 +221,8 @@ def load(name: str, said: str, work: Path) -> Pool:
     descriptor, pdq = protocol(said).load(), parts.load("descriptors", "pdq")
     decoded: dict[int, images.Image] = {}
 
-    def picture(job: tuple[int, str, int]) -> images.Image:
-        row, kind, version = job
+    def picture(job: int) -> images.Image:
+        row, kind, version = jobs[job]
         if row not in decoded:
             if len(decoded) > 4 * BLOCK:
                 decoded.clear()
@@ -241,11 +235,11 @@ def load(name: str, said: str, work: Path) -> Pool:
 
     blocks = []
     for start in range(0, len(jobs), BLOCK):
-        some = jobs[start : start + BLOCK]
+        some = range(start, min(start + BLOCK, len(jobs)))
         file, fine = folder / f"block-{start:05d}.npz", folder / f"fine-{start:05d}.npz"
         made = [] if file.exists() and fine.exists() else [picture(job) for job in some]
         if not file.exists():
-            plain = sum(not kind for _, kind, _ in some)
+            plain = sum(job < len(pool) for job in some)
             hashes = pdq.describe(made[:plain]) if plain else np.zeros((0, pdq.dim), np.float32)
             _write_arrays(
                 file, {"vectors": descriptor.describe(made), "thumbnails": Verify().shrink(made), "pdq": hashes}
@@ -270,7 +264,23 @@ def load(name: str, said: str, work: Path) -> Pool:
     similarity = vectors @ vectors[: len(pool)].T
     files = [file for file, _ in pool]
     thumbnails = {"pixels": coarse, "registered": fine_ones}
-    return Pool(name, said, files, family, altered, vectors, hashes, similarity, thumbnails, compared, folder)
+    corpus = _corpus(folder, files)
+    embedded = Embeddings(corpus, np.arange(len(files)), vectors[: len(files)], str(descriptor), "")
+    of_parts = Parts(embedded, len(jobs), picture, descriptor, folder)
+    return Pool(
+        name, said, files, family, altered, vectors, hashes, similarity, thumbnails, compared, of_parts, corpus, folder
+    )
+
+
+def _corpus(folder: Path, files: Sequence[Path]) -> Corpus:
+    """Pictures as a corpus, in their order."""
+    links = folder / "pictures"
+    links.mkdir(exist_ok=True)
+    for number, file in enumerate(files):
+        link = links / f"{number:05d}{file.suffix}"
+        if not link.is_symlink():
+            link.symlink_to(file.absolute())
+    return Corpus.open(links)
 
 
 def _by_family(pictures: Pictures, n: int, rng: np.random.Generator) -> Pictures:

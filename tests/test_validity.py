@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from copyscope import images, parts, worlds
+from copyscope.copying import alterations
+from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.match import combine
+from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
+from copyscope.corpus import Corpus
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -18,6 +23,7 @@ try:
     import validity_counts
     import validity_draws
     import validity_pools
+    from validity_parts import Parts
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 Cell, Outcome = validity_counts.Cell, validity_counts.Outcome
@@ -25,28 +31,37 @@ Cell, Outcome = validity_counts.Cell, validity_counts.Outcome
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch) -> validity_pools.Pool:
-    """Forty pictures in families of three, ten of them altered, described at random."""
+    """Forty pictures in families of three, ten of them altered."""
     monkeypatch.setattr(validity_draws, "HELD_OUT", 13)
     monkeypatch.setattr(validity_draws, "UNSEEN", 8)
     rng, n, altered = np.random.default_rng(0), 40, np.arange(0, 40, 4)
-    rows = n + len(altered) * len(validity_pools.KINDS) * 2
-    vectors = rng.normal(size=(rows, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    hashes = rng.choice([-1, 1], (n, 256)).astype(np.float32) / 16
+    pictures = [images.resize(worlds.picture(rng)[0], (64, 64)) for _ in range(n)]
+    pictures += [
+        alterations.alter(pictures[row], kind, np.random.default_rng(version), pictures[row - 1])
+        for row in altered
+        for kind in validity_pools.KINDS
+        for version in range(2)
+    ]
+    files = [tmp_path / f"{row}.png" for row in range(n)]
+    for file, picture in zip(files, pictures, strict=False):
+        file.write_bytes(images.encode(picture, "png"))
+    pdq = parts.load("descriptors", "pdq")
+    vectors = pdq.describe(pictures)
+    corpus = validity_pools._corpus(tmp_path, files)
+    embedded = Embeddings(corpus, np.arange(n), vectors[:n], str(pdq), "")
     return validity_pools.Pool(
         "made",
         "sscd-distilled",
-        [tmp_path / f"{row}.png" for row in range(n)],
+        files,
         np.array([f"family {row // 3}" for row in range(n)]),
         altered,
         vectors,
-        hashes,
+        vectors[:n],
         vectors @ vectors[:n].T,
-        {
-            look: rng.integers(0, 256, (rows, by.size, by.size, 3)).astype(np.uint8)
-            for look, by in validity_pools.LOOKS.items()
-        },
-        {look: np.full((rows, n), np.nan, np.float32) for look in validity_pools.LOOKS},
+        {look: Verify(size=by.size).shrink(pictures) for look, by in validity_pools.LOOKS.items()},
+        {look: np.full((len(pictures), n), np.nan, np.float32) for look in validity_pools.LOOKS},
+        Parts(embedded, len(pictures), pictures.__getitem__, pdq, tmp_path),
+        corpus,
         tmp_path,
     )
 
@@ -79,6 +94,16 @@ def test_scores_are_those_of_a_match(pool):
     combined = combine(np.take_along_axis(similarity, top, axis=1), pixels).max(axis=1)
     assert np.allclose(one.held_out[:, 0], similarity.max(axis=1))
     assert np.allclose(one.held_out[:, 1], combined, atol=1e-6)
+    # The search for parts, kept for every training set, finds what that of one training set finds.
+    descriptor, options = parts.load("descriptors", "pdq"), {"cache": pool.folder / "again", "workers": 1}
+    asked = pool.folder / "asked"
+    asked.mkdir()
+    for row in one.rows["part"]:
+        (asked / f"{row:04d}.png").write_bytes(images.encode(pool.parts.pictures[row], "png"))
+    chosen = embed(pool.corpus.take(one.train), descriptor, **options)
+    found = PartSearch(chosen, descriptor, Verify(), **options)(embed(Corpus.open(asked), descriptor, **options)).score
+    assert np.allclose(one.copies["part"][:, 3], found, atol=1e-5)
+    assert found.max() > 0.5
 
 
 def test_every_cell_is_judged_once_a_draw(pool, monkeypatch):

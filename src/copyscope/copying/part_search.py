@@ -165,13 +165,11 @@ class PartSearch:
         parts, rows = [], []
         for row, picture in enumerate(pictures):
             small = _canvas(picture)
-            best = prepared.candidates(small, self._excluded(picture, prepared))
+            best = prepared.candidates(prepared.best(small), self._excluded(picture, prepared))
             if not len(best):
                 continue
-            scores, where = places(small, prepared.pixels(best), SHARES)
-            # Smooth pictures correlate by chance; their edges do not.
-            detail = _detail(small, prepared.pixels(best), where)
-            at = int((scores + detail).argmax())
+            scores, where, fit = _fit(small, prepared.pixels(best))
+            at = int(fit.argmax())
             box = _box(where[at], small.shape)
             found[row, 1:] = (scores[at], prepared.owner[best[at]], *box)
             part = _cut(picture, box)
@@ -258,12 +256,15 @@ class _Templates:
             best[piece] = score.max(axis=0, initial=0)
         return best
 
-    def candidates(self, picture: Image, excluded: NDArray[np.bool_] | None) -> NDArray[np.intp]:
+    def candidates(self, best: NDArray[np.float32], excluded: NDArray[np.bool_] | None) -> NDArray[np.intp]:
         """Templates of the CANDIDATES training images [N] that stand out most anywhere in a picture, the best first.
 
         What counts is how much of what chance leaves unexplained the template explains.
+
+        Args:
+            best: of every template [N + M] in the picture, as the method of that name gives it.
+            excluded: training images [N] that do not count; None = all do.
         """
-        best = self.best(picture)
         best = np.where(best > 0, 1 - (1 - best) / (1 - self.chance), NOTHING)
         if excluded is not None:
             best[excluded[self.owner]] = NOTHING
@@ -310,6 +311,15 @@ def _canvas(picture: Image) -> Image:
     shorter = min(picture.shape[:2])
     height, width = (min(LONGEST, max(CANVAS, round(side * CANVAS / shorter))) for side in picture.shape[:2])
     return images.resize(picture, (height, width))
+
+
+def _fit(
+    picture: Image, references: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Scores [k] of references [k s s 3] where they fit best in a picture, these places [k 4] as `insets.places` gives
+    them, and what decides between the references [k]: smooth pictures correlate by chance, their edges do not."""
+    scores, where = places(picture, references, SHARES)
+    return scores, where, scores + _detail(picture, references, where)
 
 
 def _detail(picture: Image, references: NDArray[np.uint8], where: NDArray[np.int64]) -> NDArray[np.float32]:

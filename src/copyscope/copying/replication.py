@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ Floats = NDArray[np.floating[Any]]
 FDR = 0.05
 ROUNDING = 0.003
 """Scores differ by so much from rounding and recompression alone: no score is closer to 1 than this."""
+MOST_ALARMS = 0.1
+"""The corrected rate is read off where at most this share of unseen images would be counted. Further out it is the kind
+of the images that is compared, and held-out images are seldom of the very kind of the generated ones."""
 TELLING = 0.8
 """A score tells light copies where so many pairs of a copy and a calibration image have the copy score higher."""
 
@@ -266,34 +269,37 @@ def _p_of_planted(planted: Planted, known: Floats) -> Floats:
 def _estimated_rate(p_values: Floats, certain: int, m: int, tests: Mapping[str, Floats], n_missing: int) -> Estimate:
     """Share of copies, whichever of the planted kinds they are of, corrected for unseen copies and false alarms.
 
-    Rogan and Gladen's estimate at a p-value that the generated images do not decide: the one that would give the
-    narrowest interval without any copy, by the sensitivity to the first kind. The lower end is that of the kind which
-    is seen best, the upper end that of the kind which is seen least: it holds for any mixture of the kinds.
+    Rogan and Gladen's estimate, at p-values that the generated images do not decide. The lower end is that of the kind
+    which is seen best, where the interval of the first kind would be narrowest without any copy. The upper end is that
+    of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture of the
+    kinds, at the 2.5 % of its side.
     """
     n = len(p_values)
     if not tests or not n or not m:
         return stats.Estimate(math.nan, certain / n if n else 0.0, 1.0, n)
-    first = next(iter(tests.values()))
 
-    def spread(rank: int) -> float:
-        alarms = rank / (m + 1)
-        apart = float((first <= alarms * (1 + 1e-12)).mean()) - alarms
-        return math.inf if apart <= 0 else alarms * (1 - alarms) * (1 / n + 1 / m) / apart**2
+    def corrected(rank: int, count: int | None = None) -> list[Estimate]:
+        """At p = rank / (m + 1), by kind; count: of images at or below it, None = of the generated ones."""
+        line = rank / (m + 1) * (1 + 1e-12)
+        count = int((p_values <= line).sum()) if count is None else count
+        seen = [(int((each <= line).sum()), len(each)) for each in tests.values()]
+        return [stats.corrected_proportion(count, n, each, (rank - 1, m)) for each in seen]
 
-    ranks = [2**power for power in range(m.bit_length()) if 2**power <= m]
-    rank = min(ranks, key=spread)
-    line = rank / (m + 1) * (1 + 1e-12)
-    count = int((p_values <= line).sum())
-    by_kind = [
-        stats.corrected_proportion(count, n, (int((each <= line).sum()), len(each)), (rank - 1, m))
-        for each in tests.values()
-    ]
+    def without_copies(rank: int) -> list[Estimate]:
+        return corrected(rank, round(n * rank / (m + 1)))
+
+    ranks = [2**power for power in range(m.bit_length()) if 2**power <= max(1, MOST_ALARMS * (m + 1))]
+    by_kind = corrected(min(ranks, key=lambda rank: without_copies(rank)[0].high))
     low = max(min(each.low for each in by_kind), certain / n)
-    high = max(each.high for each in by_kind)
+    high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low)
     value = by_kind[0].value if math.isfinite(by_kind[0].value) else (low + high) / 2
     # Unreadable images: all of them copies in the upper end, none in the lower one.
     total = n + n_missing
     return Estimate(min(max(value, low), high), low * n / total, (high * n + n_missing) / total, n)
+
+
+def _highest(by_kind: Iterable[Estimate]) -> float:
+    return max(each.high for each in by_kind)
 
 
 def _look_alikes(known: Floats, planted: Mapping[str, Planted] | None) -> NDArray[np.bool_]:
