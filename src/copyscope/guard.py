@@ -160,8 +160,10 @@ class Guard:
     def is_copy(self, hit: Hit | None, again: bool = False) -> bool:
         """Whether a picture with this hit is taken for a copy: always where it is the training image itself. again: it
         was made again, after a copy."""
+        if hit is None:
+            return False
         rate = max(self.policy.rate, self.policy.rate_again if again else 0)
-        return hit is not None and (hit.identical or hit.p_value is None or hit.p_value <= rate)
+        return hit.p_value is None or hit.p_value <= rate or hit.identical
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keeps them, and appends them to the log."""
@@ -396,7 +398,6 @@ class _Call:
             prompt = hashlib.sha256(prompt.encode()).hexdigest()
         values = {spec: float(each[place]) for spec, each in made.signals.items()}
         seed = self._seeds(attempt)(row) if self.maker.seed_used(row, attempt) else None
-        score = None if hit is None else hit.score if hit.combined is None else hit.combined
         return Record(
             call=self.number,
             row=row,
@@ -404,7 +405,8 @@ class _Call:
             rung=rung,
             prompt=prompt,
             seed=seed,
-            score=score,
+            score=hit.score if hit else None,
+            combined=hit.combined if hit else None,
             p_value=hit.p_value if hit else None,
             match=hit.id if hit else None,
             box=hit.box if hit else None,
