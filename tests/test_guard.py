@@ -751,9 +751,23 @@ def test_a_rate_of_nothing_finds_the_image_itself_with_no_calibration(world, tmp
     guarding = Guard(index, Policy(rate=0, rate_again=0, local=False))
     itself, other = (images.decode(Corpus.open(folder).read(0)) for folder in (world.train, world.held_out))
     black = np.zeros((64, 64, 3), np.uint8)
-    assert [guarding.is_copy(hit) for hit in guarding.judge([itself, other, black])] == [True, False, False]
+    cut = ((itself.astype(np.float32) / 127.5 - 1) / 2 + 0.5) * 255
+    shown = [itself, np.maximum(itself, 1) - 1, cut.astype(np.uint8), other, black]
+    assert [guarding.is_copy(hit) for hit in guarding.judge(shown)] == [True, True, True, False, False]
     with pytest.raises(InputError, match="calibration images"):
         Guard(index, Policy())
+
+
+@pytest.mark.parametrize(
+    ("score", "verified", "box", "copy"),
+    [(0.999, 0.999, None, True), (0.998, 0.998, None, True), (0.997, 1.0, None, False), (1.0, 0.997, None, False),
+     (1.0, 1.0, (0, 0, 0.5, 0.5), False), (1.0, None, None, False)],
+)  # fmt: skip
+def test_a_training_image_rounded_otherwise_is_a_copy_at_any_rate(score, verified, box, copy):
+    guarding = Guard(Listed(is_copy), Policy(rate=0, rate_again=0))
+    hit = Hit("t.png", score, verified, 0.9, 0.01, box, None, "t")
+    assert guarding.is_copy(hit) is copy
+    assert guarding.is_copy(dataclasses.replace(hit, box=None, source_box=box)) is copy
 
 
 @pytest.mark.parametrize(
