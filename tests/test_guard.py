@@ -94,7 +94,9 @@ def test_only_the_copies_are_made_again_and_none_is_handed_out():
         (1, 2, "delivered"),
     ]  # fmt: skip
     record = guarding.records[1]
-    assert (record.match, record.score, record.p_value, record.box) == ("t.png", 0.85, 0.001, (0, 0, 0.5, 0.5))
+    assert (record.match, record.score, record.combined, record.p_value, record.box) == (
+        "t.png", 0.9, 0.85, 0.001, (0, 0, 0.5, 0.5),
+    )  # fmt: skip
 
 
 def test_the_ladder_is_gone_up_in_order_and_its_last_rung_holds():
@@ -187,8 +189,8 @@ def test_a_hit_without_a_p_value_is_a_copy_and_a_picture_without_hits_is_none():
     listed.match = lambda pictures: [[Hit("t", 0.9, *[None] * 6)] if is_copy(each) else [] for each in pictures]
     guarding = Guard(listed, RESEEDS)
     assert values(guarding(painter)(["a", "b"])) == [1, 1]
-    assert [(record.score, record.p_value, record.match) for record in guarding.records[:2]] == [
-        (None, None, None), (0.9, None, "t"),
+    assert [(record.score, record.combined, record.p_value, record.match) for record in guarding.records[:2]] == [
+        (None, None, None, None), (0.9, None, None, "t"),
     ]  # fmt: skip
 
 
@@ -220,7 +222,7 @@ def test_every_decision_is_a_line_of_the_log_and_prompts_may_be_hashed(tmp_path)
     guarding = Guard(Listed(is_copy), dataclasses.replace(RESEEDS, hash_prompts=True), log=log)
     guarding(Painter(b=[200, 1]))("b")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["schema"] for row in rows] == ["copyscope.guard_log/1"] * 2
+    assert [row["schema"] for row in rows] == ["copyscope.guard_log/2"] * 2
     assert {row["prompt"] for row in rows} == {hashlib.sha256(b"b").hexdigest()}
     assert read_log(log) == guarding.records
     Guard(Listed(is_copy), RESEEDS, log=log)(Painter(b=[1]))("b")
@@ -235,7 +237,7 @@ def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
     guarding = Guard(Listed(is_copy), RESEEDS, log=log)
     guarding(Painter(a=[1] * 3))(["a"] * 3)
     first, second, third = (line.encode() for line in log.read_text().splitlines())
-    cut = '{"schema": "copyscope.guard_log/1", "prompt": "\u00e9'.encode()[:-1]
+    cut = '{"schema": "copyscope.guard_log/2", "prompt": "\u00e9'.encode()[:-1]
     for torn, records, n_unreadable in (
         ([first, second[:50], third, b""], [0, 2], 1),
         ([first, second[:50] + third, b""], [0, 2], 1),  # Whoever appends does not know of the tear.
@@ -261,6 +263,32 @@ def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
     assert found.exit_code == 0, found.output
     assert "1 line of the log could not be read" in (tmp_path / "log.html").read_text()
     assert "of the log could not be read" not in render(summed_up(guarding.records))
+
+
+def test_logs_of_version_1_keep_their_meaning(tmp_path):
+    log = tmp_path / "log.jsonl"
+    guarding = Guard(Listed(is_copy), RESEEDS, log=log)
+    guarding(Painter(a=[1] * 3))(["a"] * 3)
+    rows = [json.loads(line) | {"schema": "copyscope.guard_log/1"} for line in log.read_text().splitlines()]
+    for row in rows:
+        del row["combined"]
+    # The combined score; the similarity, where there was no second look; nothing alike.
+    for row, score, p_value in zip(rows, (0.85, 0.9, None), (0.01, None, None), strict=True):
+        row.update(score=score, p_value=p_value)
+    first, second, third = (json.dumps(row).encode() for row in rows)
+    log.write_bytes(b"\n".join([first, second[:90] + second, third, b""]))
+    # A newer guard goes on with the file.
+    guarding(Painter(a=[1]))("a")
+    found = guard_log.load(log)
+    assert [(each.score, each.combined, each.p_value) for each in found.records] == [
+        (None, 0.85, 0.01), (0.9, None, None), (None, None, None), (0.9, 0.85, 0.5),
+    ]  # fmt: skip
+    assert found.n_unreadable == 1
+    assert summed_up(found.records).summary["n_images"] == 4
+    newer = json.dumps(rows[0] | {"schema": "copyscope.guard_log/3"})
+    log.write_text(newer + "\n")
+    with pytest.raises(InputError, match="no log"):
+        read_log(log)
 
 
 def test_a_full_disk_is_told_and_the_log_goes_on_after_it(tmp_path, monkeypatch):
@@ -723,9 +751,38 @@ def test_a_rate_of_nothing_finds_the_image_itself_with_no_calibration(world, tmp
     guarding = Guard(index, Policy(rate=0, rate_again=0, local=False))
     itself, other = (images.decode(Corpus.open(folder).read(0)) for folder in (world.train, world.held_out))
     black = np.zeros((64, 64, 3), np.uint8)
-    assert [guarding.is_copy(hit) for hit in guarding.judge([itself, other, black])] == [True, False, False]
+    cut = ((itself.astype(np.float32) / 127.5 - 1) / 2 + 0.5) * 255
+    shown = [itself, np.maximum(itself, 1) - 1, cut.astype(np.uint8), other, black]
+    assert [guarding.is_copy(hit) for hit in guarding.judge(shown)] == [True, True, True, False, False]
     with pytest.raises(InputError, match="calibration images"):
         Guard(index, Policy())
+
+
+@pytest.mark.parametrize(
+    ("score", "verified", "box", "copy"),
+    [(0.999, 0.999, None, True), (0.998, 0.998, None, True), (0.997, 1.0, None, False), (1.0, 0.997, None, False),
+     (1.0, 1.0, (0, 0, 0.5, 0.5), False), (1.0, None, None, False)],
+)  # fmt: skip
+def test_a_training_image_rounded_otherwise_is_a_copy_at_any_rate(score, verified, box, copy):
+    guarding = Guard(Listed(is_copy), Policy(rate=0, rate_again=0))
+    hit = Hit("t.png", score, verified, 0.9, 0.01, box, None, "t")
+    assert guarding.is_copy(hit) is copy
+    assert guarding.is_copy(dataclasses.replace(hit, box=None, source_box=box)) is copy
+
+
+@pytest.mark.parametrize(
+    ("p_value", "again", "copy"),
+    [(0.05, False, True), (0.0501, False, False), (0.2, True, True), (0.2, False, False), (0.2001, True, False),
+     (None, False, True)],
+)  # fmt: skip
+def test_a_p_value_at_the_rate_is_a_copy(p_value, again, copy):
+    guarding = Guard(Listed(is_copy), Policy(rate=0.05, rate_again=0.2))
+    hit = Hit("t.png", 0.9, 0.8, 0.85, p_value, None, None, "t")
+    assert guarding.is_copy(hit, again) is copy
+    assert guarding.is_copy(dataclasses.replace(hit, identical=True, p_value=1.0), again)
+    assert not guarding.is_copy(None, again)
+    assert not Guard(Listed(is_copy), Policy(rate=0.3, rate_again=0.0)).is_copy(dataclasses.replace(hit, p_value=0.31))
+    assert Guard(Listed(is_copy), Policy(rate=0.3, rate_again=0.0)).is_copy(dataclasses.replace(hit, p_value=0.3), True)
 
 
 def test_the_guard_is_public():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
+import itertools
 import types
 
 import hypothesis
@@ -146,6 +147,14 @@ AXES = {
     "4 h w": lambda x: np.concatenate([np.moveaxis(x, 2, 0), np.full((1, *x.shape[:2]), 255.0)]),
     "h w 4, clear": lambda x: np.dstack([x, np.zeros(x.shape[:2])]),
     "h w 4, alpha is it": lambda x: np.dstack([x * 0, x.mean(2)]),
+    "h w 4, opaque": lambda x: np.dstack([x, np.full(x.shape[:2], 1.0 if x.max() <= 1 else 255.0)]),
+    "h w 4, alpha is it, in noise": lambda x: np.dstack(
+        [np.random.default_rng(0).random(x.shape) * x.max(), x.mean(2)]
+    ),
+    "a h w, alpha is it": lambda x: np.concatenate([x.mean(2)[None], np.moveaxis(x * 0, 2, 0)]),
+    "b g r": lambda x: x[..., ::-1],
+    "b g r a": lambda x: np.dstack([x[..., ::-1], np.full(x.shape[:2], x.max() / 2)]),
+    "g, noise, noise": lambda x: np.dstack([np.random.default_rng(0).random((*x.shape[:2], 2)) * x.max(), x[..., 1]]),
     "h w 4, half": lambda x: np.dstack([x, np.full(x.shape[:2], x.max() / 2)]),
     "h w 2": lambda x: x[..., :2],
     "2 h w c": lambda x: np.stack([x[::-1] * 0, x]),
@@ -173,12 +182,52 @@ def test_no_array_of_a_training_image_passes(axes, scale, dtype, library, contai
     assert found in ("refused", "found", "another")
 
 
+@CASES
+@hypothesis.given(
+    axes=st.sampled_from(sorted(AXES)),
+    scale=st.sampled_from(["0..1", "divided twice", "faint"]),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    library=st.sampled_from(["numpy", "torch", "bfloat16", "float8_e4m3fn", "float8_e5m2", "floor", "ceil"]),
+    size=st.sampled_from([(16, 16), (16, 12), (12, 24), (20, 9)]),
+    seed=st.integers(0, 200),
+)
+@hypothesis.example(axes="h w 4, alpha is it", scale="faint", dtype="float32", library="torch", size=(16, 16), seed=0)
+@hypothesis.example(
+    axes="h w 4, opaque", scale="divided twice", dtype="float64", library="numpy", size=(16, 16), seed=0
+)
+def test_no_rounding_of_a_training_image_passes(axes, scale, dtype, library, size, seed):
+    training = training_picture(*size, seed=seed)
+    array = AXES[axes](SCALES[scale](training.astype(np.float64))).astype(dtype)
+    assert check(training, lambda: in_library(library, array)) in ("refused", "found", "another")
+
+
+BATCHES = [
+    ("".join(order), n, channels)
+    for order in itertools.permutations("nhwc")
+    for n in (1, 2, 3, 4, 5)
+    for channels in (1, 3, 4)
+]
+
+
+@pytest.mark.parametrize("make", [np.ascontiguousarray, lambda x: torch.from_numpy(x / 255)], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("order", "n", "channels"), BATCHES)
+def test_no_batch_passes_whatever_the_order_of_its_axes(order, n, channels, make):
+    training = training_picture(16, 12)
+    some = [training, *(training_picture(16, 12, seed) for seed in range(1, n))]
+    opaque = np.full((16, 12, 1), 255, np.uint8)
+    batch = np.stack([np.dstack([each, opaque])[..., :channels] for each in [*some[1:], some[0]]])
+    array = np.ascontiguousarray(batch.transpose(["nhwc".index(axis) for axis in order]))
+    assert check(training, lambda: make(array)) in ("refused", "found")
+
+
 def in_library(library, array):
-    if library in ("torch", "bfloat16"):
+    if library in ("floor", "ceil"):
+        return getattr(np, library)(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    if library not in ("numpy", "list", "nested", "memory order", "view", "big endian"):
         if array.dtype == object:
             array = array.astype(np.float32)
         found = torch.from_numpy(np.ascontiguousarray(array))
-        return found.bfloat16() if library == "bfloat16" else found
+        return found if library == "torch" else found.to(getattr(torch, library))
     if library == "nested":
         return array.tolist()
     if library == "list":
@@ -280,6 +329,10 @@ PILLOW = {
     "RGBA, alpha is it": lambda x: Image.fromarray(np.dstack([x * 0, x[..., 1]])),
     "RGBA, alpha is it, in white": lambda x: Image.fromarray(np.dstack([x * 0 + 255, x[..., 1]])),
     "RGBa": lambda x: Image.fromarray(with_alpha(x, 99)).convert("RGBa"),
+    "LA, alpha is it": lambda x: Image.fromarray(np.dstack([x[..., 0] * 0, x[..., 0]])),
+    "La": lambda x: Image.fromarray(np.dstack([x[..., 0], x[..., 0] // 2 + 100])).convert("La"),
+    "PA": lambda x: Image.fromarray(np.dstack([x[..., 0], x[..., 0] * 0 + 90])).convert("PA"),
+    "I;16B": lambda x: Image.fromarray(x[..., 0].astype(np.uint16) * 257).convert("I;16B"),
     "LA, clear": lambda x: Image.fromarray(np.dstack([x[..., 0], x[..., 0] * 0])),
     "P, clear": clear_palette,
     "RGB, a colour is clear": colour_key,
@@ -302,7 +355,7 @@ def encoded(picture):
 
 PASSED = {"second frame", "attributes"}
 """Forms whose own pixels are no copy: they are handed out, without what they brought."""
-UNREAD = {"I", "I;16", "F", "truncated"}
+UNREAD = {"I", "I;16", "I;16B", "F", "La", "truncated"}
 
 
 @pytest.mark.parametrize("name", PILLOW)
@@ -503,6 +556,67 @@ def test_a_blank_image_in_place_of_a_refused_one_has_its_form():
         assert not np.asarray(out).any()
     with pytest.raises(Refused):
         delivered_by_guard(torch.from_numpy(training).permute(2, 0, 1), training, refuse="raise")
+
+
+def shows(views, picture):
+    return any(np.array_equal(view, picture) for view in views)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_channels_of_unknown_order_are_looked_up_reversed_and_alone(first):
+    training = training_picture(16, 12)
+    arranged = np.moveaxis(training, 2, 0) if first else training
+    known, unknown = (pictures.delivered(arranged, colours).views for colours in (True, False))
+    assert len(known) == 1
+    for views in (known, unknown):
+        assert np.array_equal(views[0], training)
+    assert shows(unknown, training[..., ::-1])
+    for channel in range(3):
+        assert shows(unknown, np.repeat(training[..., channel : channel + 1], 3, 2))
+    assert shows(pictures.delivered(with_alpha(training, 9)).views, training[..., ::-1])
+
+
+@pytest.mark.parametrize("levels", [1, 4, 15])
+def test_few_levels_are_looked_up_at_full_contrast(levels):
+    picture = np.kron(np.arange(levels + 1, dtype=np.uint8)[:, None, None], np.ones((4, 16, 3), np.uint8))
+    stretched = picture * (255 // levels)
+    tinted = picture + np.array([3, 100, 255 - levels], np.uint8)
+    for made in (picture, tinted, pillow(tinted), torch.from_numpy(tinted / 255)):
+        views = pictures.delivered(made, True).views
+        assert shows(views[1:], stretched)
+        assert len(views) == 2
+    clear = np.dstack([picture * 0, tinted[..., 1]])
+    assert shows(pictures.delivered(clear).views, stretched)
+    assert len(pictures.delivered(np.full((8, 8, 3), 3, np.uint8), True).views) == 1, "one colour shows nothing"
+    wide = picture.copy()
+    wide[0, 0] = 40
+    assert len(pictures.delivered(wide, True).views) == 1
+
+
+def test_a_channel_of_few_levels_is_handed_out_as_it_was_looked_up():
+    training = training_picture()
+    red, green, blue = np.moveaxis(training / 255, 2, 0)
+    for made in (
+        np.stack([0.5 + red / 40, green, blue]),
+        np.dstack([red, green, 0.5 + blue / 40]),
+        np.dstack([red, green, blue, red / 40]),
+    ):
+        assert np.array_equal(pictures.delivered(made).image, (made * 255).round() / 255)
+    # A channel of one value holds nothing.
+    made = np.dstack([training / 255, np.full((16, 16), 0.3)])
+    assert np.array_equal(pictures.delivered(made).image, made)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (5, 2), (3, 4)])
+@pytest.mark.parametrize("mode", [*Image.MODES, "PA", "La", "I;16", "I;16B", "I;16L"])
+def test_every_mode_of_pillow_is_read_or_refused_at_any_size(mode, size):
+    try:
+        views = pictures.delivered(Image.new(mode, size)).views
+    except InputError as error:
+        assert str(error).count("\n") == 1  # noqa: PT017
+        assert mode.startswith(("I", "F", "La"))
+    else:
+        assert all(view.shape == (*size[::-1], 3) for view in views)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
+ROUNDED = 0.998
+"""No lower are both scores of a training image whose levels were cut where they should have been rounded: .9990 and
+.9991 on 30 photographs."""
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _LOCKING = threading.Lock()
 clock = time.monotonic
@@ -158,10 +161,12 @@ class Guard:
         return [hits[0] if hits else None for hits in found]
 
     def is_copy(self, hit: Hit | None, again: bool = False) -> bool:
-        """Whether a picture with this hit is taken for a copy: always where it is the training image itself. again: it
-        was made again, after a copy."""
+        """Whether a picture with this hit is taken for a copy: always where it is the training image itself, rounded in
+        whatever way. again: it was made again, after a copy."""
+        if hit is None:
+            return False
         rate = max(self.policy.rate, self.policy.rate_again if again else 0)
-        return hit is not None and (hit.identical or hit.p_value is None or hit.p_value <= rate)
+        return hit.p_value is None or hit.p_value <= rate or hit.identical or _is_rounded(hit)
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keeps them, and appends them to the log."""
@@ -396,7 +401,6 @@ class _Call:
             prompt = hashlib.sha256(prompt.encode()).hexdigest()
         values = {spec: float(each[place]) for spec, each in made.signals.items()}
         seed = self._seeds(attempt)(row) if self.maker.seed_used(row, attempt) else None
-        score = None if hit is None else hit.score if hit.combined is None else hit.combined
         return Record(
             call=self.number,
             row=row,
@@ -404,7 +408,8 @@ class _Call:
             rung=rung,
             prompt=prompt,
             seed=seed,
-            score=score,
+            score=hit.score if hit else None,
+            combined=hit.combined if hit else None,
             p_value=hit.p_value if hit else None,
             match=hit.id if hit else None,
             box=hit.box if hit else None,
@@ -416,6 +421,12 @@ class _Call:
             seconds=round(seconds, 3),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+
+def _is_rounded(hit: Hit) -> bool:
+    """Whether a picture is the training image but for rounding, as by a cast to uint8 that cuts."""
+    whole = hit.box is None and hit.source_box is None
+    return whole and hit.verified is not None and min(hit.score, hit.verified) >= ROUNDED
 
 
 def _lock_of(pipe: Any) -> contextlib.AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,23 @@ import pyarrow as pa
 from . import __version__, stats
 from .errors import InputError
 
-SCHEMA = "copyscope.guard_log/1"
-START = json.dumps({"schema": SCHEMA})[:-1].encode()
-"""How a line begins."""
+SCHEMA, OLD_SCHEMA = "copyscope.guard_log/2", "copyscope.guard_log/1"
+START = re.compile(rb'{"schema": "copyscope\.guard_log/[12]"')
+"""How a line begins; no text in a line has it, since its quotes are escaped there."""
 SHOWN = 500
 """Most rows of the report's table, the last ones."""
 
 TEXTS, REAL = pa.list_(pa.string()), pa.float64()
 TABLE = pa.schema(
     {"call": pa.int64(), "row": pa.int64(), "attempt": pa.int64(), "rung": TEXTS, "prompt": pa.string()}
-    | {"seed": pa.int64(), "score": REAL, "p_value": REAL, "match": pa.string(), "box": pa.list_(REAL)}
+    | {
+        "seed": pa.int64(),
+        "score": REAL,
+        "combined": REAL,
+        "p_value": REAL,
+        "match": pa.string(),
+        "box": pa.list_(REAL),
+    }
     | {"signals": pa.map_(pa.string(), REAL), "flagged": TEXTS, "copy": pa.bool_(), "look": REAL}
     | {"action": pa.string(), "seconds": REAL, "time": pa.string()}
 )
@@ -36,11 +44,12 @@ class Record:
     """What was decided about one try of one image.
 
     call, row, attempt: which, each from 0. rung: the mitigations of the try. prompt: as asked, its sha256 (hex) where
-    the policy hashes, None where there was no text. seed: of the try, None where the guard gave none. score, p_value,
-    match, box: of the training image it is most like, as in a Hit. signals: scores by spec, None where there is none.
-    flagged: the signals above their line. copy: whether it was taken for one. look: share of the steps after which it
-    was judged and stopped, None = finished. action: "delivered", "redone" or "refused". seconds: of the try, its
-    look-up included, of all images that it made. time: of the decision, ISO 8601 in UTC.
+    the policy hashes, None where there was no text. seed: of the try, None where the guard gave none. score, combined,
+    p_value, match, box: of the training image it is most like, as in a Hit; score is None too where a log of version 1
+    is read, which has the combined score alone. signals: scores by spec, None where there is none. flagged: the signals
+    above their line. copy: whether it was taken for one. look: share of the steps after which it was judged and
+    stopped, None = finished. action: "delivered", "redone" or "refused". seconds: of the try, its look-up included, of
+    all images that it made. time: of the decision, ISO 8601 in UTC.
     """
 
     call: int
@@ -50,6 +59,7 @@ class Record:
     prompt: str | None
     seed: int | None
     score: float | None
+    combined: float | None
     p_value: float | None
     match: str | None
     box: tuple[float, ...] | None
@@ -86,16 +96,16 @@ def load(path: str | os.PathLike[str]) -> Log:
         lines = [line for line in Path(path).read_bytes().split(b"\n") if line.strip(b"\0\r ")]
         records, n_unreadable = [], 0
         for line in lines:
-            torn, begin, record = line.rpartition(START)
+            # A writer that does not know of a tear goes on with its line.
+            begin = max((found.start() for found in START.finditer(line)), default=0)
             try:
-                row = json.loads(begin + record) if begin else _other(line)
-                records.append(_record(row))
+                records.append(_record(_row(line[begin:])))
+                n_unreadable += begin > 0
             except (ValueError, RecursionError):
-                torn = line
-            # A writer that does not know of the tear goes on with its line.
-            n_unreadable += bool(torn)
+                n_unreadable += 1
         # Of a log whose first line was torn, that is all there is.
-        if lines and not records and not any(line.startswith(START[:12]) or START.startswith(line) for line in lines):
+        start = json.dumps({"schema": SCHEMA}).encode()
+        if lines and not records and not any(line.startswith(start[:12]) or start.startswith(line) for line in lines):
             raise ValueError
         return Log(records, n_unreadable)
     except (OSError, ValueError, KeyError, TypeError):
@@ -129,12 +139,16 @@ def _ends_whole(path: Path, file: int) -> bool:
         return False
 
 
-def _other(line: bytes) -> Any:
-    """What a line says that does not begin as ours. Raises ValueError if it is torn, TypeError if it is another's."""
+def _row(line: bytes) -> dict[str, Any]:
+    """What a line says. Raises ValueError if it is torn, TypeError if it is another's."""
     row = json.loads(line)
-    if isinstance(row, dict) and row.get("schema") == SCHEMA:
-        return row
-    raise TypeError
+    if not isinstance(row, dict) or row.get("schema") not in (SCHEMA, OLD_SCHEMA):
+        raise TypeError
+    if row["schema"] == OLD_SCHEMA:
+        # Its `score` was the combined one where there was a second look, and so a p-value; else the similarity.
+        known = row["p_value"] is not None
+        row |= {"score": None, "combined": row["score"]} if known else {"combined": None}
+    return row
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -13,6 +13,7 @@ were looked up: no metadata, mask, later frame, or array that it is a view of, c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,9 @@ ELONGATED = 4
 TINY = 48
 """Arrays of at most this many values hold nothing that one can recognise, in whatever order their axes are."""
 FAINT = 16
-"""Floats that span fewer of the 255 levels are handed out rounded to the levels that were looked up. Their fractions
-could hold a whole picture: 8-bit pixels divided by 255 twice are black at 8 bits."""
+"""Fewer of the 255 levels than these are looked up at full contrast too, which shows what is in them. Floats of which a
+channel spans fewer are handed out rounded to the levels that were looked up: their fractions could hold a whole
+picture, as of 8-bit pixels divided by 255 twice, or of an alpha between .5 and .51."""
 DEEP = ("I", "F")
 """How Pillow's modes of more than 8 bits a channel begin."""
 TENSORS = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -54,9 +56,15 @@ class Delivered:
 def delivered(image: Any, colours: bool = False) -> Delivered:
     """An image as any library has it; the module says which forms there are.
 
-    colours: three planes that come first are those of one image. Else they may be three grey images, and are looked up
-    alone too. Raises InputError for whatever is no image, or may be read as another than is meant.
+    colours: the channels of an array are known to be red, green and blue. Else they may be in reverse order, or grey
+    images or those of another colour space: reversed and each alone they are looked up too. Raises InputError for
+    whatever is no image, or may be read as another than is meant.
     """
+    found = _delivered(image, colours)
+    return Delivered(found.image, [*found.views, *_at_full_contrast(found.views)])
+
+
+def _delivered(image: Any, colours: bool) -> Delivered:
     from PIL import Image as Pillow
 
     if isinstance(image, Pillow.Image):
@@ -112,7 +120,7 @@ def _of_array(image: Any, values: NDArray[Any], colours: bool, step: float = 0.0
         raise InputError(f"An array of shape {shape} is no image.\n{NEXT}")
     levels = _levels(values, step)
     found = _arranged(levels, colours)
-    if values.dtype != np.uint8 and 0 < np.ptp(values.astype(np.float64)) * 255 < FAINT:
+    if values.dtype != np.uint8 and _has_faint_plane(values):
         rounded = levels.astype(np.float64) / 255
         image = rounded.astype(values.dtype) if isinstance(image, np.ndarray) else torch.from_numpy(rounded).to(image)
     return Delivered(image, found)
@@ -141,6 +149,13 @@ def _levels(values: NDArray[Any], step: float) -> NDArray[np.uint8]:
     return scaled
 
 
+def _has_faint_plane(values: NDArray[Any]) -> bool:
+    """Whether a channel of floats of any order of axes that is read spans few levels, and is not of one value."""
+    over = None if values.ndim == 2 else (0, 1) if values.shape[2] in CHANNELS else (1, 2)
+    span = np.ptp(values.astype(np.float64), axis=over) * 255
+    return bool(((span > 0) & (span < FAINT)).any())
+
+
 def _arranged(levels: NDArray[np.uint8], colours: bool) -> list[Image]:
     """The views of levels of any order of axes that is read."""
     shape, tiny = list(levels.shape), levels.size <= TINY
@@ -165,8 +180,8 @@ def _arranged(levels: NDArray[np.uint8], colours: bool) -> list[Image]:
     if channels == 1:
         return _of_one_plane(found[..., 0], tiny)
     views = _views(found)
-    if not last and not colours:
-        views += [_grey(plane) for plane in levels]
+    if not colours:
+        views += [np.ascontiguousarray(found[..., 2::-1]), *(_grey(found[..., channel]) for channel in range(3))]
     return views
 
 
@@ -199,6 +214,15 @@ def _over_backgrounds(pixels: NDArray[np.uint8]) -> list[Image]:
     )
     others: list[Image] = [black, np.ascontiguousarray(colours), _grey(pixels[..., 3])]
     return [white, *(view for view in others if (view != view[0, 0]).any())]
+
+
+def _at_full_contrast(views: Sequence[Image]) -> Iterator[Image]:
+    """Those of the views that span few levels, stretched to all of them."""
+    for view in views:
+        low = view.min(axis=(0, 1))
+        span = int((view - low).max())
+        if 0 < span < FAINT:
+            yield (view - low) * np.uint8(255 // span)
 
 
 def _grey(plane: NDArray[np.uint8]) -> Image:

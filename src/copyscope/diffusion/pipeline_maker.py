@@ -174,7 +174,7 @@ class PipelineCall(Maker):
             for name, value in output.items()
             if name != "images" and isinstance(value, list) and len(value) == n
         }
-        return Made.finished(images, scores, beside, colours=True)
+        return Made.finished(images, scores, beside, colours=_pipelines.is_of_diffusers(type(self.pipeline)))
 
     def _of(self, name: str, value: Any, rows: Sequence[int]) -> Any:
         """An argument of the call, for a call about these rows."""

@@ -57,7 +57,7 @@ def from_image(pipeline: Any) -> bool:
 
 def is_pipeline(made_by: Any) -> bool:
     """Whether it is a pipeline of diffusers, of whatever family."""
-    return any(kind.__name__ == "DiffusionPipeline" and _of_diffusers(kind) for kind in type(made_by).__mro__)
+    return any(kind.__name__ == "DiffusionPipeline" and is_of_diffusers(kind) for kind in type(made_by).__mro__)
 
 
 def takes_prompt(made_by: Any) -> bool:
@@ -88,12 +88,13 @@ def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
 def _supported(pipeline: Any) -> type | None:
     """The nearest class of diffusers that a pipeline is or inherits from, and whose family is one of NETWORKS."""
     for kind in type(pipeline).__mro__:
-        if _of_diffusers(kind) and kind.__name__.replace(IMAGE_TO_IMAGE, "") in NETWORKS:
+        if is_of_diffusers(kind) and kind.__name__.replace(IMAGE_TO_IMAGE, "") in NETWORKS:
             return kind
     return None
 
 
-def _of_diffusers(kind: type) -> bool:
+def is_of_diffusers(kind: type) -> bool:
+    """Whether a class is one of diffusers itself, none derived from it."""
     return kind.__module__.partition(".")[0] == "diffusers"
 
 
