@@ -8,7 +8,7 @@ from skimage.transform import AffineTransform, warp
 
 from copyscope import images, worlds
 from copyscope.copying import registration
-from copyscope.copying.registration import Register
+from copyscope.copying.registration import Register, worst_place
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
@@ -137,3 +137,16 @@ def test_thumbnails_of_a_corpus(tmp_path, pictures):
 
 def test_spec_names_every_value():
     assert str(Register(steps=5)) == "registered(top=4, size=64, steps=5)"
+
+
+def test_the_worst_place_tells_a_small_difference_from_a_shift_and_a_change_of_contrast(pictures):
+    for picture in pictures[:6]:
+        luma = images.luma(images.resize(picture, (SIZE, SIZE))).astype(np.float32)
+        shifted = 0.8 * np.roll(luma, 1, axis=1) + 20
+        other = luma.copy()
+        other[24:40, 30:34] += np.where(other[24:40, 30:34] > 128, -100, 100)
+        same, different = worst_place(luma, shifted), worst_place(luma, other)
+        assert same > 0.95
+        assert different < same - 0.05
+    flat = np.full((SIZE, SIZE), 9, np.float32)
+    assert worst_place(flat, flat) == 0

@@ -63,6 +63,20 @@ def heart(colour):
     return np.array(picture)
 
 
+def clock(hour):
+    """A face with numbers' marks; one hand differs."""
+    picture = Image.new("RGB", (240, 240), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse([10, 10, 230, 230], fill=(235, 230, 225), outline=(90, 90, 95), width=22)
+    for number in range(12):
+        y, x = 120 + 80 * np.cos(number * np.pi / 6), 120 + 80 * np.sin(number * np.pi / 6)
+        draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=(60, 60, 160 + 8 * number))
+    draw.line([120, 120, 120, 60], fill=(240, 20, 70), width=12)
+    angle = hour * np.pi / 6
+    draw.line([120, 120, 120 + 50 * np.sin(angle), 120 - 50 * np.cos(angle)], fill=(20, 20, 60), width=12)
+    return np.array(picture)
+
+
 def scene(seed):
     return images.resize(worlds.picture(np.random.default_rng(seed))[0], (240, 240))
 
@@ -117,6 +131,12 @@ def test_a_red_heart_is_not_a_blue_one_and_a_grey_copy_is_the_same(tmp_path):
     assert same(tmp_path, [(red, blue), (red, ALTERED["grey"](red)), (red, pale)]) == [False, True, True]
 
 
+@pytest.mark.parametrize("hours", [(2, 5), (3, 4), (7, 8)])
+def test_a_clock_at_another_hour_is_another_picture(hours, tmp_path):
+    one, other = map(clock, hours)
+    assert same(tmp_path, [(one, other), (one, smaller_and_recompressed(one))]) == [False, True]
+
+
 def test_blank_pictures_are_the_same_as_none(tmp_path):
     blank = np.full((64, 64, 3), 90, np.uint8)
     assert same(tmp_path, [(blank, blank), (blank, scene(0))]) == [False, False]
@@ -159,6 +179,15 @@ def test_a_family_of_pages_falls_apart_into_its_real_duplicates(tmp_path):
     assert before.sizes.tolist() == [8]
     assert after.table()["id"].to_pylist() == ["02.png", "06.png", "04.png", "07.png"]
     assert (after.n_look_alikes, after.confirmed, before.n_look_alikes, before.confirmed) == (4, True, 0, False)
+
+
+@pytest.mark.parametrize("make", [chart, form])
+def test_every_copy_in_a_family_of_look_alikes_finds_its_source(make, tmp_path):
+    pictures = [make(seed) for seed in range(8)]
+    corpus = corpus_of(tmp_path, [*pictures, *map(smaller_and_recompressed, pictures)])
+    groups = duplicates(embed(corpus, SscdDistilled()), 0.75)
+    assert groups.sizes.tolist() == [2] * 8
+    np.testing.assert_array_equal(groups.label[:8], groups.label[8:])
 
 
 def test_turned_pictures_are_grouped_with_their_source(tmp_path):

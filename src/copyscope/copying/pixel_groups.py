@@ -1,7 +1,8 @@
 """Groups of the descriptor -> groups of the same picture: an edge needs the pixels too.
 
-Every member is compared with the centre of its group; what is not the same picture as that, with the nearest other two.
-So a family of look-alikes costs at most three comparisons an image, and falls apart into its real duplicates.
+Every member is compared with the centre of its group; what is not the same picture as that, with the nearest other two
+by the descriptor and by the looks of the whole. So a family of look-alikes costs at most five comparisons an image, and
+falls apart into its real duplicates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from copyscope.machine import Progress
 from .coarse import coarse_candidates, coarse_vectors_of
 from .components import merged
 from .embed import Embeddings
-from .same_picture import compare_pixels
+from .same_picture import compare_pixels, looks
 from .templates import SYMMETRIES
 from .verify import Verify
 
@@ -58,7 +59,7 @@ def same_picture_groups(
     # Of a pair there is no other one to try.
     left = [members for members in groups if len(members) > 2 and lost[members].any()]
     if left:
-        more = np.concatenate([_to_nearest(embeddings, members, lost[members]) for members in left])
+        more = np.concatenate([_to_nearest(embeddings, members, lost[members], options) for members in left])
         more = np.unique(np.sort(more, axis=1), axis=0)
         edges.append(more[compare_pixels(corpus, rows, more, **options).same])
     return merged(found, found[np.concatenate(edges)])
@@ -101,14 +102,17 @@ def _to_centre(embeddings: Embeddings, members: NDArray[np.intp]) -> NDArray[np.
     return np.stack([others, np.full(len(others), members[centre])], axis=1).astype(np.int64)
 
 
-def _to_nearest(embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Pairs of the lost members [m] with their nearest NEXT others, looked for in pieces of the group."""
+def _to_nearest(
+    embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_], options: dict[str, Any]
+) -> NDArray[np.int64]:
+    """Pairs of the lost members [m] with the nearest NEXT others by either measure, sought in pieces of the group."""
     pairs = []
     for start in range(0, len(members), PIECE):
         piece, mine = members[start : start + PIECE], np.flatnonzero(lost[start : start + PIECE])
-        vectors = embeddings.vectors[piece].astype(np.float32)
-        scores = vectors[mine] @ vectors.T
-        scores[np.arange(len(mine)), mine] = -np.inf
-        near = np.argsort(-scores, axis=1, kind="stable")[:, : min(NEXT, len(piece) - 1)]
-        pairs.append(np.stack([np.repeat(piece[mine], near.shape[1]), piece[near].ravel()], axis=1))
+        views = looks(embeddings.corpus, embeddings.rows[piece], **options)
+        for vectors in (embeddings.vectors[piece].astype(np.float32), views):
+            scores = vectors[mine] @ vectors.T
+            scores[np.arange(len(mine)), mine] = -np.inf
+            near = np.argsort(-scores, axis=1, kind="stable")[:, : min(NEXT, len(piece) - 1)]
+            pairs.append(np.stack([np.repeat(piece[mine], near.shape[1]), piece[near].ravel()], axis=1))
     return np.concatenate(pairs).astype(np.int64)

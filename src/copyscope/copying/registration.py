@@ -135,6 +135,23 @@ class Register:
         return scores
 
 
+def worst_place(one: Planes, other: Planes, steps: int = Register.steps) -> float:
+    """How well two pictures agree where they agree least, once they lie in register: `Register`'s score of luma alone.
+
+    Args:
+        one, other: luma [s s] of one size, a multiple of GRID, 0..255; they lie over each other to some pixels.
+        steps: of Gauss-Newton.
+
+    Returns:
+        In [-1, 1]; 1 for the same pixels up to brightness and contrast, 0 for two flat pictures.
+    """
+    fixed, moving = (np.repeat(each[None, None], 3, axis=1) for each in (one, other))
+    fixed, moving = (_blur(_shrink(each, GRID), 0.7) for each in (fixed, moving))
+    moving = np.ascontiguousarray(moving.transpose(0, 2, 3, 1))
+    place = _refine(fixed, moving, np.eye(2, 3)[None], steps)
+    return float(_agreement(fixed, moving, place)[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Start:
     """Where a pair's search begins. inside [p]: whether the reference lies in the query, else the query lies in the

@@ -14,7 +14,7 @@ from copyscope.corpus import Corpus
 from copyscope.images import Image
 from copyscope.machine import cores
 
-from .confirm import DETAIL, LARGE, SMALL, agreement, detail
+from .confirm import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from .embed import Work, compute
 from .search import one_blas_thread
 from .templates import Planes, turned
@@ -67,6 +67,18 @@ def compare_pixels(corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int
             large = _large_views(corpus, rows[np.unique(pairs[some])], options)
             score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, options)
     return Agreements(score, same)
+
+
+def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> Planes:
+    """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find those whose pixels are likeliest the same.
+
+    A descriptor forgives what tells charts or sentences apart, and not hard recompression; these do the reverse.
+    """
+    luma = _small_views(corpus, rows, options).luma[:, 0]
+    shrink = resampling(SMALL, 0, 1, COARSE)
+    small = np.stack([(shrink @ each @ shrink.T).ravel() for each in luma.astype(np.float32)])
+    small -= small.mean(axis=1, keepdims=True)
+    return np.asarray(small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1), np.float32)
 
 
 def _compare(
