@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from copyscope.copying import calibrate
 from copyscope.copying.calibrate import alike_by_hash
 from copyscope.copying.duplicates import duplicates
+from copyscope.copying.edges import Edges
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
 from copyscope.copying.protocols import protocol
@@ -19,7 +20,7 @@ from copyscope.copying.verify import Verify
 from validity_pools import KINDS, Pool
 
 HELD_OUT, UNSEEN = 400, 210
-COLUMNS = ("similarity", "combined", "registered", "part")
+COLUMNS = ("similarity", "combined", "registered", "edges", "part")
 SPLITS = ("random", "family")
 
 Rows = NDArray[np.int64]
@@ -86,21 +87,29 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
     )
 
 
-def score(pool: Pool, rows: Rows, train: Rows, allowed: NDArray[np.bool_] | None = None) -> Scores:
-    """Scores [n d] of rows of the pool against the training images [t]; allowed [n t]: which count, None = all."""
+def score(pool: Pool, rows: Rows, train: Rows, own: Rows | None = None, labels: Rows | None = None) -> Scores:
+    """Scores [n d] of rows of the pool against the training images [t]; own [n], labels [t]: groups of either, those of
+    an image's own group do not count for it. None = all count."""
+    allowed = None if own is None or labels is None else own[:, None] != labels[None, :]
     similarity = pool.similarity[np.ix_(rows, train)]
     if allowed is not None:
         similarity = np.where(allowed, similarity, np.float32(-2))
     top = np.argsort(-similarity, axis=1, kind="stable")[:, : Verify().top]
+    thumbnails = pool.thumbnails["pixels"]
+    by_edges, edged = Edges().nearest(thumbnails[rows], thumbnails[train], own, labels, 1)
+    # The nearest by edges is compared as well, unless it is among the others already.
+    repeated = (top == by_edges[:, None]).any(axis=1) | (by_edges < 0)
+    top = np.concatenate([top, by_edges[:, None]], axis=1)
     of_top = np.take_along_axis(similarity, top, axis=1)
+    of_top[repeated, -1] = -2
     pixels = pool.compare("pixels", rows, train[top])
     combined = np.where(of_top < -1.5, -np.inf, combine(of_top, pixels))
     order = np.argsort(-combined, axis=1, kind="stable")[:, : Register().top]
     registered = pool.compare("registered", rows, train[np.take_along_axis(top, order, axis=1)])
     # What does not count, a member of its own group, must not by registration either.
     registered = np.where(np.isneginf(np.take_along_axis(combined, order, axis=1)), -1, registered)
-    of_parts = pool.parts.score(rows, train, allowed)
-    return np.stack([of_top[:, 0], combined.max(axis=1), registered.max(axis=1), of_parts], axis=1).astype(np.float32)
+    columns = of_top[:, 0], combined.max(axis=1), registered.max(axis=1), edged, pool.parts.score(rows, train, allowed)
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:
@@ -124,5 +133,4 @@ def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
     groups = duplicates(train, protocol(pool.protocol).duplicates, **options)
     picture = calibrate._pictures(train, groups, options)
     _, some = np.unique(picture, return_index=True)
-    allowed = picture[some][:, None] != picture[None, :]
-    return score(pool, one.train[some], one.train, allowed), one.train[some]
+    return score(pool, one.train[some], one.train, picture[some], picture), one.train[some]

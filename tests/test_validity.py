@@ -10,9 +10,11 @@ import pytest
 
 from copyscope import images, parts, worlds
 from copyscope.copying import alterations
+from copyscope.copying.edges import Edges
 from copyscope.copying.embed import Embeddings, embed
-from copyscope.copying.match import combine
+from copyscope.copying.match import match
 from copyscope.copying.part_search import PartSearch
+from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 
@@ -86,24 +88,16 @@ def test_copies_of_a_draw_are_of_its_training_images(pool):
 def test_scores_are_those_of_a_match(pool):
     """Compared pair by pair and kept, a score is what comparing all at once gives."""
     one = validity_draws.draw(pool, "random", 1)
-    rows = one.rows["held-out"]
-    similarity = pool.vectors[rows] @ pool.vectors[one.train].T
-    top = np.argsort(-similarity, axis=1)[:, : Verify().top]
-    thumbnails = pool.thumbnails["pixels"]
-    pixels = Verify().compare(thumbnails[rows], thumbnails[one.train], top, workers=1)
-    combined = combine(np.take_along_axis(similarity, top, axis=1), pixels).max(axis=1)
-    assert np.allclose(one.held_out[:, 0], similarity.max(axis=1))
-    assert np.allclose(one.held_out[:, 1], combined, atol=1e-6)
-    # The search for parts, kept for every training set, finds what that of one training set finds.
     descriptor, options = parts.load("descriptors", "pdq"), {"cache": pool.folder / "again", "workers": 1}
     asked = pool.folder / "asked"
     asked.mkdir()
     for row in one.rows["part"]:
         (asked / f"{row:04d}.png").write_bytes(images.encode(pool.parts.pictures[row], "png"))
     chosen = embed(pool.corpus.take(one.train), descriptor, **options)
-    found = PartSearch(chosen, descriptor, Verify(), **options)(embed(Corpus.open(asked), descriptor, **options)).score
-    assert np.allclose(one.copies["part"][:, 3], found, atol=1e-5)
-    assert found.max() > 0.5
+    looks = {"register": Register(), "edges": Edges(), "parts": PartSearch(chosen, descriptor, Verify(), **options)}
+    found = match(embed(Corpus.open(asked), descriptor, **options), chosen, **looks, **options)
+    assert np.allclose(one.copies["part"], found.evidence, atol=1e-5)
+    assert found.evidence[:, -1].max() > 0.5
 
 
 def test_every_cell_is_judged_once_a_draw(pool, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 from .copying import calibrate
 from .copying.blank import blank_rows, without_rows
 from .copying.duplicates import duplicates
+from .copying.edges import Edges
 from .copying.embed import Embeddings, embed
 from .copying.match import match
 from .copying.protocols import protocol as named_protocol
@@ -39,7 +40,8 @@ def make_watch(
     The training set is described, grouped and calibrated on once, at the first call. held_out: calibrates, as in
     `audit`; without it the training set stands in. options: `cache` and `workers` of `embed`, `progress`.
     """
-    rules, verify, register = named_protocol(protocol), Verify(), Register()
+    rules, verify = named_protocol(protocol), Verify()
+    looks: dict[str, Any] = {"register": Register(), "edges": Edges()}
     descriptor = rules.load()
 
     @functools.cache
@@ -52,17 +54,17 @@ def make_watch(
             )
         groups = duplicates(train, rules.duplicates, **options)
         if held_out is None:
-            calibration = calibrate.baseline(train, groups, verify, register=register, **options).calibration
+            calibration = calibrate.baseline(train, groups, verify, **looks, **options).calibration
         else:
             unseen = embed(held_out, descriptor, **options)
             unseen = without_rows(unseen, blank_rows(unseen, **options))
-            calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, register=register, **options)
+            calibration, _, _ = calibrate.held_out(unseen, train, groups, verify, **looks, **options)
         return train, calibration
 
     def watch(folder: Path, captions: Sequence[str], step: int) -> Estimate:
         train, calibration = known()
         samples = embed(folder, descriptor, **options)
-        matches = match(samples, train, verify, register=register, **options)
+        matches = match(samples, train, verify, **looks, **options)
         judged = verdict(
             matches.evidence,
             calibration,

@@ -336,7 +336,9 @@ def _generated_table(judgement: Judgement, groups: Groups, why: Causes) -> pa.Ta
     prompts = corpus.prompts
     found = groups.sizes[groups.label[matches.match]] if len(rows) else np.zeros(0, np.int64)
     unknown = np.full(len(rows), np.nan, np.float32)
-    registered = unknown if matches.registered is None else matches.of_best(matches.registered, unknown)
+    registered, edged = (
+        unknown if each is None else matches.of_best(each, unknown) for each in (matches.registered, matches.edged)
+    )
     return pa.table(
         {
             "id": corpus.table["id"],
@@ -345,6 +347,7 @@ def _generated_table(judgement: Judgement, groups: Groups, why: Causes) -> pa.Ta
             "match_captions": trained.corpus.pick("captions", matched).take(match_),
             **{name: column(values, pa.float32()) for name, values in matches.scores.items()},
             "registered": column(registered, pa.float32()),
+            "edges": column(edged, pa.float32()),
             "similarity": column(matches.similarity, pa.float32()),
             "p_value": column(judged.p_values, pa.float64()),
             "copied": column(judged.copied, pa.bool_()),
@@ -371,7 +374,8 @@ def _boxes(matches: Matches, position: NDArray[np.int64]) -> pa.Array:
 
 
 def _copies(table: pa.Table) -> list[dict[str, Any]]:
-    keys = ["id", "match", "score", "verified", "combined", "registered", "p_value", "group_size", "prompt", "box"]
+    scores = ["score", "verified", "combined", "registered", "edges", "p_value"]
+    keys = ["id", "match", *scores, "group_size", "prompt", "box"]
     copied = table.filter(pa.compute.fill_null(table["copied"], False)).select(keys)
     return list(copied.sort_by([("combined", "descending"), ("id", "ascending")]).to_pylist())
 

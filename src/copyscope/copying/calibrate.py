@@ -20,6 +20,7 @@ from copyscope.stats import Estimate
 from .answer import OWN_LEVEL
 from .components import components
 from .duplicates import Groups
+from .edges import Edges
 from .embed import Embeddings, embed
 from .match import Matches, match, rests_on_part
 from .part_search import PartSearch
@@ -58,6 +59,7 @@ def held_out(
     verify: Verify,
     *,
     register: Register | None = None,
+    edges: Edges | None = None,
     parts: PartSearch | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -74,7 +76,8 @@ def held_out(
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
     )
-    matches = match(clean, train, verify, labels=groups.label, register=register, parts=parts, **options)
+    looks: dict[str, Any] = {"register": register, "edges": edges, "parts": parts}
+    matches = match(clean, train, verify, labels=groups.label, **looks, **options)
     return Calibration("held-out", matches.evidence, int(alike.sum()), RULE), matches, alike
 
 
@@ -91,7 +94,7 @@ def controls(
         images: made without the fine-tuning, from the same prompts as the generated images.
         train: the training images, in `groups` of near-duplicates.
         verify: the pixel comparison.
-        options: `register`, `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
+        options: `register`, `edges`, `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
     """
     matches = match(images, train, verify, labels=groups.label, **options)
     return Calibration("controls", matches.evidence, 0, CONTROL_RULE), matches
@@ -240,6 +243,7 @@ def baseline(
     verify: Verify,
     *,
     register: Register | None = None,
+    edges: Edges | None = None,
     part_search: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -276,9 +280,8 @@ def baseline(
     _, first = np.unique(picture, return_index=True)
     some = np.sort(rng.permutation(first)[:BASELINE_SAMPLE])
     sample = Embeddings(train.corpus, train.rows[some], train.vectors[some], train.descriptor, train.fingerprint)
-    matches = match(
-        sample, train, verify, labels=picture, own=picture[some], register=register, parts=part_search, **options
-    )
+    looks: dict[str, Any] = {"register": register, "edges": edges, "parts": part_search}
+    matches = match(sample, train, verify, labels=picture, own=picture[some], **looks, **options)
     evidence = matches.evidence
     there = np.isfinite(evidence).all(axis=1)
     own = [evidence[:, 1], matches.pixels, *([evidence[:, -1]] if matches.parts else [])]

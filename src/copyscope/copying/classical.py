@@ -99,7 +99,7 @@ SIZES: dict[str, Callable[[Sizes], NDArray[np.bool_]]] = {
 
 def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
     """The three tests on every readable query; none where the training set is too small for a second neighbour."""
-    index, scores = matches.nearest.index, matches.nearest.score
+    index, scores = matches.by_descriptor.index, matches.by_descriptor.score
     if len(index) == 0 or index.shape[1] < 2 or (index[:, 1] < 0).any():
         return []
     reached = int((index >= 0).sum(axis=1).min())

@@ -17,6 +17,7 @@ from .blank import blank_rows, without_rows
 from .calibrate import Baseline
 from .descriptors import Descriptor
 from .duplicates import Groups
+from .edges import Edges
 from .embed import Embeddings
 from .match import Matches, match
 from .part_search import PartSearch
@@ -68,6 +69,7 @@ def judge(
     *,
     sensitivity: int = GROUPS,
     register: Register | None = Register(),
+    edges: Edges | None = Edges(),
     parts: PartSearch | None = None,
     trust_held_out: bool = False,
     n_excluded: int = 0,
@@ -84,6 +86,7 @@ def judge(
         verify: the pixel comparison.
         sensitivity: training groups of which copies are planted; 0 = sensitivity is not measured.
         register: brings the best candidates into register; None = nobody does.
+        edges: finds the training image with the same edges; None = nobody does.
         parts: looks for training images in parts of the images too; None = nobody looks.
         trust_held_out: calibrate on held-out images even where they are of another kind.
         n_excluded: held-out images that a person took out before.
@@ -94,15 +97,14 @@ def judge(
     generated, train = described["generated"], described["train"]
     settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
     blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
-    looks: dict[str, Any] = {"register": register, "parts": parts}
+    looks: dict[str, Any] = {"register": register, "edges": edges, "parts": parts}
     matches = match(generated, train, verify, labels=groups.label, **looks, **options)
     # Where training images stand in for unseen ones they are compared in all ways, and where a copy must be beyond them
     # their parts are looked at too.
     own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None
     alone = not {"held-out", "control"} & set(described)
-    baseline = calibrate.baseline(
-        train, groups, verify, register=register if alone else None, part_search=own_parts, seed=seed, **options
-    )
+    whole: dict[str, Any] = {"register": register, "edges": edges} if alone else {}
+    baseline = calibrate.baseline(train, groups, verify, part_search=own_parts, seed=seed, **whole, **options)
     calibration, compared = baseline.calibration, None
     removed, differs, nearer = list[str](), None, None
     if "held-out" in described:

@@ -21,23 +21,27 @@ from .spread_search import nearest_by
 from .verify import Verify
 
 if TYPE_CHECKING:
+    from .edges import Edges
     from .part_search import Parts, PartSearch
     from .registration import Register
 
 K = 50
-EVIDENCE = ("similarity", "combined", "registered", "part")
-"""The columns of `Matches.evidence`; the last two only where pairs were registered, and where parts were looked at."""
+EVIDENCE = ("similarity", "combined", "registered", "edges", "part")
+"""The columns of `Matches.evidence`; the last three only where pairs were registered, where edges were compared, and
+where parts were looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
     """The k nearest references of every readable query, with both scores.
 
-    nearest: positions among the readable references [n k] and their similarity. verified [n k]: the aligned pixel score
-    of the first `Verify.top`, NaN beyond. next_index, next_score [n]: the nearest reference outside the near-duplicate
-    group of the best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
+    nearest: positions among the readable references [n k] and their similarity; where edges were compared, the nearest
+    by these comes last, if it is none of the others. verified [n k]: the aligned pixel score of the first `Verify.top`
+    and of the nearest by edges, NaN beyond. next_index, next_score [n]: the nearest reference outside the group of the
+    best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
     highest combined score. registered [n k]: how well the first few by combined score agree in register, NaN beyond;
-    None = no pair was registered. parts: the best part of each query; None = not looked at. by_part [n]: whose match
+    None = no pair was registered. edged [n k]: how far the edges of the nearest by these agree, NaN elsewhere; None =
+    not compared. parts: the best part of each query; None = not looked at. by_part [n]: whose match
     is that of its part; None = of none.
     """
 
@@ -49,8 +53,16 @@ class Matches:
     next_score: NDArray[np.float32]
     chosen: NDArray[np.intp] | None = None
     registered: NDArray[np.float32] | None = None
+    edged: NDArray[np.float32] | None = None
     parts: Parts | None = None
     by_part: NDArray[np.bool_] | None = None
+
+    @property
+    def by_descriptor(self) -> Nearest:
+        """The k nearest by the descriptor alone."""
+        if self.edged is None:
+            return self.nearest
+        return Nearest(self.nearest.index[:, :-1], self.nearest.score[:, :-1])
 
     @property
     def similarity(self) -> NDArray[np.float32]:
@@ -73,9 +85,9 @@ class Matches:
 
     @property
     def _of_wholes(self) -> list[NDArray[np.float32]]:
-        """The scores of whole pictures [n k] each, -1 where a registered one is not known."""
-        found = [self.nearest.score, self.combined]
-        return found if self.registered is None else [*found, np.nan_to_num(self.registered, nan=-1)]
+        """The scores of whole pictures [n k] each, -1 where one is not known."""
+        more = [np.nan_to_num(each, nan=-1) for each in (self.registered, self.edged) if each is not None]
+        return [self.nearest.score, self.combined, *more]
 
     @property
     def pixels(self) -> NDArray[np.float32]:
@@ -185,6 +197,7 @@ def match(
     labels: NDArray[np.int64] | None = None,
     own: NDArray[np.int64] | None = None,
     register: Register | None = None,
+    edges: Edges | None = None,
     thumbnails: Mapping[int, NDArray[np.uint8]] | None = None,
     parts: PartSearch | None = None,
     cache: str | Path | None = None,
@@ -196,8 +209,9 @@ def match(
 
     labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
     query [n], which does not count for it (a training image against the others). register: brings the best candidates
-    into register. thumbnails: of the queries by side in pixels, as `Verify.thumbnails` gives them, where they are at
-    hand. parts: looks for references in parts of the queries too.
+    into register. edges: finds the reference with the same edges, where there are not too many references. thumbnails:
+    of the queries by side in pixels, as `Verify.thumbnails` gives them, where they are at hand. parts: looks for
+    references in parts of the queries too.
 
     References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
     """
@@ -215,6 +229,11 @@ def match(
     )
     options: dict[str, Any] = {"workers": workers, "progress": progress}
 
+    def shrunk(by: Verify | Register) -> NDArray[np.uint8]:
+        """Thumbnails of the queries."""
+        mine = (thumbnails or {}).get(by.size)
+        return by.thumbnails(queries.corpus, queries.rows, cache=cache, **options) if mine is None else mine
+
     def compared(by: Verify | Register, candidates: NDArray[np.int64]) -> NDArray[np.float32]:
         """Pixel scores of candidates [n k], -1 for none, NaN there."""
         used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
@@ -222,14 +241,18 @@ def match(
             return np.full(candidates.shape, np.nan, np.float32)
         slots = np.full(candidates.shape, -1, dtype=np.int64)
         slots[candidates >= 0] = places
-        mine = (thumbnails or {}).get(by.size)
-        if mine is None:
-            mine = by.thumbnails(queries.corpus, queries.rows, cache=cache, **options)
         theirs = by.thumbnails(references.corpus, references.rows[used], cache=cache, **options)
-        return by.compare(mine, theirs, slots, **options)
+        return by.compare(shrunk(by), theirs, slots, **options)
 
-    verified = np.full(found.index.shape, np.nan, dtype=np.float32)
-    verified[:, : verify.top] = compared(verify, found.index[:, : verify.top])
+    second_look, edged = np.zeros(found.index.shape, bool), None
+    second_look[:, : verify.top] = True
+    if edges and 0 < len(references.rows) <= edges.most:
+        theirs = verify.thumbnails(references.corpus, references.rows, cache=cache, **options)
+        by_edges, agreed = edges.nearest(shrunk(verify), theirs, own, labels, workers)
+        similarity = np.einsum("nd,nd->n", queries.vectors, references.vectors[by_edges])
+        found, edged = _with_another(found, by_edges, similarity, agreed)
+        second_look = np.pad(second_look, ((0, 0), (0, 1))) | ~np.isnan(edged)
+    verified = compared(verify, np.where(second_look, found.index, -1))
     registered = None
     if register:
         order = np.argsort(-combine(found.score, verified), axis=1, kind="stable")[:, : register.top]
@@ -243,10 +266,28 @@ def match(
         verified,
         *_empty_next(len(queries.rows)),
         registered=registered,
+        edged=edged,
         parts=parts(queries) if parts else None,
     )
     next_index, next_score = _next_group(matches, labels, own, workers)
     return dataclasses.replace(matches, next_index=next_index, next_score=next_score)
+
+
+def _with_another(
+    found: Nearest, index: NDArray[np.int64], similarity: NDArray[np.float32], score: NDArray[np.float32]
+) -> tuple[Nearest, NDArray[np.float32]]:
+    """Another reference of each query [n], -1 for none, as column k + 1 where it is not among the k.
+
+    Returns the k + 1 and the `score` [n] of that reference where it stands [n k+1], NaN elsewhere.
+    """
+    same = found.index == index[:, None]
+    lacks = ~same.any(axis=1) & (index >= 0)
+    whole = Nearest(
+        np.concatenate([found.index, np.where(lacks, index, -1)[:, None]], axis=1),
+        np.concatenate([found.score, np.where(lacks, similarity, NOTHING)[:, None]], axis=1, dtype=np.float32),
+    )
+    there = (whole.index == index[:, None]) & (index >= 0)[:, None]
+    return whole, np.where(there, score[:, None], np.nan).astype(np.float32)
 
 
 def _empty_next(n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -258,7 +299,7 @@ def _next_group(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The nearest reference outside the group of the match: among the k where they reach, else by another search."""
     index, score = _empty_next(len(matches.queries.rows))
-    kept = matches.nearest
+    kept = matches.by_descriptor
     if not len(labels) or not len(index):
         return index, score
     group = np.where(matches.match >= 0, labels[matches.match], -1)

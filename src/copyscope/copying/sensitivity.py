@@ -35,6 +35,7 @@ from .blank import blank_rows
 from .causes import representatives
 from .descriptors import Descriptor
 from .duplicates import Groups
+from .edges import Edges
 from .embed import Embeddings, embed
 from .match import Matches, match
 from .part_search import PartSearch
@@ -77,6 +78,7 @@ def planted_copies(
     *,
     n_groups: int = GROUPS,
     register: Register | None = None,
+    edges: Edges | None = None,
     parts: PartSearch | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -96,6 +98,7 @@ def planted_copies(
         verify: the pixel comparison of the audit.
         n_groups: how many training groups to draw at most, at least 1.
         register: the fine registration of the audit; None = pairs are not registered.
+        edges: the comparison of edges of the audit; None = there is none.
         parts: looks for the training images in parts of the copies too.
         seed: of the sample and of the alterations, at least 0.
         cache: folder of the content store; None = the user's cache.
@@ -116,7 +119,8 @@ def planted_copies(
     corpus = train.corpus.take(some.rows[~blank_rows(some, cache=cache, **settings)])
     if not len(corpus):
         return {}
-    looks = (str(descriptor), descriptor.fingerprint(), str(verify), str(register), parts.work.key if parts else "")
+    by = str(verify), str(register), str(edges), parts.work.key if parts else ""
+    looks = (str(descriptor), descriptor.fingerprint(), *by)
     facts = (VERSION, SHARE, LEAST, seed, n_groups, *looks, corpus.ids, _content(train))
     root = cache_folder(cache)
     file = root / "planted" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.parquet"
@@ -141,7 +145,8 @@ def planted_copies(
                 if each is not None
             }
             more: dict[str, Any] = settings | {"cache": cache, "engine": engine, "labels": groups.label}
-            found = match(described, train, verify, register=register, thumbnails=thumbnails, parts=parts, **more)
+            more |= {"register": register, "edges": edges, "parts": parts}
+            found = match(described, train, verify, thumbnails=thumbnails, **more)
         with told(root):
             write_file(file, lambda path: pq.write_table(_table(found), path))
     table = pq.read_table(file)
