@@ -44,16 +44,15 @@ SIZES = (100, 400)
 SAMPLE = 200
 """Planted copies of a kind, as an audit takes them."""
 MIXED = "mixed"
-DRAWS = 20
-RUNS = (
-    "emoji-core:sscd-distilled",
-    "emoji-families:sscd-distilled",
-    "clip-art:sscd-distilled",
-    "photographs:sscd-distilled",
-    "artists:sscd-distilled",
-    "clip-art:sscd-288",
-    "photographs:sscd-288",
-)
+RUNS = {
+    "emoji-core:sscd-distilled": 20,
+    "emoji-families:sscd-distilled": 20,
+    "clip-art:sscd-distilled": 20,
+    "photographs:sscd-distilled": 20,
+    "artists:sscd-distilled": 20,
+    "photographs:sscd-288": 20,
+}
+"""Corpus and protocol -> draws of each split."""
 METHODS = ("held-out", "held-out uncleaned", "baseline")
 
 
@@ -75,8 +74,8 @@ class Audits:
     def of(cls, pool: pools.Pool, one: Draw, method: str) -> Audits:
         """The audits by a method."""
         if method == "baseline":
-            scores, rows = draws.baseline(pool, one)
-            return cls(pool, one, method, scores, pool.vectors[rows], np.flatnonzero(~one.unseen_alike))
+            unseen = np.flatnonzero(~one.unseen_alike)
+            return cls(pool, one, method, one.of_train, pool.vectors[one.rows_of_train], unseen)
         left = np.ones(len(one.held_out), bool) if method == "held-out uncleaned" else ~one.held_out_alike
         unseen = np.arange(len(one.unseen)) if method == "held-out uncleaned" else np.flatnonzero(~one.unseen_alike)
         return cls(pool, one, method, one.held_out[left], pool.vectors[one.rows["held-out"][left]], unseen)
@@ -169,18 +168,18 @@ def main() -> None:
     """Runs what is asked for; a run of everything is recorded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for corpora, vectors and scores, kept between runs")
-    parser.add_argument("--draws", type=int, default=DRAWS)
-    parser.add_argument("--only", nargs="+", default=RUNS, metavar="CORPUS:PROTOCOL")
+    parser.add_argument("--draws", type=int, help="instead of those of RUNS")
+    parser.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS, metavar="CORPUS:PROTOCOL")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     cells: dict[Cell, list[Outcome]] = {}
     for spec in asked.only:
-        cells |= run(spec, list(asked.methods), asked.draws, asked.work)
+        cells |= run(spec, list(asked.methods), asked.draws or RUNS[spec], asked.work)
     found = counted(cells)
     rows = rows_of_tables(cells)
-    if tuple(asked.only) == RUNS:
-        record("validity", {"draws": asked.draws, "n_generated": GENERATED} | found | {"rows": rows}, show=False)
+    if asked.only == list(RUNS):
+        record("validity", {"draws": RUNS, "n_generated": GENERATED} | found | {"rows": rows}, show=False)
     else:
         print(json.dumps(rows, indent=1))
     print({name: value for name, value in found.items() if name != "cells"})

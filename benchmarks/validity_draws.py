@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import inspect
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying import calibrate
+from copyscope.copying import alterations, calibrate, edges, match, part_search, registration, verify
 from copyscope.copying.calibrate import alike_by_hash
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.edges import Edges
@@ -17,7 +23,7 @@ from copyscope.copying.match import combine
 from copyscope.copying.protocols import protocol
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
-from validity_pools import KINDS, Pool
+from validity_pools import KINDS, Pool, _write_arrays
 
 HELD_OUT, UNSEEN = 400, 210
 COLUMNS = ("similarity", "combined", "registered", "edges", "part")
@@ -34,6 +40,7 @@ class Draw:
     train: rows of the pool [t]. held_out, unseen: scores of real images that were not trained on; look_alike: which of
     either the PDQ rule takes for one of the training set. copies, sensitivity: kind -> scores of altered training
     images, one row an image [c], two independent alterations of the same ones. rows: of the pool, of each of these.
+    of_train, rows_of_train: training images against the others, and their rows of the pool, see `baseline`.
     """
 
     corpus: str
@@ -47,6 +54,8 @@ class Draw:
     copies: dict[str, Scores]
     sensitivity: dict[str, Scores]
     rows: dict[str, Rows]
+    of_train: Scores
+    rows_of_train: Rows
 
 
 def splits(pool: Pool) -> tuple[str, ...]:
@@ -55,8 +64,43 @@ def splits(pool: Pool) -> tuple[str, ...]:
 
 
 def draw(pool: Pool, split: str, seed: int) -> Draw:
-    """The draw of a seed. split: "random", look-alikes as they fall; or "family", none of whose members is on two
-    sides."""
+    """The draw of a seed, kept in the pool's folder for as long as the sources that make it read as they do.
+
+    split: "random", look-alikes as they fall; or "family", none of whose members is on two sides.
+    """
+    file = pool.folder / f"draw-{split}-{seed}-{_sources()}.npz"
+    if not file.exists():
+        _write_arrays(file, _to_arrays(_drawn(pool, split, seed)))
+    with np.load(file) as known:
+        return _from_arrays(pool, split, seed, known)
+
+
+@functools.cache
+def _sources() -> str:
+    """Digest of what makes a draw."""
+    modules = [alterations, calibrate, edges, match, part_search, registration, verify]
+    sources = [*map(inspect.getsource, modules), Path(__file__).read_text(encoding="utf-8")]
+    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
+
+
+def _to_arrays(one: Draw) -> dict[str, NDArray[Any]]:
+    """What of a draw is worth keeping."""
+    found = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    for name in ("copies", "sensitivity", "rows"):
+        arrays |= {f"{name}/{kind}": values for kind, values in found[name].items()}
+    return arrays
+
+
+def _from_arrays(pool: Pool, split: str, seed: int, arrays: Mapping[str, NDArray[Any]]) -> Draw:
+    plain = {name: arrays[name] for name in arrays if "/" not in name}
+    for group in ("copies", "sensitivity", "rows"):
+        names = [name for name in arrays if name.startswith(f"{group}/")]
+        plain[group] = {name.partition("/")[2]: arrays[name] for name in names}
+    return Draw(pool.name, split, seed, **plain)
+
+
+def _drawn(pool: Pool, split: str, seed: int) -> Draw:
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     n = len(pool.files)
     order = rng.permutation(n) if split == "random" else _families_together(pool, rng)
@@ -72,6 +116,7 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
     scores = score(pool, every, train)
     found = [scores[part] for part in np.split(places, np.cumsum([len(part) for part in rows])[:-1])]
     alike = alike_by_hash(pool.pdq[np.concatenate([held_out, unseen])], pool.pdq[train], 1)
+    of_train, rows_of_train = baseline(pool, train)
     return Draw(
         corpus=pool.name,
         split=split,
@@ -84,6 +129,8 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
         copies=dict(zip(KINDS, found[2:], strict=False)),
         sensitivity=dict(zip(KINDS, found[2 + len(KINDS) :], strict=True)),
         rows=dict(zip(("held-out", "unseen", *KINDS), rows, strict=False)),
+        of_train=of_train,
+        rows_of_train=rows_of_train,
     )
 
 
@@ -120,12 +167,12 @@ def _families_together(pool: Pool, rng: np.random.Generator) -> Rows:
     return np.array([row for place in rng.permutation(len(names)) for row in members[names[place]]])
 
 
-def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
+def baseline(pool: Pool, rows_of_train: Rows) -> tuple[Scores, Rows]:
     """Scores [g d] of training images against the others, as `calibrate.baseline` has them, one image a picture; and
     their rows of the pool [g]."""
-    corpus = pool.corpus.take(one.train)
-    rows = np.arange(len(one.train))
-    vectors = pool.vectors[one.train]
+    corpus = pool.corpus.take(rows_of_train)
+    rows = np.arange(len(rows_of_train))
+    vectors = pool.vectors[rows_of_train]
     train, options = (
         Embeddings(corpus, rows, vectors, pool.protocol, ""),
         {"cache": pool.folder / "cache", "workers": 1},
@@ -133,4 +180,4 @@ def baseline(pool: Pool, one: Draw) -> tuple[Scores, Rows]:
     groups = duplicates(train, protocol(pool.protocol).duplicates, **options)
     picture = calibrate._pictures(train, groups, options)
     _, some = np.unique(picture, return_index=True)
-    return score(pool, one.train[some], one.train, picture[some], picture), one.train[some]
+    return score(pool, rows_of_train[some], rows_of_train, picture[some], picture), rows_of_train[some]

@@ -93,19 +93,18 @@ def main() -> None:
     """Runs every corpus and records what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder that validity.py was given")
-    parser.add_argument("--draws", type=int, default=validity.DRAWS)
-    parser.add_argument("--only", nargs="+", default=validity.RUNS, metavar="CORPUS:PROTOCOL")
+    parser.add_argument("--only", nargs="+", default=list(validity.RUNS), metavar="CORPUS:PROTOCOL")
     asked = parser.parse_args()
     table = []
     for spec in asked.only:
         corpus, _, protocol = spec.partition(":")
         pool = pools.load(corpus, protocol, asked.work)
         for split in draws.splits(pool):
-            found = [counts(draws.draw(pool, split, seed)) for seed in range(asked.draws)]
+            found = [counts(draws.draw(pool, split, seed)) for seed in range(validity.RUNS[spec])]
             table += rows(corpus, protocol, split, found)
             print(f"{spec} {split}: {len(found)} draws", flush=True)
         pool.keep()
-    record("validity-scores", {"draws": asked.draws, "rows": table})
+    record("validity-scores", {"draws": validity.RUNS, "rows": table})
 
 
 if __name__ == "__main__":

@@ -223,7 +223,9 @@ def verdict(
         line=line,
         fdr=fdr,
         rate=stats.proportion(int(copied.sum()), n, missing=n_missing),
-        estimated=_estimated_rate(of_set, int(same.sum()), len(known), tests, n_missing),
+        estimated=_estimated_rate(
+            of_set, int(same.sum()), len(known), tests, n_missing, calibration.method != "baseline"
+        ),
         sensitivity={
             kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()
         },
@@ -266,13 +268,19 @@ def _p_of_planted(planted: Planted, known: Floats) -> Floats:
     return p_values if planted.beyond_own is None else np.where(planted.beyond_own, p_values, 1.0)
 
 
-def _estimated_rate(p_values: Floats, certain: int, m: int, tests: Mapping[str, Floats], n_missing: int) -> Estimate:
+def _estimated_rate(
+    p_values: Floats, certain: int, m: int, tests: Mapping[str, Floats], n_missing: int, trusted: bool
+) -> Estimate:
     """Share of copies, whichever of the planted kinds they are of, corrected for unseen copies and false alarms.
 
     Rogan and Gladen's estimate, at p-values that the generated images do not decide. The lower end is that of the kind
-    which is seen best, where the interval of the first kind would be narrowest without any copy. The upper end is that
-    of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture of the
-    kinds, at the 2.5 % of its side.
+    which is seen best, where the interval of the first kind would be narrowest without any copy or at the largest of
+    the p-values, whichever is lower: images come in families, and a single one may fill a narrow tail. The upper end is
+    that of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture
+    of the kinds, at the 2.5 % of its side.
+
+    trusted: calibration images are like unseen ones. Else false alarms may be anything up to what was counted: the
+    lower end has only images that are a training image itself, the upper end no false alarms.
     """
     n = len(p_values)
     if not tests or not n or not m:
@@ -283,14 +291,16 @@ def _estimated_rate(p_values: Floats, certain: int, m: int, tests: Mapping[str, 
         line = rank / (m + 1) * (1 + 1e-12)
         count = int((p_values <= line).sum()) if count is None else count
         seen = [(int((each <= line).sum()), len(each)) for each in tests.values()]
-        return [stats.corrected_proportion(count, n, each, (rank - 1, m)) for each in seen]
+        return [stats.corrected_proportion(count, n, each, (rank - 1 if trusted else 0, m)) for each in seen]
 
     def without_copies(rank: int) -> list[Estimate]:
         return corrected(rank, round(n * rank / (m + 1)))
 
     ranks = [2**power for power in range(m.bit_length()) if 2**power <= max(1, MOST_ALARMS * (m + 1))]
     by_kind = corrected(min(ranks, key=lambda rank: without_copies(rank)[0].high))
-    low = max(min(each.low for each in by_kind), certain / n)
+    low = certain / n
+    if trusted:
+        low = max(low, min(each.low for each in [*by_kind, *corrected(ranks[-1])]))
     high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low)
     value = by_kind[0].value if math.isfinite(by_kind[0].value) else (low + high) / 2
     # Unreadable images: all of them copies in the upper end, none in the lower one.
