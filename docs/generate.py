@@ -487,6 +487,7 @@ def numbers_page() -> str:
         ("benchmark-growth", page.TABLES),
         ("benchmark-peers", page.OF_PEERS),
         ("benchmark-validity", validity.TABLES),
+        ("benchmark-validity-scores", validity.OF_SCORES),
         ("benchmark-validity-controls", validity.OF_CONTROLS),
     )
     for results, tables in made:

@@ -1,5 +1,4 @@
-"""The tables of docs/numbers.md on how often the verdict is right, out of results/benchmark-validity.json and
-results/benchmark-validity-controls.json."""
+"""The tables of docs/numbers.md on how often the verdict is right, out of results/benchmark-validity*.json."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def fdr(estimate: dict[str, Any]) -> str:
 def answers(results: Results, methods: tuple[str, ...], found: str = "copies") -> list[str]:
     """How often each answer comes, wrong calls, and the interval of the corrected rate."""
     head = [
-        "corpus", "descriptor", "split", "m", f"{found} without copies", "answers at 5 %", "answers at 30 %",
+        "corpus", "descriptor", "split", "m", "answers without copies", "answers at 5 %", "answers at 30 %",
         "FDR at 5 %", "FDR at 30 %", "interval holds (lowest cell)", "its upper end", "no copies found, worst cell",
     ]  # fmt: skip
     rows = [
@@ -44,7 +43,7 @@ def answers(results: Results, methods: tuple[str, ...], found: str = "copies") -
             row["protocol"],
             row["split"] + (", not cleaned" if "uncleaned" in row["method"] else ""),
             str(row["m"]),
-            percent(row["answers"]["0"].get(found, 0.0)),
+            shares(row["answers"]["0"], found),
             shares(row["answers"]["0.05"], found),
             shares(row["answers"]["0.3"], found),
             fdr(row["fdr"]["0.05"]),
@@ -68,6 +67,26 @@ def seen(results: Results) -> list[str]:
         if row["method"] == "held-out" and row["m"] == largest
     ]
     return table(["corpus", "descriptor", "split", *KINDS], rows)
+
+
+def scores(results: Results) -> list[str]:
+    """How many copies are called by one score alone, and by several."""
+    names = list(dict.fromkeys(row["rule"] for row in results["rows"]))
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["corpus"], row["protocol"], row["split"]), {})[row["rule"]] = row
+    rows = []
+    for group, of in groups.items():
+        less = {kind: each for kind, each in of["verdict"]["more_than_similarity"].items() if each["high"] < 0}
+        rows.append(
+            [
+                *group,
+                *(f"{of[name]['called']['value']:.0f}" for name in names),
+                fdr(of["verdict"]["fdr"]),
+                ", ".join(f"{kind} {each['value']:.1f}" for kind, each in less.items()),
+            ]
+        )
+    return table(["corpus", "descriptor", "split", *names, "FDR of the verdict", "less than similarity"], rows)
 
 
 def said(results: Results) -> list[str]:
@@ -110,4 +129,5 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
     "validity by kind": seen,
     "validity of the baseline": lambda results: answers(results, ("baseline",), "suspicious"),
 }
+OF_SCORES: dict[str, Callable[[Results], list[str]]] = {"validity of scores": scores}
 OF_CONTROLS: dict[str, Callable[[Results], list[str]]] = {"validity of controls": subjects}
