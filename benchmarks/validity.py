@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import sys
 import time
 import zlib
 from collections import defaultdict
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 import validity_draws as draws
 import validity_pools as pools
 from copyscope import stats
-from copyscope.copying import answer, calibrate, match, part_search, registration, replication, verify
+from copyscope.copying import answer, calibrate, replication
 from copyscope.copying.replication import Calibration, Planted, verdict
 from record import record
 from validity_counts import Cell, Outcome, counted, rows_of_tables
@@ -46,11 +45,11 @@ SAMPLE = 200
 MIXED = "mixed"
 RUNS = {
     "emoji-core:sscd-distilled": 20,
-    "emoji-families:sscd-distilled": 20,
+    "emoji-families:sscd-distilled": 12,
     "clip-art:sscd-distilled": 20,
     "photographs:sscd-distilled": 20,
-    "artists:sscd-distilled": 20,
-    "photographs:sscd-288": 20,
+    "artists:sscd-distilled": 12,
+    "photographs:sscd-288": 5,
 }
 """Corpus and protocol -> draws of each split."""
 METHODS = ("held-out", "held-out uncleaned", "baseline")
@@ -129,20 +128,8 @@ class Audits:
 
 def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cell, list[Outcome]]:
     """Outcomes of one corpus and protocol; what the same sources found before is taken as it is."""
-    sources = [
-        draws,
-        pools,
-        replication,
-        answer,
-        calibrate,
-        stats,
-        match,
-        verify,
-        registration,
-        part_search,
-        sys.modules[__name__],
-    ]
-    facts = "".join(map(inspect.getsource, sources)) + repr((spec, methods, n_draws))
+    sources = [Audits, replication, answer, calibrate, stats]
+    facts = "".join(map(inspect.getsource, sources)) + repr((draws._sources(), spec, methods, n_draws))
     file = work / f"outcomes-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
     if file.exists():
         pairs = json.loads(file.read_text(encoding="utf-8"))

@@ -92,8 +92,10 @@ def scores(results: Results) -> list[str]:
 def said(results: Results) -> list[str]:
     """What holds over all cells, in a sentence."""
     loud = results["cells_with_copies_where_more_than_5_percent_say_no_copies_found"]
+    most = max(results["draws"].values())
+    fewer = ", ".join(f"{n} of {spec.replace(':', ' with ')}" for spec, n in results["draws"].items() if n < most)
     text = (
-        f"{results['draws']} draws a cell, {results['n_generated']} generated images an audit. Of "
+        f"{most} draws a cell{f' ({fewer})' if fewer else ''}, {results['n_generated']} generated images an audit. Of "
         f'{results["cells_with_copies"]} cells with copies, {loud} say "no copies found" in more than 5 % of draws. '
         f"In the worst cell, {percent(results['lowest_coverage'])} % of the intervals of the corrected rate hold it."
     )
