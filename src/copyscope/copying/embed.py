@@ -318,7 +318,7 @@ def fill(
             if progress:
                 progress(work.name, seen - len(scheduled) + finished, total)
             if isinstance(content, ImageError):
-                ledger.errors[row] = str(content)
+                ledger.errors[row] = corpus.discreet(row, str(content))
                 continue
             digest = hashlib.sha256(content).digest()
             ledger.digests[row], ledger.any_new = digest, True
@@ -349,7 +349,7 @@ def fill(
         for row in rows:
             message = wrong.get(bytes(ledger.digests[row]).ljust(32, b"\0"))
             if message is not None:
-                ledger.errors[int(row)] = message
+                ledger.errors[int(row)] = corpus.discreet(int(row), message)
 
 
 def _commit(store: Store, pending: list[_Done]) -> None:
