@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 
@@ -139,3 +140,21 @@ def test_the_summary_is_json_in_utf_8(tmp_path):
     save_result(tmp_path, SUMMARY, {}, "")
     assert json.loads((tmp_path / "summary.json").read_bytes().decode()) == SUMMARY
     assert "größer" in (tmp_path / "summary.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1.png", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''@", "'", "plain", "1-1"]
+)
+def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_path):
+    from copyscope.deduplication import write_list
+    from copyscope.removals import read_list
+
+    save_result(tmp_path, {}, {}, "", {"some": pa.table({"id": [text, "end"], "score": [-0.5, -1.0]})})
+    row = {"id": text, "kept_id": text, "group": 1, "score": -0.5, "pixels": 0.5}
+    write_list([row, row | {"id": "end"}], tmp_path / "dropped.csv")
+    for name in ("some.csv", "dropped.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            cells = [row["id"] for row in csv.DictReader(file)]
+        assert cells[1] == "end"
+        assert cells[0][:1] not in tuple("=+-@\t\r\n")
+        assert [entry for entry in read_list(tmp_path / name) if entry != "end"] == [text] * bool(text)

@@ -8,7 +8,6 @@ cli_serving.py, what they share in cli_options.py.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import typer
 
 from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching, cli_serving
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
-from .console import progress_bar, show, show_json
+from .console import progress_bar, shield, show, show_json
 from .errors import CopyscopeError
 
 app = typer.Typer(
@@ -213,10 +212,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: errors made for people are printed in two lines; `--debug` gives the traceback."""
-    # Windows consoles and pipes may not be UTF-8, and file names can hold anything.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    shield()
     try:
         app()
     except CopyscopeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array as `.npy`, under the very name given."""
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def safe_cell(value: Any) -> Any:
+    """A value for CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it; `plain_cell`
+    takes that away again."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def plain_cell(text: str) -> str:
+    """The text that `safe_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def sweep(path: Path) -> None:

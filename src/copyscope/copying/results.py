@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import copyscope
 from copyscope.errors import InputError
-from copyscope.files import unwritable, write_file
+from copyscope.files import safe_cell, unwritable, write_file
 
 from .embed import Embeddings
 
@@ -79,7 +79,9 @@ def _write_list(file: Path, table: pa.Table) -> None:
             writer = csv.writer(stream)
             writer.writerow(table.column_names)
             for row in table.to_pylist():
-                writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row.values()])
+                writer.writerow(
+                    [f"{value:.4f}" if isinstance(value, float) else safe_cell(value) for value in row.values()]
+                )
 
     write_file(file, write)
 
