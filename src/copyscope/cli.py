@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 from .console import progress_bar, shield, show, show_json
 from .errors import CopyscopeError
+from .files import whole
 
 app = typer.Typer(
     name="copyscope",
@@ -116,14 +117,14 @@ def report(
         print(f"Report: {page}")
         return
     schema = read_schema(folder)
-    if schema == experiment.SCHEMA:
-        experiment.Experiment.load(folder).save(folder)
-    elif schema == lint.SCHEMA:
-        lint.Lint.load(folder).save(folder)
-    elif schema == lookup.SCHEMA:
-        lookup.Lookup.load(folder).save(folder)
-    else:
-        audit.Audit.load(folder).save(folder)
+    kinds: dict[str, Any] = {
+        experiment.SCHEMA: experiment.Experiment,
+        lint.SCHEMA: lint.Lint,
+        lookup.SCHEMA: lookup.Lookup,
+    }
+    result = kinds.get(schema, audit.Audit).load(folder)
+    with whole(folder):
+        result.save(folder)
     print(f"Report: {folder / 'report.html'}")
 
 
