@@ -379,6 +379,7 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
         "n_train": n + len(HOSTILE),
         "n_missing": 1,
         "n_missing_train": 1,
+        "n_outside": 0,
         "similarity": _series(0.4, readable)
         | {"baseline": _series(0.28, 500), "held_out": _series(0.3, 200), "control": None},
         "dataset_similarity": {

@@ -426,3 +426,23 @@ def test_keys_and_estimates_are_those_documented(done):
 def test_the_page_shows_listed_arms(done):
     page = (Path(done[1]) / "report.html").read_text()
     assert "<bdi>plain</bdi> → <bdi>noised</bdi>" in page
+
+
+def test_an_arm_that_runs_out_of_memory_or_fails_otherwise_is_a_row_and_stops_no_other(
+    toml, fakes, tmp_path, monkeypatch
+):
+    def fail(train_set, out, recipe, **options):
+        if recipe.steps == 40:
+            raise MemoryError
+        return fake_train(train_set, out, recipe, **options)
+
+    monkeypatch.setattr("copyscope.diffusion.train.train", fail)
+    found = experiment.run(toml, tmp_path / "out")
+    errors = {name: row["error"] for name, row in rows(found).items()}
+    assert errors["short"] is None
+    assert errors["plain"] == errors["noised"] == "MemoryError"
+    monkeypatch.setattr(arms, "audited", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.\n2 GiB")))
+    monkeypatch.setattr("copyscope.diffusion.train.train", fake_train)
+    found = experiment.run(toml, tmp_path / "out")
+    errors = {name: row["error"] for name, row in rows(found).items()}
+    assert errors == {"short": None} | dict.fromkeys(("plain", "noised"), "RuntimeError: CUDA out of memory. 2 GiB")

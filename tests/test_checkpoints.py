@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("torch")
@@ -207,7 +209,7 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     checkpoints.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "é"}
     assert (tmp_path / "a.png").read_bytes() == b"abc"
-    assert checkpoints.pq.read_table(tmp_path / "a.parquet")["a"].to_pylist() == [1]
+    assert pq.read_table(tmp_path / "a.parquet")["a"].to_pylist() == [1]
     with pytest.raises(TypeError):
         checkpoints.write_json({"a": object()}, tmp_path / "a.json")
 
@@ -215,8 +217,26 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
         path.write_bytes(b"to")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.pq, "write_table", torn)
+    monkeypatch.setattr(checkpoints, "write_parquet", torn)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.write_table(pa.table({"a": [2]}), tmp_path / "a.parquet")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "é"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.parquet", "a.png"]
+
+
+def test_a_checkpoint_that_rotted_is_named_and_one_without_checksums_is_read(tmp_path):
+    net, optimizer = trained(1)
+    path = checkpoints.write(tmp_path, 5, net, {}, optimizer, keep=1)
+    for name in ("network.safetensors", "optimizer.safetensors", "state.json"):
+        whole = (path / name).read_bytes()
+        for offset in np.random.default_rng(0).integers(1, len(whole) - 1, 8).tolist():
+            data = bytearray(whole)
+            data[-offset] ^= 1
+            (path / name).write_bytes(data)
+            with pytest.raises(TrainingError, match=r"damaged: .*\nRemove it"):
+                checkpoints.read(path, net, {}, optimizer)
+        (path / name).write_bytes(whole)
+    state = json.loads((path / "state.json").read_text())
+    del state["digest"], state["sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+    checkpoints.read(path, net, {}, optimizer)

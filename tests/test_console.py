@@ -4,6 +4,7 @@ terminal."""
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pyarrow as pa
@@ -117,3 +118,91 @@ def test_a_result_shows_itself_on_stdout(capsys):
 
     console.show(Result())
     assert capsys.readouterr() == ("the verdict\n", "")
+
+
+# Nothing that comes from outside drives the terminal
+
+HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\r\u202ec\u2028d\x7f"
+SPELLED = r"a\x1b[2J\x1b]0;owned\x07b\x9b31m\r\u202ec\u2028d\x7f"
+
+
+def shielded(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal(getattr(sys, name)))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.shield()
+    console.shield()
+
+
+def test_whatever_writes_is_spelled_out_errors_warnings_and_logs_included(capsys, monkeypatch):
+    shielded(monkeypatch)
+    import logging
+    import traceback
+
+    import typer
+
+    print(HOSTILE)
+    sys.stdout.writelines([HOSTILE, "\n"])
+    typer.echo(HOSTILE)
+    console.note(HOSTILE)
+    handler = logging.StreamHandler()
+    handler.emit(logging.makeLogRecord({"msg": HOSTILE}))
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        traceback.print_exc()
+    print("two\nlines\tand 日本")
+    stdout, stderr = capsys.readouterr()
+    assert stdout == f"{SPELLED}\n" * 3 + "two\nlines\tand 日本\n"
+    assert stderr.count(SPELLED) == 3
+    assert not console._DRIVES.search(stderr)
+
+
+def test_what_rich_shows_is_spelled_out_and_keeps_its_colours(capsys, monkeypatch):
+    shielded(monkeypatch)
+    from rich.panel import Panel
+    from rich.text import Text
+
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("COLUMNS", "200")
+    console.show(Panel(Text(HOSTILE, style="bold red"), title=Text(HOSTILE)))
+    console.show_table(pa.table({HOSTILE: [HOSTILE]}), HOSTILE)
+    shown = capsys.readouterr().out
+    # Rich takes some of the characters away by itself.
+    assert shown.count(r"\x1b[2J\x1b]0;owned") == 5
+    for drives in ("\x1b[2J", "\x1b]", "\x9b", "\x07", "\u202e", "\u2028"):
+        assert drives not in shown
+    assert "\x1b[1;31m" in shown
+
+
+def test_what_is_printed_while_a_bar_is_shown_is_spelled_out_too(capsys, monkeypatch):
+    shielded(monkeypatch)
+    with console.progress_bar() as progress:
+        progress(HOSTILE, 1, 2)
+        print(HOSTILE)
+        console.note(HOSTILE)
+    shown = "".join(capsys.readouterr())
+    assert shown.count(r"\x1b]0;owned") >= 3
+    assert "\x1b]" not in shown
+    assert "\x9b" not in shown
+
+
+def test_json_holds_no_control_character_and_says_the_same(capsys):
+    console.show_json({HOSTILE: [HOSTILE, "\ud800"]})
+    text = capsys.readouterr().out
+    assert not console._DRIVES.search(text)
+    assert json.loads(text) == {HOSTILE: [HOSTILE, "\ud800"]}
+
+
+def test_an_error_of_the_command_line_drives_nothing(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "copyscope", "lint", str(tmp_path / HOSTILE), "--protocol", HOSTILE],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert r"\x1b" in found.stderr
+    assert not console._DRIVES.search(found.stdout + found.stderr)
+    found = subprocess.run([sys.executable, "-m", "copyscope", HOSTILE, HOSTILE], capture_output=True, text=True)
+    assert not console._DRIVES.search(found.stdout + found.stderr)

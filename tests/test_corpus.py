@@ -47,7 +47,7 @@ def test_what_is_no_image_is_a_row_that_fails_when_read(tmp_path) -> None:
     os.symlink(tmp_path / "nowhere.png", tmp_path / "dangling.png")
     os.mkfifo(tmp_path / "pipe.png")
     corpus = Corpus.open(tmp_path)
-    assert corpus.ids == ["a.png", "dangling.png", "empty.jpg", "no_suffix", "page.jpg", "x.mp4"]
+    assert corpus.ids == ["a.png", "dangling.png", "empty.jpg", "no_suffix", "page.jpg", "pipe.png", "x.mp4"]
     found = {}
     for row, data in corpus.stream():
         try:
@@ -60,6 +60,7 @@ def test_what_is_no_image_is_a_row_that_fails_when_read(tmp_path) -> None:
         "empty.jpg": "empty file",
         "no_suffix": (4, 5, 3),
         "page.jpg": "not an image: starts with b'<html>'",
+        "pipe.png": "not a regular file",
         "x.mp4": "not an image: starts with b'\\x00'",
     }
 

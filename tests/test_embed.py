@@ -23,6 +23,7 @@ from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.copying.store import ContentStore
 from copyscope.corpus import Corpus
 from copyscope.errors import CopyscopeError, InputError
+from tests.pictures import fill
 
 
 @pytest.fixture
@@ -311,3 +312,21 @@ def test_progress_ends_at_the_number_of_images(folder, tmp_path):
     embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache", progress=lambda *values: told.append(values))
     assert told[-1] == ("phash", 14, 14)
     assert all(0 <= done <= total == 14 for _, done, total in told)
+
+
+def test_cached_vectors_with_a_flipped_byte_are_made_again(tmp_path):
+    fill(tmp_path, *(f"set/{number}.png" for number in range(8)))
+    options = {"cache": tmp_path / "cache"}
+    first = embed(tmp_path / "set", "phash", **options).vectors
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        (path,) = (tmp_path / "cache").glob("content/*/*.values.npy")
+        data = bytearray(path.read_bytes())
+        data[128 + int(rng.integers(len(data) - 128))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        assert np.array_equal(embed(tmp_path / "set", "phash", **options).vectors, first)
+        assert np.array_equal(embed(tmp_path / "set", "phash", **options).vectors, first)
+        for each in (tmp_path / "cache" / "content").iterdir():  # one shard again
+            for left in each.iterdir():
+                left.unlink()
+        embed(tmp_path / "set", "phash", **options)

@@ -653,3 +653,45 @@ def test_a_table_of_answers_has_a_row_a_hit(built, world):
     assert found.schema == TABLE
     assert found["query_id"].to_pylist() == [each for each in asked.ids for _ in range(3)]
     assert found["rank"].to_pylist() == [1, 2, 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("segments", "x"),
+        ("segments", ["x"]),
+        ("segments", [{"name": "../../etc", "n": 1}]),
+        ("segments", [{"name": "0" * 16, "n": -1}]),
+        ("segments", [{"name": "0" * 16, "n": 5}]),
+        ("calibration", None),
+        ("calibration", {}),
+        ("calibration", {"method": 1, "n": 1, "rule": "", "looks": "../x", "scores": "../x"}),
+        ("files", []),
+        ("files", {"../x": {"bytes": 1, "sha256": ""}}),
+        ("files", {"0000000000000000.codes.npy": None}),
+        ("removed", 5),
+        ("removed", "../x"),
+        ("rotation", None),
+        ("dim", "512"),
+        ("crops", None),
+        ("protocol", ["x"]),
+        ("precision", {}),
+    ],
+)
+def test_a_manifest_of_wrong_values_is_two_lines_though_its_digest_is_right(index, key, value):
+    manifest = index_files.read_manifest(index.folder)
+    index_files.write_file(
+        index.folder / index_files.MANIFEST,
+        lambda path: path.write_text(
+            json.dumps((changed := manifest | {key: value}) | {"digest": index_files.digest_of(changed)})
+        ),
+    )
+    with pytest.raises(InputError) as caught:
+        Index.open(index.folder).check()
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_held_out_images_that_are_all_training_images_are_refused(world, tmp_path):
+    some = Corpus.open(world.train).take(range(8))
+    with pytest.raises(InputError, match=r"None of the 8 held-out images .* show what a training image shows.*\n.+"):
+        Index.build(some, tmp_path / "index", "phash", held_out=some)

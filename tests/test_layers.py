@@ -18,7 +18,7 @@ TOWERS = ("copying", "diffusion")
 ROOF = {
     "arms", "check", "cli", "cli_auditing", "cli_looking", "cli_searching", "cli_making", "cli_options", "cli_guarding",
     "cli_serving", "doctor", "demo", "deduplication", "experiment", "plan", "prepare", "recheck", "watch", "finding",
-    "guard", "serve", "__init__", "__main__",
+    "guard", "serve", "serve_connections", "__init__", "__main__",
 }  # fmt: skip
 TORCH = {"copying/descriptors/sscd.py", "copying/descriptors/clip.py"}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -31,7 +33,8 @@ def test_saving_then_loading_is_the_identity_and_leaves_nothing_else(tmp_path):
     assert all(tables[name].equals(table) for name, table in TABLES.items())
     assert (folder / "report.html").read_text(encoding="utf-8") == "<p>ü</p>"
     assert read_schema(str(folder)) == "test/1"
-    assert {path.name for path in folder.iterdir()} == {"summary.json", "report.html", "rows.parquet", "none.parquet"}
+    names = {"summary.json", "SHA256SUMS", "report.html", "rows.parquet", "none.parquet"}
+    assert {path.name for path in folder.iterdir()} == names
 
 
 def test_while_a_result_is_written_over_another_there_is_no_finished_one(tmp_path, monkeypatch):
@@ -51,9 +54,9 @@ def test_while_a_result_is_written_over_another_there_is_no_finished_one(tmp_pat
 
 def test_the_summary_is_written_last(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(results, "write_file", lambda path, write: written.append(path.name))
+    monkeypatch.setattr(results, "write_file", lambda path, write: written.append(path.name) or write_file(path, write))
     save_result(tmp_path, SUMMARY, TABLES, "")
-    assert written == ["rows.parquet", "none.parquet", "report.html", "summary.json"]
+    assert written == ["rows.parquet", "none.parquet", "report.html", "SHA256SUMS", "summary.json"]
 
 
 def test_a_number_that_json_has_not_is_refused_before_anything_calls_it_finished(tmp_path):
@@ -139,3 +142,90 @@ def test_the_summary_is_json_in_utf_8(tmp_path):
     save_result(tmp_path, SUMMARY, {}, "")
     assert json.loads((tmp_path / "summary.json").read_bytes().decode()) == SUMMARY
     assert "größer" in (tmp_path / "summary.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1.png", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''@", "'", "plain", "1-1"]
+)
+def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_path):
+    from copyscope.deduplication import write_list
+    from copyscope.removals import read_list
+
+    save_result(tmp_path, {}, {}, "", {"some": pa.table({"id": [text, "end"], "score": [-0.5, -1.0]})})
+    row = {"id": text, "kept_id": text, "group": 1, "score": -0.5, "pixels": 0.5}
+    write_list([row, row | {"id": "end"}], tmp_path / "dropped.csv")
+    for name in ("some.csv", "dropped.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            cells = [row["id"] for row in csv.DictReader(file)]
+        assert cells[1] == "end"
+        assert cells[0][:1] not in tuple("=+-@\t\r\n")
+        assert [entry for entry in read_list(tmp_path / name) if entry != "end"] == [text] * bool(text)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "rows.parquet"])
+def test_a_flipped_byte_is_said_with_the_name_of_its_file(name, tmp_path):
+    save_result(tmp_path, SUMMARY, TABLES, "")
+    whole = (tmp_path / name).read_bytes()
+    for offset in range(0, len(whole), max(1, len(whole) // 40)):
+        data = bytearray(whole)
+        data[offset] ^= 1
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            load_result(tmp_path, "test/1")
+        two_lines(caught, str(tmp_path))
+    (tmp_path / name).write_bytes(whole)
+    assert load_result(tmp_path, "test/1")[0] == SUMMARY
+
+
+def test_a_table_that_went_missing_is_said_and_a_result_without_checksums_is_read(tmp_path):
+    save_result(tmp_path, SUMMARY, TABLES, "")
+    (tmp_path / "none.parquet").unlink()
+    with pytest.raises(InputError) as caught:
+        load_result(tmp_path, "test/1")
+    two_lines(caught, "none.parquet")
+    (tmp_path / "SHA256SUMS").unlink()
+    assert load_result(tmp_path, "test/1")[1].keys() == {"rows"}
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError) as caught:
+        load_result(tmp_path, "test/1")
+    two_lines(caught, "rows.parquet")
+
+
+def test_sha256sum_reads_the_checksums(tmp_path):
+    import subprocess
+
+    save_result(tmp_path, SUMMARY, TABLES, "")
+    assert subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path).returncode == 0
+
+
+def test_parquet_of_ours_tells_its_rot(tmp_path):
+    from copyscope.files import read_parquet, write_parquet
+
+    path = tmp_path / "a.parquet"
+    write_parquet(pa.table({"x": np.arange(5000)}), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read_parquet(path)
+    two_lines(caught, "a.parquet")
+    with pytest.raises(InputError) as caught:
+        read_parquet(tmp_path)
+    two_lines(caught, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["audit", "lint", "lookup", "experiment"])
+@pytest.mark.parametrize("values", [{}, {"verdict": "x", "arms": 5, "copies": 1, "n": "x", "protocol": [1]}])
+def test_a_report_of_a_summary_that_lacks_all_is_no_traceback(kind, values, tmp_path, monkeypatch, capsys):
+    from copyscope import cli, experiment
+    from copyscope.copying import audit, lint, lookup
+
+    schema = {"audit": audit, "lint": lint, "lookup": lookup, "experiment": experiment}[kind].SCHEMA
+    (tmp_path / "summary.json").write_text(json.dumps({"schema": schema} | values))
+    monkeypatch.setattr("sys.argv", ["copyscope", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    said = capsys.readouterr().err.splitlines()
+    assert (caught.value.code, len(said)) in [(2, 2), (0, 0)]
+    if caught.value.code:
+        assert str(tmp_path) in said[0]

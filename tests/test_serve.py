@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,9 +122,16 @@ def chunk(kind, data):
 
 def bomb(side):
     """A small PNG that says it is `side` x `side` pixels, and is."""
+    return blank(side, side)
+
+
+def blank(width, height):
+    """A small PNG of width x height pixels, all black."""
     rows = zlib.compressobj(9)
-    data = b"".join(rows.compress(bytes(side // 8 + 1)) for _ in range(side)) + rows.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    row = bytes((width + 7) // 8 + 1)
+    data = b"".join(rows.compress(row * min(100_000, height - done)) for done in range(0, height, 100_000))
+    data += rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -164,9 +172,36 @@ def test_images_cut_short_and_with_broken_bytes_are_refused_or_read(client, unse
 
 def test_a_bomb_is_refused_by_its_header(client, copied):
     found = client.post("/check", content=bomb(30_000), headers=PNG)
-    assert found.status_code == 400
+    assert found.status_code == 413
     assert found.json()["error"] == "too large: 30000 x 30000 pixels"
     assert still_answers(client, copied)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 16_000_000), (16_000_000, 1), (3000, 1), (1, 101)])
+def test_an_elongated_image_is_refused_by_its_header(width, height, client, copied, monkeypatch):
+    body = blank(width, height)
+    assert len(body) < 40_000
+    monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("it was decoded"))
+    found = client.post("/check", content=body, headers=PNG)
+    assert found.status_code == 413
+    assert found.json()["error"] == f"too large: {width} x {height} pixels are more elongated than 100 : 1"
+    monkeypatch.undo()
+    assert client.post("/check", content=blank(100, 1), headers=PNG).status_code == 200
+    assert still_answers(client, copied)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(MemoryError(), 413), (ValueError("x"), 422), (IndexError("x"), 422), (OSError(5, "x"), 422)]
+)
+def test_whatever_an_image_sets_off_is_no_500(error, status, index, copied):
+    class Failing(Slow):
+        def match(self, *arguments, **options):
+            raise error
+
+    with served(Failing(index)) as client:
+        found = client.post("/check", content=copied, headers=PNG)
+    assert found.status_code == status
+    assert found.json()["error"]
 
 
 def test_the_limit_of_pixels_is_that_of_the_settings(index):
@@ -330,6 +365,48 @@ def test_over_its_time_a_request_is_answered_and_keeps_its_place_until_its_threa
         assert client.post("/check", content=b"no image", headers=PNG).status_code == 400
 
 
+class Endless:
+    """An index whose search has no end, and tells its progress."""
+
+    def __init__(self, index):
+        self._index = index
+        self.ended = threading.Event()
+
+    def summary(self):
+        return self._index.summary()
+
+    def match(self, *_, progress, **options):
+        try:
+            while True:
+                progress("search", 1, 2)
+                time.sleep(0.01)
+        finally:
+            self.ended.set()
+
+
+def test_a_look_up_that_is_over_its_time_gives_its_worker_back(index, copied):
+    endless = Endless(index)
+    with served(endless, seconds=0.2, queue=0) as client:
+        for _ in range(2):
+            assert client.post("/check", content=copied, headers=PNG).status_code == 504
+            assert endless.ended.wait(20)
+            while under_way(client):
+                pass
+        endless.match = index.match
+        assert still_answers(client, copied)
+
+
+def test_a_search_in_an_index_looks_at_the_clock(index, copied):
+    from copyscope.check import OutOfTime, answer
+
+    ticks = iter([0.0, 0.5, *[0.9] * 3, *[2.0] * 1000])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("copyscope.check.time.perf_counter", lambda: next(ticks))
+        with pytest.raises(OutOfTime):
+            answer(index, copied, 10**6, 3, True, 0.05, seconds=1)
+    assert next(ticks) == 2.0
+
+
 def test_the_metrics_count_what_was_answered(index, copied, unseen):
     with served(index) as client:
         for body in (copied, copied, unseen, b"none"):
@@ -396,8 +473,8 @@ def test_no_request_that_fits_its_description_or_nearly_does_breaks_it(token, in
 class Service:
     """`copyscope serve` in a process of its own."""
 
-    def __init__(self, folder, *options, **environment):
-        command = [sys.executable, "-m", "copyscope", "serve", folder, "--port", "0", "--rate", "0.05", "--no-local"]
+    def __init__(self, folder, *options, start=(sys.executable, "-m", "copyscope"), **environment):
+        command = [*start, "serve", folder, "--port", "0", "--rate", "0.05", "--no-local"]
         self.process = subprocess.Popen(
             [*map(str, command), *options], stderr=subprocess.PIPE, text=True, env=os.environ | environment
         )
@@ -576,3 +653,101 @@ def test_a_missing_extra_is_named(index):
     assert found.returncode == 2
     assert "pip install 'copyscope[serve]'" in found.stderr
     assert len(found.stderr.splitlines()) == 2
+
+
+# Connections
+
+
+def opened(service, sent):
+    connection = service.connect()
+    connection.connect()
+    connection.sock.sendall(sent)
+    return connection.sock
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /check HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nsome",
+        b"POST /check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\nAuthorization: Bearer no\r\n\r\nsome",
+    ],
+)
+def test_what_is_half_sent_is_closed_before_anybody_looks_at_its_token(sent, index):
+    with Service(index.folder, "--seconds", "0.5", COPYSCOPE_TOKEN="s3cret") as service:
+        sock = opened(service, sent)
+        sock.settimeout(60)
+        try:
+            while sock.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+        sock.close()
+
+
+def test_two_thousand_half_sent_requests_do_not_stand_open_nor_fill_the_log(index, copied):
+    script = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); "
+    script += "sys.argv[0] = 'copyscope'; runpy.run_module('copyscope', run_name='__main__')"
+    with Service(index.folder, "--seconds", "2", start=[sys.executable, "-c", script]) as service:
+        socks = []
+        for _ in range(2000):
+            try:
+                socks.append(opened(service, b"POST /check HTTP/1.1\r\n"))
+            except OSError:
+                break
+        for sock in socks:
+            sock.close()
+        assert len(socks) > 500
+        assert service.ask("POST", "/check", copied)[1]["copy"] is True
+        service.process.send_signal(signal.SIGTERM)
+        lines = service.process.stderr.read().splitlines()
+        assert service.process.wait(60) == 0
+    assert len(lines) < 500
+
+
+def test_a_log_is_a_few_lines_however_often_it_is_written(caplog, monkeypatch):
+    import logging
+
+    from copyscope import serve_connections
+
+    logger = logging.getLogger("copyscope-test")
+    logger.addFilter(serve_connections.FewLines())
+    now = [100.0]
+    monkeypatch.setattr(serve_connections.time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.ERROR):
+        for _ in range(146_112):
+            logger.error("socket.accept() out of system resource")
+        assert len(caplog.records) == 10
+        now[0] += 11
+        logger.error("again")
+    assert caplog.records[-1].getMessage() == "again (146,102 lines before this were left out)"
+
+
+def test_it_stops_within_its_time_and_a_little_more(index):
+    """Two look-ups that never look at the clock, and a connection half open."""
+    script = """
+import sys, threading, time
+from copyscope.copying.index import Index
+plain = Index.match
+def match(self, *arguments, **options):
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(120)
+    return plain(self, *arguments, **options)
+Index.match = match
+from copyscope.cli import main
+sys.argv[0] = "copyscope"
+main()
+"""
+    with Service(index.folder, "--seconds", "1", "--workers", "2", start=[sys.executable, "-c", script]) as service:
+        body = blank(64, 64)
+        head = f"POST /check HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        socks = [opened(service, head + body) for _ in range(2)] + [opened(service, b"POST /ch")]
+        while "copyscope_under_way 2.0" not in metrics(service):
+            pass
+        service.process.send_signal(signal.SIGTERM)
+        # A bound of the service, and not of this machine: without it the sleep of two minutes is waited for.
+        assert service.process.wait(60) == 0
+        for sock in socks:
+            sock.close()

@@ -162,3 +162,71 @@ def test_values_are_mapped_where_they_lie_and_copied_where_they_do_not(tmp_path,
     assert shown([1, 2, 3]) == shown([5, 6, 7, 8]) == "r"
     assert shown([3, 2, 1]) == shown([1, 3]) == shown([3, 4, 5]) == shown([2, 2, 3]) == "w+"
     assert not isinstance(store.values(store.find(digests_of([4]))), np.memmap)
+
+
+# Rot
+
+
+def flip(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << offset % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("in_memory", [8, 2**20])
+def test_a_row_that_rotted_is_said_and_mended_and_the_others_stay(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(store_module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(store_module, "COPY_ROWS", 4)
+    store = ContentStore(tmp_path, 2, np.float32)
+    store.add(keys_of(range(9)), np.repeat(np.arange(9, dtype=np.float32)[:, None], 2, axis=1))
+    store.add(keys_of([20]), ones(1))
+    store.refresh()
+    flip(max(tmp_path.glob("*.values.npy"), key=lambda path: path.stat().st_size), -6 * 8 - 1)
+    for asked in (range(9), [1, 2]):
+        rows = store.find(digests_of(asked))
+        if len(asked) == 9:
+            with pytest.raises(store_module.Rotten) as caught:
+                store.values(rows)
+            assert caught.value.rows.tolist() == [rows[2]]
+        else:
+            store.mend(rows)
+    found = store.find(digests_of([*range(9), 20]))
+    assert np.flatnonzero(found < 0).tolist() == [2]
+    values = store.values(np.sort(found[found >= 0]))
+    assert sorted(values[:, 0].tolist()) == [0, 1, 1, 3, 4, 5, 6, 7, 8]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_width_that_rotted_is_seen(tmp_path):
+    store = ContentStore(tmp_path, 2, np.float32)
+    store.add(keys_of([1]), ones(1))
+    path = next(tmp_path.glob("*.keys.npy"))
+    flip(path, path.stat().st_size - store_module.SUMMED.itemsize + 32)
+    again = ContentStore(tmp_path, 2, np.float32)
+    with pytest.raises(store_module.Rotten):
+        again.values(again.find(digests_of([1])))
+
+
+def test_shards_without_checksums_are_read_and_get_them_when_they_are_merged(tmp_path, monkeypatch):
+    store = ContentStore(tmp_path, 2, np.float32)
+    np.save(tmp_path / "old.values.npy", 7 * ones(2))
+    np.save(tmp_path / "old.keys.npy", keys_of([7, 8]))
+    store.refresh()
+    assert store.values(store.find(digests_of([8])))[0, 0] == 7
+    store.add(keys_of([9]), ones(1))
+    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 1)
+    store.compact()
+    assert np.load(next(tmp_path.glob("*.keys.npy"))).dtype == store_module.SUMMED
+    assert store.values(store.find(digests_of([8, 9])))[:, 0].tolist() == [7, 1]
+
+
+def test_rot_that_a_merge_meets_is_mended(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 1)
+    store = ContentStore(tmp_path, 2, np.float32)
+    for number in range(3):
+        store.add(keys_of([number]), ones(1))
+    flip(next(tmp_path.glob("*.values.npy")), -1)
+    store.compact()
+    store.compact()
+    assert len(list(tmp_path.glob("*.keys.npy"))) == 1
+    assert (store.find(digests_of(range(3))) >= 0).sum() == 2

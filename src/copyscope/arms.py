@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from . import images, outcomes, recipes, stats
 from .corpus import Corpus
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
+from .files import read_json, read_parquet
 from .machine import Progress, locked
 from .plan import Arm
 from .prepare import prepare
@@ -86,10 +86,18 @@ def run_arm(arm: Arm, progress: Progress | None = None) -> None:
     write(arm.folder / "recipe.json", arm.recipe | {"run": arm.run.name, "provenance": recipes.provenance()})
     try:
         found = _run_arm(arm, told(arm, progress))
-    except CopyscopeError as error:
-        write(arm.folder / "failed.json", {"error": str(error)})
+    except Exception as error:  # memory that is used up, a library's own: no other arm is to be lost for it
+        write(arm.folder / "failed.json", {"error": failure(error)})
     else:
         write(arm.folder / "arm.json", found)
+
+
+def failure(error: Exception) -> str:
+    """Why an arm failed, for its row: what Copyscope says, or the kind of another error and what that says."""
+    if isinstance(error, CopyscopeError):
+        return str(error)
+    said = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
@@ -120,7 +128,7 @@ def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
     return outcomes.outcomes(
         judged.tables["generated"],
         {row["id"]: row for row in generated.table.select(known).to_pylist()},
-        _pairs(pq.read_table(arm.run / "train.parquet", columns=["id", "duplicated"])),
+        _pairs(read_parquet(arm.run / "train.parquet", ["id", "duplicated"])),
         _pairs(judged.tables["groups"].select(["id", "group"])),
         judged.summary["calibration"]["n"],
     )
@@ -153,8 +161,7 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """What `write` wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_json(path)
 
 
 def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:

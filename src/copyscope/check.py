@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 from . import images
 from .copying.hits import Hit, is_copy
 from .copying.index import Index
+from .errors import CopyscopeError, ImageError
+from .image_header import size_of
 
 SCHEMA = "copyscope.check/1"
 
@@ -35,13 +38,47 @@ class Answer:
     matches: list[Hit]
 
 
-def answer(index: Index, body: bytes, max_pixels: int, k: int, local: bool, rate: float) -> Answer:
-    """What the index says of the image in `body`. Raises ImageError where it cannot be read."""
+class OutOfTime(CopyscopeError):
+    """A look-up is over its time."""
+
+
+def answer(
+    index: Index,
+    body: bytes,
+    max_pixels: int,
+    k: int,
+    local: bool,
+    rate: float,
+    *,
+    max_aspect: float = math.inf,
+    seconds: float = math.inf,
+) -> Answer:
+    """What the index says of the image in `body`.
+
+    max_aspect: longer side over shorter one. Both bounds are compared with the header, before pixels are decoded.
+    seconds: the clock is looked at between the steps and blocks of the work. Raises ImageError where the image cannot
+    be read or is too large, OutOfTime.
+    """
     began = time.perf_counter()
+
+    def clock(label: str = "", done: int = 0, total: int = 0) -> None:
+        if time.perf_counter() - began > seconds:
+            raise OutOfTime(
+                f"There was no answer within {seconds:g} seconds.\nSend a smaller image, or allow more time"
+            )
+
+    if size := size_of(body):
+        width, height = size
+        if width * height > max_pixels:
+            raise ImageError(f"too large: {width} x {height} pixels")
+        if max(size) > max_aspect * max(1, min(size)):
+            raise ImageError(f"too large: {width} x {height} pixels are more elongated than {max_aspect:g} : 1")
     picture = images.decode(body, max_pixels)
+    clock()
     about = index.summary()
-    # The requests share the processors: one thread each.
-    (hits,) = index.match([picture], k, local=local, workers=1)
+    # The requests share the processors: one thread each. What would tell progress tells when time is over.
+    (hits,) = index.match([picture], k, local=local, workers=1, progress=clock)
+    clock()
     best = hits[0] if hits else None
     p_value = best.p_value if best else None
     # No p-value is smaller than this.

@@ -8,19 +8,19 @@ cli_serving.py, what they share in cli_options.py.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching, cli_serving
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
-from .console import progress_bar, show, show_json
+from .console import progress_bar, shield, show, show_json
 from .errors import CopyscopeError
+from .files import whole
 
 app = typer.Typer(
     name="copyscope",
@@ -117,14 +117,14 @@ def report(
         print(f"Report: {page}")
         return
     schema = read_schema(folder)
-    if schema == experiment.SCHEMA:
-        experiment.Experiment.load(folder).save(folder)
-    elif schema == lint.SCHEMA:
-        lint.Lint.load(folder).save(folder)
-    elif schema == lookup.SCHEMA:
-        lookup.Lookup.load(folder).save(folder)
-    else:
-        audit.Audit.load(folder).save(folder)
+    kinds: dict[str, Any] = {
+        experiment.SCHEMA: experiment.Experiment,
+        lint.SCHEMA: lint.Lint,
+        lookup.SCHEMA: lookup.Lookup,
+    }
+    result = kinds.get(schema, audit.Audit).load(folder)
+    with whole(folder):
+        result.save(folder)
     print(f"Report: {folder / 'report.html'}")
 
 
@@ -213,10 +213,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: errors made for people are printed in two lines; `--debug` gives the traceback."""
-    # Windows consoles and pipes may not be UTF-8, and file names can hold anything.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    shield()
     try:
         app()
     except CopyscopeError as error:

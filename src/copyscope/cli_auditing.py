@@ -15,6 +15,7 @@ from .cli_options import (
     FailOn,
     Generated,
     HeldOut,
+    InsideOnly,
     Out,
     PartsWish,
     ProtocolName,
@@ -25,6 +26,7 @@ from .cli_options import (
     check_out,
     exit_with,
     gate,
+    open_corpus,
     opened_engine,
 )
 from .console import note, progress_bar, show, show_json
@@ -70,6 +72,7 @@ def audit(
             help="Look for training images set into parts of the pictures (grids, insets); auto: up to 20,000 of them.",
         ),
     ] = PartsWish.auto,
+    inside_only: InsideOnly = False,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
     clip: Annotated[
@@ -108,10 +111,8 @@ def audit(
     if fail_over is not None and not 0 <= fail_over <= 1:
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
     if dry_run:
-        from .corpus import Corpus
-
         sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
-        corpora = {name: Corpus.open(path) for name, path in sets.items() if path}
+        corpora = {name: open_corpus(path, inside_only) for name, path in sets.items() if path}
         found = named(protocol)
         found.load()
         show_json(
@@ -131,11 +132,11 @@ def audit(
     check_out(out)
     with progress_bar() as progress:
         result = run(
-            generated,
-            train,
-            held_out,
+            open_corpus(generated, inside_only),
+            open_corpus(train, inside_only),
+            open_corpus(held_out, inside_only) if held_out else None,
             protocol,
-            control=control,
+            control=open_corpus(control, inside_only) if control else None,
             held_out_exclude=held_out_exclude,
             trust_held_out=trust_held_out,
             sensitivity=sensitivity,

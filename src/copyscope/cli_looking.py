@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from .cli_options import (
     AsJson,
     CorpusPath,
     EngineSpec,
+    InsideOnly,
     Out,
     ProtocolName,
     Seed,
@@ -22,6 +23,7 @@ from .cli_options import (
     Workers,
     check_out,
     exit_with,
+    open_corpus,
     opened,
     opened_engine,
     told,
@@ -29,11 +31,15 @@ from .cli_options import (
 from .console import note_unreadable, progress_bar, show, show_json, show_table
 from .errors import InputError
 
+if TYPE_CHECKING:
+    from .corpus import Corpus
+
 
 def lint(
     train: Train,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    inside_only: InsideOnly = False,
     out: Out = None,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -46,7 +52,7 @@ def lint(
 
     check_out(out)
     with progress_bar() as progress:
-        corpus, left_out = opened(train, without, progress)
+        corpus, left_out = opened(train, without, inside_only, progress)
         result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
     result = dataclasses.replace(result, summary=result.summary | left_out)
     if out:
@@ -73,6 +79,7 @@ def embed(
     ],
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    inside_only: InsideOnly = False,
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
@@ -86,7 +93,7 @@ def embed(
     from .copying.protocols import protocol as named
 
     if engine:
-        summary = _embed_by(engine, corpus, out, protocol, without)
+        summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
     else:
         from .copying.embed import embed as run
         from .files import write_file
@@ -96,7 +103,7 @@ def embed(
         folder = Path(out)
         check_out(folder)
         with progress_bar() as progress:
-            images, left_out = opened(corpus, without, progress)
+            images, left_out = opened(corpus, without, inside_only, progress)
             described = run(images, named(protocol).load(), workers=workers, progress=progress)
         described.save(folder)
         summary = json.loads((folder / "embeddings.json").read_text()) | left_out
@@ -110,17 +117,16 @@ def embed(
     exit_with(summary, strict)
 
 
-def _embed_by(engine: str, corpus: str, out: str, protocol: str, without: str | None) -> dict[str, Any]:
+def _embed_by(engine: str, corpus: Corpus, out: str, protocol: str, without: str | None) -> dict[str, Any]:
     from .copying.protocols import protocol as named
     from .copying.sharded import write
-    from .corpus import Corpus
     from .engine import open_engine
 
     if "://" not in out:
         check_out(Path(out))
     with progress_bar() as progress:
         summary, removed = write(
-            Corpus.open(corpus),
+            corpus,
             out,
             named(protocol).load(),
             engine=open_engine(engine),
@@ -139,6 +145,7 @@ def duplicates(
     ] = None,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    inside_only: InsideOnly = False,
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -153,7 +160,7 @@ def duplicates(
     check_out(out)
     rules, who = named(protocol), opened_engine(engine)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, progress)
+        images, left_out = opened(corpus, without, inside_only, progress)
         described = describe(images, rules.load(), workers=workers, engine=who, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
         groups = run(described, bar, workers=workers, engine=who, progress=progress)

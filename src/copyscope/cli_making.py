@@ -14,6 +14,7 @@ from .cli_options import (
     CorpusPath,
     DryRun,
     HeldOut,
+    InsideOnly,
     MitigationSpecs,
     ProtocolName,
     Recipe,
@@ -48,6 +49,7 @@ def curate(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
     without: Without = None,
+    inside_only: InsideOnly = False,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
         typer.Option("--drop-duplicates", help="What becomes of the images of a near-duplicate group."),
@@ -88,7 +90,7 @@ def curate(
     check_out(out)
     dropped: list[dict[str, Any]] = []
     with progress_bar() as progress:
-        made, left_out = opened(corpus, without, progress)
+        made, left_out = opened(corpus, without, inside_only, progress)
         n_given = len(made)
         if drop_duplicates:
             made, dropped = deduplicated(made, drop_duplicates, protocol, workers=workers, progress=progress)
@@ -157,6 +159,7 @@ def train(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     without: Without = None,
+    inside_only: InsideOnly = False,
     recipe: Recipe = None,
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
@@ -191,7 +194,7 @@ def train(
         return
     check_out(out)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, progress)
+        images, left_out = opened(corpus, without, inside_only, progress)
         look = make_watch(images, held_out, protocol, workers=workers) if watch else None
         finished = run(images, out, resolved, watch=look, progress=progress)
     if as_json:

@@ -55,6 +55,12 @@ Without = Annotated[
     str | None,
     typer.Option("--without", metavar="LIST", help="Leave out the images that LIST names by id, sha256, URL or key."),
 ]
+InsideOnly = Annotated[
+    bool,
+    typer.Option(
+        "--inside-only", help="Refuse images outside the folder, which a table in it lists or a symbolic link leads to."
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
@@ -100,16 +106,27 @@ def opened_engine(spec: str | None) -> Engine | None:
     return open_engine(spec) if spec is not None else None
 
 
-def opened(path: str, without: str | None, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus at `path` without what the list of --without names, and what the summary says of that."""
-    from . import removals
+def open_corpus(path: str, inside_only: bool) -> Corpus:
+    """The corpus at `path`; how many of its images lie outside is said to the person."""
     from .corpus import Corpus
 
-    corpus = Corpus.open(path)
+    corpus = Corpus.open(path, inside_only=inside_only)
+    if n := corpus.n_outside:
+        note(f"{n} images lie outside the folder {path}; --inside-only refuses them.")
+    return corpus
+
+
+def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
+    that lie outside."""
+    from . import removals
+
+    corpus = open_corpus(path, inside_only)
+    said: dict[str, Any] = {"n_outside": corpus.n_outside} if corpus.n_outside else {}
     if without is None:
-        return corpus, {}
+        return corpus, said
     corpus, removed = removals.leave_out(corpus, removals.read_list(without), progress=progress)
-    return corpus, told(without, removed)
+    return corpus, said | told(without, removed)
 
 
 def told(without: str, removed: Removed) -> dict[str, Any]:

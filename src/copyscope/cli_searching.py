@@ -13,6 +13,7 @@ from .cli_options import (
     AsJson,
     EngineSpec,
     HeldOut,
+    InsideOnly,
     Out,
     ProtocolName,
     Seed,
@@ -20,6 +21,7 @@ from .cli_options import (
     Workers,
     check_out,
     exit_with,
+    open_corpus,
     opened_engine,
     told,
 )
@@ -42,6 +44,7 @@ def match(
         bool, typer.Option("--local/--no-local", help="With --index: look for copies in parts of the images too.")
     ] = True,
     protocol: ProtocolName = "sscd-288",
+    inside_only: InsideOnly = False,
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -56,7 +59,7 @@ def match(
     if index:
         if engine:
             raise InputError("An index is searched by this process alone.\nLeave out --engine")
-        _match_in_index(pictures, index, k, local, out, as_json, workers)
+        _match_in_index(pictures, index, k, local, inside_only, out, as_json, workers)
         return
     if len(pictures) != 2:
         raise InputError(
@@ -67,12 +70,11 @@ def match(
     from .copying.found_copies import match_sets
     from .copying.protocols import protocol as named
     from .copying.results import write_table
-    from .corpus import Corpus
 
     with progress_bar() as progress:
         summary, table = match_sets(
-            Corpus.open(queries),
-            Corpus.open(references),
+            open_corpus(queries, inside_only),
+            open_corpus(references, inside_only),
             named(protocol),
             k,
             workers=workers,
@@ -90,13 +92,21 @@ def match(
 
 
 def _match_in_index(
-    pictures: list[str], folder: Path, k: int, local: bool, out: Path | None, as_json: bool, workers: int | None
+    pictures: list[str],
+    folder: Path,
+    k: int,
+    local: bool,
+    inside_only: bool,
+    out: Path | None,
+    as_json: bool,
+    workers: int | None,
 ) -> None:
     from .copying.index import Index
     from .copying.lookup import lookup
 
     with progress_bar() as progress:
-        found = lookup(Index.open(folder), pictures, k, local=local, workers=workers, progress=progress)
+        asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
+        found = lookup(Index.open(folder), asked, k, local=local, workers=workers, progress=progress)
     if out:
         found.save(out)
     rows = found.tables["matches"]
@@ -149,6 +159,7 @@ def index(
             help="Leave out of TRAIN, and take out of an index that is there, what LIST names: see embed.",
         ),
     ] = None,
+    inside_only: InsideOnly = False,
     compact: Annotated[bool, typer.Option("--compact", help="Take out of the files all that was removed.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check every byte against its checksum.")] = False,
     as_json: AsJson = False,
@@ -162,7 +173,6 @@ def index(
     Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
     """
     from .copying.index import Index
-    from .corpus import Corpus
     from .removals import Removed, ids_of, leave_out, read_list
 
     check_out(out)
@@ -180,7 +190,7 @@ def index(
                 found.remove(ids)
                 removed.append(there)
         if train:
-            images = Corpus.open(train)
+            images = open_corpus(train, inside_only)
             if listed is not None:
                 images, given = leave_out(images, listed, progress=progress)
                 removed.append(given)
@@ -188,8 +198,9 @@ def index(
             if found:
                 found.add(images, **how)
             else:
+                held = open_corpus(held_out, inside_only) if held_out else None
                 how |= {"crops": crops, "precision": precision, "seed": seed}
-                found = Index.build(images, out, protocol, held_out=held_out, **how)
+                found = Index.build(images, out, protocol, held_out=held, **how)
         assert found
         if remove:
             found.remove(remove)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def serve(
     ] = None,
     max_megabytes: Annotated[float, typer.Option("--max-megabytes", min=0.001, help="Largest image, as sent.")] = 20,
     max_megapixels: Annotated[float, typer.Option("--max-megapixels", min=0.001, help="The same, decoded.")] = 50,
+    max_aspect: Annotated[
+        float, typer.Option("--max-aspect", min=1, help="Longer side over shorter one, at most.")
+    ] = 100,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Longest time for one request.")] = 30,
     rate: Annotated[float, typer.Option("--rate", help="Share of unseen images that may be called copies.")] = 0.01,
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Matches an image.")] = 10,
@@ -56,8 +60,13 @@ def serve(
         local,
         workers or cores(),
         queue,
+        max_aspect,
     )
-    run(Index.open(folder), settings)
+    if not run(Index.open(folder), settings):
+        # A thread that hangs in a library is not waited for.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)
 
 
 def _token(file: Path | None) -> str | None:

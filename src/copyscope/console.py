@@ -1,14 +1,78 @@
-"""What the command line shows: results on stdout, progress and notes on stderr."""
+"""What the command line shows: results on stdout, progress and notes on stderr.
+
+Names, captions and messages come from outside and may hold what drives a terminal. `shield` puts a stream that spells
+control characters out in the place of stdout and stderr, so that whatever writes there is covered; rich, whose colours
+are control characters, is the one that writes past it, and is given text that is spelled out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .machine import Progress
+
+_DRIVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, colour, hide or turn round what a terminal shows; line feed and tab are none."""
+
+
+class Shield:
+    """A text stream that writes control characters spelled out to another one, and is that one in all else."""
+
+    def __init__(self, stream: Any) -> None:
+        self.unshielded = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`; its length."""
+        self.unshielded.write(spelled(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unshielded, name)
+
+
+def shield() -> None:
+    """From now on nothing that this process prints drives the terminal, errors and logs included."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Windows consoles and pipes may not be UTF-8, and file names can hold anything.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
+        if stream is not None and not isinstance(stream, Shield):
+            setattr(sys, name, Shield(stream))
+
+
+def spelled(text: str) -> str:
+    """`text` with what drives a terminal spelled out; lines stay lines."""
+    return _DRIVES.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class _Spelled:
+    """Anything that rich shows, its text spelled out."""
+
+    def __init__(self, shown: Any) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.segment import Segment
+
+        for each in console.render(self._shown, options):
+            yield each if each.control else Segment(spelled(each.text), each.style)
+
+
+def _console(stream: Any, **options: Any) -> Any:
+    from rich.console import Console
+
+    return Console(file=getattr(stream, "unshielded", stream), **options)
 
 
 @contextlib.contextmanager
@@ -17,10 +81,10 @@ def progress_bar() -> Iterator[Progress]:
 
     What follows a comma in a label may change from one report to the next.
     """
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console, shielded = _console(sys.stderr), isinstance(sys.stderr, Shield)
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -30,8 +94,11 @@ def progress_bar() -> Iterator[Progress]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
         tasks: dict[tuple[str, int], Any] = {}
+        if shielded:
+            shield()  # rich has put streams of its own in place, so that what is printed stands above the bar
 
         def report(label: str, done: int, total: int) -> None:
+            label = escape(printable(label))
             key = (label.partition(",")[0], total)
             if key not in tasks:
                 tasks[key] = bars.add_task(label, total=total, rate="")
@@ -43,14 +110,11 @@ def progress_bar() -> Iterator[Progress]:
 
 def show(result: Any) -> None:
     """A result as it shows itself in a terminal."""
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(result)
+    _console(sys.stdout, soft_wrap=False).print(_Spelled(result))
 
 
 def show_table(table: Any, title: str) -> None:
     """An Arrow table; nothing where it has no rows."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -62,7 +126,7 @@ def show_table(table: Any, title: str) -> None:
             *(f"{cell:.3f}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row.values())
         )
     if table.num_rows:
-        Console().print(shown)
+        _console(sys.stdout).print(_Spelled(shown))
 
 
 def printable(text: str) -> str:
@@ -72,7 +136,8 @@ def printable(text: str) -> str:
 
 def show_json(value: Any) -> None:
     """One JSON value."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(_DRIVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def note_unreadable(n: int) -> None:

@@ -35,27 +35,30 @@ class Corpus:
     table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
     strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has read the
     image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`, `seed`, `class`, ...
-    origin: the path or URL as the user gave it. kind: the layout it was recognised as.
+    origin: the path or URL as the user gave it. kind: the layout it was recognised as. n_outside: images of what was
+    opened that lie outside the folder, listed in a table there or reached through a symbolic link.
     """
 
     table: pa.Table
     origin: str
     kind: str
+    n_outside: int = 0
 
     @staticmethod
-    def open(path_or_url: str | os.PathLike[str]) -> Corpus:
+    def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False) -> Corpus:
         """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
 
         Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
         Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. Raises InputError if
         there is nothing, or nothing of these. A single image that cannot be read is no such error but a row with one.
+        inside_only: images that lie outside the folder are such rows; else they are counted in `n_outside`.
         """
         from .layouts import recognise
 
         origin = os.fspath(path_or_url)
         storage, path = connect(origin)
-        kind, table = recognise(storage, path, origin)
-        return Corpus(table, origin, kind).settled()
+        kind, table, n_outside = recognise(storage, path, origin, inside_only)
+        return Corpus(table, origin, kind, n_outside).settled()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -139,6 +142,21 @@ class Corpus:
         found = zip(rows, read(), strict=True)
         # Whoever reads ahead has read when it returns.
         return list(found) if self._storage.by_many else found
+
+    def discreet(self, row: int, message: str) -> str:
+        """Why the image in a row cannot be read, without bytes of a file outside the folder, which may be any."""
+        if not self._storage.local or not self.table["image"][row].is_valid:
+            return message
+        path = _place(self.table["image"][row].as_py(), self.kind)[0]
+        if self._storage.inside(path, self._root):
+            return message
+        return message.partition(":")[0]
+
+    @functools.cached_property
+    def _root(self) -> str:
+        """The folder on a disk that the corpus is, or lies in."""
+        path = file_system(self.origin)[1]
+        return path if os.path.isdir(path) else os.path.dirname(path)
 
     def paths(self) -> list[str | None]:
         """The file that each image is, or lies in [n]; None where there is none."""

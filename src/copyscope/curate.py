@@ -63,7 +63,7 @@ def add_captions(
             made = make(row, list(own), _rng(seed, corpus.ids[row]))
             captions[row] = distinct([*own, *(text for text in made if text.strip())])
         except ImageError as error:
-            errors[row] = str(error)
+            errors[row] = corpus.discreet(row, str(error))
     return corpus.with_column("captions", captions).with_column("error", errors)
 
 

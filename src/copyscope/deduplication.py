@@ -14,7 +14,7 @@ from .copying.protocols import protocol as named_protocol
 from .copying.same_picture import compare_pixels
 from .corpus import Corpus
 from .curate import down_weight, kept_rows, remove
-from .files import write_file
+from .files import safe_cell, write_file
 from .machine import Progress
 
 HOW = ("keep-one", "down-weight", "remove")
@@ -72,6 +72,6 @@ def write_list(rows: list[dict[str, Any]], path: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)
 
     write_file(path, write)

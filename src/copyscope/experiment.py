@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import copyscope
 
 from . import arms, outcomes, recheck, recipes
 from .arms import read, run_arm
 from .errors import InputError
+from .files import read_parquet
 from .leaderboard import leaderboard
 from .machine import Progress
 from .plan import Arm, Plan, plan
@@ -121,7 +121,7 @@ def collect(planned: Plan) -> Experiment:
         first = f"No arm could be finished. {failed[0]['arm']}: {failed[0]['error']}" if failed else ""
         raise InputError(first or f"No arm in {planned.out} is finished.\nRun the experiment first")
     compared = list(_contrasts(planned, done))
-    sheets = [_of(arm, pq.read_table(arm.folder / "sheet.parquet")) for arm in done]
+    sheets = [_of(arm, read_parquet(arm.folder / "sheet.parquet")) for arm in done]
     audits = [read(arm.folder / "audit" / "summary.json") for arm in done]
     curves = pa.concat_tables([_of(arm, _curve(arm)) for arm in done])
     summary = {
@@ -220,7 +220,7 @@ def _curve(arm: Arm) -> pa.Table:
     names = ["step", "replication", "replication_low", "replication_high", "replication_n"]
     # Arms of version 0.1 have the run in their own folder.
     run = arm.run if arm.run.is_dir() else arm.folder / "run"
-    history = pq.read_table(run / "history.parquet", columns=names)
+    history = read_parquet(run / "history.parquet", names)
     return history.filter(history["replication"].is_valid()).rename_columns(CURVES)
 
 

@@ -96,7 +96,7 @@ def _copy(corpus: Corpus, writer: _Writer, progress: Progress | None) -> list[di
                 if isinstance(data, bytes) and not error:
                     writer.add(row, data)
                 else:
-                    skipped.append({"id": corpus.ids[row], "error": error})
+                    skipped.append({"id": corpus.ids[row], "error": corpus.discreet(row, error)})
             done += len(batch)
             if progress:
                 progress("write", done, len(corpus))

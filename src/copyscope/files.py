@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import CopyscopeError, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AGAIN = "Restore it from a copy, or run the command that made it again"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -37,10 +45,79 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.\n{AGAIN}") from None
+
+
 def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array as `.npy`, under the very name given."""
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def write_parquet(table: pa.Table, target: Any) -> None:
+    """Write a table to a path or an open file, with a checksum a page."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, target, write_page_checksum=True)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file of ours, its checksums compared where it has any.
+
+    Raises InputError, which names the file, where it is missing, damaged, or lacks one of the columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # By a handle: Arrow would take a folder of that name for a table in parts.
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=columns and list(columns), page_checksum_verification=True)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"Cannot read {path}: {why}.\n{AGAIN}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours. Raises InputError, which names the file, where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"Cannot read {path}: {error}.\n{AGAIN}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"Cannot read {path}: it holds no object.\n{AGAIN}")
+    return found
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Says of what is read of a file, or folder, of ours that it is damaged where it lacks what we put there."""
+    try:
+        yield
+    except (CopyscopeError, OSError):
+        raise
+    except Exception as error:  # a template's own, among others
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.\n{AGAIN}") from None
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def safe_cell(value: Any) -> Any:
+    """A value for CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it; `plain_cell`
+    takes that away again."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def plain_cell(text: str) -> str:
+    """The text that `safe_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def sweep(path: Path) -> None:

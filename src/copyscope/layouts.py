@@ -21,27 +21,33 @@ from .sidecars import (
     read_metadata,
     read_sidecars,
 )
-from .storage import Listing, Storage, join, reason
+from .storage import NOT_REGULAR, OUTSIDE, Listing, Storage, join, reason
 
 _TABLES = (".jsonl", ".csv", ".tsv")
 
 
-def recognise(storage: Storage, path: str, origin: str) -> tuple[str, pa.Table]:
-    """(kind, table) of what is at `path`; `origin` is what the user called it. Raises InputError if it is no corpus."""
-    if path.strip("/") == "" or storage.kind(path) == "directory":
-        return _folder(storage, path, origin)
+def recognise(storage: Storage, path: str, origin: str, inside_only: bool = False) -> tuple[str, pa.Table, int]:
+    """(kind, table, images that lie outside the folder) of what is at `path`; `origin` is what the user called it.
+
+    inside_only: images outside the folder are rows with an error. Raises InputError if it is no corpus.
+    """
+    kind = "directory" if path.strip("/") == "" else storage.kind(path)
+    if kind == "directory":
+        return _folder(storage, path, origin, inside_only)
+    if kind == "other":
+        raise InputError(f"Cannot open {origin!r}: {NOT_REGULAR}.\nName a folder of images, or a file that lists some")
     suffix = posixpath.splitext(path)[1].lower()
     name = posixpath.basename(path)
     if suffix == ".tar":
-        return "webdataset", _shards(storage, posixpath.dirname(path), [name], origin, "tar")
+        return "webdataset", _shards(storage, posixpath.dirname(path), [name], origin, "tar"), 0
     if suffix == ".parquet" and _holds_images(storage, path):
-        return "parquet", _shards(storage, posixpath.dirname(path), [name], origin, "parquet")
+        return "parquet", _shards(storage, posixpath.dirname(path), [name], origin, "parquet"), 0
     if suffix in (*_TABLES, ".parquet", ".json"):
-        return _listed(storage, path, suffix)
+        return _listed(storage, path, suffix, inside_only)
     if is_image_name(path):
         rows = Rows()
         rows.add(name, path)
-        return "folder", rows.table()
+        return "folder", rows.table(), 0
     hint = (
         f"Open it as 'zip://::{origin}', or unpack it" if suffix == ".zip" else "Name a folder of images, or one of: "
     )
@@ -50,8 +56,12 @@ def recognise(storage: Storage, path: str, origin: str) -> tuple[str, pa.Table]:
     raise InputError(f"Cannot open {origin!r}: a {suffix or 'nameless'} file is no corpus.\n{hint}")
 
 
-def _folder(storage: Storage, root: str, origin: str) -> tuple[str, pa.Table]:
+def _folder(storage: Storage, root: str, origin: str, inside_only: bool) -> tuple[str, pa.Table, int]:
     listing = storage.list_files(root)
+    if inside_only and listing.outside:
+        files = {path: size for path, size in listing.files.items() if path not in listing.outside}
+        refused = dict.fromkeys(filter(may_be_image, listing.outside), OUTSIDE)
+        listing = Listing(files, listing.unreadable | refused)
     images = [path for path in listing.files if may_be_image(path)]
     named = [path for path in images if is_image_name(path)]
     tars = [path for path in listing.files if path.lower().endswith(".tar")]
@@ -60,32 +70,41 @@ def _folder(storage: Storage, root: str, origin: str) -> tuple[str, pa.Table]:
     # A data set has a picture for its front page, an image folder the archive it came from: the larger part is meant.
     size = _bytes(listing, named)
     if tars and _bytes(listing, tars) > size:
-        return "webdataset", _shards(storage, root, tars, origin, "tar")
+        return "webdataset", _shards(storage, root, tars, origin, "tar"), 0
     if tables and _bytes(listing, tables) > size:
         calls = [functools.partial(_holds_images, storage, join(root, path), otherwise=True) for path in tables]
         held = list(itertools.compress(tables, storage.ahead((0, call) for call in calls)))
         if held:
-            return "parquet", _shards(storage, root, held, origin, "parquet")
-    about = read_sidecars(storage, root, listing, images)
+            return "parquet", _shards(storage, root, held, origin, "parquet"), 0
+    about = read_sidecars(storage, root, listing, images, inside_only)
     if not named and not about.captions and not _some_image(storage, root, images):
         raise _no_images(listing, origin)
-    return about.kind, _image_rows(root, listing, images, about).table()
+    return about.kind, _image_rows(root, listing, images, about).table(), _n_outside(listing, images, about)
 
 
-def _listed(storage: Storage, path: str, suffix: str) -> tuple[str, pa.Table]:
+def _listed(storage: Storage, path: str, suffix: str, inside_only: bool) -> tuple[str, pa.Table, int]:
     """The images that a table of metadata or a captions JSON lists, in the folder it lies in."""
     root, name = posixpath.split(path)
     captions = read_captions_json(storage, path) if suffix == ".json" else {}
     listing = storage.list_files(root)
-    about = About()
+    about = About(inside_only=inside_only)
     if suffix == ".json":
         match_captions(root, name, captions, [file for file in listing.files if may_be_image(file)], about)
     else:
         read_metadata(storage, root, name, listing, about)
     if not about.captions:
         raise InputError(f"Cannot open {path!r}: it lists no images.\nEach record names its image as `file_name`")
+    for name in about.captions:
+        if name in listing.unreadable or (inside_only and name in listing.outside):
+            about.absent[name] = listing.unreadable.get(name, OUTSIDE)
     images = [file for file in about.captions if file in listing.files]
-    return about.kind, _image_rows(root, Listing(listing.files, {}), images, about).table()
+    listing = Listing(listing.files, {}, listing.outside - about.absent.keys())
+    return about.kind, _image_rows(root, listing, images, about).table(), _n_outside(listing, images, about)
+
+
+def _n_outside(listing: Listing, images: list[str], about: About) -> int:
+    """Images that lie outside the folder: listed in a table, or reached through a symbolic link."""
+    return len(listing.outside.intersection(images, listing.outside) | about.outside)
 
 
 def _image_rows(root: str, listing: Listing, images: list[str], about: About) -> Rows:

@@ -194,7 +194,7 @@ def _write(folder: Path, corpus: Corpus, rows: Iterable[int], limit: int, size: 
                 picture = images.centre_crop(images.resize_short(picture, size, "bicubic"), size)
             content = images.encode(picture, "png")
         except ImageError as error:
-            missing[corpus.ids[row]] = str(error)
+            missing[corpus.ids[row]] = corpus.discreet(row, str(error))
             continue
         name = _file_name(corpus.ids[row], names)
         (folder / name).write_bytes(content)

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from . import arms, captions, outcomes
 from .corpus import Corpus
-from .errors import CopyscopeError
 from .machine import Progress
 from .plan import NOISE, Arm
 from .stats import Estimate, proportion
@@ -66,8 +65,8 @@ def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
     (arm.folder / "recheck-failed.json").unlink(missing_ok=True)
     try:
         found = _recheck(arm, arms.told(arm, progress))
-    except CopyscopeError as error:
-        arms.write(arm.folder / "recheck-failed.json", {"error": str(error)})
+    except Exception as error:  # as in `arms.run_arm`
+        arms.write(arm.folder / "recheck-failed.json", {"error": arms.failure(error)})
     else:
         arms.write(arm.folder / "recheck.json", found)
 

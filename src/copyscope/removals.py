@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .corpus import Corpus
 from .errors import ImageError, InputError
+from .files import plain_cell
 from .machine import Progress
 from .sidecars import records
 from .storage import connect
@@ -52,7 +53,8 @@ def read_list(path_or_url: str | os.PathLike[str]) -> list[str]:
     """
     origin = os.fspath(path_or_url)
     storage, path = connect(origin)
-    if posixpath.splitext(path)[1].lower() not in (".csv", ".tsv", ".jsonl", ".parquet"):
+    suffix = posixpath.splitext(path)[1].lower()
+    if suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
         try:
             lines = storage.read(path).decode("utf-8-sig", "replace").splitlines()
         except ImageError as error:
@@ -60,12 +62,13 @@ def read_list(path_or_url: str | os.PathLike[str]) -> list[str]:
                 f"Cannot read {origin}: {error}.\nGive a text file, one id, sha256 or URL a line"
             ) from None
         return [line.strip() for line in lines if line.strip()]
-    entries = []
+    entries: list[str] = []
     for where, record in records(storage, path):
         named = [str(value) for name, value in record.items() if name.lower() in COLUMNS and value is not None]
         if not named:
             raise InputError(f"{origin}, {where}: names no image.\nEach record has one of: {', '.join(COLUMNS)}")
-        entries += named
+        # Our own lists have an apostrophe before what a spreadsheet would run.
+        entries += map(plain_cell, named) if suffix in (".csv", ".tsv") else named
     return entries
 
 

@@ -11,10 +11,12 @@ import contextlib
 import dataclasses
 import hmac
 import ipaddress
+import logging
 import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -23,7 +25,7 @@ import numpy as np
 
 import copyscope
 
-from .check import Answer, answer
+from .check import Answer, OutOfTime, answer
 from .console import note
 from .copying.index import Index
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
@@ -39,9 +41,15 @@ try:
     from starlette.exceptions import HTTPException as AnyHTTPException
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .serve_connections import bound_logs, most_connections, protocol
 except ModuleNotFoundError as missing:
     raise MissingExtra("`copyscope serve`", missing.name or "fastapi", "serve") from None
 
+HEADER_SECONDS = 10.0
+"""A whole header must come within these, before anybody looks at its token, and within the time of a request."""
+BACKLOG = 128
+END_SECONDS = 1.0
 LINGER = 2.0
 """Seconds for which the rest of a refused body is taken in and thrown away: closing at once would lose the answer."""
 
@@ -50,9 +58,9 @@ LINGER = 2.0
 class Settings:
     """What the service allows, and what a request means that does not say otherwise.
 
-    token: what clients must send; None = nothing, on loopback only. max_bytes, max_pixels: of one image. seconds: for
-    one request, from the first byte of its body to its answer. k, rate, local: where a request names none. workers:
-    threads that look images up. queue: requests that may wait for one.
+    token: what clients must send; None = nothing, on loopback only. max_bytes, max_pixels, max_aspect (longer side over
+    shorter one): of one image. seconds: for one request, from the first byte of its body to its answer. k, rate, local:
+    where a request names none. workers: threads that look images up. queue: requests that may wait for one.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +74,7 @@ class Settings:
     local: bool = True
     workers: int = dataclasses.field(default_factory=cores)
     queue: int = 16
+    max_aspect: float = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +102,9 @@ SAYS = {
     401: "The token is missing or wrong",
     403: "Without a token, only this machine is answered",
     408: "The body came too slowly",
-    413: "The image is too large",
+    413: "The image is too large, in bytes, in pixels, or from end to end",
     415: "The content type is not that of an image",
-    422: "A parameter is not what it may be",
+    422: "A parameter is not what it may be, or the image cannot be looked up",
     503: "Too many requests are under way, or the index cannot be read",
     504: "The answer took too long",
 }
@@ -105,6 +114,7 @@ def app(index: Index, settings: Settings) -> FastAPI:
     """The service over an index: POST /check, GET /health, GET /metrics, GET /openapi.json."""
     meters = _Meters()
     desk = _Desk(settings, meters)
+    bound_logs()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -113,6 +123,7 @@ def app(index: Index, settings: Settings) -> FastAPI:
 
     # The pages of /docs load their scripts from a host on the internet: they are left out.
     api = FastAPI(title="Copyscope", version=copyscope.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    api.state.desk = desk
     api.add_middleware(_Meter, meters=meters)
     api.add_exception_handler(AnyHTTPException, _said)
     api.add_exception_handler(RequestValidationError, _invalid)
@@ -160,7 +171,12 @@ def app(index: Index, settings: Settings) -> FastAPI:
         ] = settings.rate,
     ) -> Answer:
         """Is the image in the body a copy of one in the index?"""
-        return await desk.serve(request, lambda body: answer(index, body, settings.max_pixels, k, local, rate))
+
+        def work(body: bytes, seconds: float) -> Answer:
+            limits = {"max_aspect": settings.max_aspect, "seconds": seconds}
+            return answer(index, body, settings.max_pixels, k, local, rate, **limits)
+
+        return await desk.serve(request, work)
 
     @api.get("/health", dependencies=[Depends(here)], responses=_problems(403, 503))
     def health() -> Health:
@@ -181,9 +197,10 @@ def app(index: Index, settings: Settings) -> FastAPI:
     return api
 
 
-def run(index: Index, settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are then finished.
+def run(index: Index, settings: Settings) -> bool:
+    """Serve until SIGINT or SIGTERM; requests under way are then finished, within `settings.seconds` and 5 more.
 
+    Returns whether all threads have ended: one that hangs in a library would hold up the end of the process.
     Raises InputError where another machine could reach the service without a token, or the address cannot be had.
     """
     if settings.token is None and not is_loopback(settings.host):
@@ -202,9 +219,11 @@ def run(index: Index, settings: Settings) -> None:
     with _listening(settings) as listener:
         host, port = listener.getsockname()[:2]
         note(f"Copyscope answers at http://{f'[{host}]' if ':' in host else host}:{port}, {len(index)} images.")
+        api = app(index, settings)
         config = uvicorn.Config(
-            app(index, settings),
-            http="h11",
+            api,
+            http=protocol(min(settings.seconds, HEADER_SECONDS), most_connections()),
+            backlog=BACKLOG,
             ws="none",
             log_level="warning",
             access_log=False,
@@ -218,6 +237,8 @@ def run(index: Index, settings: Settings) -> None:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+    desk: _Desk = api.state.desk
+    return desk.ended(END_SECONDS)
 
 
 def is_loopback(host: str) -> bool:
@@ -238,22 +259,27 @@ class _Desk:
         # Taken before the body is read, so that what bodies take of memory is bounded too.
         self._places = threading.BoundedSemaphore(settings.workers + settings.queue)
 
-    async def serve(self, request: Request, work: Callable[[bytes], Answer]) -> Answer:
-        """What `work` makes of the body, in a thread. Raises HTTPException where a limit is reached."""
+    async def serve(self, request: Request, work: Callable[[bytes, float], Answer]) -> Answer:
+        """What `work` makes of the body and the seconds left, in a thread. Raises HTTPException at a limit."""
         _refuse_type(request)
         if not self._places.acquire(blocking=False):
             raise HTTPException(503, "Too many requests are under way; try again.", headers={"Retry-After": "1"})
         self._meters.under_way.inc()
         job = None
+        end = time.monotonic() + self._settings.seconds
         try:
             async with asyncio.timeout(self._settings.seconds):
                 body = await self._body(request)
-                job = self._threads.submit(work, body)
-                # A thread cannot be stopped: one that is over its time keeps its place until it ends.
+                # The work looks at the clock, and ends soon after its time.
+                job = self._threads.submit(lambda: work(body, end - time.monotonic()))
                 job.add_done_callback(lambda _: self._leave())
                 found = await asyncio.wrap_future(job)
         except ImageError as error:
-            raise HTTPException(400, str(error)) from None
+            raise HTTPException(413 if str(error).startswith("too large") else 400, str(error)) from None
+        except MemoryError:
+            raise HTTPException(413, "The image is too large for the memory there is.") from None
+        except OutOfTime:
+            raise HTTPException(504, f"There was no answer within {self._settings.seconds:g} seconds.") from None
         except ClientDisconnect:
             raise HTTPException(400, "The body ended early.") from None
         except TimeoutError:
@@ -261,6 +287,11 @@ class _Desk:
             if job is None:
                 raise HTTPException(408, f"The body did not come within {limit}.") from None
             raise HTTPException(504, f"There was no answer within {limit}.") from None
+        except (CopyscopeError, HTTPException):
+            raise
+        except Exception as error:
+            logging.getLogger("uvicorn.error").exception("An image could not be looked up")
+            raise HTTPException(422, f"This image cannot be looked up: {type(error).__name__}.") from None
         finally:
             if job is None:
                 self._leave()
@@ -270,6 +301,13 @@ class _Desk:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether all threads end within so many seconds, once it is closed."""
+        end = time.monotonic() + seconds
+        for thread in list(self._threads._threads):
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads._threads)
 
     def _leave(self) -> None:
         self._places.release()

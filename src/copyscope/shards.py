@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from .errors import ImageError
 from .rows import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .sidecars import is_image_name
-from .storage import CUT_SHORT, Storage, join, reason
+from .storage import CUT_SHORT, OUTSIDE, Storage, join, reason
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ID_COLUMNS = ("id", "key", "__key__", "file_name")
@@ -193,7 +193,11 @@ class ParquetImages:
             return bytes(data)
         beside = cell.get("path") if isinstance(cell, dict) else None
         if beside:
-            return self._storage.read(join(posixpath.dirname(path), beside))
+            folder = posixpath.dirname(path)
+            # A table of images is no list of a person's: what it holds comes from elsewhere.
+            if not self._storage.inside(join(folder, beside), folder):
+                raise ImageError(OUTSIDE)
+            return self._storage.read(join(folder, beside))
         raise ImageError("no image bytes in this row")
 
 

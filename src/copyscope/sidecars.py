@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import InputError
 from .rows import captions_of, clean, distinct, extras_of, texts
-from .storage import Listing, Storage, join, reason
+from .storage import NOT_REGULAR, OUTSIDE, Listing, Storage, join, reason, within
 
 _IMAGES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm"
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
@@ -32,12 +32,16 @@ _FILE_COLUMNS = ("file_name", "file", "path", "image")
 
 @dataclasses.dataclass
 class About:
-    """What sidecars say: by path relative to the folder, captions and further columns, and files that are not there."""
+    """What sidecars say: by path relative to the folder, captions and further columns, and files that are not there.
+
+    outside: files that lie elsewhere. inside_only: those are not taken.
+    """
 
     captions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     extras: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     absent: dict[str, str] = dataclasses.field(default_factory=dict)
     outside: set[str] = dataclasses.field(default_factory=set)
+    inside_only: bool = False
     kind: str = "folder"
 
     def add(self, path: str, captions: list[str], extras: dict[str, Any]) -> None:
@@ -62,9 +66,9 @@ def may_be_image(path: str) -> bool:
     return posixpath.splitext(name)[1] not in _NOT_IMAGES and name not in _NOT_IMAGES
 
 
-def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[str]) -> About:
+def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[str], inside_only: bool) -> About:
     """Everything the sidecars in and beside the folder `root` say about its images."""
-    about = About()
+    about = About(inside_only=inside_only)
     for path in listing.files:
         if posixpath.basename(path) in _METADATA:
             read_metadata(storage, root, path, listing, about)
@@ -95,15 +99,32 @@ def read_metadata(storage: Storage, root: str, path: str, listing: Listing, abou
         name = join(posixpath.dirname(path), listed)
         if name not in listing.files and "\\" in listed:
             name = join(posixpath.dirname(path), listed.replace("\\", "/"))
-        if name.startswith(root.rstrip("/") + "/"):
-            name = name[len(root.rstrip("/")) + 1 :]
-        if name not in listing.files:
-            if name.startswith(("../", "/")) and storage.kind(join(root, name)) == "file":
+        whole = join(root, name)
+        if within(whole, root) and whole != root:
+            name = whole[len(root.rstrip("/")) + 1 :] if root else whole
+        if name.startswith(("../", "/")):
+            why = _refused_outside(storage, whole, about.inside_only)
+            if why is None:
                 about.outside.add(name)
             else:
-                about.absent[name] = f"listed in {posixpath.basename(path)}, but not there"
+                about.absent[name] = why or f"listed in {posixpath.basename(path)}, but not there"
+        elif name not in listing.files and name not in listing.unreadable:
+            about.absent[name] = f"listed in {posixpath.basename(path)}, but not there"
         about.add(name, captions_of(record), extras_of(record, without=[column]))
     about.seen("imagefolder")
+
+
+def _refused_outside(storage: Storage, path: str, inside_only: bool) -> str | None:
+    """Why a file outside the folder that lists it is not taken: "" where it is not there, None where it is taken."""
+    if not storage.local:
+        return f"{OUTSIDE}, and only a folder on a disk may list such files"
+    if inside_only:
+        return OUTSIDE
+    try:
+        kind = storage.kind(path)
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return {"file": None, "": ""}.get(kind, NOT_REGULAR)
 
 
 def records(storage: Storage, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -218,6 +239,8 @@ def _read_parent(storage: Storage, root: str, images: list[str], about: About) -
         return
     for name in storage.names(parent):
         if not (name.endswith(".json") and "caption" in name.lower()):
+            continue
+        if storage.kind(join(parent, name)) != "file":
             continue
         listed = _captions_json(storage, join(parent, name), required=False) or {}
         ours = {key: value for key, value in listed.items() if own_name in _parts(key)[:-1]}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import os
 import posixpath
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +38,14 @@ AHEAD_BYTES = 128 << 20
 BLOCK_BYTES = 64 << 10
 """What is read of an opened file that is not local beyond what is asked (64 KiB), unless `open` says otherwise."""
 
+NOT_REGULAR = "not a regular file"
+"""What is said of a pipe, a socket or a device: opening one may wait for ever, or do something."""
+
+OUTSIDE = "lies outside the folder"
+
+MAX_DEPTH, MAX_FOLDERS = 100, 1_000_000
+"""A folder deeper than this below the one that was named is not looked into, nor are more folders than this."""
+
 _RAW = "%bytes:"
 
 T = TypeVar("T")
@@ -45,11 +55,13 @@ T = TypeVar("T")
 class Listing:
     """All files below a folder: `files` maps the path relative to it to the size in bytes (None if unknown).
 
-    `unreadable` maps what could not be looked into (a folder without permission) to the reason.
+    `unreadable` maps what is not looked into (a folder without permission, a pipe, a device) to the reason. `outside`:
+    those of the files that lie elsewhere, and are only reached through a symbolic link.
     """
 
     files: dict[str, int | None]
     unreadable: dict[str, str]
+    outside: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +82,17 @@ class Storage:
         return read() if self.local else PATIENCE(read)
 
     def kind(self, path: str) -> str:
-        """What is at `path`: "file", "directory", "other", or "" if nothing is."""
+        """What is at `path`: "file", "directory", "other" (a pipe, a socket, a device), or "" if nothing is."""
         try:
             return str(self.steadily(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
             return ""
+
+    def inside(self, path: str, folder: str) -> bool:
+        """Whether a path is in a folder, and on a disk does not lead out of it by a link."""
+        if self.local:
+            return within(os.path.realpath(path), os.path.realpath(folder))
+        return within(path, folder)
 
     def names(self, folder: str) -> list[str]:
         """Names of what is directly in `folder`; none where it cannot be listed."""
@@ -88,7 +106,7 @@ class Storage:
         """`path` opened for reading bytes, seekable. Where it is not local, `block` bytes more than asked are read, for
         whoever goes on reading (None = BLOCK_BYTES)."""
         if self.local:
-            return open(path, "rb")
+            return _open_regular(path)
         # The default of s3fs is 50 MiB, which are then read for a header of 512 bytes.
         asked = {"block_size": block or BLOCK_BYTES, "cache_type": "readahead"}
         return _Steady(self, self.steadily(lambda: self.fs.open(path, "rb", **asked)))
@@ -103,9 +121,6 @@ class Storage:
     def span(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """As `read`, but fewer bytes than `size` where the file ends before."""
         try:
-            # Opening a pipe would wait for a writer for ever.
-            if self.local and os.path.exists(path) and not os.path.isfile(path):
-                raise ImageError("not a regular file")
             if size is not None and size > MAX_BYTES:
                 raise ImageError(TOO_LARGE)
             with self.open(path, 1) as file:  # nothing beyond: one request for these bytes
@@ -170,12 +185,25 @@ class Storage:
             raise _cannot_read(path, error) from None
 
     def list_files(self, root: str) -> Listing:
-        """All files below the folder `root` but hidden ones. Symbolic links are followed, though not round in loops."""
-        files: dict[str, int | None] = {}
-        unreadable: dict[str, str] = {}
-        pending: list[tuple[str, str, tuple[str, ...]]] = [(root, "", (os.path.realpath(root),))]
+        """All files below the folder `root` but hidden ones.
+
+        Symbolic links to folders are followed, each folder once, and not back into a folder that the link lies in.
+        """
+        found = Listing({}, {})
+        outside: set[str] = set()
+        top = os.path.realpath(root) if self.local else root
+        followed: set[str] = set()
+        n_folders = 0
+        pending: list[tuple[str, str, tuple[str, ...], bool]] = [(root, "", (top,), False)]
         while pending:
-            folder, prefix, trail = pending.pop()
+            folder, prefix, trail, away = pending.pop()
+            n_folders += 1
+            if n_folders > MAX_FOLDERS:
+                found.unreadable[prefix] = f"not looked into: more than {MAX_FOLDERS:,} folders"
+                break
+            if len(trail) > MAX_DEPTH:
+                found.unreadable[prefix] = f"not looked into: more than {MAX_DEPTH} folders deep"
+                continue
             try:
                 entries = self._entries(folder)
             except Exception as error:
@@ -183,7 +211,7 @@ class Storage:
                     raise InputError(
                         f"Cannot list {root}: {reason(error)}.\nCheck the path and its permissions"
                     ) from None
-                unreadable[prefix] = reason(error)
+                found.unreadable[prefix] = reason(error)
                 continue
             for entry in entries:
                 path = str(entry["name"]).rstrip("/")
@@ -191,15 +219,24 @@ class Storage:
                 # Object stores list a folder as a member of itself.
                 if not name or name.startswith(".") or name == "__MACOSX" or path == folder.rstrip("/"):
                     continue
+                link = bool(self.local and entry.get("islink"))
+                target = os.path.realpath(path) if link else join(trail[-1], name)
+                left = away or (link and not within(target, top))
                 kind = self._followed(entry, path)
                 if kind == "directory":
-                    target = os.path.realpath(path) if self.local else path
-                    if entry.get("islink") and any(f"{real}/".startswith(f"{target}/") for real in trail):
-                        continue  # it leads back to a folder we are in
-                    pending.append((path, f"{prefix}{name}/", (*trail, target)))
+                    if link and (target in followed or any(within(real, target) for real in trail)):
+                        continue
+                    if link:
+                        followed.add(target)
+                    pending.append((path, f"{prefix}{name}/", (*trail, target), left))
                 elif kind == "file":
-                    files[prefix + name] = entry.get("size")
-        return Listing(dict(sorted(files.items())), dict(sorted(unreadable.items())))
+                    found.files[prefix + name] = entry.get("size")
+                    if left:
+                        outside.add(prefix + name)
+                else:
+                    found.unreadable[prefix + name] = NOT_REGULAR
+        files, unreadable = dict(sorted(found.files.items())), dict(sorted(found.unreadable.items()))
+        return Listing(files, unreadable, frozenset(outside))
 
     def _entries(self, folder: str) -> list[dict[str, Any]]:
         return list(self.steadily(lambda: self.fs.ls(folder, detail=True)))
@@ -211,6 +248,27 @@ class Storage:
             return "directory"
         # A dangling link is a file that cannot be read, and so a row that says so.
         return "file" if os.path.isfile(path) or not os.path.exists(path) else "other"
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether a path, both without links in them, is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _open_regular(path: str) -> Any:
+    """A local file opened for reading bytes. Raises OSError where it is a pipe, a socket or a device."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    # What is put in its place now is not waited for either.
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    return file
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Steady(io.RawIOBase):

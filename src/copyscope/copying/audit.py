@@ -279,6 +279,7 @@ def audit(
             seed,
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
+        "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
     }
     summary["seconds"] = round(time.time() - began, 2)
     return Audit(summary, tables)

@@ -61,6 +61,11 @@ def calibrate(
         alike = look_alikes(images, train, **options) & ~blank
         removed, n_blank = int(alike.sum()), int(blank.sum())
         some = ~(alike | blank)
+        if not some.any():
+            raise InputError(
+                f"None of the {len(held)} held-out images in {held.origin} can calibrate: {removed} show what a "
+                f"training image shows, {n_blank} are blank.\nName real images that the model was not trained on"
+            )
         looks, corpus = looks.take(some), filled.take(rows[some].tolist())
         hashes = embed(corpus, parts.load("descriptors", "pdq"), **options).vectors
         written |= files.write_array(folder, f"{name}.looks.pdq", hashes)

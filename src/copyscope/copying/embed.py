@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from copyscope import images
@@ -23,12 +21,12 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
-from copyscope.files import save_array, told, write_file
+from copyscope.files import file_sha256, read_json, read_parquet, save_array, told, whole, write_file, write_parquet
 from copyscope.machine import Progress, cores
 
 from .descriptors import Descriptor, Image
 from .protocols import protocol
-from .store import KEY, ContentStore
+from .store import KEY, ContentStore, Rotten
 
 if TYPE_CHECKING:
     from .cells import Cells
@@ -109,7 +107,7 @@ class Embeddings:
         """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`."""
         folder = Path(folder)
         write_file(folder / "vectors.npy", lambda path: save_array(path, self.vectors))
-        write_file(folder / "embeddings.parquet", lambda path: pq.write_table(self.corpus.table, path))
+        write_file(folder / "embeddings.parquet", lambda path: write_parquet(self.corpus.table, path))
         summary = {
             "schema": "copyscope.embeddings/1",
             "descriptor": self.descriptor,
@@ -119,6 +117,7 @@ class Embeddings:
             "n": len(self.rows),
             "n_missing": self.n_missing,
             "dim": int(self.vectors.shape[1]),
+            "sha256": file_sha256(folder / "vectors.npy"),
         }
         write_file(folder / "embeddings.json", lambda path: path.write_text(json.dumps(summary, indent=1) + "\n"))
 
@@ -135,11 +134,17 @@ class Embeddings:
         folder = Path(folder)
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
-        summary = json.loads((folder / "embeddings.json").read_text())
-        corpus = Corpus(pq.read_table(folder / "embeddings.parquet"), summary["corpus"], summary["kind"]).settled()
-        rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
-        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        return cls(corpus, rows, vectors, summary["descriptor"], summary["fingerprint"])
+        summary, table = read_json(folder / "embeddings.json"), read_parquet(folder / "embeddings.parquet")
+        with whole(folder):
+            corpus = Corpus(table, str(summary["corpus"]), str(summary["kind"])).settled()
+            rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
+            # Those of version 0.1 have no checksum.
+            if summary.get("sha256", digest := file_sha256(folder / "vectors.npy")) != digest:
+                raise ValueError("vectors.npy is not what its checksum says")
+            vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+            if vectors.shape != (len(rows), summary["dim"]):
+                raise ValueError(f"vectors.npy has the shape {vectors.shape} instead of {(len(rows), summary['dim'])}")
+            return cls(corpus, rows, vectors, summary["descriptor"], summary["fingerprint"])
 
 
 def embed(
@@ -190,32 +195,52 @@ def compute(
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
     ledger = Ledger(corpus)
-    known = ledger.places(store, chosen) >= 0
-    unread = chosen[~known & ~ledger.failed(chosen)]
-    if len(unread):
-        if engine is None:
-            for start in range(0, len(unread), LOT):
-                onward = functools.partial(_onward, progress, start, len(unread)) if progress else None
-                fill(corpus, unread[start : start + LOT], work, store, ledger, workers or cores(), onward)
-                # What the store has need not be remembered.
-                store.refresh()
-        else:
-            from .pieces import fill_by  # which is made of what is here
-
-            fill_by(open_engine(engine), corpus, unread, work, store, ledger, progress)
-        with told(store.folder):
-            store.compact()
-    good = chosen[~ledger.failed(chosen)]
+    missing = chosen[(ledger.places(store, chosen) < 0) & ~ledger.failed(chosen)]
     while True:
+        if len(missing):
+            _make(corpus, missing, work, store, ledger, workers, engine, progress)
+        good = chosen[~ledger.failed(chosen)]
         store.refresh()
         found = ledger.places(store, good)
         if (found < 0).any():
             raise CopyscopeError(f"The cache {store.folder} was cleared while it was in use.\nRun the command again")
-        with contextlib.suppress(FileNotFoundError):  # another process compacted the store just now: look again
+        missing = good[:0]
+        try:
             values = store.values(found)
             break
+        except FileNotFoundError:  # another process compacted the store just now: look again
+            continue
+        except Rotten as rotten:
+            with told(store.folder):
+                store.mend(rotten.rows)
+            missing = good[ledger.places(store, good) < 0]
     ledger.widths[good], ledger.heights[good] = store.sizes(found)
     return ledger.filled(), good, values
+
+
+def _make(
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    work: Work,
+    store: ContentStore,
+    ledger: Ledger,
+    workers: int | None,
+    engine: Engine | str | None,
+    progress: Progress | None,
+) -> None:
+    """Read `rows` and put into the store what it lacks."""
+    if engine is None:
+        for start in range(0, len(rows), LOT):
+            onward = functools.partial(_onward, progress, start, len(rows)) if progress else None
+            fill(corpus, rows[start : start + LOT], work, store, ledger, workers or cores(), onward)
+            # What the store has need not be remembered.
+            store.refresh()
+    else:
+        from .pieces import fill_by  # which is made of what is here
+
+        fill_by(open_engine(engine), corpus, rows, work, store, ledger, progress)
+    with told(store.folder):
+        store.compact()
 
 
 def _onward(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:
@@ -318,7 +343,7 @@ def fill(
             if progress:
                 progress(work.name, seen - len(scheduled) + finished, total)
             if isinstance(content, ImageError):
-                ledger.errors[row] = str(content)
+                ledger.errors[row] = corpus.discreet(row, str(content))
                 continue
             digest = hashlib.sha256(content).digest()
             ledger.digests[row], ledger.any_new = digest, True
@@ -349,7 +374,7 @@ def fill(
         for row in rows:
             message = wrong.get(bytes(ledger.digests[row]).ljust(32, b"\0"))
             if message is not None:
-                ledger.errors[int(row)] = message
+                ledger.errors[int(row)] = corpus.discreet(int(row), message)
 
 
 def _commit(store: Store, pending: list[_Done]) -> None:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
-from copyscope.files import unwritable, write_file
+from copyscope.files import unwritable, write_file, write_parquet
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
 """Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope
@@ -70,7 +70,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if claimed != digest_of(manifest):
         raise damaged(folder, MANIFEST, "is not what its own checksum says")
+    if wrong := _misshapen(manifest):
+        raise damaged(folder, MANIFEST, f"says nothing usable of {wrong}")
     return manifest
+
+
+_NAME = re.compile(r"[0-9a-f]{16}")
+_TYPES: dict[str, Any] = {"crops": bool, "dim": int, "n_missing": int, "n_removed": int, "duplicates": (int, float)}
+_TYPES |= dict.fromkeys(("copyscope", "created", "protocol", "descriptor", "fingerprint", "verify", "rotation"), str)
+_TYPES |= {"segments": list, "files": dict, "calibration": dict, "removed": (str, type(None))}
+
+
+def _misshapen(manifest: dict[str, Any]) -> str:
+    """The first key of a manifest whose value cannot be one of ours: whoever makes one can make its digest too."""
+    for key, kind in _TYPES.items():
+        if not isinstance(manifest.get(key), kind):
+            return key
+    if not all(
+        isinstance(each, dict) and _is_name(each.get("name")) and type(each.get("n")) is int and each["n"] >= 0
+        for each in manifest["segments"]
+    ):
+        return "segments"
+    if not all(
+        OURS.fullmatch(name) and isinstance(each, dict) and type(each.get("bytes")) is int and "sha256" in each
+        for name, each in manifest["files"].items()
+    ):
+        return "files"
+    kept = manifest["calibration"]
+    if not (_is_name(kept.get("looks")) and _is_name(kept.get("scores")) and {"method", "n", "rule"} <= kept.keys()):
+        return "calibration"
+    removed = manifest["removed"]
+    if not _is_name(manifest["rotation"]) or (removed and not _is_name(removed.removesuffix(".removed"))):
+        return "rotation" if not _is_name(manifest["rotation"]) else "removed"
+    return ""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -175,7 +211,7 @@ def _growing(folder: Path, name: str, entries: dict[str, Any]) -> Iterator[_Summ
 
 def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
     """Write `NAME.parquet`; its entry in the manifest."""
-    return write_with(folder, f"{name}.parquet", lambda file: pq.write_table(table, file))
+    return write_with(folder, f"{name}.parquet", lambda file: write_parquet(table, file))
 
 
 def write_with(folder: Path, file: str, write: Callable[[Any], object]) -> dict[str, Any]:
@@ -245,7 +281,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
     """`NAME.parquet`. Raises FileNotFoundError, or Damaged where it is no such file."""
     held = hold(folder, name)
     with told(folder, f"{name}.parquet"):
-        return pq.read_table(held)
+        return pq.read_table(held, page_checksum_verification=True)
 
 
 @contextlib.contextmanager
@@ -281,6 +317,8 @@ def steadily(folder: Path, use: Callable[[dict[str, Any]], T]) -> T:
         before = digest_of(manifest)
         try:
             return use(manifest)
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise damaged(folder, MANIFEST, f"does not go with its files: {type(error).__name__}: {error}") from None
         except FileNotFoundError as error:
             if digest_of(read_manifest(folder)) == before:
                 raise damaged(folder, Path(str(error.filename)).name, "is missing") from None

@@ -121,6 +121,7 @@ def lint(
             "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
+            "n_outside": corpus.n_outside,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
             "captions": _captions(described, profile, counted),

@@ -49,7 +49,7 @@ class Lookup:
 
 def lookup(
     index: Index,
-    pictures: Sequence[str | Path],
+    pictures: Sequence[str | Path | Corpus],
     k: int = 10,
     *,
     local: bool = True,
@@ -59,11 +59,11 @@ def lookup(
 ) -> Lookup:
     """The k training images that each picture is most like, with small pictures of the first of both.
 
-    pictures: what `Corpus.open` takes, each. The rest as in `Index.match`. Raises InputError where two of the pictures
-    have one id.
+    pictures: corpora, or what `Corpus.open` takes. The rest as in `Index.match`. Raises InputError where two of the
+    pictures have one id.
     """
     began = time.time()
-    asked = [Corpus.open(path) for path in dict.fromkeys(pictures)]
+    asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]

@@ -1,9 +1,10 @@
-"""A finished result as a folder: `report.html`, one Parquet file a table and, written last, `summary.json`."""
+"""A finished result as a folder: `report.html`, one Parquet file a table, `SHA256SUMS` and, last, `summary.json`."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,14 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 import copyscope
 from copyscope.errors import InputError
-from copyscope.files import unwritable, write_file
+from copyscope.files import AGAIN, read_parquet, safe_cell, unwritable, write_file, write_parquet
 
 from .embed import Embeddings
 
+SUMS = "SHA256SUMS"
+"""Checksums of the tables and the summary, as `sha256sum --check` reads them; results of version 0.1 have none."""
 PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 
 
@@ -39,7 +41,8 @@ def save_result(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", SUMS):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from None
     for name, table in tables.items():
@@ -48,6 +51,10 @@ def save_result(
         _write_list(folder / f"{name}.csv", table)
     write_file(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    sums = {f"{name}.parquet": hashlib.sha256((folder / f"{name}.parquet").read_bytes()) for name in tables}
+    sums["summary.json"] = hashlib.sha256(text.encode())
+    lines = "".join(f"{each.hexdigest()}  {name}\n" for name, each in sums.items())
+    write_file(folder / SUMS, lambda path: path.write_text(lines, encoding="utf-8"))
     write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     return folder
 
@@ -65,7 +72,7 @@ def check_folder(folder: Path) -> None:
 
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
     """`NAME.parquet` in `folder`, which is made if it is not there. Raises InputError when it cannot be written."""
-    write_file(folder / f"{name}.parquet", lambda path: pq.write_table(table, path))
+    write_file(folder / f"{name}.parquet", lambda path: write_parquet(table, path))
 
 
 def _write_list(file: Path, table: pa.Table) -> None:
@@ -79,7 +86,9 @@ def _write_list(file: Path, table: pa.Table) -> None:
             writer = csv.writer(stream)
             writer.writerow(table.column_names)
             for row in table.to_pylist():
-                writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in row.values()])
+                writer.writerow(
+                    [f"{value:.4f}" if isinstance(value, float) else safe_cell(value) for value in row.values()]
+                )
 
     write_file(file, write)
 
@@ -112,7 +121,11 @@ def load_result(folder: str | Path, schema: str) -> tuple[dict[str, Any], dict[s
             f"{folder} holds {summary.get('schema')!r}, and this Copyscope reads {schema!r} there.\n"
             "Run the command that made it again"
         )
-    return summary, {path.stem: pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet"))}
+    sums = _sums(Path(folder))
+    names = {path.name for path in Path(folder).glob("*.parquet")} | {name for name in sums if name != "summary.json"}
+    for name in names & sums.keys():
+        _compare(Path(folder) / name, sums[name])
+    return summary, {name.removesuffix(".parquet"): read_parquet(Path(folder) / name) for name in sorted(names)}
 
 
 def _summary(folder: str | Path) -> dict[str, Any]:
@@ -124,4 +137,27 @@ def _summary(folder: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(summary, dict):
         raise InputError(f"{folder}/summary.json is not a result of Copyscope.\nRun the command that made it again")
+    if digest := _sums(Path(folder)).get("summary.json"):
+        _compare(Path(folder) / "summary.json", digest)
     return summary
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The sha256 of each file by its name; none where there are no checksums."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found = [line.partition("  ") for line in lines]
+    return {name: digest for digest, _, name in found if name and name == Path(name).name}
+
+
+def _compare(path: Path, digest: str) -> None:
+    """Raises InputError where a file is not what its checksum says."""
+    try:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        why = "it is not what its checksum says"
+    except OSError as error:
+        same, why = False, str(error.strerror)
+    if not same:
+        raise InputError(f"Cannot read {path}: {why}.\n{AGAIN}")

@@ -89,7 +89,7 @@ class RowTable:
             opened = []
             for at, held in enumerate(self._held):
                 with files.told(self._folder, f"{self._names[at]}.parquet"):
-                    file = pq.ParquetFile(held)
+                    file = pq.ParquetFile(held, page_checksum_verification=True)
                 about = file.metadata
                 sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
                 opened.append((file, np.cumsum(sizes, dtype=np.int64)))
@@ -132,7 +132,7 @@ def write(folder: Path, name: str, pieces: Iterable[pa.Table]) -> dict[str, Any]
     """Write pieces one after the other as `NAME.rows.parquet`; its entry in the manifest."""
 
     def fill(file: Any) -> None:
-        with pq.ParquetWriter(file, SCHEMA) as writer:
+        with pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
             for piece in _gathered(pieces):
                 writer.write_table(piece, row_group_size=GROUP_ROWS)
 

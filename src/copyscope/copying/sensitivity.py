@@ -25,7 +25,7 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
-from copyscope.files import told, write_file
+from copyscope.files import read_parquet, told, write_file, write_parquet
 from copyscope.images import Image
 from copyscope.machine import Progress, cores
 
@@ -124,7 +124,7 @@ def planted_copies(
     facts = (VERSION, SHARE, LEAST, seed, n_groups, *looks, corpus.ids, _content(train))
     root = cache_folder(cache)
     file = root / "planted" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.parquet"
-    if not file.is_file():
+    if not _is_whole(file):
         with tempfile.TemporaryDirectory(prefix="copyscope-planted-") as folder:
             planted = Path(folder) / "planted.parquet"
             n = 0
@@ -148,12 +148,23 @@ def planted_copies(
             more |= {"register": register, "edges": edges, "parts": parts}
             found = match(described, train, verify, thumbnails=thumbnails, **more)
         with told(root):
-            write_file(file, lambda path: pq.write_table(_table(found), path))
-    table = pq.read_table(file)
+            write_file(file, lambda path: write_parquet(_table(found), path))
+    table = read_parquet(file)
     return {kind: _of_kind(table, kind) for kind in KINDS if kind in table["kind"].to_pylist()}
 
 
 PLANTED = pa.schema({"id": pa.string(), "kind": pa.string(), "source": pa.string(), "image": pa.binary()})
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the table is there and can be read; a damaged one is made again."""
+    if not file.is_file():
+        return False
+    try:
+        read_parquet(file)
+    except InputError:
+        return False
+    return True
 
 
 def _content(train: Embeddings) -> str:

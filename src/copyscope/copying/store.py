@@ -1,8 +1,9 @@
 """What was computed of an image, kept by the image's content: the cache below `embed`, `verify` and the measures.
 
-A store is a folder of shards, each two files: `NAME.values.npy` [n dim] and `NAME.keys.npy` (sha256, width, height).
-Both are written under a temporary name and renamed, the keys last: a shard whose keys are there is complete, and a
-process killed at any moment leaves nothing that a reader could take for data.
+A store is a folder of shards, each two files: `NAME.values.npy` [n dim] and `NAME.keys.npy` (sha256, width, height,
+CRC-32 of these and of the values). Both are written under a temporary name and renamed, the keys last: a shard whose
+keys are there is complete, and a process killed at any moment leaves nothing that a reader could take for data. Every
+row is checked when it is read; those of shards from before there were checksums are taken as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,19 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope.machine import let_go
 
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
+SUMMED = np.dtype([*KEY.descr, ("crc", "<u4")])
+"""Keys as they are on disk; those of version 0.1 are KEY."""
 COMPACT_ABOVE = 32
 COPY_ROWS = 8192
 IN_MEMORY = 32 * 2**20
+
+
+class Rotten(Exception):
+    """Rows of a store are not what was written: `rows` [n]."""
+
+    def __init__(self, rows: NDArray[np.intp]) -> None:
+        super().__init__(f"{len(rows)} rows are not what was written")
+        self.rows = rows
 
 
 class ContentStore:
@@ -50,7 +62,7 @@ class ContentStore:
         if names == self._listed:
             return
         self._listed, self._names, self._starts = names, [], [0]
-        keys = []
+        keys: list[NDArray[Any]] = []
         for name in names:
             found = self._whole(name)
             if found is None:
@@ -58,7 +70,11 @@ class ContentStore:
             self._names.append(name)
             self._starts.append(self._starts[-1] + len(found))
             keys.append(found)
-        self._keys = np.concatenate(keys) if len(keys) > 1 else keys[0] if keys else np.zeros(0, KEY)
+        self._summed = [each.dtype == SUMMED for each in keys]
+        self._keys = keys[0] if len(keys) == 1 else np.zeros(self._starts[-1], SUMMED)
+        for start, each in zip(self._starts, keys, strict=False) if len(keys) > 1 else ():
+            for field in each.dtype.names or ():
+                self._keys[field][start : start + len(each)] = each[field]
         heads = _heads(self._keys["sha256"])
         self._order = np.argsort(heads, kind="stable")
         self._heads = heads[self._order]
@@ -70,7 +86,8 @@ class ContentStore:
             values = np.load(self._values(name), mmap_mode="r")
         except (FileNotFoundError, EOFError, ValueError):
             return None
-        return keys.view(np.ndarray) if keys.dtype == KEY and values.shape == (len(keys), self.dim) else None
+        whole = keys.dtype in (SUMMED, KEY) and (values.shape, values.dtype) == ((len(keys), self.dim), self.dtype)
+        return keys.view(np.ndarray) if whole else None
 
     def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]:
         """Row of each digest [n], -1 where the store does not have it."""
@@ -98,7 +115,8 @@ class ContentStore:
         """The values of `rows` [n dim]. Beyond IN_MEMORY bytes they are mapped, from their shard where they lie in one
         in this order, so that a corpus may outgrow the machine; such an array is not to be written to.
 
-        Raises FileNotFoundError where another process compacted a shard away since `refresh`; look again then.
+        Raises FileNotFoundError where another process compacted a shard away since `refresh`; look again then. Raises
+        Rotten where the disk gives back other bytes than it was given; `mend` then.
         """
         if len(rows) * self.dim * self.dtype.itemsize <= IN_MEMORY:
             return self.take(rows, np.empty((len(rows), self.dim), self.dtype))
@@ -106,6 +124,12 @@ class ContentStore:
         first = int(rows[0]) - self._starts[shard]
         if rows[-1] < self._starts[shard + 1] and (np.diff(rows) == 1).all():
             held: NDArray[Any] = np.load(self._values(self._names[shard]), mmap_mode="r")
+            rotten = [
+                piece[self._wrong(shard, piece, held[piece[0] - self._starts[shard] :][: len(piece)])]
+                for piece in np.split(rows, range(COPY_ROWS, len(rows), COPY_ROWS))
+            ]
+            let_go(held)
+            _raise_rotten(rotten)
             return held[first : first + len(rows)]
         with tempfile.TemporaryFile() as file:
             return self.take(rows, np.memmap(file, self.dtype, "w+", shape=(len(rows), self.dim)))
@@ -113,15 +137,39 @@ class ContentStore:
     def take(self, rows: NDArray[np.intp], out: NDArray[Any]) -> NDArray[Any]:
         """Fill `out` [n dim] with the values of `rows` [n], a shard after the other. Raises as `values` does."""
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shards):
+        rotten: list[NDArray[np.intp]] = []
+        for shard in np.unique(shards).tolist():
             where = np.flatnonzero(shards == shard)
             values = np.load(self._values(self._names[shard]), mmap_mode="r")
             for start in range(0, len(where), COPY_ROWS):
                 piece = where[start : start + COPY_ROWS]
-                out[piece] = values[rows[piece] - self._starts[shard]]
+                found = values[rows[piece] - self._starts[shard]]
+                rotten.append(rows[piece][self._wrong(shard, rows[piece], found)])
+                out[piece] = found
             let_go(values)
             let_go(out)
+        _raise_rotten(rotten)
         return out
+
+    def mend(self, rows: NDArray[np.intp]) -> None:
+        """Take out of the shards that hold `rows` whatever is not what was written; it is then to be made again."""
+        for shard in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist():
+            name, there = self._names[shard], np.arange(self._starts[shard], self._starts[shard + 1])
+            values = np.load(self._values(name), mmap_mode="r")
+            pieces = np.split(there, range(COPY_ROWS, len(there), COPY_ROWS))
+            wrong = [self._wrong(shard, piece, values[piece - self._starts[shard]]) for piece in pieces]
+            good = there[~np.concatenate(wrong)]
+            if len(good):
+                self.write(self._keys[good], self._pieces(good))
+            self._remove(name)
+        self.refresh()
+
+    def _wrong(self, shard: int, rows: NDArray[np.intp], values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of the `rows` [n] of a shard and their `values` [n dim] are not what was written."""
+        if not self._summed[shard]:
+            return np.zeros(len(rows), bool)
+        keys = self._keys[rows]
+        return np.asarray(_sums(keys, values) != keys["crc"])
 
     def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
         """Commit one shard: keys [n] of dtype KEY, values [n dim]. Seen by `find` after `refresh`."""
@@ -138,10 +186,17 @@ class ContentStore:
             self.write(self._keys[rows], self._pieces(rows))
         except FileNotFoundError:  # another process compacts the same shards
             return
+        except Rotten as found:
+            self.mend(found.rows)
+            return
         for name in old:
-            (self.folder / f"{name}.keys.npy").unlink(missing_ok=True)
-            self._values(name).unlink(missing_ok=True)
+            self._remove(name)
         self.refresh()
+
+    def _remove(self, name: str) -> None:
+        """Takes a shard away, its keys first."""
+        (self.folder / f"{name}.keys.npy").unlink(missing_ok=True)
+        self._values(name).unlink(missing_ok=True)
 
     def _pieces(self, rows: NDArray[np.intp]) -> Iterator[NDArray[Any]]:
         for start in range(0, len(rows), COPY_ROWS):
@@ -155,19 +210,45 @@ class ContentStore:
         """As `add`, of values that come in pieces [m dim], n rows together."""
         name = uuid.uuid4().hex
         temporary = self.folder / f"{name}.tmp"
+        summed = np.zeros(len(keys), SUMMED)
+        for field in KEY.names or ():
+            summed[field] = keys[field]
+        done = 0
         try:
             with temporary.open("wb") as file:
                 shape = (len(keys), self.dim)
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces:
-                    file.write(np.ascontiguousarray(piece, self.dtype).data)
+                    plain = np.ascontiguousarray(piece, self.dtype)
+                    file.write(plain.data)
+                    summed["crc"][done : done + len(plain)] = _sums(summed[done : done + len(plain)], plain)
+                    done += len(plain)
             os.replace(temporary, self._values(name))
             with temporary.open("wb") as file:
-                np.save(file, keys)
+                np.save(file, summed)
             os.replace(temporary, self.folder / f"{name}.keys.npy")
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sums(keys: NDArray[Any], values: NDArray[Any]) -> NDArray[np.uint32]:
+    """CRC-32 [n] of each key and its row of values [n dim]."""
+    plain = np.empty(len(keys), KEY)
+    for field in KEY.names or ():
+        plain[field] = keys[field]
+    names, rows = memoryview(plain.tobytes()), memoryview(np.ascontiguousarray(values).tobytes())
+    short, long = KEY.itemsize, len(rows) // max(1, len(keys))
+    found = (
+        zlib.crc32(rows[row * long : row * long + long], zlib.crc32(names[row * short : row * short + short]))
+        for row in range(len(keys))
+    )
+    return np.fromiter(found, np.uint32, len(keys))
+
+
+def _raise_rotten(found: list[NDArray[np.intp]]) -> None:
+    if any(len(each) for each in found):
+        raise Rotten(np.concatenate(found))
 
 
 def _heads(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from copyscope.errors import TrainingError
+from copyscope.errors import InputError, TrainingError
+from copyscope.files import file_sha256, write_parquet
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -51,7 +52,7 @@ def writing(what: str) -> Iterator[None]:
 def write_table(table: pa.Table, path: Path) -> None:
     """A Parquet file; under its name only when it is whole."""
     with _whole_file(path) as part:
-        pq.write_table(table, part)
+        write_parquet(table, part)
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
@@ -108,11 +109,14 @@ def write(
     try:
         with writing(f"The checkpoint of step {step}"):
             work.mkdir(parents=True)
+            sums = {}
             for name, values in files.items():
                 if values:
                     plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
                     save_file(plain, work / f"{name}.safetensors")
-            write_json({"step": step, "seconds": seconds, "groups": state["param_groups"]}, work / "state.json")
+                    sums[name] = file_sha256(work / f"{name}.safetensors")
+            about = {"step": step, "seconds": seconds, "groups": state["param_groups"], "sha256": sums}
+            write_json(about | {"digest": _digest(about)}, work / "state.json")
             _remove(path)
             os.replace(work, path)
     except BaseException:
@@ -141,12 +145,13 @@ def read(
     Raises TrainingError where the checkpoint is damaged or of another model.
     """
     try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        _check(path, state)
         files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
         for name, wanted in (("ema", average), ("mitigations", memories)):
             files[name] = load_file(path / f"{name}.safetensors") if wanted else {}
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         groups, seconds = state["groups"], float(state["seconds"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise TrainingError(
             f"The checkpoint {path} is damaged: {str(error).splitlines()[0]}.\nRemove it to go on from the one before"
         ) from None
@@ -164,6 +169,21 @@ def read(
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     return seconds
+
+
+def _check(path: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError where a checkpoint is not what its checksums say; those of version 0.1 have none."""
+    if "digest" not in state:
+        return
+    if state["digest"] != _digest({key: value for key, value in state.items() if key != "digest"}):
+        raise ValueError("state.json is not what its own checksum says")
+    for name, digest in state["sha256"].items():
+        if file_sha256(path / f"{name}.safetensors") != digest:
+            raise ValueError(f"{name}.safetensors is not what its checksum says")
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(about)), sort_keys=True).encode()).hexdigest()
 
 
 def _fill(own: Mapping[str, Tensor], values: Mapping[str, Tensor], what: str) -> None:

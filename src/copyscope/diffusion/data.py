@@ -207,7 +207,7 @@ class Pictures:
             found = dict(zip((row for row, _ in group), self._pool.map(self._prepared, group), strict=True))
             pictures = {row: each for row, each in found.items() if not isinstance(each, ImageError)}
             for row in found.keys() - pictures.keys():
-                errors[row] = str(found[row])
+                errors[row] = corpus.discreet(row, str(found[row]))
             if self._latents is not None and pictures:
                 rows = torch.tensor(list(pictures))
                 self._latents[0, rows] = self._encode(list(pictures.values()))
@@ -234,8 +234,9 @@ class Pictures:
         for row, flip, place in zip(rows.tolist(), flips, places, strict=True):
             picture = self._kept[row] if row in self._kept else found[row]
             if isinstance(picture, ImageError):
+                why = self.corpus.discreet(row, str(picture))
                 raise TrainingError(
-                    f"{self.corpus.ids[row]} could be read at the start and cannot now: {picture}.\n"
+                    f"{self.corpus.ids[row]} could be read at the start and cannot now: {why}.\n"
                     "Put it back, and run the same command again"
                 )
             if self._recipe.random_crop:

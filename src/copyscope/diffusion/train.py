@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from copyscope import captions as wording
 from copyscope import curate, parts, recipes
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, MissingExtra
+from copyscope.files import read_parquet, whole
 from copyscope.machine import Progress
 
 from . import applied, checkpoints
@@ -135,7 +135,8 @@ class Run:
             saved = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train") from None
-        return Run(folder, recipes.from_dict(TrainRecipe, saved["recipe"]), summary)
+        with whole(folder / "recipe.json"):
+            return Run(folder, recipes.from_dict(TrainRecipe, saved["recipe"]), dict(summary))
 
     @functools.cached_property
     def model(self) -> Trainable:
@@ -146,12 +147,12 @@ class Run:
     @functools.cached_property
     def table(self) -> pa.Table:
         """The training images as they were drawn: `id`, `captions`, `weight`, `duplicated`, `duplication`, `error`."""
-        return pq.read_table(self.folder / "train.parquet")
+        return read_parquet(self.folder / "train.parquet")
 
     @property
     def history(self) -> pa.Table:
         """`step, loss, learning_rate, images_per_second`; `replication`, its `_low`, `_high`, `_n` where watched."""
-        return pq.read_table(self.folder / "history.parquet")
+        return read_parquet(self.folder / "history.parquet")
 
 
 def train(

@@ -73,6 +73,7 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         said = ", ".join(f"{n} {name}" for name, n in blank.items())
         rows.append(("blank", f"{said} images of one colour, set apart"))
     rows += _searched(summary)
+    rows += _outside(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
@@ -84,6 +85,11 @@ def seen(sensitivity: dict[str, Any] | None) -> str:
     if not sensitivity:
         return "not measured"
     return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
+
+
+def _outside(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    n = summary.get("n_outside")  # results of before have none
+    return [("outside", f"{n} images lie outside the folder that lists them or links to them")] if n else []
 
 
 def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -115,6 +121,7 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("repeats", estimate(summary["duplicated_share"], percent=True)),
         ("near-duplicates", f"{duplicates['n_groups']} groups: {groups}; the largest has {duplicates['largest']}"),
         *_searched(summary),
+        *_outside(summary),
         ("captions", f"{captions['with']} images have some; {shared}"),
         ("to do", f"deduplicate {actions['deduplicate']} groups, recaption {actions['recaption']} images"),
     ]

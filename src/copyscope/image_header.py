@@ -1,0 +1,18 @@
+"""Width and height that the header of an image states, before any of its pixels is decoded."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from . import images
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels by the header of the image in `data`; None where it has none that can be read."""
+    with images._quiet:
+        try:
+            with images._pillow().open(BytesIO(data), formats=images.FORMATS) as picture:
+                width, height = picture.size
+        except Exception:  # hostile bytes make Pillow raise almost anything; decoding says why
+            return None
+    return int(width), int(height)
