@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from . import images, outcomes, recipes, stats
 from .corpus import Corpus
+from .documents import read_json
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
 from .machine import Progress, locked
 from .plan import Arm
@@ -92,6 +93,15 @@ def run_arm(arm: Arm, progress: Progress | None = None) -> None:
         write(arm.folder / "arm.json", found)
 
 
+def is_trained_by(arm: Arm) -> bool:
+    """Whether the model of the run is the one that the plan asks for, which was agreed to with the plan: a folder that
+    somebody gave may hold another."""
+    try:
+        return bool(read(arm.run / "recipe.json")["recipe"]["model"] == arm.train.model)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
     """First captions of the first held-out images that have one, as many as the arm is to be asked of. InputError."""
     rows = _captioned(held_out) if held_out else []
@@ -153,7 +163,7 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """What `write` wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(path)
     return found
 
 
@@ -258,7 +268,9 @@ def _made(
 
     find = nearest(arm.images / "train")
     before, began = sum(1 for _ in folder.glob("*.png")), time.monotonic()
-    generated = generate(arm.run, folder, recipe, captions=captions, nearest=find, progress=progress)
+    generated = generate(
+        arm.run, folder, recipe, captions=captions, nearest=find, trust_parts=is_trained_by(arm), progress=progress
+    )
     if before < recipe.n_images:
         timings.append((time.monotonic() - began, recipe.n_images - before))
     return generated

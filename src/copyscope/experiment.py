@@ -73,6 +73,7 @@ def run(
     out: str | Path | None = None,
     *,
     settings: Sequence[str] = (),
+    trust_parts: bool = False,
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Experiment:
@@ -82,7 +83,7 @@ def run(
     run, and then where they are rechecked; unless given, one after another in this process. Raises InputError where an
     arm was begun by other values, where there are too few held-out captions, and where no arm could be finished.
     """
-    planned = plan(toml, out, settings)
+    planned = plan(toml, out, settings, trust_parts=trust_parts)
     for arm in planned.arms:
         _refuse_other(arm)
     for arm in {str(arm.images): arm for arm in planned.arms}.values():
@@ -96,11 +97,15 @@ def run(
 
 
 def status(
-    toml: str | os.PathLike[str], out: str | Path | None = None, *, settings: Sequence[str] = ()
+    toml: str | os.PathLike[str],
+    out: str | Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    trust_parts: bool = False,
 ) -> list[dict[str, str]]:
-    """For each arm `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`."""
+    """For each arm of `plan.plan` `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`."""
     found = []
-    for arm in plan(toml, out, settings).arms:
+    for arm in plan(toml, out, settings, trust_parts=trust_parts).arms:
         state, detail = "to do", ""
         if (arm.folder / "arm.json").is_file():
             state, detail = "done", "to be rechecked" if recheck.due(arm) else ""

@@ -183,5 +183,6 @@ def _generated(arm: Arm, kind: str, asked: Sequence[Prompt], progress: Progress 
         captions=[caption for _, caption in asked],
         ids=[source for source, _ in asked],
         nearest=nearest(arm.images / "train"),
+        trust_parts=arms.is_trained_by(arm),
         progress=progress,
     )

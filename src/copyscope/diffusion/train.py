@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from copyscope import captions as wording
 from copyscope import curate, parts, recipes
 from copyscope.corpus import Corpus
+from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
 from copyscope.machine import Progress
+from copyscope.trust import check_specs
 
 from . import applied, checkpoints
 from .data import Pictures
@@ -127,15 +129,21 @@ class Run:
     summary: dict[str, Any]
 
     @staticmethod
-    def open(folder: str | os.PathLike[str]) -> Run:
-        """The finished run in a folder. Raises InputError if there is none."""
+    def open(folder: str | os.PathLike[str], *, trust_parts: bool = False) -> Run:
+        """The finished run in a folder. Raises InputError if there is none.
+
+        trust_parts: load the model that its recipe names, whatever it is; else PartError is raised where that is no
+        model of the shelf, since loading it would run code of whoever made the run.
+        """
         folder = Path(folder)
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            saved = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            summary = read_json(folder / "summary.json")
+            recipe = recipes.from_dict(TrainRecipe, read_json(folder / "recipe.json")["recipe"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train") from None
-        return Run(folder, recipes.from_dict(TrainRecipe, saved["recipe"]), summary)
+        if not trust_parts:
+            check_specs({"model": recipe.model}, f"The run {folder}")
+        return Run(folder, recipe, summary)
 
     @functools.cached_property
     def model(self) -> Trainable:
@@ -183,7 +191,7 @@ def train(
         # Not `end_training`: it ends the process group too, and a training after this one would wait for it for ever.
         for tracker in accelerator.trackers:
             tracker.finish()
-    return Run.open(out)
+    return Run.open(out, trust_parts=True)  # it is the recipe of this call
 
 
 def _train(
@@ -219,7 +227,7 @@ def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) 
     values |= {"corpus": hashlib.sha256(rows.encode()).hexdigest()}
     path = out / "recipe.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} is not empty and holds no training.\nName another folder") from None
