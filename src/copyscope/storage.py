@@ -21,8 +21,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from .errors import ImageError, InputError
 from .patience import PATIENCE
 
-MAX_BYTES = 1 << 30
-"""Files larger than this (1 GiB) are not read as images."""
+MAX_BYTES = 384 << 20
+"""Files larger than this (384 MiB) are not read as images."""
 
 CUT_SHORT = "truncated: the file ends before the image does"
 TOO_LARGE = f"too large: more than {MAX_BYTES >> 20} MiB"
@@ -308,6 +308,11 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def failure(error: BaseException) -> str:
+    """What was raised, in a few words: for errors that nobody raised on purpose."""
+    return "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {reason(error)}"
 
 
 def to_text(path: str) -> str:
