@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from . import __version__, stats
+from .documents import parse_json
 from .errors import InputError
 
 SCHEMA = "copyscope.guard_log/1"
@@ -88,9 +89,9 @@ def load(path: str | os.PathLike[str]) -> Log:
         for line in lines:
             torn, begin, record = line.rpartition(START)
             try:
-                row = json.loads(begin + record) if begin else _other(line)
+                row = parse_json(begin + record) if begin else _other(line)
                 records.append(_record(row))
-            except (ValueError, RecursionError):
+            except ValueError:
                 torn = line
             # A writer that does not know of the tear goes on with its line.
             n_unreadable += bool(torn)
@@ -131,7 +132,7 @@ def _ends_whole(path: Path, file: int) -> bool:
 
 def _other(line: bytes) -> Any:
     """What a line says that does not begin as ours. Raises ValueError if it is torn, TypeError if it is another's."""
-    row = json.loads(line)
+    row = parse_json(line)
     if isinstance(row, dict) and row.get("schema") == SCHEMA:
         return row
     raise TypeError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import os
@@ -23,6 +24,9 @@ from .patience import PATIENCE
 
 MAX_BYTES = 384 << 20
 """Files larger than this (384 MiB) are not read as images."""
+
+MAX_TEXT_BYTES = 128 << 20
+"""Files larger than this (128 MiB) are not read as captions."""
 
 CUT_SHORT = "truncated: the file ends before the image does"
 TOO_LARGE = f"too large: more than {MAX_BYTES >> 20} MiB"
@@ -75,6 +79,11 @@ class Storage:
             return str(self.steadily(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
             return ""
+        except (OSError, ValueError) as error:
+            # No name of a file: too long, or with a NUL in it.
+            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                return ""
+            raise
 
     def names(self, folder: str) -> list[str]:
         """Names of what is directly in `folder`; none where it cannot be listed."""
@@ -165,7 +174,10 @@ class Storage:
         """The bytes of a file of captions. Raises InputError where it cannot be read."""
         try:
             with self.open(path) as file:
-                return bytes(file.read())
+                data = bytes(file.read(MAX_TEXT_BYTES + 1))
+            if len(data) > MAX_TEXT_BYTES:
+                raise ValueError(f"larger than {MAX_TEXT_BYTES >> 20} MiB")
+            return data
         except Exception as error:
             raise _cannot_read(path, error) from None
 
@@ -323,7 +335,7 @@ def to_text(path: str) -> str:
         plain = False
     else:
         plain = not path.startswith(_RAW)
-    return path if plain else _RAW + quote_from_bytes(path.encode("utf-8", "surrogateescape"))
+    return path if plain else _RAW + quote_from_bytes(_bytes_of(path))
 
 
 def from_text(text: str) -> str:
@@ -335,7 +347,14 @@ def from_text(text: str) -> str:
 
 def readable(path: str) -> str:
     """A path for people and ids: bytes that are not UTF-8 become the replacement character."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return _bytes_of(path).decode("utf-8", "replace")
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte, as JSON can hold: no file has that name
+        return path.encode("utf-8", "replace")
 
 
 def _cannot_read(path: str, error: Exception) -> InputError:

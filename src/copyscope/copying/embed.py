@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
+from copyscope.documents import read_json
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
 from copyscope.files import save_array, told, write_file
@@ -140,7 +141,7 @@ class Embeddings:
         folder = Path(folder)
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
-        summary = json.loads((folder / "embeddings.json").read_text())
+        summary = read_json(folder / "embeddings.json")
         corpus = Corpus(pq.read_table(folder / "embeddings.parquet"), summary["corpus"], summary["kind"]).settled()
         rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from copyscope.documents import MAX_JSON_BYTES, parse_json, read_bytes
 from copyscope.errors import InputError
 from copyscope.files import unwritable, write_file
 
@@ -52,13 +53,13 @@ class Damaged(InputError):
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the index in `folder`. Raises InputError where there is none, Damaged where it was changed."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = read_bytes(folder / MANIFEST, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise InputError(f"No index in {folder}.\nMake one with: copyscope index TRAIN -o {folder}") from None
     except (OSError, ValueError) as error:
         raise damaged(folder, MANIFEST, f"cannot be read: {error}") from None
     try:
-        manifest: dict[str, Any] = json.loads(text)
+        manifest: dict[str, Any] = parse_json(text)
         claimed = manifest.pop("digest")
         schema = manifest["schema"]
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -17,8 +17,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 import copyscope
+from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import unwritable, write_file
+from copyscope.parquet_pages import read_table
 
 from .embed import Embeddings
 
@@ -112,12 +114,12 @@ def load_result(folder: str | Path, schema: str) -> tuple[dict[str, Any], dict[s
             f"{folder} holds {summary.get('schema')!r}, and this Copyscope reads {schema!r} there.\n"
             "Run the command that made it again"
         )
-    return summary, {path.stem: pq.read_table(path) for path in sorted(Path(folder).glob("*.parquet"))}
+    return summary, {path.stem: read_table(path) for path in sorted(Path(folder).glob("*.parquet"))}
 
 
 def _summary(folder: str | Path) -> dict[str, Any]:
     try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(Path(folder) / "summary.json")
     except (OSError, ValueError) as error:
         raise InputError(
             f"No finished result in {folder}: {error}.\nMake one with: copyscope audit GENERATED TRAIN -o {folder}"

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from copyscope import removals
 from copyscope.corpus import Corpus
+from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError
 from copyscope.machine import Progress
@@ -332,7 +333,7 @@ def _manifest(out: str) -> dict[str, Any] | None:
         storage.fs.invalidate_cache()
         if not storage.kind(join(root, MANIFEST)):
             return None
-        found = json.loads(storage.read(join(root, MANIFEST)))
+        found = parse_json(storage.read(join(root, MANIFEST)))
     except NotADirectoryError:
         return None
     except Exception as error:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from copyscope.documents import read_json
 from copyscope.errors import TrainingError
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -144,7 +145,7 @@ def read(
         files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
         for name, wanted in (("ema", average), ("mitigations", memories)):
             files[name] = load_file(path / f"{name}.safetensors") if wanted else {}
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json")
         groups, seconds = state["groups"], float(state["seconds"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
