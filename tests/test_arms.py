@@ -440,7 +440,7 @@ def test_an_arm_that_runs_out_of_memory_or_fails_otherwise_is_a_row_and_stops_no
     found = experiment.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors["short"] is None
-    assert errors["plain"] == errors["noised"] == "MemoryError"
+    assert errors["plain"] == errors["noised"] == "out of memory"
     monkeypatch.setattr(arms, "audited", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.\n2 GiB")))
     monkeypatch.setattr("copyscope.diffusion.train.train", fake_train)
     found = experiment.run(toml, tmp_path / "out")

@@ -89,7 +89,7 @@ def copied_by_rule(conditioning, index, duplicated):
     return conditioning == "instance" and (index % 3 == 0 or duplicated)
 
 
-def fake_generate(model, out, recipe, *, captions=None, ids=None, nearest=None, progress=None):
+def fake_generate(model, out, recipe, *, captions=None, ids=None, nearest=None, trust_parts=False, progress=None):
     """By `copied_by_rule`; mitigations take every second copy away. Of held-out captions each fourth image is a copy,
     whatever is done. In a recheck other words bring back the copies of every second prompt, and a noised embedding
     once that of another image."""

@@ -199,7 +199,8 @@ def test_sha256sum_reads_the_checksums(tmp_path):
 
 
 def test_parquet_of_ours_tells_its_rot(tmp_path):
-    from copyscope.files import read_parquet, write_parquet
+    from copyscope.files import write_parquet
+    from copyscope.parquet_pages import read_table
 
     path = tmp_path / "a.parquet"
     write_parquet(pa.table({"x": np.arange(5000)}), path)
@@ -207,10 +208,10 @@ def test_parquet_of_ours_tells_its_rot(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError) as caught:
-        read_parquet(path)
+        read_table(path)
     two_lines(caught, "a.parquet")
     with pytest.raises(InputError) as caught:
-        read_parquet(tmp_path)
+        read_table(tmp_path)
     two_lines(caught, str(tmp_path))
 
 

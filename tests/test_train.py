@@ -160,7 +160,7 @@ def test_it_learns_and_leaves_a_run_that_opens(folder, tmp_path):
     assert run.summary["steps"] == 150
     assert (run.summary["n"], run.summary["n_missing"]) == (N, 0)
     assert run.summary["loss"] == losses[-1]
-    again = Run.open(tmp_path / "run")
+    again = Run.open(tmp_path / "run", trust_parts=True)
     assert again.recipe == run.recipe
     assert again.summary == run.summary
     ema = load_file(checkpoints.latest(tmp_path / "run" / "checkpoints")[1] / "ema.safetensors")
@@ -323,7 +323,7 @@ TOGETHER = recipe(steps=6, gradient_accumulation=2, flip=True, sample_every=6, s
 def test_two_processes_train_what_one_does(folder, tmp_path):
     in_two_processes("test_train", folder, tmp_path)
     one = train(folder, tmp_path / "one", TOGETHER, watch=watcher([]))
-    two = Run.open(tmp_path / "two")
+    two = Run.open(tmp_path / "two", trust_parts=True)
     assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)
     assert two.summary["replication"] == one.summary["replication"] == 0.25
     for name, value in one.model.network.state_dict().items():

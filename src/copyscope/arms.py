@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from . import images, outcomes, recipes, stats
+from . import images, outcomes, recipes, stats, storage
 from .corpus import Corpus
+from .documents import read_json
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
-from .files import read_json, read_parquet
 from .machine import Progress, locked
+from .parquet_pages import read_table
 from .plan import Arm
 from .prepare import prepare
 from .stats import Floats
@@ -94,10 +95,16 @@ def run_arm(arm: Arm, progress: Progress | None = None) -> None:
 
 def failure(error: Exception) -> str:
     """Why an arm failed, for its row: what Copyscope says, or the kind of another error and what that says."""
-    if isinstance(error, CopyscopeError):
-        return str(error)
-    said = " ".join(str(error).split())[:500]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return str(error) if isinstance(error, CopyscopeError) else storage.failure(error)
+
+
+def is_trained_by(arm: Arm) -> bool:
+    """Whether the model of the run is the one that the plan asks for, which was agreed to with the plan: a folder that
+    somebody gave may hold another."""
+    try:
+        return bool(read_json(arm.run / "recipe.json")["recipe"]["model"] == arm.train.model)
+    except (InputError, KeyError, TypeError):
+        return False
 
 
 def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
@@ -128,7 +135,7 @@ def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
     return outcomes.outcomes(
         judged.tables["generated"],
         {row["id"]: row for row in generated.table.select(known).to_pylist()},
-        _pairs(read_parquet(arm.run / "train.parquet", ["id", "duplicated"])),
+        _pairs(read_table(arm.run / "train.parquet", ["id", "duplicated"])),
         _pairs(judged.tables["groups"].select(["id", "group"])),
         judged.summary["calibration"]["n"],
     )
@@ -157,11 +164,6 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote."""
-    return read_json(path)
 
 
 def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def reference(arm: Arm, real: Embeddings, head: Head | None, progress: Progress 
 
     path = arm.images / "reference.json"
     if path.is_file():
-        return read(path)
+        return read_json(path)
     training = _embedded(arm, Corpus.open(arm.images / "train"), progress)
     some = training.vectors[: arm.audit.general]
     distance = quality(some, real.vectors, real.descriptor, seed=arm.audit.seed).frechet_distance
@@ -265,7 +267,9 @@ def _made(
 
     find = nearest(arm.images / "train")
     before, began = sum(1 for _ in folder.glob("*.png")), time.monotonic()
-    generated = generate(arm.run, folder, recipe, captions=captions, nearest=find, progress=progress)
+    generated = generate(
+        arm.run, folder, recipe, captions=captions, nearest=find, trust_parts=is_trained_by(arm), progress=progress
+    )
     if before < recipe.n_images:
         timings.append((time.monotonic() - began, recipe.n_images - before))
     return generated

@@ -20,7 +20,6 @@ from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching
 from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 from .console import progress_bar, shield, show, show_json
 from .errors import CopyscopeError
-from .files import whole
 
 app = typer.Typer(
     name="copyscope",
@@ -99,6 +98,7 @@ def report(
     from . import experiment
     from .copying import audit, lint, lookup
     from .copying.results import read_schema
+    from .files import whole
 
     if folder.is_file():
         from .copying.results import write_table

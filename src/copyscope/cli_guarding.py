@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_making import mitigated, recipe_of
-from .cli_options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, need_torch
+from .cli_options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, TrustParts, need_torch
 from .console import progress_bar, show_json, show_table
 
 USUAL = "text_conditional_norm"
@@ -34,6 +34,7 @@ def calibrate(
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
     seed: Seed = 0,
+    trust_parts: TrustParts = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the scores that ordinary prompts pass at a chosen rate, of each signal.
@@ -45,11 +46,11 @@ def calibrate(
     from .diffusion.generate import SampleRecipe, prompts_in
     from .diffusion.scores import calibrate as run
 
-    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample"), mitigation)
+    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample", {}, trust_parts), mitigation)
     signals = resolved.signals + tuple(signal or ()) or (USUAL,)
     resolved = dataclasses.replace(resolved, signals=signals, seed=seed)
     with progress_bar() as progress:
-        found = run(model, prompts_in(str(prompts)), resolved, rate=rate, progress=progress)
+        found = run(model, prompts_in(str(prompts)), resolved, rate=rate, trust_parts=trust_parts, progress=progress)
     found.save(out)
     if as_json:
         show_json(found.as_dict())

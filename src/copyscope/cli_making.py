@@ -21,6 +21,7 @@ from .cli_options import (
     Seed,
     Settings,
     SignalSpecs,
+    TrustParts,
     Without,
     Workers,
     check_out,
@@ -168,6 +169,7 @@ def train(
     ] = None,
     held_out: HeldOut = None,
     protocol: ProtocolName = "sscd-288",
+    trust_parts: TrustParts = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -182,7 +184,7 @@ def train(
     from .recipes import as_dict
     from .watch import make_watch
 
-    resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS), mitigation)
+    resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS, trust_parts), mitigation)
     if watch:
         resolved = dataclasses.replace(resolved, sample_images=watch)
     elif held_out:
@@ -230,6 +232,7 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; else training captions.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of prompts and noise.")] = None,
+    trust_parts: TrustParts = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -242,7 +245,7 @@ def generate(
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts cannot both be.\nLeave one out")
-    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample"), mitigation)
+    resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample", {}, trust_parts), mitigation)
     resolved = dataclasses.replace(resolved, signals=resolved.signals + tuple(signal or ()))
     asked: dict[str, Any] = {"n_images": n, "seed": seed, "prompts": str(prompts) if prompts else None}
     if prompt is not None:
@@ -254,7 +257,7 @@ def generate(
     check_out(out)
     with progress_bar() as progress:
         find = find_nearest(nearest) if nearest else None
-        made = run(model, out, resolved, nearest=find, progress=progress)
+        made = run(model, out, resolved, nearest=find, trust_parts=trust_parts, progress=progress)
     if as_json:
         show_json({"schema": "copyscope.generated/1", "path": str(out), "n": len(made), "recipe": as_dict(resolved)})
         return
@@ -264,32 +267,43 @@ def generate(
 
 @experiment.command("run")
 def run_experiment(
-    toml: TomlFile, out: ArmsOut = None, settings: Settings = None, dry_run: DryRun = False, as_json: AsJson = False
+    toml: TomlFile,
+    out: ArmsOut = None,
+    settings: Settings = None,
+    trust_parts: TrustParts = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run every arm that is not finished; run again, it goes on. -o gets report.html, summary.json and tables."""
     need_torch("An experiment")
     from . import experiment as experiments
     from .plan import plan
 
-    planned = plan(toml, out, settings or ())
+    planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     if dry_run:
         show_json({"out": str(planned.out), "arms": [{"arm": arm.slug} | arm.recipe for arm in planned.arms]})
         return
     check_out(planned.out)
     with progress_bar() as progress:
-        result = experiments.run(toml, out, settings=settings or (), progress=progress)
+        result = experiments.run(toml, out, settings=settings or (), trust_parts=trust_parts, progress=progress)
     _show_experiment(result, planned.out, as_json)
 
 
 @experiment.command("status")
-def experiment_status(toml: TomlFile, out: ArmsOut = None, settings: Settings = None, as_json: AsJson = False) -> None:
+def experiment_status(
+    toml: TomlFile,
+    out: ArmsOut = None,
+    settings: Settings = None,
+    trust_parts: TrustParts = False,
+    as_json: AsJson = False,
+) -> None:
     """Say which arms are done, failed, under way and to do."""
     import pyarrow as pa
 
     need_torch("An experiment")
     from .experiment import status
 
-    rows = status(toml, out, settings=settings or ())
+    rows = status(toml, out, settings=settings or (), trust_parts=trust_parts)
     if as_json:
         show_json(rows)
         return
@@ -298,13 +312,19 @@ def experiment_status(toml: TomlFile, out: ArmsOut = None, settings: Settings = 
 
 
 @experiment.command("report")
-def experiment_report(toml: TomlFile, out: ArmsOut = None, settings: Settings = None, as_json: AsJson = False) -> None:
+def experiment_report(
+    toml: TomlFile,
+    out: ArmsOut = None,
+    settings: Settings = None,
+    trust_parts: TrustParts = False,
+    as_json: AsJson = False,
+) -> None:
     """Make tables and report of the arms that are finished so far."""
     need_torch("An experiment")
     from .experiment import collect
     from .plan import plan
 
-    planned = plan(toml, out, settings or ())
+    planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     check_out(planned.out)
     result = collect(planned)
     result.save(planned.out)
@@ -334,10 +354,17 @@ def _show_experiment(result: Experiment, out: Path, as_json: bool) -> None:
 
 
 def recipe_of(
-    cls: type[T], source: str | None, settings: Sequence[str] | None, table: str, presets: Mapping[str, Any] = {}
+    cls: type[T],
+    source: str | None,
+    settings: Sequence[str] | None,
+    table: str,
+    presets: Mapping[str, Any] = {},
+    trust_parts: bool = False,
 ) -> T:
-    """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings."""
+    """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings. Raises
+    PartError where the file, not a setting, asks for parts that are not trusted."""
     from .recipes import changed, from_dict, read_toml
+    from .trust import check_specs
 
     values: Mapping[str, Any] = {}
     if source and source in presets:
@@ -349,4 +376,6 @@ def recipe_of(
             )
         values = read_toml(source)
         values = values.get(table, values)
+        if not trust_parts:
+            check_specs({table: values}, source)
     return changed(from_dict(cls, values), settings or ())

@@ -76,6 +76,16 @@ EngineSpec = Annotated[
 ]
 
 
+TrustParts = Annotated[
+    bool,
+    typer.Option(
+        "--trust-parts",
+        help="Load parts from outside Copyscope, and weights by path (TorchScript is code), that the files given ask "
+        "for: this runs code of whoever made them. What is typed in the command is loaded in any case.",
+    ),
+]
+
+
 class FailOn(enum.Enum):
     """What --fail-over is compared with."""
 

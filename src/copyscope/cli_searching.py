@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from .cli_options import (
     ProtocolName,
     Seed,
     Strict,
+    TrustParts,
     Workers,
     check_out,
     exit_with,
@@ -27,6 +28,9 @@ from .cli_options import (
 )
 from .console import note, note_unreadable, printable, progress_bar, show_json, show_table
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .copying.index import Index
 
 
 def match(
@@ -46,6 +50,7 @@ def match(
     protocol: ProtocolName = "sscd-288",
     inside_only: InsideOnly = False,
     out: Out = None,
+    trust_parts: TrustParts = False,
     as_json: AsJson = False,
     workers: Workers = None,
     engine: EngineSpec = None,
@@ -57,9 +62,12 @@ def match(
     """
     check_out(out)
     if index:
+        from .copying.index import Index
+
         if engine:
             raise InputError("An index is searched by this process alone.\nLeave out --engine")
-        _match_in_index(pictures, index, k, local, inside_only, out, as_json, workers)
+        found = Index.open(index, trust_parts=trust_parts)
+        _match_in_index(pictures, found, k, local, inside_only, out, as_json, workers)
         return
     if len(pictures) != 2:
         raise InputError(
@@ -93,7 +101,7 @@ def match(
 
 def _match_in_index(
     pictures: list[str],
-    folder: Path,
+    index: Index,
     k: int,
     local: bool,
     inside_only: bool,
@@ -101,12 +109,11 @@ def _match_in_index(
     as_json: bool,
     workers: int | None,
 ) -> None:
-    from .copying.index import Index
     from .copying.lookup import lookup
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
-        found = lookup(Index.open(folder), asked, k, local=local, workers=workers, progress=progress)
+        found = lookup(index, asked, k, local=local, workers=workers, progress=progress)
     if out:
         found.save(out)
     rows = found.tables["matches"]
@@ -162,6 +169,7 @@ def index(
     inside_only: InsideOnly = False,
     compact: Annotated[bool, typer.Option("--compact", help="Take out of the files all that was removed.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check every byte against its checksum.")] = False,
+    trust_parts: TrustParts = False,
     as_json: AsJson = False,
     strict: Strict = False,
     seed: Seed = 0,
@@ -182,7 +190,7 @@ def index(
     removed: list[Removed] = []
     listed = read_list(without) if without else None
     with progress_bar() as progress:
-        found = None if train and not add else Index.open(out)
+        found = None if train and not add else Index.open(out, trust_parts=trust_parts)
         if found:
             n_before = found.summary()["n_missing"]
             if listed is not None:

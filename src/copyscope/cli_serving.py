@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Workers
+from .cli_options import TrustParts, Workers
 from .errors import InputError
 from .machine import cores
 
@@ -37,6 +37,7 @@ def serve(
         bool, typer.Option("--local/--no-local", help="Look for copies in parts of the images too.")
     ] = True,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait; beyond, clients get 503.")] = 16,
+    trust_parts: TrustParts = False,
     workers: Workers = None,
 ) -> None:
     """Answer over HTTP: an image is posted to /check, its verdict and its matches come back.
@@ -62,7 +63,7 @@ def serve(
         queue,
         max_aspect,
     )
-    if not run(Index.open(folder), settings):
+    if not run(Index.open(folder, trust_parts=trust_parts), settings):
         # A thread that hangs in a library is not waited for.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -20,11 +20,12 @@ import pyarrow as pa
 import copyscope
 
 from . import arms, outcomes, recheck, recipes
-from .arms import read, run_arm
+from .arms import run_arm
+from .documents import read_json
 from .errors import InputError
-from .files import read_parquet
 from .leaderboard import leaderboard
 from .machine import Progress
+from .parquet_pages import read_table
 from .plan import Arm, Plan, plan
 from .prepare import prepare
 
@@ -73,6 +74,7 @@ def run(
     out: str | Path | None = None,
     *,
     settings: Sequence[str] = (),
+    trust_parts: bool = False,
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Experiment:
@@ -82,7 +84,7 @@ def run(
     run, and then where they are rechecked; unless given, one after another in this process. Raises InputError where an
     arm was begun by other values, where there are too few held-out captions, and where no arm could be finished.
     """
-    planned = plan(toml, out, settings)
+    planned = plan(toml, out, settings, trust_parts=trust_parts)
     for arm in planned.arms:
         _refuse_other(arm)
     for arm in {str(arm.images): arm for arm in planned.arms}.values():
@@ -96,16 +98,20 @@ def run(
 
 
 def status(
-    toml: str | os.PathLike[str], out: str | Path | None = None, *, settings: Sequence[str] = ()
+    toml: str | os.PathLike[str],
+    out: str | Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    trust_parts: bool = False,
 ) -> list[dict[str, str]]:
-    """For each arm `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`."""
+    """For each arm of `plan.plan` `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`."""
     found = []
-    for arm in plan(toml, out, settings).arms:
+    for arm in plan(toml, out, settings, trust_parts=trust_parts).arms:
         state, detail = "to do", ""
         if (arm.folder / "arm.json").is_file():
             state, detail = "done", "to be rechecked" if recheck.due(arm) else ""
         elif (arm.folder / "failed.json").is_file():
-            state, detail = "failed", str(read(arm.folder / "failed.json")["error"])
+            state, detail = "failed", str(read_json(arm.folder / "failed.json")["error"])
         elif (arm.folder / "recipe.json").is_file():
             state, detail = "under way", _reached(arm)
         found.append({"arm": arm.slug, "state": state, "detail": detail})
@@ -121,8 +127,8 @@ def collect(planned: Plan) -> Experiment:
         first = f"No arm could be finished. {failed[0]['arm']}: {failed[0]['error']}" if failed else ""
         raise InputError(first or f"No arm in {planned.out} is finished.\nRun the experiment first")
     compared = list(_contrasts(planned, done))
-    sheets = [_of(arm, read_parquet(arm.folder / "sheet.parquet")) for arm in done]
-    audits = [read(arm.folder / "audit" / "summary.json") for arm in done]
+    sheets = [_of(arm, read_table(arm.folder / "sheet.parquet")) for arm in done]
+    audits = [read_json(arm.folder / "audit" / "summary.json") for arm in done]
     curves = pa.concat_tables([_of(arm, _curve(arm)) for arm in done])
     summary = {
         "schema": SCHEMA,
@@ -175,7 +181,7 @@ def _row(arm: Arm) -> dict[str, Any]:
     row |= dict.fromkeys(("answer", "n_generated", "n_missing", "n_train", "steps", "train_seconds", "seconds"))
     estimates = dict.fromkeys((*outcomes.MEASURES, *arms.AUDITED, *arms.MEASURES, *recheck.MEASURES), arms.NOTHING)
     if (arm.folder / "arm.json").is_file():
-        row |= read(arm.folder / "arm.json")
+        row |= read_json(arm.folder / "arm.json")
         estimates |= row["estimates"]
         estimates |= (recheck.finished(arm) or {"estimates": {}})["estimates"]
     return row | {"estimates": estimates}
@@ -184,7 +190,7 @@ def _row(arm: Arm) -> dict[str, Any]:
 def _error(arm: Arm, name: str) -> str | None:
     """What went wrong the last time, as a file of the arm says."""
     path = arm.folder / name
-    return str(read(path)["error"]) if path.is_file() else None
+    return str(read_json(path)["error"]) if path.is_file() else None
 
 
 def _contrasts(planned: Plan, done: Sequence[Arm]) -> Iterator[dict[str, Any]]:
@@ -220,7 +226,7 @@ def _curve(arm: Arm) -> pa.Table:
     names = ["step", "replication", "replication_low", "replication_high", "replication_n"]
     # Arms of version 0.1 have the run in their own folder.
     run = arm.run if arm.run.is_dir() else arm.folder / "run"
-    history = read_parquet(run / "history.parquet", names)
+    history = read_table(run / "history.parquet", names)
     return history.filter(history["replication"].is_valid()).rename_columns(CURVES)
 
 
@@ -250,7 +256,7 @@ def _refuse_other(arm: Arm) -> None:
     """Raises InputError when the arm's folder was begun by other values than these."""
     if not (arm.folder / "recipe.json").is_file():
         return
-    begun = read(arm.folder / "recipe.json")
+    begun = read_json(arm.folder / "recipe.json")
     for table, values in arm.recipe.items():
         # What is not in the file was not yet a field then.
         defaults = {field.name: field.default for field in dataclasses.fields(getattr(arm, table))}

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import CopyscopeError, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 AGAIN = "Restore it from a copy, or run the command that made it again"
+
+NOT_REGULAR = "not a regular file"
+"""What is said of a pipe, a socket or a device: opening one may wait for ever, or do something."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A local file opened for reading bytes. Raises OSError where it is a pipe, a socket or a device."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    # What is put in its place now is not waited for either.
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+    return file
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,6 +74,8 @@ def file_sha256(path: Path) -> str:
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array as `.npy`, under the very name given."""
+    import numpy as np
+
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
@@ -65,34 +85,6 @@ def write_parquet(table: pa.Table, target: Any) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(table, target, write_page_checksum=True)
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file of ours, its checksums compared where it has any.
-
-    Raises InputError, which names the file, where it is missing, damaged, or lacks one of the columns.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # By a handle: Arrow would take a folder of that name for a table in parts.
-        with path.open("rb") as file:
-            return pq.read_table(file, columns=columns and list(columns), page_checksum_verification=True)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"Cannot read {path}: {why}.\n{AGAIN}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of ours. Raises InputError, which names the file, where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"Cannot read {path}: {error}.\n{AGAIN}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"Cannot read {path}: it holds no object.\n{AGAIN}")
-    return found
 
 
 @contextlib.contextmanager

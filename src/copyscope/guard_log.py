@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from . import __version__, stats
+from .documents import parse_json
 from .errors import InputError
 
 SCHEMA, OLD_SCHEMA = "copyscope.guard_log/2", "copyscope.guard_log/1"
@@ -101,7 +102,7 @@ def load(path: str | os.PathLike[str]) -> Log:
             try:
                 records.append(_record(_row(line[begin:])))
                 n_unreadable += begin > 0
-            except (ValueError, RecursionError):
+            except ValueError:
                 n_unreadable += 1
         # Of a log whose first line was torn, that is all there is.
         start = json.dumps({"schema": SCHEMA}).encode()
@@ -141,7 +142,7 @@ def _ends_whole(path: Path, file: int) -> bool:
 
 def _row(line: bytes) -> dict[str, Any]:
     """What a line says. Raises ValueError if it is torn, TypeError if it is another's."""
-    row = json.loads(line)
+    row = parse_json(line)
     if not isinstance(row, dict) or row.get("schema") not in (SCHEMA, OLD_SCHEMA):
         raise TypeError
     if row["schema"] == OLD_SCHEMA:

@@ -9,6 +9,7 @@ safe to call from many threads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .deep_grey import deep_grey
 from .errors import ImageError
+from .rgb import layers
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -30,8 +31,21 @@ if TYPE_CHECKING:
 Image = NDArray[np.uint8]
 """One image: uint8 [h w 3], RGB, 0..255."""
 
-MAX_PIXELS = 2 * 89_478_485
-"""Images with more pixels than this are refused before any pixel is allocated (twice Pillow's own warning limit)."""
+MAX_PIXELS = 100_000_000
+"""Images with more pixels than this are refused by their header, before any pixel is allocated."""
+
+MAX_WEBP_PIXELS = 64_000_000
+"""The same of WebP, whose decoder takes 21 bytes a pixel where the others take 13 at most."""
+
+MAX_ASPECT = 1000
+"""So are those whose longer side is more than this many times the shorter: what resizes the shorter side to some
+hundreds of pixels would make many times the pixels of such a strip."""
+
+LARGE_PIXELS = 16_000_000
+"""Of images with more pixels one at a time is decoded in this process."""
+
+MAX_SCANS = 100
+"""Scans of a JPEG: each goes over all of the image, and some bytes are enough for one. Encoders make ten or so."""
 
 # Only formats that decode pixels inside this process: Pillow would also hand EPS files to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -46,6 +60,7 @@ _MAGIC = {
     b"MM\x00*": "TIFF",
     b"BM": "BMP",
 }
+_large = threading.RLock()
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 
 
@@ -53,22 +68,26 @@ def decode(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     """The image in a file or in the bytes of one, as uint8 [h w 3], RGB, writable.
 
     Raises ImageError, whose message says why, for whatever cannot be read: no such file, empty, not an image,
-    truncated, corrupt, or more than `max_pixels` pixels, at most MAX_PIXELS.
+    truncated, corrupt, more than `max_pixels` pixels, at most MAX_PIXELS, or beyond MAX_ASPECT. It takes 1.3 GiB
+    of memory at most, the result included; of images of more than LARGE_PIXELS one at a time is decoded in a process.
     """
     return decode_layers(source, max_pixels)[0]
 
 
-def decode_layers(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Image, Image | None]:
+def decode_layers(
+    source: bytes | str | Path, max_pixels: int = MAX_PIXELS, turn: contextlib.ExitStack | None = None
+) -> tuple[Image, Image | None]:
     """As `decode`, and where the image is transparent the same over the other background: black for white.
 
-    Two transparent images show the same only where they do so over both.
+    Two transparent images show the same only where they do so over both. turn: no other thread decodes a large image
+    until this stack is closed, by the same thread; None = until the image is decoded.
     """
-    with _quiet:
+    with _quiet, contextlib.ExitStack() as own:
         try:
             if isinstance(source, (str, Path)):
                 with _open_file(source) as file:
-                    return _decode(file, max_pixels)
-            return _decode(BytesIO(source), max_pixels)
+                    return _decode(file, max_pixels, own if turn is None else turn)
+            return _decode(BytesIO(source), max_pixels, own if turn is None else turn)
         except ImageError:
             raise
         except MemoryError:
@@ -91,7 +110,10 @@ def resize(image: Image, size: tuple[int, int], filter: str = "bilinear") -> Ima
         raise ValueError(f"no resize filter {filter!r}; there are: {', '.join(FILTERS)}")
     _refuse_bomb(width, height)
     method = getattr(_pillow().Resampling, filter.upper())
-    return _array(_picture(image).resize((width, height), method))
+    try:
+        return _array(_picture(image).resize((width, height), method))
+    except MemoryError:
+        raise ImageError(f"too large for the memory there is: {width} x {height} pixels") from None
 
 
 def resize_short(image: Image, size: int, filter: str = "bilinear") -> Image:
@@ -227,7 +249,7 @@ def _open_file(path: str | Path) -> Any:
         raise ImageError(f"cannot be opened: {_reason(error)}") from None
 
 
-def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
+def _decode(file: Any, max_pixels: int, turn: contextlib.ExitStack) -> tuple[Image, Image | None]:
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -236,7 +258,13 @@ def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
     except Exception as error:
         raise ImageError(_unidentified(file, error)) from None
     width, height = picture.size
-    _refuse_bomb(width, height, max_pixels)
+    _refuse_bomb(width, height, min(max_pixels, MAX_WEBP_PIXELS) if picture.format == "WEBP" else max_pixels)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"too elongated: {width} x {height} pixels, more than {MAX_ASPECT} to 1")
+    if picture.format in ("JPEG", "MPO") and _n_scans(file) > MAX_SCANS:
+        raise ImageError(f"corrupt JPEG: more than {MAX_SCANS} scans")
+    if width * height > LARGE_PIXELS:
+        turn.enter_context(_large)
     try:
         picture.load()
     except Exception as error:
@@ -244,42 +272,9 @@ def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
             raise
         raise ImageError(_unreadable(_NAMES.get(picture.format, picture.format), error)) from None
     orientation = _orientation(picture)
-    seen, behind = _layers(picture)
+    seen, behind = layers(picture)
+    del picture
     return _upright(seen, orientation), None if behind is None else _upright(behind, orientation)
-
-
-def _layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
-    """Pixels uint8 [h w 3] of a loaded picture of any mode, not yet turned upright; over both backgrounds if needed.
-
-    White is the background, unless nothing would be seen: a white drawing is composited over black.
-    """
-    if picture.mode == "F" or picture.mode.startswith("I") or not picture.has_transparency_data:
-        return _rgb(picture), None
-    picture = picture.convert("RGBA")
-    alpha = picture.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return _array(picture.convert("RGB")), None
-    layers = []
-    for colour in ("white", "black"):
-        ground = _pillow().new("RGB", picture.size, colour)
-        ground.paste(picture, mask=alpha)
-        layers.append(_array(ground))
-    white, black = layers
-    # A level or two is rounding.
-    return (black, white) if white.min() >= 253 and black.max() > 2 else (white, black)
-
-
-def _rgb(picture: Pillow.Image) -> Image:
-    """Pixels uint8 [h w 3] of a loaded opaque picture of any mode."""
-    mode = picture.mode
-    if mode == "RGB":
-        return np.array(picture)
-    if mode == "F" or mode.startswith("I"):
-        return deep_grey(picture)
-    try:
-        return _array(picture.convert("RGB"))
-    except ValueError:
-        raise ImageError(f"the colour space {mode} is not supported") from None
 
 
 def _orientation(picture: Pillow.Image) -> int:
@@ -317,6 +312,17 @@ def _array(picture: Pillow.Image) -> Image:
 def _refuse_bomb(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if width * height > min(max_pixels, MAX_PIXELS):
         raise ImageError(f"too large: {width} x {height} pixels")
+
+
+def _n_scans(file: Any) -> int:
+    """How often the marker of a scan is in a JPEG file."""
+    at, found, last = file.tell(), 0, b""
+    file.seek(0)
+    while block := file.read(1 << 20):
+        found += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(at)
+    return found
 
 
 def _bomb_size(file: Any) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .files import NOT_REGULAR
 from .rows import Rows
 from .shards import chosen_ids, image_column, index_parquet, index_tar
 from .sidecars import (
@@ -21,7 +22,7 @@ from .sidecars import (
     read_metadata,
     read_sidecars,
 )
-from .storage import NOT_REGULAR, OUTSIDE, Listing, Storage, join, reason
+from .storage import OUTSIDE, Listing, Storage, join, reason
 
 _TABLES = (".jsonl", ".csv", ".tsv")
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import stats
-from .files import read_parquet
+from .parquet_pages import read_table
 from .stats import Estimate, proportion
 
 Flags = NDArray[np.bool_]
@@ -106,7 +106,7 @@ def beyond(p_value: float | None, n_calibration: int) -> bool | None:
 
 def read(folder: Path) -> pa.Table:
     """The outcomes that an arm wrote, those of an earlier version with nulls in the columns it did not have."""
-    table = read_parquet(folder / "outcomes.parquet")
+    table = read_table(folder / "outcomes.parquet")
     for name in SCHEMA.names:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import MissingExtra, PartError
 
@@ -27,9 +27,15 @@ SHELVES = {
     "signals": "copyscope.diffusion.signals",
 }
 
+LONGEST_SPEC = 100_000
+"""Characters: what a signal learned is a number a step."""
+
 
 class Part:
     """Base of every shelf's abstract class: a frozen dataclass whose `str` is the spec that rebuilds it."""
+
+    weight_files: ClassVar[tuple[str, ...]] = ()
+    """Arguments that name weights, which may be code; a spec that a file asks for may not give them (trust.py)."""
 
     def __str__(self) -> str:
         cls = type(self)
@@ -146,11 +152,16 @@ def parse(spec: str, kind: str, known: list[str]) -> tuple[str, list[Any], dict[
     Raises PartError where it is not of that form.
     """
     path, bracket, _ = spec.strip().partition("(")
+    said = spec if len(spec) <= 200 else f"{spec[:200]}..."
     malformed = PartError(
-        f"{spec!r} is not a part spec.\nWrite it as name or name(key=value), with plain values; "
+        f"{said!r} is not a part spec.\nWrite it as name or name(key=value), with plain values; "
         f"the {kind} are: {', '.join(known)}"
     )
-    if not path or not all(piece.isidentifier() for piece in path.replace(":", ".").split(".")):
+    if (
+        len(spec) > LONGEST_SPEC
+        or not path
+        or not all(piece.isidentifier() for piece in path.replace(":", ".").split("."))
+    ):
         raise malformed
     if not bracket:
         return path, [], {}
@@ -160,6 +171,6 @@ def parse(spec: str, kind: str, known: list[str]) -> tuple[str, list[Any], dict[
             raise malformed
         arguments = [ast.literal_eval(argument) for argument in call.args]
         options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of a parser that is nested too deep
         raise malformed from None
     return path, arguments, options

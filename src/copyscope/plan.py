@@ -9,12 +9,14 @@ is an arm with a folder of its own; arms of one training share its run.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import recipes
 from .errors import CopyscopeError, InputError
 from .prepare import DataRecipe
+from .trust import check_specs
 
 if TYPE_CHECKING:
     from .diffusion.generate import SampleRecipe
@@ -34,6 +37,7 @@ T = TypeVar("T")
 #: Tables that the grid and the arms may vary.
 VARIED = ("data", "train", "sample")
 LONGEST_NAME = 100
+MOST_ARMS = 2000
 NOISE = "gaussian_noise(scale=0.1)"
 """What a recheck puts on the prompt's embedding."""
 
@@ -80,8 +84,10 @@ class ExperimentRecipe:
         for key, values in _flat(self.grid).items():
             if key.partition(".")[0] not in VARIED or "." not in key:
                 raise InputError(f"The grid cannot vary {key!r}.\nIts keys begin with {', '.join(VARIED)} and a dot")
-            if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
-                raise InputError(f"grid.{key} must be a list of different values, not {values!r}.\nWrite it as [1, 2]")
+            if not isinstance(values, list) or not values or len(values) > MOST_ARMS or _repeat(values):
+                said = repr(values)
+                said = said if len(said) <= 200 else f"{said[:200]}..."
+                raise InputError(f"grid.{key} must be a list of different values, not {said}.\nWrite it as [1, 2]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +162,26 @@ class Plan:
     grid: dict[str, list[Any]]
 
 
-def plan(toml: str | os.PathLike[str], out: str | Path | None = None, settings: Sequence[str] = ()) -> Plan:
+def plan(
+    toml: str | os.PathLike[str],
+    out: str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    trust_parts: bool = False,
+) -> Plan:
     """What the file asks for, every value checked and nothing run. out: `runs/NAME` unless given.
 
-    settings: such as `train.steps=500`, `seeds=[0,1]` or `grid.train.steps=[500, 1000]`. Raises InputError, which names
-    the arm where it is of one, the table and the field, and PartError for an unknown protocol, model or mitigation.
+    settings: such as `train.steps=500`, `seeds=[0,1]` or `grid.train.steps=[500, 1000]`. trust_parts: take protocols,
+    models, mitigations and signals from outside the shelves that the file asks for, and weights by path: this runs code
+    of whoever wrote it; what `settings` ask for is taken in any case. Raises InputError, which names the arm where it
+    is of one, the table and the field, and PartError for an unknown part or one that is not trusted.
     """
     from .copying.protocols import protocol
 
-    recipe = recipes.from_dict(ExperimentRecipe, recipes.override(recipes.read_toml(toml), settings))
+    tables = recipes.read_toml(toml)
+    if not trust_parts:
+        check_specs(tables, os.fspath(toml))
+    recipe = recipes.from_dict(ExperimentRecipe, recipes.override(tables, settings))
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     grid = _flat(recipe.grid)
     audit = _table("audit", AuditRecipe, recipe.audit)
@@ -172,6 +189,12 @@ def plan(toml: str | os.PathLike[str], out: str | Path | None = None, settings: 
     listed = _listed(recipe, grid)
     if audit.recheck and not recipe.arms:
         raise InputError("[audit] recheck compares with the first of `arms`, and none are listed.\nList them, or set 0")
+    n_arms = math.prod(map(len, grid.values())) * sum(len(one.seeds) for one in listed)
+    if n_arms > MOST_ARMS:
+        raise InputError(
+            f"The grid, the arms and their seeds make {n_arms:,} arms, and {MOST_ARMS:,} are the most.\n"
+            "List fewer values"
+        )
     cells = [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*grid.values())]
     arms: list[Arm] = []
     for one in listed:
@@ -180,8 +203,8 @@ def plan(toml: str | os.PathLike[str], out: str | Path | None = None, settings: 
     if recipe.arms:
         arms = list(_compared(arms))
     _check_parts(arms)
-    slugs = [arm.slug for arm in arms]
-    if twice := next((slug for slug in slugs if slugs.count(slug) > 1), ""):
+    slugs = collections.Counter(arm.slug for arm in arms)
+    if twice := next((slug for slug, n in slugs.items() if n > 1), ""):
         raise InputError(f"Two arms would have the folder {twice}.\nGive the listed arms other names")
     return Plan(recipe, folder, tuple(arms), grid)
 
@@ -295,6 +318,10 @@ def _table(name: str, cls: type[T], values: Mapping[str, Any]) -> T:
         return recipes.from_dict(cls, values)
     except InputError as error:
         raise InputError(f"[{name}] {error}") from None
+
+
+def _repeat(values: Sequence[Any]) -> bool:
+    return any(values.count(value) > 1 for value in values)
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import assets, images, recipes, worlds
 from .corpus import Corpus
+from .documents import read_json
 from .errors import ImageError, InputError
 from .machine import Progress
 from .rows import SCHEMA
@@ -93,8 +94,8 @@ def source(name: str) -> Corpus:
 def _made(out: Path) -> Any:
     """The values that the images in `out` were chosen by, None if there are none."""
     try:
-        return json.loads((out / "data.json").read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(out / "data.json")["recipe"]
+    except (InputError, KeyError):
         return None
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from . import arms, captions, outcomes
 from .corpus import Corpus
+from .documents import read_json
 from .machine import Progress
 from .plan import NOISE, Arm
 from .stats import Estimate, proportion
@@ -51,7 +52,7 @@ def due(arm: Arm) -> bool:
 def finished(arm: Arm) -> dict[str, Any] | None:
     """What `recheck.json` holds, None where there is none, or one by comparison with another arm."""
     path = arm.folder / "recheck.json"
-    found = arms.read(path) if arm.first and path.is_file() else None
+    found = read_json(path) if arm.first and path.is_file() else None
     return found if found and arm.first and found["first"] == arm.first.name else None
 
 
@@ -120,7 +121,7 @@ def _recheck(arm: Arm, progress: Progress | None) -> dict[str, Any]:
     began = time.monotonic()
     prompts = lost(outcomes.read(arm.first), outcomes.read(arm.folder), arm.audit.recheck)
     asked = {"first": arm.first.name, "prompts": [list(prompt) for prompt in prompts]}
-    if not (begun := arm.folder / "recheck" / "asked.json").is_file() or arms.read(begun) != asked:
+    if not (begun := arm.folder / "recheck" / "asked.json").is_file() or read_json(begun) != asked:
         # Made of the prompts of another comparison.
         shutil.rmtree(begun.parent, ignore_errors=True)
         begun.parent.mkdir()
@@ -182,5 +183,6 @@ def _generated(arm: Arm, kind: str, asked: Sequence[Prompt], progress: Progress 
         captions=[caption for _, caption in asked],
         ids=[source for source, _ in asked],
         nearest=nearest(arm.images / "train"),
+        trust_parts=arms.is_trained_by(arm),
         progress=progress,
     )

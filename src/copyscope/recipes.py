@@ -16,9 +16,9 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from . import documents
 from .errors import InputError
 
 T = TypeVar("T")
@@ -77,9 +77,13 @@ def setting(text: str) -> tuple[str, Any]:
     if not key or not equals:
         raise InputError(f"{text!r} sets nothing.\nWrite it as name=value, e.g. steps=500")
     try:
-        parsed = tomllib.loads(f"value = {written}")
+        parsed = documents.parse_toml(f"value = {written}")
     except tomllib.TOMLDecodeError:
         return key, written
+    except ValueError as error:
+        raise InputError(
+            f"The value of {key} cannot be read: {error}.\nWrite it as name=value, e.g. steps=500"
+        ) from None
     return key, parsed["value"] if parsed.keys() == {"value"} else written
 
 
@@ -101,13 +105,15 @@ def override(tables: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The tables of a TOML file. Raises InputError if it cannot be read, with the line where it is no TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return documents.read_toml(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.\nName a TOML file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text in UTF-8.\nName a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is no TOML: {error}.\nCorrect that line") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}.\nName a TOML file as one writes it by hand") from None
 
 
 def provenance() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,6 +25,9 @@ SCHEMA = pa.schema(
 )
 OWN = ("id", "image", "captions", "weight", "error")
 PIECE = 65536
+MAX_NAME, MAX_TEXT, MAX_CAPTIONS, MAX_COLUMNS = 4096, 100_000, 10_000, 1000
+"""Characters of a name, and of a caption or another value; captions of an image; columns of a corpus. A row beyond
+these has an error."""
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 """Columns and keys that hold the captions of an image, each a string or a list of strings; case does not matter."""
 
@@ -56,17 +60,37 @@ class Rows:
     ) -> None:
         """One image: its locator `image` (None where there is nothing to read), and further columns by name."""
         weight = 1.0
-        for name, value in (extras or {}).items():
+        captions, extras = list(captions), extras or {}
+        if wrong := self._beyond_bounds(id, captions, extras):
+            error, captions, extras = error or wrong, [], {}
+            image = None if "name" in wrong else image
+        for name, value in extras.items():
             if name == "weight" and _is_weight(value):
                 weight = float(value)
                 continue
-            self._extras.setdefault(_free_name(name), _Column(None)).put(self._n, value)
-        values = (readable(id), None if image is None else to_text(image), list(captions), weight, error)
+            self._extras.setdefault(_free_name(clean(name)), _Column(None)).put(self._n, value)
+        values = (_bounded(readable(id)), None if image is None else to_text(image), captions, weight, error)
         for column, value in zip(self._columns.values(), values, strict=True):
             column.put(self._n, value)
         self._n += 1
         self._first_error = self._first_error or error
         self._any_image |= image is not None
+
+    def _beyond_bounds(self, id: str, captions: list[str], extras: Mapping[str, Any]) -> str:
+        """What of a row is more than any image has, and would make the table too large; "" where nothing is."""
+        if len(id) > MAX_NAME or "\0" in id:
+            return f"its name has {len(id):,} characters" if len(id) > MAX_NAME else "its name has a NUL in it"
+        if len(captions) > MAX_CAPTIONS:
+            return f"{len(captions):,} captions, and {MAX_CAPTIONS:,} are the most"
+        longest = max(map(len, captions), default=0)
+        if longest > MAX_TEXT:
+            return f"a caption of {longest:,} characters, and {MAX_TEXT:,} are the most"
+        for name, value in extras.items():
+            if len(name) > MAX_NAME or (isinstance(value, str) and len(value) > MAX_TEXT):
+                return f"the column {name[:40]!r} has more than {MAX_TEXT:,} characters"
+        if len(self._extras) + len(extras) > MAX_COLUMNS and len(self._extras.keys() | extras.keys()) > MAX_COLUMNS:
+            return f"columns beyond the first {MAX_COLUMNS:,}"
+        return ""
 
     @property
     def first_error(self) -> str | None:
@@ -81,7 +105,7 @@ class Rows:
         """Sets the identifiers of the rows so far."""
         column = self._columns["id"] = _Column(pa.string())
         for row, name in enumerate(ids):
-            column.put(row, readable(name))
+            column.put(row, _bounded(readable(name)))
 
     def table(self) -> pa.Table:
         """The rows as a table: the columns of SCHEMA, then the others by name."""
@@ -223,5 +247,13 @@ def _free_name(name: str) -> str:
     return f"listed_{name}" if name in SCHEMA.names else name
 
 
+def _bounded(name: str) -> str:
+    """A name as an id: without NUL, and of a length that a table and a terminal can bear."""
+    name = name.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return name if len(name) <= MAX_NAME else f"{name[:200]}...{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and value > 2**1000):
+        return False
+    return math.isfinite(value) and value >= 0

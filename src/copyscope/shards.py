@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import posixpath
-import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,14 +17,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .documents import parse_json
 from .errors import ImageError
+from .parquet_pages import Chunk, Column, column_size, opened, records
 from .rows import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .sidecars import is_image_name
-from .storage import CUT_SHORT, OUTSIDE, Storage, join, reason
+from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join, reason
+from .tar_headers import TarDamage, members
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ID_COLUMNS = ("id", "key", "__key__", "file_name")
 _CACHED_BYTES = 256 << 20  # row groups up to this size are kept whole for random access
+_BATCH = 16
+_PAGE_BYTES = 16 << 20  # a batch of values out of pages, or a dictionary, no larger than this takes little memory
+_SIDECAR_BYTES = 1 << 20  # of a caption or a record in a tar
 _TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
 _TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
 _TAR_GAP = 64 << 10  # unless more than this lies between them, which nobody wants
@@ -60,15 +64,24 @@ def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
     ids: dict[str, list[str]] = {}
     try:
         with storage.open(path) as file:
-            _scan_parquet(pq.ParquetFile(file), path, name, found, ids)
+            _scan_parquet(*opened(file), file, storage.local, path, name, found, ids)
     except Exception as error:
         found.damage = reason(error)
     found.candidates = {column: pa.array(values, pa.string()) for column, values in ids.items()}
     return found
 
 
-def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed, ids: dict[str, list[str]]) -> None:
-    schema = parquet.schema_arrow
+def _scan_parquet(
+    parquet: Any,
+    groups: list[list[Chunk]],
+    file: Any,
+    walk: bool,
+    path: str,
+    name: str,
+    found: Indexed,
+    ids: dict[str, list[str]],
+) -> None:
+    schema = parquet.metadata.schema.to_arrow_schema()
     image = image_column(schema)
     if not image:
         found.damage = f"no column with image bytes; its columns are: {', '.join(schema.names)}"
@@ -77,20 +90,21 @@ def _scan_parquet(parquet: Any, path: str, name: str, found: Indexed, ids: dict[
     inner = ""
     if _is_image_struct(schema.field(image).type) and schema.field(image).type.get_field_index("path") >= 0:
         inner = f"{image}.path"  # that leaf alone, without the bytes beside it
-    for batch in parquet.iter_batches(batch_size=4096, columns=plain + [inner] * bool(inner)):
-        for record in batch.to_pylist() if batch.num_columns else [{} for _ in range(batch.num_rows)]:
-            own = record.pop(image, None) if inner else None
-            row = len(found.rows)
-            candidates = {column: record.get(column) for column in _ID_COLUMNS}
-            if own and own.get("path"):
-                candidates["path"] = own["path"]
-            for column, value in candidates.items():
-                if value is not None:
-                    ids.setdefault(column, []).append(str(value))
-            extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
-            found.rows.append(
-                {"id": f"{name}:{row}", "image": f"{path}#row={row}", "captions": captions_of(record), "extras": extras}
-            )
+    for record in records(parquet, groups, file, plain + [inner] * bool(inner), walk=walk):
+        row = len(found.rows)
+        place = {"id": f"{name}:{row}", "image": f"{path}#row={row}"}
+        if isinstance(record, str):
+            found.rows.append(place | {"error": f"too large: {record}"})
+            continue
+        own = record.pop(image, None) if inner else None
+        candidates = {column: record.get(column) for column in _ID_COLUMNS}
+        if own and own.get("path"):
+            candidates["path"] = own["path"]
+        for column, value in candidates.items():
+            if value is not None:
+                ids.setdefault(column, []).append(str(value))
+        extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
+        found.rows.append(place | {"captions": captions_of(record), "extras": extras})
 
 
 def chosen_ids(shards: list[dict[str, pa.Array]], n: int) -> pa.ChunkedArray | None:
@@ -120,22 +134,24 @@ class ParquetImages:
                 except Exception as error:
                     raise ImageError(f"damaged Parquet: {reason(error)}") from None
                 self._cached = (path, first, column)
-            cell = column[row - first].as_py()
-        return self._bytes(path, cell)
+            cell = column[row - first]
+            return self._bytes(path, cell)
 
     def pieces(self, path: str, rows: list[int]) -> Iterator[Piece]:
         """Many images of one file, `rows` ascending: a row group a piece, which holds a small batch at a time."""
         done = 0
         try:
             with self._storage.open(path) as file:
-                parquet = pq.ParquetFile(file)
-            image = image_column(parquet.schema_arrow)
+                parquet, groups = opened(file)
+            image = image_column(parquet.metadata.schema.to_arrow_schema())
             for group, first in enumerate(_group_starts(parquet)):
                 known = parquet.metadata.row_group(group)
                 wanted = [row - first for row in rows[done:] if row < first + known.num_rows]
                 if wanted:
                     done += len(wanted)
-                    read = functools.partial(self._stream_group, path, parquet.metadata, image, group, wanted)
+                    read = functools.partial(
+                        self._stream_group, path, parquet.metadata, groups[group], image, group, wanted
+                    )
                     yield len(wanted), known.total_byte_size, read
         except Exception as error:
             failure = ImageError(f"damaged Parquet: {reason(error)}")
@@ -145,17 +161,15 @@ class ParquetImages:
             yield rest, 0, lambda: iter([failure] * rest)
 
     def _stream_group(
-        self, path: str, metadata: Any, image: str, group: int, rows: list[int]
+        self, path: str, metadata: Any, chunks: list[Chunk], image: str, group: int, rows: list[int]
     ) -> Iterator[bytes | ImageError]:
         done = first = 0
         failure = ImageError("damaged Parquet: the row group ends early")
         try:
             with self._storage.open(path) as file:
-                parquet = pq.ParquetFile(file, metadata=metadata)
-                for batch in parquet.iter_batches(16, row_groups=[group], columns=[image]):
-                    column = batch.column(0)
+                for column in _image_pieces(file, metadata, chunks, image, group, self._storage.local):
                     while done < len(rows) and rows[done] < first + len(column):
-                        cell = column[rows[done] - first].as_py()
+                        cell = column[rows[done] - first]
                         done += 1
                         yield self._bytes_or_error(path, cell)
                     if done == len(rows):
@@ -168,17 +182,18 @@ class ParquetImages:
 
     def _load(self, path: str, row: int) -> tuple[int, Any]:
         with self._storage.open(path) as file:
-            parquet = pq.ParquetFile(file)
-            image = image_column(parquet.schema_arrow)
+            parquet, groups = opened(file)
+            image = image_column(parquet.metadata.schema.to_arrow_schema())
             starts = _group_starts(parquet)
             group = max(index for index, first in enumerate(starts) if first <= row)
             first = starts[group]
-            if parquet.metadata.row_group(group).total_byte_size <= _CACHED_BYTES:
-                return first, parquet.read_row_group(group, columns=[image]).column(0)
-            for batch in parquet.iter_batches(16, row_groups=[group], columns=[image]):
-                if row < first + batch.num_rows:
-                    return first, batch.column(0)
-                first += batch.num_rows
+            whole = parquet.metadata.row_group(group).total_byte_size <= _CACHED_BYTES
+            for column in _image_pieces(
+                file, parquet.metadata, groups[group], image, group, self._storage.local, whole=whole
+            ):
+                if row < first + len(column):
+                    return first, column
+                first += len(column)
             raise IndexError(f"no row {row}")
 
     def _bytes_or_error(self, path: str, cell: Any) -> bytes | ImageError:
@@ -188,11 +203,13 @@ class ParquetImages:
             return error
 
     def _bytes(self, path: str, cell: Any) -> bytes:
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if data:
-            return bytes(data)
-        beside = cell.get("path") if isinstance(cell, dict) else None
-        if beside:
+        """The bytes of a cell, an Arrow scalar: of them or of a struct."""
+        in_struct = pa.types.is_struct(cell.type)
+        if in_struct and not cell.is_valid:
+            raise ImageError("no image bytes in this row")
+        if data := _scalar_bytes(cell["bytes"] if in_struct else cell):
+            return data
+        if in_struct and cell.type.get_field_index("path") >= 0 and (beside := cell["path"].as_py()):
             folder = posixpath.dirname(path)
             # A table of images is no list of a person's: what it holds comes from elsewhere.
             if not self._storage.inside(join(folder, beside), folder):
@@ -220,7 +237,7 @@ def index_tar(storage: Storage, path: str) -> Indexed:
                 "id": key,
                 "image": where and f"{path}#bytes={where[0]}+{where[1]}",
                 "captions": distinct(texts(sample.get("txt")) + captions_of(listed)),
-                "error": None if where else "no image in this sample",
+                "error": sample.get("error") or (None if where else "no image in this sample"),
                 "extras": extras_of(listed, without=["key"]) | ({"class": sample["cls"]} if "cls" in sample else {}),
             }
         )
@@ -254,37 +271,75 @@ def _read_run(storage: Storage, path: str, run: list[tuple[int, int]]) -> Iterat
 
 def _scan_tar(file: Any, size: int, samples: dict[str, dict[str, Any]]) -> str:
     """Fills `samples` by key; gives the damage found, or ""."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while member := tar.next():
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header it has seen
-            if not member.isfile():
-                continue
-            folder, base = posixpath.split(member.name.removeprefix("./"))
+    try:
+        for name, offset, length in members(file, size):
+            folder, base = posixpath.split(name.removeprefix("./"))
             stem, _, suffix = base.partition(".")
             if not stem or base.startswith("."):
                 continue
             suffix = suffix.lower()
             sample = samples.setdefault(posixpath.join(folder, stem), {})
-            if member.offset_data + member.size > size:
+            if offset + length > size:
                 return "truncated"
             if is_image_name(base):
                 # KEY.jpg is the image; KEY.mask.png stands in only where there is no such.
-                sample.setdefault("other" if "." in suffix else "image", (member.offset_data, member.size))
+                sample.setdefault("other" if "." in suffix else "image", (offset, length))
             elif suffix in ("txt", "caption", "json", "cls"):
-                file.seek(member.offset_data)
-                text = file.read(member.size).decode("utf-8-sig", "replace").strip()
+                if length > _SIDECAR_BYTES:
+                    sample["error"] = (
+                        f"too large: {base[-80:]} has {length:,} bytes, and {_SIDECAR_BYTES:,} are the most"
+                    )
+                    continue
+                file.seek(offset)
+                text = file.read(length).decode("utf-8-sig", "replace").strip()
                 sample["txt" if suffix == "caption" else suffix] = _json_object(text) if suffix == "json" else text
-        file.seek(tar.offset)
-        # A whole archive ends in blocks of zeros.
-        return "" if file.read(512) == bytes(512) else "truncated"
+    except TarDamage as error:
+        return str(error)
+    return ""
 
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _image_pieces(
+    file: Any, metadata: Any, chunks: list[Chunk], image: str, group: int, walk: bool, *, whole: bool = False
+) -> Iterator[Any]:
+    """The column of images of a row group, some rows at a time, or all where that is asked for and not too much: what
+    repeats in it is never expanded by more than a few rows."""
+    sizes: dict[str, Column] = {}
+    for chunk in chunks:
+        if chunk.path.partition(".")[0] == image:
+            sizes[chunk.path] = column_size(file, chunk, walk=walk)
+    repeats = [leaf for leaf, size in sizes.items() if size.dictionary]
+    total = sum(size.total for size in sizes.values())
+    if total <= _CACHED_BYTES:
+        # Dictionaries of it all are held at once.
+        parquet, n = pq.ParquetFile(file, metadata=metadata, read_dictionary=repeats), _BATCH
+    else:
+        parquet, n = pq.ParquetFile(file, metadata=metadata), 1
+        if all(size.largest <= _PAGE_BYTES and size.dictionary <= _PAGE_BYTES for size in sizes.values()):
+            n = _BATCH
+    if whole and total <= _CACHED_BYTES:
+        yield parquet.read_row_group(group, columns=[image]).column(0)
+        return
+    for batch in parquet.iter_batches(n, row_groups=[group], columns=[image]):
+        yield batch.column(0)
+
+
+def _scalar_bytes(scalar: Any) -> bytes:
+    """The bytes that an Arrow scalar holds, perhaps by way of a dictionary; none where it is null."""
+    value = scalar.value if pa.types.is_dictionary(scalar.type) else scalar
+    if value is None or not value.is_valid or pa.types.is_null(value.type):
+        return b""
+    buffer = value.as_buffer()
+    if buffer.size > MAX_BYTES:
+        raise ImageError(TOO_LARGE)
+    return bytes(buffer)
 
 
 def _group_starts(parquet: Any) -> list[int]:
@@ -296,6 +351,7 @@ def _group_starts(parquet: Any) -> list[int]:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 

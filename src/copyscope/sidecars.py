@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import posixpath
 from collections.abc import Iterator
 from typing import Any
 
+from .documents import MAX_LINE, parse_json
 from .errors import InputError
+from .files import NOT_REGULAR
 from .rows import captions_of, clean, distinct, extras_of, texts
-from .storage import NOT_REGULAR, OUTSIDE, Listing, Storage, join, reason, within
+from .storage import OUTSIDE, Listing, Storage, join, reason, within
 
 _IMAGES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm"
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())
@@ -27,6 +28,7 @@ license readme notice makefile changelog checksums sha256sums thumbs.db desktop.
 """
 _NOT_IMAGES = frozenset(_OTHERS.split())
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_MOST_FOLDERS = 64  # within one another, of a path that captions name
 _FILE_COLUMNS = ("file_name", "file", "path", "image")
 
 
@@ -133,7 +135,7 @@ def records(storage: Storage, path: str) -> Iterator[tuple[str, dict[str, Any]]]
     try:
         with storage.open(path) as file:
             if suffix == ".parquet":
-                yield from _parquet_records(file)
+                yield from _parquet_records(path, file, storage.local)
             else:
                 text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="" if suffix != ".jsonl" else None)
                 yield from _csv_records(path, text, suffix) if suffix in (".csv", ".tsv") else _json_lines(path, text)
@@ -153,7 +155,7 @@ def match_captions(root: str, path: str, listed: dict[str, list[str]], images: l
     best: dict[str, tuple[int, str]] = {}
     failed: dict[str, str] = {}
     for key in listed:
-        parts = _parts(key)
+        parts = _parts(key)[-_MOST_FOLDERS:]
         image, depth = None, 0
         for depth in range(len(parts), 0, -1):
             if (end := "/".join(parts[-depth:])) in by_end:
@@ -193,8 +195,8 @@ def read_captions_json(storage: Storage, path: str) -> dict[str, list[str]]:
 def _captions_json(storage: Storage, path: str, *, required: bool) -> dict[str, list[str]] | None:
     """The captions in a JSON file; None if it holds something else, unless it is `required` to be JSON at all."""
     try:
-        found = json.loads(storage.text_bytes(path).decode("utf-8-sig", "replace"))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(storage.text_bytes(path).decode("utf-8-sig", "replace"))
+    except ValueError as error:
         if not required:
             return None
         raise InputError(f"Cannot read {path}: {reason(error)}.\nRepair the file, or move it elsewhere") from None
@@ -270,20 +272,30 @@ def _read_texts(storage: Storage, root: str, listing: Listing, images: list[str]
 
 
 def _json_lines(path: str, text: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(_lines(path, text), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{path}, line {number}: not JSON ({reason(error)}).\nRepair or remove the line") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: not a JSON object.\nEach line is one image's record: {{...}}")
         yield f"line {number}", record
 
 
+def _lines(path: str, text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a table, none of which may be longer than MAX_LINE: a file may be one line of any length."""
+    number = 0
+    while line := text.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}, line {number}: more than {MAX_LINE:,} characters.\nRepair or remove the line")
+        yield line
+
+
 def _csv_records(path: str, text: io.TextIOWrapper, suffix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    table = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
+    table = csv.DictReader(_lines(path, text), delimiter="\t" if suffix == ".tsv" else ",")
     while True:
         try:
             record = next(table, None)
@@ -301,8 +313,8 @@ def _cell(value: Any) -> Any:
         return None
     if value.startswith("["):
         try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
+            found = parse_json(value)
+        except ValueError:
             return value
         return found if _is_texts(found) else value
     for kind in (int, float):
@@ -315,11 +327,10 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _parquet_records(file: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
+def _parquet_records(path: str, file: Any, walk: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    from .parquet_pages import opened, records
 
-    row = 0
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
-        for record in batch.to_pylist():
-            row += 1
-            yield f"row {row}", record
+    for row, record in enumerate(records(*opened(file), file, None, walk=walk), 1):
+        if isinstance(record, str):
+            raise InputError(f"{path}, row {row}: {record}.\nRepair or remove the row")
+        yield f"row {row}", record

@@ -13,7 +13,6 @@ import functools
 import io
 import os
 import posixpath
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +20,14 @@ from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from .errors import ImageError, InputError
+from .files import NOT_REGULAR, open_regular
 from .patience import PATIENCE
 
-MAX_BYTES = 1 << 30
-"""Files larger than this (1 GiB) are not read as images."""
+MAX_BYTES = 384 << 20
+"""Files larger than this (384 MiB) are not read as images."""
+
+MAX_TEXT_BYTES = 128 << 20
+"""Files larger than this (128 MiB) are not read as captions."""
 
 CUT_SHORT = "truncated: the file ends before the image does"
 TOO_LARGE = f"too large: more than {MAX_BYTES >> 20} MiB"
@@ -37,9 +40,6 @@ AHEAD_BYTES = 128 << 20
 
 BLOCK_BYTES = 64 << 10
 """What is read of an opened file that is not local beyond what is asked (64 KiB), unless `open` says otherwise."""
-
-NOT_REGULAR = "not a regular file"
-"""What is said of a pipe, a socket or a device: opening one may wait for ever, or do something."""
 
 OUTSIDE = "lies outside the folder"
 
@@ -87,6 +87,11 @@ class Storage:
             return str(self.steadily(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
             return ""
+        except (OSError, ValueError) as error:
+            # No name of a file: too long, or with a NUL in it.
+            if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                return ""
+            raise
 
     def inside(self, path: str, folder: str) -> bool:
         """Whether a path is in a folder, and on a disk does not lead out of it by a link."""
@@ -106,7 +111,7 @@ class Storage:
         """`path` opened for reading bytes, seekable. Where it is not local, `block` bytes more than asked are read, for
         whoever goes on reading (None = BLOCK_BYTES)."""
         if self.local:
-            return _open_regular(path)
+            return open_regular(path)
         # The default of s3fs is 50 MiB, which are then read for a header of 512 bytes.
         asked = {"block_size": block or BLOCK_BYTES, "cache_type": "readahead"}
         return _Steady(self, self.steadily(lambda: self.fs.open(path, "rb", **asked)))
@@ -180,7 +185,10 @@ class Storage:
         """The bytes of a file of captions. Raises InputError where it cannot be read."""
         try:
             with self.open(path) as file:
-                return bytes(file.read())
+                data = bytes(file.read(MAX_TEXT_BYTES + 1))
+            if len(data) > MAX_TEXT_BYTES:
+                raise ValueError(f"larger than {MAX_TEXT_BYTES >> 20} MiB")
+            return data
         except Exception as error:
             raise _cannot_read(path, error) from None
 
@@ -253,22 +261,6 @@ class Storage:
 def within(path: str, folder: str) -> bool:
     """Whether a path, both without links in them, is a folder or lies in it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _open_regular(path: str) -> Any:
-    """A local file opened for reading bytes. Raises OSError where it is a pipe, a socket or a device."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, NOT_REGULAR, path)
-    # What is put in its place now is not waited for either.
-    file = open(path, "rb", opener=_at_once)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, NOT_REGULAR, path)
-    return file
-
-
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Steady(io.RawIOBase):
@@ -368,6 +360,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+def failure(error: BaseException) -> str:
+    """What was raised, in a few words: for errors that nobody raised on purpose."""
+    return "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {reason(error)}"
+
+
 def to_text(path: str) -> str:
     """A path as text that a table can hold: file names need not be UTF-8, and then keep their bytes %-escaped."""
     try:
@@ -376,7 +373,7 @@ def to_text(path: str) -> str:
         plain = False
     else:
         plain = not path.startswith(_RAW)
-    return path if plain else _RAW + quote_from_bytes(path.encode("utf-8", "surrogateescape"))
+    return path if plain else _RAW + quote_from_bytes(_bytes_of(path))
 
 
 def from_text(text: str) -> str:
@@ -388,7 +385,14 @@ def from_text(text: str) -> str:
 
 def readable(path: str) -> str:
     """A path for people and ids: bytes that are not UTF-8 become the replacement character."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return _bytes_of(path).decode("utf-8", "replace")
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte, as JSON can hold: no file has that name
+        return path.encode("utf-8", "replace")
 
 
 def _cannot_read(path: str, error: Exception) -> InputError:

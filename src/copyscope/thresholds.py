@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .documents import read_json
 from .errors import InputError
 from .stats import Floats
+from .trust import check_specs
 
 SCHEMA = "copyscope.thresholds/1"
 
@@ -56,16 +58,22 @@ class Thresholds:
             raise InputError(f"Cannot write {path}: {error.strerror or error}.\nName another file") from None
 
     @staticmethod
-    def load(path: str | os.PathLike[str], model: str, settings: str) -> Thresholds:
-        """Those of a file, for a model and how its images are made. Raises InputError where they are of others."""
+    def load(path: str | os.PathLike[str], model: str, settings: str, *, trust_parts: bool = False) -> Thresholds:
+        """Those of a file, for a model and how its images are made. Raises InputError where they are of others.
+
+        trust_parts: take signals from outside the shelf too; else PartError is raised for one, since loading it would
+        run code of whoever made the file.
+        """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = read_json(path)
             if found["schema"] != SCHEMA:
                 raise ValueError
             signals = {spec: Threshold(**each) for spec, each in found["signals"].items()}
             kept = Thresholds(found["model"], found["settings"], signals)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InputError, ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path} holds no thresholds.\nMake them with: copyscope guard calibrate") from None
+        if not trust_parts:
+            check_specs({"signals": list(signals)}, str(path))
         if kept.model != model:
             raise InputError(f"The thresholds in {path} are of another model.\nCalibrate this one: guard calibrate")
         if kept.settings != settings:

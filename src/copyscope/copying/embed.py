@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,12 +20,15 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
+from copyscope.documents import read_json
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
-from copyscope.files import file_sha256, read_json, read_parquet, save_array, told, whole, write_file, write_parquet
+from copyscope.files import file_sha256, save_array, told, whole, write_file, write_parquet
 from copyscope.machine import Progress, cores
+from copyscope.parquet_pages import read_table
 
 from .descriptors import Descriptor, Image
+from .each_image import values_of_each
 from .protocols import protocol
 from .store import KEY, ContentStore, Rotten
 
@@ -32,6 +36,10 @@ if TYPE_CHECKING:
     from .cells import Cells
 
 BATCH = 8
+BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
+"""Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
+CALL_PIXELS = 16_000_000
+"""Images of so many pixels are described before more are decoded."""
 GROUP = 16 * BATCH
 PIECE = 65536
 LOT = 1_000_000
@@ -134,7 +142,7 @@ class Embeddings:
         folder = Path(folder)
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
-        summary, table = read_json(folder / "embeddings.json"), read_parquet(folder / "embeddings.parquet")
+        summary, table = read_json(folder / "embeddings.json"), read_table(folder / "embeddings.parquet")
         with whole(folder):
             corpus = Corpus(table, str(summary["corpus"]), str(summary["kind"])).settled()
             rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
@@ -312,6 +320,10 @@ class _Batch:
     digests: list[bytes]
     contents: list[bytes]
 
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self.contents))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
@@ -352,7 +364,7 @@ def fill(
             scheduled.add(digest)
             batch.digests.append(digest)
             batch.contents.append(content)
-            if len(batch.digests) == BATCH:
+            if len(batch.digests) == BATCH or batch.bytes > BATCH_BYTES:
                 yield batch
                 batch = _Batch([], [])
         if batch.digests:
@@ -386,46 +398,57 @@ def _commit(store: Store, pending: list[_Done]) -> None:
 
 
 def _parallel(batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int) -> Iterator[_Done]:
-    """Results in the order of the batches, at most two a worker under way."""
+    """Results in the order of the batches, at most two a worker under way, and their files at most AHEAD_BYTES."""
     with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[Future[_Done]] = deque()
+        under_way: deque[tuple[int, Future[_Done]]] = deque()
+        held = 0
         try:
             for batch in batches:
-                under_way.append(pool.submit(function, batch))
-                if len(under_way) >= 2 * workers:
-                    yield under_way.popleft().result()
+                under_way.append((size := batch.bytes, pool.submit(function, batch)))
+                held += size
+                while under_way and (len(under_way) >= 2 * workers or held > AHEAD_BYTES):
+                    held -= under_way[0][0]
+                    yield under_way.popleft()[1].result()
             while under_way:
-                yield under_way.popleft().result()
+                yield under_way.popleft()[1].result()
         finally:
-            for future in under_way:
+            for _, future in under_way:
                 future.cancel()
 
 
 def _describe(batch: _Batch, work: Work) -> _Done:
+    """The values of a batch. What a decoder or the work raises of one image is the error of that image alone."""
     errors: dict[bytes, str] = {}
-    digests: list[bytes] = []
-    decoded: list[Image] = []
-    given: list[Any] = []
-    for digest, content in zip(batch.digests, batch.contents, strict=True):
-        try:
-            layers = images.decode_layers(content)
-            decoded.append(layers[0])
-            given.append(layers if work.layers else layers[0])
-            digests.append(digest)
-        except ImageError as error:
-            errors[digest] = str(error)
-    values = np.zeros((0, work.dim), work.dtype)
-    if decoded:
-        values = np.asarray(work.function(given), dtype=work.dtype)
-        if values.shape != (len(decoded), work.dim):
-            raise CopyscopeError(f"{work.name} gave values of shape {values.shape}, not {(len(decoded), work.dim)}")
-    keys = np.array(
-        [(digest, image.shape[1], image.shape[0]) for digest, image in zip(digests, decoded, strict=True)], dtype=KEY
-    )
-    finite = np.flatnonzero(np.isfinite(values).all(axis=1))
-    for position in np.setdiff1d(np.arange(len(digests)), finite):
-        errors[digests[position]] = f"{work.name} gave values that are not numbers"
-    return _Done(keys[finite], values[finite], errors, len(batch.digests))
+    keys: list[tuple[bytes, int, int]] = []
+    values: list[NDArray[Any]] = [np.zeros((0, work.dim), work.dtype)]
+    waiting: list[tuple[bytes, tuple[int, ...], Any]] = []
+
+    def call() -> None:
+        for (digest, shape, _), value in zip(
+            waiting,
+            values_of_each(work.name, work.function, work.dim, work.dtype, [given for *_, given in waiting]),
+            strict=True,
+        ):
+            if isinstance(value, str):
+                errors[digest] = value
+            else:
+                keys.append((digest, shape[1], shape[0]))
+                values.append(value)
+        waiting.clear()
+
+    with contextlib.ExitStack() as turn:
+        for digest, content in zip(batch.digests, batch.contents, strict=True):
+            try:
+                layers = images.decode_layers(content, turn=turn)
+            except ImageError as error:
+                errors[digest] = str(error)
+                continue
+            waiting.append((digest, layers[0].shape, layers if work.layers else layers[0]))
+            del layers
+            if sum(height * width for _, (height, width, _), _ in waiting) >= CALL_PIXELS:
+                call()
+        call()
+    return _Done(np.array(keys, dtype=KEY), np.concatenate(values), errors, len(batch.digests))
 
 
 def _hex(digest: bytes) -> str | None:

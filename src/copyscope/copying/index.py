@@ -22,6 +22,7 @@ from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.images import Image
 from copyscope.machine import Progress, locked
+from copyscope.trust import check_spec
 
 from . import index_files as files
 from .blank import blank_among, blank_rows, without_rows
@@ -46,8 +47,9 @@ COMPACT_ABOVE = 32
 class Index:
     """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
 
-    def __init__(self, folder: Path, state: State) -> None:
+    def __init__(self, folder: Path, state: State, trust_parts: bool = False) -> None:
         self.folder = folder
+        self._trust_parts = trust_parts
         self._state = state
 
     @classmethod
@@ -115,16 +117,18 @@ class Index:
                 groups = duplicates(described, rules.duplicates, engine=engine, **options)
             calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
-        return cls.open(folder)
+        return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
     @classmethod
-    def open(cls, folder: str | Path) -> Index:
+    def open(cls, folder: str | Path, *, trust_parts: bool = False) -> Index:
         """The index in `folder`, its files mapped.
 
-        Raises InputError where there is none, and where its manifest is not what its own checksum says or a file is
-        missing or not of its length; `check` looks at every byte.
+        trust_parts: load the descriptor that the index names, whatever it is; else one of the shelf alone, without
+        weights by path, and the first look-up raises PartError where it is another: that would run code of whoever
+        made the index. Raises InputError where there is none, and where its manifest is not what its own checksum says
+        or a file is missing or not of its length; `check` looks at every byte.
         """
-        return cls(Path(folder), load(Path(folder)))
+        return cls(Path(folder), load(Path(folder)), trust_parts)
 
     def __len__(self) -> int:
         """Training images that can be found: those added and not removed."""
@@ -316,7 +320,10 @@ class Index:
         return self._state
 
     def _descriptor(self, state: State) -> Descriptor:
-        """The descriptor of the index. Raises InputError where its weights are not those that made it."""
+        """The descriptor of the index. Raises InputError where its weights are not those that made it, PartError where
+        it is code that the caller does not trust."""
+        if not self._trust_parts:
+            check_spec("descriptors", state.manifest["protocol"], f"The index {self.folder}")
         rules: Protocol = named_protocol(state.manifest["protocol"])
         descriptor = rules.load()
         if (str(descriptor), descriptor.fingerprint()) != (state.manifest["descriptor"], state.manifest["fingerprint"]):

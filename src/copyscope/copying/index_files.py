@@ -28,11 +28,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from copyscope.documents import MAX_JSON_BYTES, parse_json, read_bytes
 from copyscope.errors import InputError
 from copyscope.files import unwritable, write_file, write_parquet
+from copyscope.parquet_pages import ParquetBomb, table_in
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
 """Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope
@@ -52,13 +53,13 @@ class Damaged(InputError):
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the index in `folder`. Raises InputError where there is none, Damaged where it was changed."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = read_bytes(folder / MANIFEST, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise InputError(f"No index in {folder}.\nMake one with: copyscope index TRAIN -o {folder}") from None
     except (OSError, ValueError) as error:
         raise damaged(folder, MANIFEST, f"cannot be read: {error}") from None
     try:
-        manifest: dict[str, Any] = json.loads(text)
+        manifest: dict[str, Any] = parse_json(text)
         claimed = manifest.pop("digest")
         schema = manifest["schema"]
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -281,7 +282,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
     """`NAME.parquet`. Raises FileNotFoundError, or Damaged where it is no such file."""
     held = hold(folder, name)
     with told(folder, f"{name}.parquet"):
-        return pq.read_table(held, page_checksum_verification=True)
+        return table_in(held)
 
 
 @contextlib.contextmanager
@@ -289,7 +290,7 @@ def told(folder: Path, file: str) -> Iterator[None]:
     """What cannot be read of a table is said as damage to its file."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ParquetBomb, pa.ArrowException) as error:
         raise damaged(folder, file, f"cannot be read: {error}") from None
 
 

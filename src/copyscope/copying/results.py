@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 import copyscope
+from copyscope.documents import read_json
 from copyscope.errors import InputError
-from copyscope.files import AGAIN, read_parquet, safe_cell, unwritable, write_file, write_parquet
+from copyscope.files import AGAIN, safe_cell, unwritable, write_file, write_parquet
+from copyscope.parquet_pages import read_table
 
 from .embed import Embeddings
 
@@ -125,18 +127,14 @@ def load_result(folder: str | Path, schema: str) -> tuple[dict[str, Any], dict[s
     names = {path.name for path in Path(folder).glob("*.parquet")} | {name for name in sums if name != "summary.json"}
     for name in names & sums.keys():
         _compare(Path(folder) / name, sums[name])
-    return summary, {name.removesuffix(".parquet"): read_parquet(Path(folder) / name) for name in sorted(names)}
+    return summary, {name.removesuffix(".parquet"): read_table(Path(folder) / name) for name in sorted(names)}
 
 
 def _summary(folder: str | Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"No finished result in {folder}: {error}.\nMake one with: copyscope audit GENERATED TRAIN -o {folder}"
-        ) from None
-    if not isinstance(summary, dict):
-        raise InputError(f"{folder}/summary.json is not a result of Copyscope.\nRun the command that made it again")
+    path = Path(folder) / "summary.json"
+    if not path.exists():
+        raise InputError(f"No finished result in {folder}.\nMake one with: copyscope audit GENERATED TRAIN -o {folder}")
+    summary = read_json(path)
     if digest := _sums(Path(folder)).get("summary.json"):
         _compare(Path(folder) / "summary.json", digest)
     return summary

@@ -25,9 +25,10 @@ from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
-from copyscope.files import read_parquet, told, write_file, write_parquet
+from copyscope.files import told, write_file, write_parquet
 from copyscope.images import Image
 from copyscope.machine import Progress, cores
+from copyscope.parquet_pages import read_table
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
@@ -149,7 +150,7 @@ def planted_copies(
             found = match(described, train, verify, thumbnails=thumbnails, **more)
         with told(root):
             write_file(file, lambda path: write_parquet(_table(found), path))
-    table = read_parquet(file)
+    table = read_table(file)
     return {kind: _of_kind(table, kind) for kind in KINDS if kind in table["kind"].to_pylist()}
 
 
@@ -161,7 +162,7 @@ def _is_whole(file: Path) -> bool:
     if not file.is_file():
         return False
     try:
-        read_parquet(file)
+        read_table(file)
     except InputError:
         return False
     return True

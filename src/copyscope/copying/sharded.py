@@ -31,9 +31,11 @@ from numpy.typing import NDArray
 
 from copyscope import removals
 from copyscope.corpus import Corpus
+from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError
 from copyscope.machine import Progress
+from copyscope.parquet_pages import table_in
 from copyscope.storage import Storage, file_system, join, reason
 
 from .descriptors import Descriptor
@@ -138,7 +140,7 @@ def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
     filled = corpus
     if some is not None:
         with contextlib.suppress(Exception):
-            before = pq.read_table(io.BytesIO(_bytes(out, {"name": some})))
+            before = _table_of(out, {"name": some})
             again = before["error"].is_valid().to_numpy(zero_copy_only=False) & before["sha256"].is_null().to_numpy()
             vectors = _matrix(before["vector"], asked.descriptor.dim).copy()
             filled = dataclasses.replace(corpus, table=before.drop_columns(["vector"]))
@@ -226,7 +228,7 @@ def _leave_out(
 def _removed(out: str, manifest: dict[str, Any]) -> list[str]:
     if not manifest["removed"]:
         return []
-    return list(pq.read_table(io.BytesIO(_bytes(out, manifest["removed"])))["id"].to_pylist())
+    return list(_table_of(out, manifest["removed"])["id"].to_pylist())
 
 
 def _digest(asked: Asked, corpus: Corpus) -> str:
@@ -282,7 +284,7 @@ def _read(out: str, parts: list[dict[str, Any]]) -> Iterator[pa.Table]:
 
     def read(part: dict[str, Any]) -> pa.Table | InputError:
         try:
-            return pq.read_table(io.BytesIO(_bytes(out, part)))
+            return _table_of(out, part)
         except InputError as error:
             return error
 
@@ -303,7 +305,20 @@ def _bytes(out: str, part: dict[str, Any]) -> bytes:
         if "sha256" not in part or hashlib.sha256(data).hexdigest() == part["sha256"]:
             return data
         why = "it is not what was written"
-    raise InputError(
+    raise _unread(out, part, why)
+
+
+def _table_of(out: str, part: dict[str, Any]) -> pa.Table:
+    """The table of a part. Raises InputError as `_bytes`, and where it is no table or too large."""
+    data = _bytes(out, part)
+    try:
+        return table_in(io.BytesIO(data))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unread(out, part, reason(error)) from None
+
+
+def _unread(out: str, part: dict[str, Any], why: str) -> InputError:
+    return InputError(
         f"Cannot read {part['name']} of {out}: {why}.\n"
         "Delete that file and run the command that made it again: it makes this part and no other"
     )
@@ -332,7 +347,7 @@ def _manifest(out: str) -> dict[str, Any] | None:
         storage.fs.invalidate_cache()
         if not storage.kind(join(root, MANIFEST)):
             return None
-        found = json.loads(storage.read(join(root, MANIFEST)))
+        found = parse_json(storage.read(join(root, MANIFEST)))
     except NotADirectoryError:
         return None
     except Exception as error:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
+from copyscope.errors import CopyscopeError, ImageError
 from copyscope.images import Image
+from copyscope.storage import failure
 
 from .descriptors import Descriptor
 from .embed import Work, compute, embed
@@ -56,7 +58,16 @@ def cut(picture: Image) -> list[Image]:
 def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> Looks:
     """Looks at pictures in memory, with their windows if `local`."""
     every = [[picture, *(cut(picture) if local else [])] for picture in pictures]
-    vectors = descriptor.describe([each for looks in every for each in looks])
+    try:
+        vectors = descriptor.describe([each for looks in every for each in looks])
+    except CopyscopeError:
+        raise
+    except Exception as error:
+        if len(pictures) > 1:
+            for picture in pictures:  # so that the error is of the one it is about
+                look([picture], descriptor, verify, local)
+        height, width = pictures[0].shape[:2]
+        raise ImageError(f"{width} x {height} pixels cannot be described: {failure(error)}") from None
     sizes = [picture.shape[1::-1] for picture in pictures]
     return Looks(
         vectors.reshape(len(pictures), -1, descriptor.dim),

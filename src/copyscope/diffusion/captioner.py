@@ -13,6 +13,7 @@ import torch
 
 from copyscope.errors import InputError
 from copyscope.images import Image
+from copyscope.model_folders import refuse_code
 
 from .text import quiet
 
@@ -66,6 +67,7 @@ class Captioner:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        refuse_code(self.folder)
         try:
             with quiet():
                 processor = AutoProcessor.from_pretrained(self.folder, local_files_only=True)  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from copyscope.documents import read_json
 from copyscope.errors import InputError, TrainingError
 from copyscope.files import file_sha256, write_parquet
 
@@ -145,7 +146,7 @@ def read(
     Raises TrainingError where the checkpoint is damaged or of another model.
     """
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json")
         _check(path, state)
         files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
         for name, wanted in (("ema", average), ("mitigations", memories)):

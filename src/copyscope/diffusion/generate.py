@@ -17,6 +17,7 @@ from torch import Tensor
 
 from copyscope import images, parts, recipes
 from copyscope.corpus import Corpus
+from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -139,6 +140,7 @@ def generate(
     captions: Sequence[str] | None = None,
     ids: Sequence[str | None] | None = None,
     nearest: FindNearest | None = None,
+    trust_parts: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
     """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id,
@@ -147,12 +149,13 @@ def generate(
 
     model: a run or its folder, a model, or a spec of the shelf. captions: prompts taken in turn, in place of those that
     the recipe names; ids: the training image that each caption is of, None for none. nearest: finds training images,
-    for mitigations that want it (`copyscope.nearest` makes one). The same call again makes what is missing and no more;
+    for mitigations that want it (`copyscope.nearest` makes one). trust_parts: of the folder of a run, as in `Run.open`.
+    The same call again makes what is missing and no more;
     `metadata.jsonl` is written last. Raises InputError where `out` holds anything else, it cannot
     be written, or there are no prompts.
     """
     recipe, out = recipe or SampleRecipe(), Path(out)
-    model, run = opened(model)
+    model, run = opened(model, trust_parts)
     prompts, said = _prompts(recipe, captions, ids, run), made_with(model, run, recipe)
     parts = _loaded(model, recipe, True, nearest)
     _signals(model, recipe, True)
@@ -226,7 +229,7 @@ def _make(
     """Writes the images of `rows` that are not there yet, and puts the scores of all into `rows`."""
     scores: dict[str, dict[str, float | None]] = {}
     if (out / SCORES).is_file():
-        scores = json.loads((out / SCORES).read_text(encoding="utf-8"))
+        scores = _scores(out / SCORES)
     known = scores if recipe.signals else {row["file_name"] for row in rows}
     missing = [row for row in rows if row["file_name"] not in known or not (out / row["file_name"]).is_file()]
     done = len(rows) - len(missing)
@@ -254,6 +257,15 @@ def _make(
         row.update(scores.get(row["file_name"], {}))
 
 
+def _scores(path: Path) -> dict[str, dict[str, float | None]]:
+    """The scores of the images made so far. Raises InputError where the file is damaged."""
+    then = "Remove it: the images are then made again"
+    scores = read_json(path, then)
+    if not all(isinstance(each, dict) for each in scores.values()):
+        raise InputError(f"Cannot read {path}: it holds no scores by image.\n{then}")
+    return scores
+
+
 def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.Mitigations:
     has = [what for what, there in ((PROMPTS, prompted), (NEAREST, nearest is not None)) if there]
     return applied.load(recipe.mitigations, SAMPLING, model, guidance=recipe.guidance, has=has)
@@ -269,8 +281,8 @@ def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
     return {} if told == prompt else {"told": told}
 
 
-def opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | None]:
-    """The model, and the run it is of, if it is of one."""
+def opened(model: Model | Run | str | os.PathLike[str], trust_parts: bool = False) -> tuple[Model, Run | None]:
+    """The model, and the run it is of, if it is of one. trust_parts: as in `Run.open`."""
     from .train import Run
 
     if isinstance(model, Model):
@@ -279,7 +291,7 @@ def opened(model: Model | Run | str | os.PathLike[str]) -> tuple[Model, Run | No
         return model.model, model
     text = os.fspath(model)
     if Path(text).is_dir():
-        run = Run.open(text)
+        run = Run.open(text, trust_parts=trust_parts)
         return run.model, run
     if os.sep in text.partition("(")[0]:
         raise InputError(f"There is no folder {text}.\nName the folder of a run, or a model such as small_unet")
@@ -369,10 +381,10 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
         checkpoints.write_json(identity | recipes.provenance(), path)
         return
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path, "Name another folder")
         # Folders from before the finder was kept do not tell which it was.
         before = {"nearest": identity.get("nearest"), **saved, **recipes.as_dict(SampleRecipe()), **saved["recipe"]}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} cannot be read.\nName another folder") from None
     now = {**identity, **identity["recipe"]}
     # Not the batch size, which changes no image, nor the file of prompts, but the prompts that were in it.

@@ -19,8 +19,8 @@ from torch import Tensor
 from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, TrainingError
-from copyscope.files import read_parquet
 from copyscope.machine import Progress
+from copyscope.parquet_pages import read_table
 from copyscope.stats import Estimate
 
 from . import applied, checkpoints
@@ -133,7 +133,7 @@ class Loop:
         if found := checkpoints.latest(out / "checkpoints"):
             self.start, path = found
             self.seconds = checkpoints.read(path, network, self.average, self.optimizer, self.memories)
-            self.rows = [row for row in read_parquet(out / "history.parquet").to_pylist() if row["step"] <= self.start]
+            self.rows = [row for row in read_table(out / "history.parquet").to_pylist() if row["step"] <= self.start]
         self.loss = accelerator.prepare(loss)
         self.stepper = accelerator.prepare(self.optimizer)
         self.weights = weights

@@ -105,17 +105,18 @@ def calibrate(
     recipe: SampleRecipe,
     *,
     rate: float = 0.01,
+    trust_parts: bool = False,
     progress: Progress | None = None,
 ) -> thresholds.Thresholds:
     """Of each signal of the recipe the line that ordinary prompts cross at this false-positive rate, one image each.
 
-    model: as for `generate`. prompts: like those that are to be flagged when they are not ordinary, but known to the
-    model from nowhere. recipe: how the images will be made. Signals that learn do so of the first FITTED of the
-    prompts, which then draw no line of theirs: scores of what was learned of are not like those of new prompts. The
-    specs in the result hold what was learned. Raises InputError where a signal needs what is lacking, or there are too
-    few prompts.
+    model, trust_parts: as for `generate`. prompts: like those that are to be flagged when they are not ordinary,
+    but known to the model from nowhere. recipe: how the images will be made. Signals that learn do so of the first
+    FITTED of the prompts, which then draw no line of theirs: scores of what was learned of are not like those of
+    new prompts. The specs in the result hold what was learned. Raises InputError where a signal needs what is
+    lacking, or there are too few prompts.
     """
-    model, run = opened(model)
+    model, run = opened(model, trust_parts)
     if not recipe.signals:
         raise InputError("There are no signals to calibrate.\nName one: text_conditional_norm")
     recipe = dataclasses.replace(recipe, n_images=len(prompts))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from copyscope.errors import InputError, MissingExtra
+from copyscope.model_folders import refuse_code
 
 from .denoiser import Conditioning
 
@@ -68,14 +69,18 @@ class TextEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         folder = self.folder or _packaged()
+        if self.folder:
+            refuse_code(folder)
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+                encoder = AutoModel.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder} holds no text encoder with its tokenizer: {str(error).splitlines()[0]}.\n"
-                "Name a folder that transformers' save_pretrained wrote"
+                "Name a folder that transformers' save_pretrained wrote, with weights in safetensors"
             ) from None
         return tokenizer, encoder.eval().requires_grad_(False)
 

@@ -17,9 +17,12 @@ import pyarrow as pa
 from copyscope import captions as wording
 from copyscope import curate, parts, recipes
 from copyscope.corpus import Corpus
+from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
-from copyscope.files import read_parquet, whole
+from copyscope.files import whole
 from copyscope.machine import Progress
+from copyscope.parquet_pages import read_table
+from copyscope.trust import check_specs
 
 from . import applied, checkpoints
 from .data import Pictures
@@ -127,16 +130,21 @@ class Run:
     summary: dict[str, Any]
 
     @staticmethod
-    def open(folder: str | os.PathLike[str]) -> Run:
-        """The finished run in a folder. Raises InputError if there is none."""
+    def open(folder: str | os.PathLike[str], *, trust_parts: bool = False) -> Run:
+        """The finished run in a folder. Raises InputError if there is none.
+
+        trust_parts: load the model that its recipe names, whatever it is; else PartError is raised where that is no
+        model of the shelf, since loading it would run code of whoever made the run.
+        """
         folder = Path(folder)
-        try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            saved = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train") from None
+        if not all((folder / name).exists() for name in ("summary.json", "recipe.json")):
+            raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train")
+        summary, saved = read_json(folder / "summary.json"), read_json(folder / "recipe.json")
         with whole(folder / "recipe.json"):
-            return Run(folder, recipes.from_dict(TrainRecipe, saved["recipe"]), dict(summary))
+            recipe = recipes.from_dict(TrainRecipe, saved["recipe"])
+        if not trust_parts:
+            check_specs({"model": recipe.model}, f"The run {folder}")
+        return Run(folder, recipe, summary)
 
     @functools.cached_property
     def model(self) -> Trainable:
@@ -147,12 +155,12 @@ class Run:
     @functools.cached_property
     def table(self) -> pa.Table:
         """The training images as they were drawn: `id`, `captions`, `weight`, `duplicated`, `duplication`, `error`."""
-        return read_parquet(self.folder / "train.parquet")
+        return read_table(self.folder / "train.parquet")
 
     @property
     def history(self) -> pa.Table:
         """`step, loss, learning_rate, images_per_second`; `replication`, its `_low`, `_high`, `_n` where watched."""
-        return read_parquet(self.folder / "history.parquet")
+        return read_table(self.folder / "history.parquet")
 
 
 def train(
@@ -184,7 +192,7 @@ def train(
         # Not `end_training`: it ends the process group too, and a training after this one would wait for it for ever.
         for tracker in accelerator.trackers:
             tracker.finish()
-    return Run.open(out)
+    return Run.open(out, trust_parts=True)  # it is the recipe of this call
 
 
 def _train(
@@ -219,16 +227,12 @@ def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) 
     values: dict[str, Any] = {"schema": SCHEMA, "recipe": recipes.as_dict(recipe), "n": len(corpus)}
     values |= {"corpus": hashlib.sha256(rows.encode()).hexdigest()}
     path = out / "recipe.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} is not empty and holds no training.\nName another folder") from None
-        saved = None
-    except (OSError, ValueError):
-        raise InputError(f"{path} cannot be read.\nName another folder") from None
-    # Runs from before there were mitigations have none.
-    before = {"mitigations": []} | (saved or {}).get("recipe", {})
+    saved = read_json(path, "Name another folder") if path.exists() else None
+    if saved is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty and holds no training.\nName another folder")
+    with whole(path):
+        # Runs from before there were mitigations have none.
+        before = {"mitigations": []} | (saved or {}).get("recipe", {})
     if saved is not None and {name: saved.get(name) for name in values} | {"recipe": before} != values:
         other = [name for name, value in values["recipe"].items() if before.get(name) != value]
         raise InputError(

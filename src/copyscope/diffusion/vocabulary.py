@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from copyscope.errors import InputError
+from copyscope.model_folders import refuse_code
 
 from .text import _packaged
 
@@ -51,6 +52,7 @@ def drawn(words: Sequence[str], n: int, rng: np.random.Generator) -> list[str]:
 def _of_folder(folder: str) -> tuple[str, ...]:
     from transformers import AutoTokenizer
 
+    refuse_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

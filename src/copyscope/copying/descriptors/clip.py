@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError, MissingExtra
+from copyscope.model_folders import refuse_code
 
 from . import Descriptor, Image, _onnx
 
@@ -22,6 +23,8 @@ class Clip(Descriptor):
 
     model: path of the folder, as `save_pretrained` writes it. Nothing is ever downloaded.
     """
+
+    weight_files: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str
 
@@ -69,6 +72,7 @@ def _load(folder: str) -> tuple[Any, Any]:
         raise MissingExtra("The descriptor 'clip'", "transformers", "diffusion") from None
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"No CLIP model in {folder}.\nGive a local folder with config.json and safetensors weights")
+    refuse_code(folder)
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,15 @@ HALF = (np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32))
 class Sscd(Descriptor):
     """SSCD ResNet-50: the packaged weights, or the authors' TorchScript file given as `weights`.
 
-    weights: path of an authors' `*.torchscript.pt` (needs torch); "" = sscd_disc_mixup as packaged (int8 ONNX).
+    weights: path of an authors' `*.torchscript.pt` (needs torch; TorchScript is code, which runs here: give one that
+    you trust); "" = sscd_disc_mixup as packaged (int8 ONNX).
     size: the shorter side is resized to this many pixels, bilinear, aspect kept (the authors: 288).
     crop: side of the central square then cut out; 0 = none (the authors).
     square: resize to `size` x `size` instead, whatever the aspect (the authors' other choice, with 320).
     norm: "imagenet" (the authors) or "half": mean and deviation 0.5, as DCR feeds it.
     """
+
+    weight_files: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: str = ""
     size: int = 288

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
+from copyscope.model_folders import refuse_code
 
 NETWORKS = {
     "StableDiffusionPipeline": "unet",
@@ -34,11 +35,11 @@ def kind(folder: Path) -> str:
     """Class name of the pipeline in a folder. InputError if there is none, or none that is supported."""
     supported = f"Name a local diffusers folder of one of: {', '.join(NETWORKS)}"
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(folder / INDEX)["_class_name"]
+    except (InputError, KeyError):
         raise InputError(f"{folder} is no pipeline: it has no {INDEX}.\n{supported}") from None
-    if found not in NETWORKS:
-        raise InputError(f"{folder} is a {found}, which cannot be trained here.\n{supported}")
+    if not isinstance(found, str) or found not in NETWORKS:
+        raise InputError(f"{folder} is a {found!s:.100}, which cannot be trained here.\n{supported}")
     return str(found)
 
 
@@ -103,6 +104,7 @@ def load(folder: Path, precision: torch.dtype) -> Any:
 
     Weights are cast to the precision, but those of the VAE to float32: in half of it, that of SDXL overflows.
     """
+    refuse_code(folder)
     network = folder / NETWORKS[kind(folder)]
     names = [path.name.removesuffix(".safetensors").split(".") for path in network.glob("*.safetensors")]
     variants = {name[1].partition("-")[0] for name in names if len(name) > 1}

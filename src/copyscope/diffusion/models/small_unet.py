@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.diffusion.text import TextEncoder
+from copyscope.documents import read_json
 from copyscope.errors import InputError
 
 from . import Image, Trainable
@@ -40,6 +41,8 @@ class SmallUNet(Trainable):
     The text acts by cross-attention to the token states and, by the mean of these, on every layer and every place: a
     short path from caption to picture, without which copying takes far more steps.
     """
+
+    weight_files: ClassVar[tuple[str, ...]] = ("weights",)
 
     size: int = 64
     components: int = 64
@@ -128,8 +131,8 @@ class SmallUNet(Trainable):
 
     def with_weights(self, folder: Path) -> SmallUNet:
         try:
-            saved = json.loads((folder / "small_unet.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            saved = read_json(folder / "small_unet.json")
+        except InputError:
             raise InputError(f"{folder} holds no small_unet.\nName the folder `model` of a finished run") from None
         if saved != self._built_of():
             raise InputError(f"{folder} holds a small_unet of other measures: {saved}.\nAsk for these in the spec")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class StableDiffusion(Trainable):
     embedded_guidance: what a guidance-distilled network (Flux dev) is told. seed: of a new LoRA, which `train`
     sets. weights: folder that `save` wrote.
     """
+
+    weight_files: ClassVar[tuple[str, ...]] = ("weights",)
 
     path: str
     lora_rank: int = 0

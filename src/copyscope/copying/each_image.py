@@ -1,0 +1,44 @@
+"""What a function makes of many images, where what it raises of one is the error of that one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from copyscope.errors import CopyscopeError, ImageError
+from copyscope.storage import failure
+
+
+def values_of_each(
+    name: str, function: Callable[[list[Any]], NDArray[Any]], dim: int, dtype: DTypeLike, given: list[Any]
+) -> list[NDArray[Any] | str]:
+    """Of each of the images given [n] its values [1 dim], or why it has none, in a few words that begin with `name`.
+
+    function: images [n] -> values [n dim], of each image alone. Where it raises of several, whatever that is, it is
+    called again with one at a time. Raises the CopyscopeError that it raises, but for ImageError: missing weights, say,
+    are no fault of an image.
+    """
+    if not given:
+        return []
+    try:
+        values = np.asarray(function(given), dtype=dtype)
+    except ImageError as error:
+        if len(given) == 1:
+            return [str(error)]
+    except CopyscopeError:
+        raise
+    except Exception as error:
+        if len(given) == 1:
+            return [f"{name} failed: {failure(error)}"]
+    else:
+        if values.shape != (len(given), dim):
+            raise CopyscopeError(f"{name} gave values of shape {values.shape}, not {(len(given), dim)}")
+        finite = np.isfinite(values).all(axis=1)
+        return [
+            value if good else f"{name} gave values that are not numbers"
+            for value, good in zip(np.split(values, len(values)), finite.tolist(), strict=True)
+        ]
+    return [value for each in given for value in values_of_each(name, function, dim, dtype, [each])]
