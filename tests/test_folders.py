@@ -16,7 +16,8 @@ from copyscope import cli, storage
 from copyscope.copying.embed import embed
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
-from copyscope.storage import NOT_REGULAR, OUTSIDE
+from copyscope.files import NOT_REGULAR
+from copyscope.storage import OUTSIDE
 from tests.pictures import fill, write
 
 SECRET = b"root:x:0:0:secret"

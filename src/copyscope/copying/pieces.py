@@ -21,7 +21,8 @@ from copyscope.errors import CopyscopeError
 from copyscope.files import told
 from copyscope.machine import Progress
 
-from .embed import Ledger, Work, fill
+from .embed import Work, fill
+from .ledger import Ledger
 from .store import KEY, ContentStore
 
 SIZES = (512, 16, 1)

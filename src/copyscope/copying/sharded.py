@@ -39,7 +39,8 @@ from copyscope.parquet_pages import table_in
 from copyscope.storage import Storage, file_system, join, reason
 
 from .descriptors import Descriptor
-from .embed import Embeddings, Ledger, Same, Work, fill
+from .embed import Embeddings, Same, Work, fill
+from .ledger import Ledger
 from .pieces import Held, by_pieces
 from .protocols import protocol
 from .store import IN_MEMORY, KEY
