@@ -69,8 +69,8 @@ def test_a_number_that_json_has_not_is_refused_before_anything_calls_it_finished
     ("text", "says"),
     [
         (None, "No finished result"),
-        ("{half", "No finished result"),
-        ("[1]", "not a result of Copyscope"),
+        ("{half", "Cannot read"),
+        ("[1]", "it holds no object"),
         ('{"schema": "test/2"}', "'test/2'"),
         ("{}", "None"),
     ],
@@ -87,7 +87,7 @@ def test_bytes_that_are_no_text_are_told(tmp_path):
     (tmp_path / "summary.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError) as caught:
         read_schema(tmp_path)
-    two_lines(caught, "No finished result")
+    two_lines(caught, "Cannot read")
 
 
 def test_a_file_in_the_way_is_told(tmp_path):
