@@ -45,10 +45,10 @@ SAMPLE = 200
 MIXED = "mixed"
 RUNS = {
     "emoji-core:sscd-distilled": 20,
-    "emoji-families:sscd-distilled": 4,
+    "emoji-families:sscd-distilled": 20,
     "clip-art:sscd-distilled": 20,
     "photographs:sscd-distilled": 20,
-    "artists:sscd-distilled": 4,
+    "artists:sscd-distilled": 20,
 }
 """Corpus and protocol -> draws of each split."""
 METHODS = ("held-out", "held-out uncleaned", "baseline")
