@@ -3,7 +3,7 @@
     copyscope fetch fluent-emoji
     copyscope fetch photographs
     apt-get download openclipart-png && dpkg-deb -x openclipart-png_*.deb clip-art     # --clip-art clip-art; optional
-    python benchmarks/groups.py            # 8 minutes on one core
+    python benchmarks/groups.py
 
 Recall: of sources with one altered copy each, how many pairs are one group. Sources: tiles of the photographs, emoji
 and clip-art. *Families*: emoji that differ in skin tone alone: how many are in one group with the first of the family,

@@ -45,11 +45,10 @@ SAMPLE = 200
 MIXED = "mixed"
 RUNS = {
     "emoji-core:sscd-distilled": 20,
-    "emoji-families:sscd-distilled": 12,
+    "emoji-families:sscd-distilled": 20,
     "clip-art:sscd-distilled": 20,
     "photographs:sscd-distilled": 20,
-    "artists:sscd-distilled": 12,
-    "photographs:sscd-288": 5,
+    "artists:sscd-distilled": 20,
 }
 """Corpus and protocol -> draws of each split."""
 METHODS = ("held-out", "held-out uncleaned", "baseline")

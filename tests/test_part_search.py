@@ -225,7 +225,7 @@ def test_a_verdict_flags_copied_parts_and_counts_planted_ones(train, shown, tmp_
     groups = duplicates(train, 0.75)
     found = {}
     for searched in (None, PartSearch(train, DESCRIPTOR, Verify())):
-        options = {"sensitivity": 4, "parts": searched}
+        options = {"sensitivity": 4, "parts": searched, "edges": None}
         found[searched is None] = judge(
             {"generated": made, "train": train, "held-out": held}, groups, DESCRIPTOR, Verify(), **options
         )

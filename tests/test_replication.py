@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from copyscope import stats
+from copyscope.copying import replication
 from copyscope.copying.replication import Calibration, Planted, dataset_similarity, similarity, verdict
 
 KINDS = ("light", "crop", "mirror", "part")
@@ -301,3 +302,30 @@ def test_no_more_copies_than_new_views_of_the_subject_give_are_no_proof(n_beyond
     assert found.copied.sum() == n_beyond
     same = np.arange(200) == 199
     assert verdict(scores, calibration(200, method="controls"), beyond_own=beyond, identical=same).answer == "copies"
+
+
+def estimated(p_values, light, trusted=True):
+    return replication._estimated_rate(np.asarray(p_values), 0, 99, {"light": np.asarray(light)}, 0, trusted)
+
+
+def spread_out(count, line, n=200):
+    """P-values of n images of which `count` are 0.01, and as many below `line` as chance gives."""
+    rest = n - count
+    return np.concatenate([np.full(count, 0.01), np.linspace(0.02, line, 6), np.linspace(0.2, 1, rest - 6)])
+
+
+def test_one_family_in_the_narrow_tail_does_not_raise_the_lower_end():
+    seen = np.full(100, 0.01)
+    assert estimated(spread_out(40, 0.08), seen).low > 0.05
+    assert estimated(spread_out(8, 0.08), seen).low == 0
+
+
+def test_the_rate_is_not_read_off_where_kinds_of_images_are_compared():
+    """Copies that are told at p = .3 alone bound nothing."""
+    assert estimated(np.linspace(0.01, 1, 200), np.full(100, 0.3)).high == 1
+
+
+def test_without_a_calibration_false_alarms_may_be_none():
+    trusted, other = (estimated(spread_out(40, 0.08), np.full(100, 0.05), each) for each in (True, False))
+    assert other.low == 0 < trusted.low
+    assert other.high > trusted.high

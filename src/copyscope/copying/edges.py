@@ -32,7 +32,7 @@ FLAT = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """How edges are compared; `str` is the spec that a result carries.
+    """How edges are compared; by its `str` planted copies are told apart in the cache.
 
     Attributes:
         side: pixels a side to which pictures are shrunk.

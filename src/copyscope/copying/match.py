@@ -299,18 +299,18 @@ def _next_group(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The nearest reference outside the group of the match: among the k where they reach, else by another search."""
     index, score = _empty_next(len(matches.queries.rows))
-    kept = matches.by_descriptor
+    candidates = matches.by_descriptor
     if not len(labels) or not len(index):
         return index, score
     group = np.where(matches.match >= 0, labels[matches.match], -1)
-    other = (kept.index >= 0) & (labels[kept.index] != group[:, None])
+    other = (candidates.index >= 0) & (labels[candidates.index] != group[:, None])
     first = other.argmax(axis=1)
     there = other.any(axis=1)
     rows = np.arange(len(index))
-    index[there] = kept.index[rows, first][there]
-    score[there] = kept.score[rows, first][there]
+    index[there] = candidates.index[rows, first][there]
+    score[there] = candidates.score[rows, first][there]
     # All k in one group: a picture duplicated more often than k.
-    lost = np.flatnonzero(~there & (matches.match >= 0) & (kept.index[:, -1] >= 0))
+    lost = np.flatnonzero(~there & (matches.match >= 0) & (candidates.index[:, -1] >= 0))
     if own is None and len(lost):
         again = nearest(
             matches.queries.vectors[lost],
