@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from copyscope import cli, parts
 from copyscope.copying.embed import Embeddings
+from copyscope.corpus import Corpus
 from copyscope.errors import InputError
 
 FAST = ["-p", "sscd-distilled"]
@@ -271,10 +272,13 @@ def test_options_reach_the_audit(world, monkeypatch):
         raise InputError("seen")
 
     monkeypatch.setattr(audit, "audit", spy)
-    arguments = ["g", "t", "--held-out", "h", "-p", "phash", "--fdr", "0.2", "--seed", "3", "--workers", "1"]
+    folders = (world.generated, world.train, world.held_out)
+    options = ["-p", "phash", "--fdr", "0.2", "--seed", "3", "--workers", "1"]
     with pytest.raises(InputError, match="seen"):
-        run("audit", *arguments)
-    assert seen["given"] == ("g", "t", "h", "phash")
+        run("audit", *folders[:2], "--held-out", folders[2], *options)
+    *corpora, protocol = seen["given"]
+    assert [corpus.ids for corpus in corpora] == [Corpus.open(folder).ids for folder in folders]
+    assert protocol == "phash"
     assert (seen["fdr"], seen["seed"], seen["workers"]) == (0.2, 3, 1)
 
 
@@ -340,7 +344,7 @@ def test_stopped_by_the_keyboard_it_says_how_to_go_on(world, capsys, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("copyscope.copying.audit.audit", stop)
-    monkeypatch.setattr(sys, "argv", ["copyscope", "audit", "a", "b"])
+    monkeypatch.setattr(sys, "argv", ["copyscope", "audit", str(world.generated), str(world.train)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 130

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("torch")
@@ -360,7 +361,8 @@ def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_checkpoint(folder, tmp
 
 @pytest.mark.parametrize("wrong", ["save_file", "write_text", "write_table"])
 def test_a_full_disk_stops_it_and_the_same_command_goes_on(folder, tmp_path, whole, monkeypatch, wrong):
-    plain, calls = pq_write if wrong == "write_table" else getattr(checkpoints, wrong, Path.write_text), []
+    where = {"save_file": checkpoints, "write_text": Path, "write_table": pq}[wrong]
+    plain, calls = getattr(where, wrong), []
 
     def full(first, *rest, **options):
         path = first if wrong == "write_text" else rest[0]
@@ -372,7 +374,6 @@ def test_a_full_disk_stops_it_and_the_same_command_goes_on(folder, tmp_path, who
         return plain(first, *rest, **options)
 
     with monkeypatch.context() as patch:
-        where = {"save_file": checkpoints, "write_text": Path, "write_table": checkpoints.pq}[wrong]
         patch.setattr(where, wrong, full)
         with pytest.raises(TrainingError, match=r"the disk is full\. Whole checkpoints are kept\.\nMake room"):
             train(folder, tmp_path / "run", EVENTFUL)
@@ -381,9 +382,6 @@ def test_a_full_disk_stops_it_and_the_same_command_goes_on(folder, tmp_path, who
     assert not list((tmp_path / "run").rglob("*.part"))
     train(folder, tmp_path / "run", EVENTFUL)
     assert result(tmp_path / "run") == whole
-
-
-pq_write = checkpoints.pq.write_table
 
 
 def test_unreadable_images_are_counted_and_never_drawn(folder, tmp_path):
