@@ -88,35 +88,38 @@ def _compare(
     large: NDArray[np.uint8] | None,
     options: dict[str, Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Score [p], whether the same [p], and whether only the large views can say so [p]."""
+    """Score [p], whether the same [p], and whether only large views can say so [p]."""
     used, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
     views = _small_views(corpus, rows[used], options)
-    fine = np.asarray(views.detail[places].any(axis=1), bool)
+    detailed = np.asarray(views.detail[places].any(axis=1), bool)
 
-    def task(at: int) -> tuple[float, bool]:
+    def task(at: int) -> tuple[float, bool, bool]:
         one, other = places[at]
         if views.blank[one] or views.blank[other]:
-            return 0.0, False
+            return 0.0, False, False
         sizes = tuple((int(height), int(width)) for height, width in views.sizes[[one, other]])
-        found: list[tuple[float, bool]] = []
+        found: list[tuple[float, bool, bool]] = []
         for layer in range(2 if views.layered[one] and views.layered[other] else 1):
             planes = [
                 (
                     views.luma[place, layer].astype(np.float32),
-                    large[place].astype(np.float32) if large is not None and fine[at] and layer == 0 else None,
+                    large[place].astype(np.float32) if large is not None and layer == 0 else None,
                 )
                 for place in (one, other)
             ]
-            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]))
-            found.append((score, same and _same_hues(views.hues[one], views.hues[other], symmetry)))
-        return min(found)
+            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]), bool(detailed[at]))
+            # There are large views over the first background alone.
+            unsure = same is None and layer == 0
+            same = same is not False and _same_hues(views.hues[one], views.hues[other], symmetry)
+            found.append((score, same, same and unsure))
+        return min(each[0] for each in found), all(each[1] for each in found), any(each[2] for each in found)
 
     with one_blas_thread(), ThreadPoolExecutor(options.get("workers") or cores()) as pool:
         found = list(pool.map(task, range(len(places))))
     score = np.array([each[0] for each in found], np.float32)
-    same = np.array([each[1] for each in found], bool)
-    return score, same, same & fine
+    same, unsure = (np.array([each[at] for each in found], bool) for at in (1, 2))
+    return score, same, same & unsure
 
 
 def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:
