@@ -144,6 +144,11 @@ def test_an_altered_picture_is_the_same_and_another_altered_so_is_not(kind, tmp_
     assert same(tmp_path, pairs + others) == [True] * 3 + [False] * 3
 
 
+def test_a_picture_in_a_border_is_found_step_by_step(tmp_path):
+    picture = images.resize(scene(0), (320, 320))
+    assert same(tmp_path, [(picture, np.pad(picture, ((24, 24), (24, 24), (0, 0)), constant_values=255))]) == [True]
+
+
 def test_a_red_heart_is_not_a_blue_one_and_a_grey_copy_is_the_same(tmp_path):
     """Both of one brightness."""
     red, blue, pale = heart((220, 30, 40)), heart((40, 100, 150)), heart((235, 90, 90))
@@ -160,8 +165,16 @@ def test_a_picture_under_a_watermark_is_the_same_and_one_of_other_letters_is_not
 
 @pytest.mark.parametrize("hours", [(2, 5), (3, 4), (7, 8)])
 def test_a_clock_at_another_hour_is_another_picture(hours, tmp_path):
+    """Also where the pictures are too small for a closer look."""
     one, other = map(clock, hours)
-    assert same(tmp_path, [(one, other), (one, smaller_and_recompressed(one))]) == [False, True]
+    small = [images.resize(picture, (120, 120)) for picture in (one, other)]
+    pairs = [
+        (one, other),
+        (one, smaller_and_recompressed(one)),
+        (*small,),
+        (small[0], smaller_and_recompressed(small[0])),
+    ]
+    assert same(tmp_path, pairs) == [False, True, False, True]
 
 
 def test_blank_pictures_are_the_same_as_none(tmp_path):

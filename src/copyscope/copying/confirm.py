@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .registration import worst_place
-from .templates import SYMMETRIES, Planes, turned
+from .templates import SYMMETRIES, Planes, fourier, turned
 
 COARSE, SMALL, LARGE = 48, 96, 288
 """Pixels a side at which pictures, squeezed to a square, are registered, compared, and compared again for detail."""
@@ -132,7 +132,7 @@ def _windows(plane: Planes, height: int, width: int) -> Planes:
 
 def _places(large: NDArray[Any], small: NDArray[Any], sizes: list[tuple[int, int]]) -> list[tuple[float, int, int]]:
     """Best correlation of `small` at each size in `large`, and where: (score, top, left)."""
-    from scipy.fft import irfft2, rfft2
+    fft = fourier()
 
     side = large.shape[0]
     templates = np.zeros((len(sizes), side, side), np.float32)
@@ -141,7 +141,7 @@ def _places(large: NDArray[Any], small: NDArray[Any], sizes: list[tuple[int, int
         one = one - one.mean()
         norm = float(np.linalg.norm(one))
         templates[number, :height, :width] = one / norm if norm > np.sqrt(height * width) else 0
-    maps = irfft2(rfft2(large)[None] * np.conj(rfft2(templates)), s=(side, side))
+    maps = fft.irfft2(fft.rfft2(large)[None] * np.conj(fft.rfft2(templates)), s=(side, side))
     found = []
     for (height, width), surface in zip(sizes, maps, strict=True):
         scores = surface[: side - height + 1, : side - width + 1] * _windows(large, height, width)
