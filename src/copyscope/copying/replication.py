@@ -89,6 +89,7 @@ class Calibration:
         n_removed: look-alikes of training images that `rule` took out before.
         rule: what the look-alikes were recognised by.
         n_excluded: images that a person took out (`--held-out-exclude`).
+        n_blank: images of one colour, which were left out.
     """
 
     method: str
@@ -96,6 +97,7 @@ class Calibration:
     n_removed: int
     rule: str
     n_excluded: int = 0
+    n_blank: int = 0
 
     def sentence(self, fdr: float = FDR) -> str:
         """What the p-values rest on, for the report."""
@@ -208,6 +210,7 @@ def verdict(
     copied = flagged | same
     tests = {kind: _p_of_planted(each, known) for kind, each in (planted or {}).items()}
     of_set = p_values[there] if beyond_own is None else np.where(beyond_own, p_values, 1.0)[there]
+    seen = {kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()}
     bound = 0.0
     if len(known):
         level = 1 - 0.05 / known.shape[1]
@@ -215,6 +218,8 @@ def verdict(
     found = Measured(
         n=n,
         n_missing=n_missing,
+        n_blank=len(scores) - n,
+        m_gone={"training images or look like one": calibration.n_removed, "blank": calibration.n_blank},
         count=int(copied.sum()),
         certain=int(same.sum()),
         likeness=int(likeness.sum()),
@@ -226,9 +231,7 @@ def verdict(
         estimated=_estimated_rate(
             of_set, int(same.sum()), len(known), tests, n_missing, calibration.method != "baseline"
         ),
-        sensitivity={
-            kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()
-        },
+        sensitivity=None if planted is None else seen,
         excess=bound,
         look_alikes=_look_alikes(known, planted),
         differs=differs,
@@ -241,7 +244,7 @@ def verdict(
         likeness=likeness,
         rate=found.rate,
         estimated_rate=found.estimated,
-        sensitivity=found.sensitivity,
+        sensitivity=seen,
         line=line,
         excess=bound,
         answer=answer,
