@@ -345,3 +345,14 @@ def test_a_training_set_without_anything_to_copy_is_told_from_sensitivity_not_me
     assert found.answer == "cannot tell"
     assert found.reasons == ["All training images are blank: there is nothing to copy."]
     assert "--sensitivity 0" in verdict(clean(200), calibration(400)).reasons[0]
+
+
+def test_no_interval_is_narrower_than_so_many_images_can_make_it():
+    # Less like the training set than any calibration image: no false alarm where five are expected.
+    known = calibration(500)
+    wide = {"light": planted(1000)["light"], "overlay": Planted(np.full(200, np.quantile(known.scores, 0.95)))}
+    far = verdict(np.full(80, 0.05), known, planted=wide)
+    assert far.estimated_rate.high >= stats.proportion(0, 80).high
+    one = verdict(np.ones(1), known, planted=wide, identical=np.ones(1, bool))
+    assert one.estimated_rate.low < 0.2
+    assert one.estimated_rate.high == 1

@@ -280,14 +280,17 @@ def _estimated_rate(
     which is seen best, where the interval of the first kind would be narrowest without any copy or at the largest of
     the p-values, whichever is lower: images come in families, and a single one may fill a narrow tail. The upper end is
     that of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture
-    of the kinds, at the 2.5 % of its side.
+    of the kinds, at the 2.5 % of its side. Neither end says more than so many images could say if
+    all were seen: where generated images are less like the training set than calibration images, fewer false alarms are
+    counted than expected, which says nothing of copies.
 
     trusted: calibration images are like unseen ones. Else false alarms may be anything up to what was counted: the
     lower end has only images that are a training image itself, the upper end no false alarms.
     """
     n = len(p_values)
+    sure = stats.proportion(certain, n)
     if not tests or not n or not m:
-        return stats.Estimate(math.nan, certain / n if n else 0.0, 1.0, n)
+        return stats.Estimate(math.nan, sure.low if n else 0.0, 1.0, n)
 
     def corrected(rank: int, count: int | None = None) -> list[Estimate]:
         """At p = rank / (m + 1), by kind; count: of images at or below it, None = of the generated ones."""
@@ -301,10 +304,10 @@ def _estimated_rate(
 
     ranks = [2**power for power in range(m.bit_length()) if 2**power <= max(1, MOST_ALARMS * (m + 1))]
     by_kind = corrected(min(ranks, key=lambda rank: without_copies(rank)[0].high))
-    low = certain / n
+    low = sure.low
     if trusted:
         low = max(low, min(each.low for each in [*by_kind, *corrected(ranks[-1])]))
-    high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low)
+    high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low, sure.high)
     value = by_kind[0].value if math.isfinite(by_kind[0].value) else (low + high) / 2
     # Unreadable images: all of them copies in the upper end, none in the lower one.
     total = n + n_missing
