@@ -14,7 +14,9 @@ from copyscope.copying.confirm import SMALL, Placement, agreement, overlay, refi
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
+from copyscope.copying.pixel_groups import join_turned
 from copyscope.copying.same_picture import compare_pixels
+from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.deduplication import deduplicated, write_list
 
@@ -235,6 +237,23 @@ def test_turned_pictures_are_grouped_with_their_source(tmp_path):
     corpus = corpus_of(tmp_path, [np.rot90(picture, k).copy() for picture in scenes for k in range(4)])
     groups = duplicates(embed(corpus, SscdDistilled()), 0.75)
     assert groups.label.reshape(3, 4).tolist() == [[number] * 4 for number in range(3)]
+
+
+def plain(seed):
+    """A wall in soft light, and a disc in front of it."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:160, 0:160] / 160
+    way, (top, left), size = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2), rng.uniform(0.15, 0.4)
+    wall = 150 + 70 * (np.cos(way) * (x - 0.5) + np.sin(way) * (y - 0.5))
+    disc = np.hypot(y - top, (x - left) * rng.uniform(0.5, 2)) < size
+    return np.repeat((wall - 60 * disc + rng.normal(0, 1, wall.shape)).clip(0, 255)[..., None], 3, 2).astype(np.uint8)
+
+
+def test_plain_pictures_of_which_few_tiles_agree_once_turned_or_cropped_are_not_one(tmp_path):
+    corpus = corpus_of(tmp_path, [plain(seed) for seed in range(24)])
+    alone = np.arange(24)
+    assert join_turned(embed(corpus, SscdDistilled()), alone, Verify()).tolist() == alone.tolist()
+    assert not compare_pixels(corpus, alone, np.array([(0, 7), (3, 11)])).same.any()
 
 
 def test_no_more_than_a_few_pairs_are_in_memory_at_once_and_that_changes_nothing(tmp_path, monkeypatch):

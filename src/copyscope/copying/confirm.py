@@ -45,6 +45,8 @@ in register less than the other. Different smileys reach .98 and .91, pies .93 a
 DOUBTFUL, REGISTERED, REGISTERED_SIDE = 0.6, 0.85, 64
 """Where some tile is below DOUBTFUL, two pictures too small for a closer look agree by REGISTERED at the worst place,
 at so many pixels a side."""
+ENOUGH = 16
+"""Of a crop that shows fewer tiles REGISTERED is asked too: plain pictures find a few that agree in many others."""
 ONE_SIDED = 0.05
 """Where two pictures differ, one shows at most this share of what the other does there, if that is the same picture
 under a sign or a watermark. Of different round signs it is .06 and more, median .18, of number plates, smileys and pies
@@ -268,15 +270,20 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    one: tuple[Planes, Planes | None], other: tuple[Planes, Planes | None], sizes: tuple[Size, Size], detailed: bool
+    one: tuple[Planes, Planes | None],
+    other: tuple[Planes, Planes | None],
+    sizes: tuple[Size, Size],
+    detailed: bool,
+    whole: bool = False,
 ) -> Agreement:
     """How well two pictures agree, and whether they are the same picture.
 
     one, other: luma [SMALL SMALL] and, for a closer look, [LARGE LARGE]; the whole picture squeezed to a square. sizes:
-    height and width of each in pixels. detailed: whether either loses much at SMALL.
+    height and width of each in pixels. detailed: whether either loses much at SMALL. whole: only the whole over the
+    whole, and in fine register too: for pairs that nothing else says are alike.
     """
     (first, first_large), (second, second_large) = one, other
-    placed, tiles = _best_placement(first, second, sizes)
+    placed, tiles = _best_placement(first, second, sizes, whole)
     score, lowest = _score(tiles, first, second, placed), float(tiles.score.min(initial=1))
     if score < AGREES[SMALL]:
         return Agreement(score, False, placed.symmetry)
@@ -284,6 +291,9 @@ def agreement(
     height, width = sizes[1][::-1] if placed.symmetry & 4 else sizes[1]
     grid = min(LARGE, sizes[0][0], height), min(LARGE, sizes[0][1], width)
     worst = worst_place(*_squares(first, second, placed))
+    plain = whole or (_is_cropped(placed) and len(tiles.score) < ENOUGH)
+    if plain and worst < REGISTERED:
+        return Agreement(score, False, placed.symmetry)
     if max(grid) < LARGER * SMALL:
         return Agreement(score, lowest >= DOUBTFUL or worst >= REGISTERED, placed.symmetry)
     if not detailed and lowest >= SURE_TILE and worst >= SURE_PLACE:
@@ -320,11 +330,11 @@ def _squares(first: Planes, second: Planes, placed: Placement) -> tuple[Planes, 
     return square(one), square(other)
 
 
-def _best_placement(first: Planes, second: Planes, sizes: tuple[Size, Size]) -> tuple[Placement, Tiles]:
+def _best_placement(first: Planes, second: Planes, sizes: tuple[Size, Size], whole: bool) -> tuple[Placement, Tiles]:
     """The placement under which the tiles agree best: the whole over the whole if that does, else as registered."""
     likely = _likely_symmetries(first, second)
     best: tuple[float, Placement, Tiles] | None = None
-    for number in range(2):
+    for number in range(1 if whole else 2):
         placed = Placement(likely[0], False, 1, 1, 0, 0, 0) if number == 0 else register(first, second, sizes, likely)
         for _ in range(2):
             tiles = tiles_of(*overlay(first, second, placed, (SMALL, SMALL)), TILE[SMALL], REACH)
@@ -343,6 +353,10 @@ def _score(tiles: Tiles, first: Planes, second: Planes, placed: Placement) -> fl
         return tiles.agreement
     part, whole = overlay(first, second, placed, (SMALL, SMALL))
     return float(np.abs(part - whole).mean() <= ALIKE_LEVELS)
+
+
+def _is_cropped(placed: Placement) -> bool:
+    return placed.height * placed.width < 0.95
 
 
 def _likely_symmetries(first: Planes, second: Planes) -> list[int]:

@@ -116,7 +116,8 @@ def judge(
         control = without_rows(described["control"], blank["control"])
         calibration, compared = calibrate.controls(control, train, groups, verify, **looks, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
-    calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
+    n_blank = int(sum(blank[name].sum() for name in ("held-out", "control") if name in blank))
+    calibration = dataclasses.replace(calibration, n_excluded=n_excluded, n_blank=n_blank)
 
     def beyond(found: Matches | Copies) -> NDArray[np.bool_] | None:
         if calibration.method != "controls":

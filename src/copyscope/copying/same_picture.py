@@ -49,23 +49,26 @@ class _Views:
     sizes: NDArray[np.int64]
 
 
-def compare_pixels(corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], **options: Any) -> Agreements:
+def compare_pixels(
+    corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], whole: bool = False, **options: Any
+) -> Agreements:
     """Whether pairs of images are the same picture: mirrored, turned, cropped to .6 of the side, resized, recompressed,
     grey, brighter or in a border, but not another picture of the kind. Blank images are the same as none.
 
-    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. options: `cache`, `workers` and `progress` of `embed`.
+    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. whole: neither is cropped, as in `confirm.agreement`.
+    options: `cache`, `workers` and `progress` of `embed`.
     """
     score, same = np.zeros(len(pairs), np.float32), np.zeros(len(pairs), bool)
     # Pairs of one centre come together: its view is then in memory once.
     order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, np.intp)
     for start in range(0, len(order), PAIRS):
         lot = order[start : start + PAIRS]
-        score[lot], same[lot], unsure = _compare(corpus, rows, pairs[lot], None, options)
+        score[lot], same[lot], unsure = _compare(corpus, rows, pairs[lot], None, whole, options)
         fine = lot[unsure]
         for first in range(0, len(fine), FINE_PAIRS):
             some = fine[first : first + FINE_PAIRS]
             large = _large_views(corpus, rows[np.unique(pairs[some])], options)
-            score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, options)
+            score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, whole, options)
     return Agreements(score, same)
 
 
@@ -86,6 +89,7 @@ def _compare(
     rows: NDArray[np.intp],
     pairs: NDArray[np.int64],
     large: NDArray[np.uint8] | None,
+    whole: bool,
     options: dict[str, Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Score [p], whether the same [p], and whether only large views can say so [p]."""
@@ -108,7 +112,7 @@ def _compare(
                 )
                 for place in (one, other)
             ]
-            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]), bool(detailed[at]))
+            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]), bool(detailed[at]), whole)
             # There are large views over the first background alone.
             unsure = same is None and layer == 0
             same = same is not False and _same_hues(views.hues[one], views.hues[other], symmetry)
