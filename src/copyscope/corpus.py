@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from . import images
 from .errors import ImageError
 from .rows import PIECE as ROWS_A_PIECE
 from .rows import SCHEMA
@@ -24,6 +25,8 @@ ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""
 _LOT = 1 << 18  # rows of which it is known at once in which shards they lie
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
+_BEHIND = "over_other_background"
+"""Column of a corpus in memory: which rows show a transparent image over the other background."""
 _Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
 
@@ -87,9 +90,8 @@ class Corpus:
         if error := self.table["error"][row].as_py():
             raise ImageError(error)
         path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
-        if index is not None:
-            return self._parquet.read(path, index)
-        return self._storage.read(path, offset, size)
+        content = self._storage.read(path, offset, size) if index is None else self._parquet.read(path, index)
+        return images.over_other_background(content) if self._is_behind(row) else content
 
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
         """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
@@ -99,7 +101,7 @@ class Corpus:
         """
         wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
         for found in self._storage.ahead(self._pieces(wanted)):
-            yield from found
+            yield from found if _BEHIND not in self.table.column_names else map(self._shown, found)
 
     def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
@@ -185,6 +187,33 @@ class Corpus:
     @functools.cached_property
     def _parquet(self) -> ParquetImages:
         return ParquetImages(self._storage)
+
+    def with_other_background(self, rows: NDArray[np.integer[Any]], suffix: str) -> Corpus:
+        """The corpus with some of its rows once more, behind the others: transparent images, which are read there as
+        PNG files over the other background. suffix: what their ids end with."""
+        more = self.take(rows)
+        more = more.with_column("id", [f"{name}{suffix}" for name in more.ids])
+        for name in ("sha256", "width", "height"):
+            more = more.with_column(name, pa.nulls(len(more)))
+        tables = [
+            each.with_column(_BEHIND, pa.array(np.full(len(each), behind))).table
+            for each, behind in ((self, False), (more, True))
+        ]
+        return dataclasses.replace(self, table=pa.concat_tables(tables)).settled()
+
+    def _is_behind(self, row: int) -> bool:
+        return _BEHIND in self.table.column_names and bool(self.table[_BEHIND][row].as_py())
+
+    def _shown(self, read: _Read) -> _Read:
+        """What was read of a row of a shard, over the other background where the row is to show that."""
+        row, content = read
+        # Files one by one come as `read` gives them.
+        if self.kind not in ("parquet", "webdataset") or isinstance(content, ImageError) or not self._is_behind(row):
+            return read
+        try:
+            return row, images.over_other_background(content)
+        except ImageError as error:
+            return row, error
 
     def _read_or_error(self, row: int) -> list[_Read]:
         try:

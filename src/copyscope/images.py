@@ -77,6 +77,14 @@ def decode_layers(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> t
             raise ImageError(f"corrupt image: {_reason(error)}") from None
 
 
+def over_other_background(content: bytes) -> bytes:
+    """A transparent image as a PNG file over the background that `decode` does not take. Raises ImageError."""
+    behind = decode_layers(content)[1]
+    if behind is None:
+        raise ImageError("the image is not transparent")
+    return encode(behind, "png")
+
+
 def starts_like_image(head: bytes) -> bool:
     """Whether the first 16 bytes of a file are those of an image, by the marks of the formats that are read."""
     return _format_of(head) != ""

@@ -20,6 +20,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
+from .backgrounds import grouped_with_source, over_both
 from .causes import Causes, causes
 from .cells import how_searched, in_cells
 from .classical import classical_tests
@@ -162,10 +163,12 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
-    searched, why_parts = PartSearch.for_audit(parts, described["train"], descriptor, verify, **options)
+    both, source = over_both(described["train"], descriptor, engine=engine, **options)
+    both = in_cells(both, **options) if both is not described["train"] else both
+    searched, why_parts = PartSearch.for_audit(parts, both, descriptor, verify, **options)
     judgement = judge(
-        described,
-        groups,
+        described | {"train": both},
+        grouped_with_source(groups, both, source),
         descriptor,
         verify,
         sensitivity=sensitivity,
@@ -177,6 +180,7 @@ def audit(
         engine=engine,
         **options,
     )
+    judgement = judgement.of_sources(described["train"], source)
     judged, matches = judgement.verdict, judgement.matches
     calibration_scores = judgement.compared.similarity if judgement.compared else None
     why = causes(matches, judged, groups, seed=seed, **options)

@@ -60,6 +60,16 @@ class Judgement:
     differs: str | None
     nearer: Estimate | None
 
+    def of_sources(self, train: Embeddings, source: NDArray[np.int64]) -> Judgement:
+        """The same, where the training images judged by stand for those of `train` at `source` [m]."""
+        compared = self.compared and self.compared.of_sources(train, source)
+        return dataclasses.replace(
+            self,
+            matches=self.matches.of_sources(train, source),
+            compared=compared,
+            look_alikes=_look_alikes(compared, self.verdict),
+        )
+
 
 def judge(
     described: Mapping[str, Embeddings],
