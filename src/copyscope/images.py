@@ -14,6 +14,7 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.uint8]
 """One image: uint8 [h w 3], RGB, 0..255."""
+_Layers = tuple[Image, Image | None]
+
+BACKGROUNDS = ("other", "bare", "grey")
+"""What a transparent image may also be shown over: black for white or white for black; nothing, its colours being shown
+where it is transparent too; grey."""
 
 MAX_PIXELS = 2 * 89_478_485
 """Images with more pixels than this are refused before any pixel is allocated (twice Pillow's own warning limit)."""
@@ -77,12 +83,18 @@ def decode_layers(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> t
             raise ImageError(f"corrupt image: {_reason(error)}") from None
 
 
-def over_other_background(content: bytes) -> bytes:
-    """A transparent image as a PNG file over the background that `decode` does not take. Raises ImageError."""
-    behind = decode_layers(content)[1]
+def over_background(content: bytes, background: str) -> bytes:
+    """A transparent image as a PNG file over one of BACKGROUNDS. Raises ImageError where it is not transparent."""
+    seen, behind = decode_layers(content)
     if behind is None:
         raise ImageError("the image is not transparent")
-    return encode(behind, "png")
+    if background == "other":
+        return encode(behind, "png")
+    if background == "grey":
+        # Compositing is linear.
+        return encode(((seen.astype(np.uint16) + behind + 1) // 2).astype(np.uint8), "png")
+    with _quiet:
+        return encode(_decode(BytesIO(content), MAX_PIXELS, _without_alpha)[0], "png")
 
 
 def starts_like_image(head: bytes) -> bool:
@@ -235,7 +247,7 @@ def _open_file(path: str | Path) -> Any:
         raise ImageError(f"cannot be opened: {_reason(error)}") from None
 
 
-def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
+def _decode(file: Any, max_pixels: int, layers_of: Callable[..., _Layers] | None = None) -> _Layers:
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -252,7 +264,7 @@ def _decode(file: Any, max_pixels: int) -> tuple[Image, Image | None]:
             raise
         raise ImageError(_unreadable(_NAMES.get(picture.format, picture.format), error)) from None
     orientation = _orientation(picture)
-    seen, behind = _layers(picture)
+    seen, behind = (layers_of or _layers)(picture)
     return _upright(seen, orientation), None if behind is None else _upright(behind, orientation)
 
 
@@ -275,6 +287,11 @@ def _layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
     white, black = layers
     # A level or two is rounding.
     return (black, white) if white.min() >= 253 and black.max() > 2 else (white, black)
+
+
+def _without_alpha(picture: Pillow.Image) -> _Layers:
+    """The colours of a transparent picture as they are, also where nothing of them is seen."""
+    return np.ascontiguousarray(_array(picture.convert("RGBA"))[..., :3]), None
 
 
 def _rgb(picture: Pillow.Image) -> Image:

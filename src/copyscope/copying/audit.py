@@ -20,7 +20,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .backgrounds import grouped_with_source, over_both
+from .backgrounds import grouped_with_source, over_all
 from .causes import Causes, causes
 from .cells import how_searched, in_cells
 from .classical import classical_tests
@@ -163,7 +163,7 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
-    both, source = over_both(described["train"], descriptor, engine=engine, **options)
+    both, source = over_all(described["train"], descriptor, engine=engine, **options)
     both = in_cells(both, **options) if both is not described["train"] else both
     searched, why_parts = PartSearch.for_audit(parts, both, descriptor, verify, **options)
     judgement = judge(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
 
-from .backgrounds import over_both
+from .backgrounds import over_all
 from .blank import blank_rows, without_rows
 from .embed import embed
 from .hits import Hit, is_copy
@@ -60,7 +60,7 @@ def match_sets(
     descriptor = rules.load()
     plain = {name: options.get(name) for name in ("workers", "progress")}
     described = [embed(corpus, descriptor, **options) for corpus in (queries, references)]
-    both, source = over_both(described[1], descriptor, **options)
+    both, source = over_all(described[1], descriptor, **options)
     blank = [blank_rows(each, **plain) for each in (described[0], both)]
     looked_up = without_rows(described[0], blank[0])
     found = match(looked_up, without_rows(both, blank[1]), Verify(), k=k, **options)

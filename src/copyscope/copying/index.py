@@ -25,7 +25,7 @@ from copyscope.images import Image
 from copyscope.machine import Progress, locked
 
 from . import index_files as files
-from .backgrounds import SUFFIX, joined_by_source, over_both
+from .backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
@@ -70,7 +70,7 @@ class Index:
     ) -> Index:
         """Describe the training images and write the index into the folder `out`; blank ones are counted and left out.
 
-        A transparent image has two rows, over either background; the id of the second ends with `backgrounds.SUFFIX`.
+        A transparent image has several rows, over other backgrounds too, whose ids end with `backgrounds.SUFFIX`.
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
         size, so that a picture is found that shows a quarter of one. precision: `float32`, `float16` or `int8`, in
@@ -281,9 +281,10 @@ class Index:
         """
         with locked(self.folder / ".lock"):
             state = load(self.folder)
-            # Both rows of a transparent image, whichever is named.
-            wanted = list(dict.fromkeys(each.removesuffix(SUFFIX) for each in ids))
-            rows, known = state.find(pa.array([*wanted, *(each + SUFFIX for each in wanted)], pa.string()))
+            # All rows of a transparent image, whichever is named.
+            wanted = list(dict.fromkeys(map(plain_id, ids)))
+            further = [each + SUFFIX.format(name) for name in images.BACKGROUNDS for each in wanted]
+            rows, known = state.find(pa.array([*wanted, *further], pa.string()))
             there = set(known)
             unknown = [each for each in wanted if each not in there]
             if unknown:
@@ -341,11 +342,11 @@ def _merge(folder: Path, state: State) -> None:
 def _described(
     train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any], engine: Engine | str | None
 ) -> tuple[Embeddings, NDArray[np.int64], int, int]:
-    """The readable images that show something, transparent ones over both backgrounds; which image each of these rows
-    shows; how many images cannot be read, and how many are blank."""
+    """The readable images that show something, transparent ones over several backgrounds; which image each of these
+    rows shows; how many images cannot be read, and how many are blank."""
     corpus = _corpus(train)
     every = embed(corpus, descriptor, engine=engine, **options)
-    both, source = over_both(every, descriptor, engine=engine, **options)
+    both, source = over_all(every, descriptor, engine=engine, **options)
     blank = blank_rows(both, **options)
     described, n_blank = without_rows(both, blank), int(blank[: len(every.rows)].sum())
     if not len(described.rows):
