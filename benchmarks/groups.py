@@ -8,14 +8,15 @@
 Recall: of sources with one altered copy each, how many pairs are one group. Sources: tiles of the photographs, emoji
 and clip-art. *Families*: emoji that differ in skin tone alone: how many are in one group with the first of the family,
 and how many in one with an emoji of another name. *Wrongly grouped*: of twelve different pictures of a kind, each with
-a recompressed copy, how many are in a group with another one. Thresholds were set on the kinds of `look_alikes.py`, not
-on those of `fresh_look_alikes.py`. *Before* is the descriptor alone, *after* the pixels too (`duplicates(verify=None)`
-and `duplicates()`).
+a recompressed copy, how many are in a group with another one. Thresholds were set on the kinds of `look_alikes.py` and
+some of `fresh_look_alikes.py`, none on those of `later_look_alikes.py`. *Before* is the descriptor alone, *after* the
+pixels too (`duplicates(verify=None)` and `duplicates()`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from copyscope.corpus import Corpus
 from copyscope.errors import ImageError
 from copyscope.stats import proportion
 from fresh_look_alikes import FRESH
+from later_look_alikes import LATER
 from look_alikes import LOOK_ALIKES
 from record import record
 
@@ -170,11 +172,21 @@ def pairs_and_strangers(
 def look_alikes(grouping: Grouping, kinds: dict[str, Any], n: int, seed: int) -> Rows:
     """Different pictures of one kind, each with a copy at three quarters of the size, JPEG 40."""
     for kind, make in kinds.items():
-        pictures = [make(np.random.default_rng([seed, number])) for number in range(n)]
+        drawn = (make(np.random.default_rng([seed, number])) for number in itertools.count())
+        # Two seeds may draw the same number or letters.
+        pictures = list(itertools.islice(_distinct(drawn), n))
         small = [
             each.resize((each.width * 3 // 4, each.height * 3 // 4), Image.Resampling.BICUBIC) for each in pictures
         ]
         yield kind, pairs_and_strangers(grouping, pictures, [recompressed(each, 40) for each in small])
+
+
+def _distinct(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    seen = set()
+    for picture in pictures:
+        if picture.tobytes() not in seen:
+            seen.add(picture.tobytes())
+            yield picture
 
 
 def altered(grouping: Grouping, sources: list[Picture], seed: int) -> Rows:
@@ -233,6 +245,7 @@ def main() -> None:
         parts = {
             "look_alikes": look_alikes(grouping, LOOK_ALIKES, given.look_alikes, given.seed),
             "fresh_look_alikes": look_alikes(grouping, FRESH, given.look_alikes, given.seed),
+            "later_look_alikes": look_alikes(grouping, LATER, given.look_alikes, given.seed),
             **{name: altered(grouping, pictures, given.seed) for name, pictures in sources.items()},
             "families": families(grouping, 2 * given.n, given.seed),
         }

@@ -51,6 +51,17 @@ def test_the_source_of_an_altered_picture_is_found(alter):
     assert np.median(score) > of_strangers.max()
 
 
+def test_strong_edges_of_a_cover_do_not_outweigh_faint_ones_of_the_picture():
+    """Checks in black and white over a tenth of pictures of an eighth of the contrast."""
+    train = scenes(40) // 8 + 110
+    queries = train.copy()
+    queries[:, 10:20, 10:20] = np.kron(np.indices((5, 5)).sum(axis=0) % 2, np.ones((2, 2)))[..., None] * 255
+    index, _ = EDGES.nearest(queries, train)
+    linear, _ = Edges(strength=1e4).nearest(queries, train)
+    assert (index == np.arange(40)).mean() > 0.9
+    assert (linear == np.arange(40)).mean() < 0.5
+
+
 def test_the_same_picture_agrees_wholly_and_a_flat_one_not_at_all():
     train = scenes(5)
     index, score = EDGES.nearest(np.concatenate([train, np.full((1, 32, 32, 3), 90, np.uint8)]), train)

@@ -285,7 +285,7 @@ def test_logs_of_version_1_keep_their_meaning(tmp_path):
     ]  # fmt: skip
     assert found.n_unreadable == 1
     assert summed_up(found.records).summary["n_images"] == 4
-    newer = json.dumps(rows[0] | {"schema": "copyscope.guard_log/3"})
+    newer = json.dumps(found.records[-1].as_dict() | {"schema": "copyscope.guard_log/3"})
     log.write_text(newer + "\n")
     with pytest.raises(InputError, match="no log"):
         read_log(log)

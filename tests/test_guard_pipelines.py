@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 
 import numpy as np
@@ -470,3 +471,37 @@ def test_attributes_do_not_lead_past_the_guard(pipe):
     assert guarded.text == "kept"
     with pytest.raises(AttributeError):
         guarded.__wrapped__  # noqa: B018
+
+
+@dataclasses.dataclass
+class Painted:
+    picture: object
+
+
+HIDDEN = {
+    "a mapping": lambda image: {"image": image},
+    "a list of lists": lambda image: [[image], [image]],
+    "a dataclass": lambda image: Painted(image),
+    "a tuple of a score and a mapping": lambda image: (0.5, {"all": (image,)}),
+    "frames": lambda image: np.stack([image] * 2)[None],
+    "the last of many": lambda image: [*["a"] * 200, image],
+    "a generator": lambda image: (each for each in [image]),
+}
+
+
+@pytest.mark.parametrize("form", HIDDEN)
+def test_no_method_gives_images_in_whatever_form(form):
+    class Maker:
+        def __call__(self, prompt):
+            return np.zeros((8, 8, 3), np.uint8)
+
+        def paint(self):
+            return HIDDEN[form](np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+        def state(self):
+            return {"weights": [np.zeros((4, 4)), np.full((2, 3, 3), -0.5), torch.nn.Linear(3, 3).weight]}
+
+    guarded = Guard(Listed(lambda picture: False), RESEEDS)(Maker())
+    with pytest.raises(InputError, match="paint gave images, and only calls are guarded"):
+        list(guarded.paint())
+    assert list(guarded.state()) == ["weights"]

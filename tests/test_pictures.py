@@ -446,6 +446,8 @@ OTHERS = {
     "complex": lambda x: x / 255 + 0j,
     "NaN": lambda x: np.where(np.arange(16)[:, None] < 1, np.nan, x / 255),
     "infinite": lambda x: np.where(x > 200, np.inf, x / 255),
+    "above 1": lambda x: x / 127,
+    "below 0": lambda x: x / 127.5 - 1,
     "structured": structured,
     "strings": lambda x: x.astype(str),
     "latents": lambda x: torch.randn(1, 4, 16, 16),

@@ -329,3 +329,30 @@ def test_without_a_calibration_false_alarms_may_be_none():
     trusted, other = (estimated(spread_out(40, 0.08), np.full(100, 0.05), each) for each in (True, False))
     assert other.low == 0 < trusted.low
     assert other.high > trusted.high
+
+
+def test_reasons_say_what_became_of_the_images_that_are_not_there():
+    few = Calibration("held-out", calibration(3).scores, 27, "by hash", n_blank=1)
+    blank = np.arange(20) < 12
+    found = verdict(clean(20), few, planted=planted(), blank=blank)
+    assert "8 readable images are too few (12 more are blank)" in found.reasons[0]
+    assert "too few (27 more are training images or look like one; 1 more is blank)" in found.reasons[1]
+    assert "20 readable images are too few to" in verdict(clean(20), calibration(99), planted=planted()).reasons[0]
+
+
+def test_a_training_set_without_anything_to_copy_is_told_from_sensitivity_not_measured():
+    found = verdict(clean(200), calibration(400), planted={})
+    assert found.answer == "cannot tell"
+    assert found.reasons == ["All training images are blank: there is nothing to copy."]
+    assert "--sensitivity 0" in verdict(clean(200), calibration(400)).reasons[0]
+
+
+def test_no_interval_is_narrower_than_so_many_images_can_make_it():
+    # Less like the training set than any calibration image: no false alarm where five are expected.
+    known = calibration(500)
+    wide = {"light": planted(1000)["light"], "overlay": Planted(np.full(200, np.quantile(known.scores, 0.95)))}
+    far = verdict(np.full(80, 0.05), known, planted=wide)
+    assert far.estimated_rate.high >= stats.proportion(0, 80).high
+    one = verdict(np.ones(1), known, planted=wide, identical=np.ones(1, bool))
+    assert one.estimated_rate.low < 0.2
+    assert one.estimated_rate.high == 1

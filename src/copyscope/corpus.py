@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from . import images
 from .errors import ImageError
 from .rows import PIECE as ROWS_A_PIECE
 from .rows import SCHEMA
@@ -24,6 +25,8 @@ ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""
 _LOT = 1 << 18  # rows of which it is known at once in which shards they lie
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
+_BACKGROUND = "shown_over_background"
+"""Column of a corpus in memory: over which of images.BACKGROUNDS a row shows a transparent image; null = as it is."""
 _Read = tuple[int, bytes | ImageError]
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
 
@@ -90,9 +93,9 @@ class Corpus:
         if error := self.table["error"][row].as_py():
             raise ImageError(error)
         path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
-        if index is not None:
-            return self._parquet.read(path, index)
-        return self._storage.read(path, offset, size)
+        content = self._storage.read(path, offset, size) if index is None else self._parquet.read(path, index)
+        background = self._background(row)
+        return images.over_background(content, background) if background else content
 
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
         """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
@@ -102,7 +105,7 @@ class Corpus:
         """
         wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
         for found in self._storage.ahead(self._pieces(wanted)):
-            yield from found
+            yield from found if _BACKGROUND not in self.table.column_names else map(self._shown, found)
 
     def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
@@ -203,6 +206,38 @@ class Corpus:
     @functools.cached_property
     def _parquet(self) -> ParquetImages:
         return ParquetImages(self._storage)
+
+    def over_backgrounds(self, rows: NDArray[np.integer[Any]], suffix: str) -> Corpus:
+        """Some of the rows, transparent images, over each of images.BACKGROUNDS [backgrounds * rows]: they are read as
+        PNG files. suffix: what their ids end with, the name of the background put in."""
+        found = []
+        for background in images.BACKGROUNDS:
+            more = self.take(rows)
+            more = more.with_column("id", [name + suffix.format(background) for name in more.ids])
+            for name in ("sha256", "width", "height"):
+                more = more.with_column(name, pa.nulls(len(more)))
+            found.append(more.with_column(_BACKGROUND, pa.array([background] * len(more), pa.string())).table)
+        return dataclasses.replace(self, table=pa.concat_tables(found)).settled()
+
+    def followed_by(self, others: Corpus) -> Corpus:
+        """The rows of this corpus, then those that `over_backgrounds` has made of it."""
+        tables = [self.with_column(_BACKGROUND, pa.nulls(len(self), pa.string())).table, others.table]
+        return dataclasses.replace(self, table=pa.concat_tables(tables)).settled()
+
+    def _background(self, row: int) -> str | None:
+        return self.table[_BACKGROUND][row].as_py() if _BACKGROUND in self.table.column_names else None
+
+    def _shown(self, read: _Read) -> _Read:
+        """What was read of a row of a shard, over the background that the row is to show."""
+        row, content = read
+        background = self._background(row)
+        # Files one by one come as `read` gives them.
+        if self.kind not in ("parquet", "webdataset") or isinstance(content, ImageError) or not background:
+            return read
+        try:
+            return row, images.over_background(content, background)
+        except ImageError as error:
+            return row, error
 
     def _read_or_error(self, row: int) -> list[_Read]:
         try:

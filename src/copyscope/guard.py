@@ -253,13 +253,11 @@ class Guarded:
 
         @functools.wraps(found)
         def method(*arguments: Any, **options: Any) -> Any:
-            from .diffusion.returned import has_images
+            from .diffusion.returned import refuse_images
 
             with self.__lock:
                 result = found(*arguments, **options)
-            if has_images(result):
-                raise InputError(f"{name} gave images, and only calls are guarded.\nCall the guarded object itself")
-            return self if result is self.__pipe else result
+            return self if result is self.__pipe else refuse_images(result, name)
 
         return method
 

@@ -15,6 +15,7 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,13 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError
-from .rgb import layers
+from .rgb import layers, without_alpha
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
 
 Image = NDArray[np.uint8]
 """One image: uint8 [h w 3], RGB, 0..255."""
+_Layers = tuple[Image, Image | None]
+
+BACKGROUNDS = ("other", "bare", "grey")
+"""What a transparent image may also be shown over: black for white or white for black; nothing, its colours being shown
+where it is transparent too; grey."""
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are refused by their header, before any pixel is allocated."""
@@ -94,6 +100,20 @@ def decode_layers(
             raise ImageError("too large for the memory there is") from None
         except Exception as error:  # hostile bytes make Pillow raise almost anything
             raise ImageError(f"corrupt image: {_reason(error)}") from None
+
+
+def over_background(content: bytes, background: str) -> bytes:
+    """A transparent image as a PNG file over one of BACKGROUNDS. Raises ImageError where it is not transparent."""
+    seen, behind = decode_layers(content)
+    if behind is None:
+        raise ImageError("the image is not transparent")
+    if background == "other":
+        return encode(behind, "png")
+    if background == "grey":
+        # Compositing is linear.
+        return encode(((seen.astype(np.uint16) + behind + 1) // 2).astype(np.uint8), "png")
+    with _quiet, contextlib.ExitStack() as turn:
+        return encode(_decode(BytesIO(content), MAX_PIXELS, turn, without_alpha)[0], "png")
 
 
 def starts_like_image(head: bytes) -> bool:
@@ -249,7 +269,9 @@ def _open_file(path: str | Path) -> Any:
         raise ImageError(f"cannot be opened: {_reason(error)}") from None
 
 
-def _decode(file: Any, max_pixels: int, turn: contextlib.ExitStack) -> tuple[Image, Image | None]:
+def _decode(
+    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers] = layers
+) -> _Layers:
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -272,7 +294,7 @@ def _decode(file: Any, max_pixels: int, turn: contextlib.ExitStack) -> tuple[Ima
             raise
         raise ImageError(_unreadable(_NAMES.get(picture.format, picture.format), error)) from None
     orientation = _orientation(picture)
-    seen, behind = layers(picture)
+    seen, behind = layers_of(picture)
     del picture
     return _upright(seen, orientation), None if behind is None else _upright(behind, orientation)
 

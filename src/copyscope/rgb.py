@@ -37,6 +37,11 @@ def layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
     return (black, white) if white.min() >= 253 and black.max() > 2 else (white, black)
 
 
+def without_alpha(picture: Pillow.Image) -> tuple[Image, None]:
+    """The colours of a loaded transparent picture as they are, also where nothing of them is seen."""
+    return _joined(picture, lambda strip: strip.convert("RGBA").convert("RGB")), None
+
+
 def _over(colour: str, picture: Pillow.Image) -> Pillow.Image:
     """A transparent picture over a background."""
     from PIL.Image import new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,16 @@ class Measured:
     Attributes:
         n, m: generated images (blank ones left out) and calibration images.
         n_missing: generated images that could not be read.
+        n_blank: blank generated images.
+        m_gone: calibration images that were left out, by the reason in words.
         count: images called copies; certain: those of them that are a training image itself.
         likeness: images that show the subject of a training image, and not its picture.
         method: of the calibration.
         line: p-values at or below it are called copies.
         fdr: false discovery rate of the list of copies.
         rate: share called copies; estimated: corrected for unseen copies and false alarms.
-        sensitivity: share of the planted copies that is called copies, by kind; empty = not measured.
+        sensitivity: share of the planted copies that is called copies, by kind; empty = no training image has any to
+            plant; None = not measured.
         excess: at least this share of the generated images is nearer to the training set than calibration images are.
         look_alikes: bool [m], calibration images that score as light copies do.
         differs: why calibration and generated images are not of one kind; None where they are.
@@ -42,6 +46,8 @@ class Measured:
 
     n: int
     n_missing: int
+    n_blank: int
+    m_gone: dict[str, int]
     count: int
     certain: int
     likeness: int
@@ -51,7 +57,7 @@ class Measured:
     fdr: float
     rate: Estimate
     estimated: Estimate
-    sensitivity: dict[str, Estimate]
+    sensitivity: dict[str, Estimate] | None
     excess: float
     look_alikes: NDArray[np.bool_]
     differs: str | None
@@ -80,30 +86,36 @@ class Measured:
             wants.append("held-out images of the kind that the model makes, or --trust-held-out")
         enough = stats.cases_needed(TOLERABLE)
         if stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
-            found.append(f"{self.n} readable images are too few to exclude a rate of {100 * TOLERABLE:g} %.")
+            gone = _besides({"blank": self.n_blank})
+            found.append(f"{self.n} readable images are too few{gone} to exclude a rate of {100 * TOLERABLE:g} %.")
             readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
             wants.append(f"{enough} generated images{readable} (there are {self.n})")
         least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
         if self.m < least:
-            found.append(f"{self.m} {self.calibrators} are too few: even an obvious copy could not stand out.")
+            gone = _besides(self.m_gone)
+            found.append(f"{self.m} {self.calibrators} are too few{gone}: even an obvious copy could not stand out.")
             better = "training or, better, held-out images" if self.method == "baseline" else self.calibrators
             wants.append(f"{least} {better} to calibrate on (there are {self.m})")
-        if not self.sensitivity:
+        seen = self.sensitivity
+        if seen is None:
             found.append("How many copies would be seen was not measured (--sensitivity 0).")
             wants.append("a run without --sensitivity 0")
+        elif not seen:
+            found.append("All training images are blank: there is nothing to copy.")
+            wants.append("training images that show something")
         elif self.m >= least and not self.differs:
-            blind = [kind for kind in MUST_SEE if kind in self.sensitivity and self.sensitivity[kind].low < SEEN]
+            blind = [kind for kind in MUST_SEE if kind in seen and seen[kind].low < SEEN]
             if blind:
-                shares = " and ".join(f"{_percent(self.sensitivity[kind])} of `{kind}` copies" for kind in blind)
+                shares = " and ".join(f"{_percent(seen[kind])} of `{kind}` copies" for kind in blind)
                 found.append(f"Too few copies would be seen: {shares}, where {100 * SEEN:g} % is asked for.")
                 wants.append(self._sharper())
             elif self.estimated.high > TOLERABLE and not wants:
-                kind = min(self.sensitivity, key=lambda each: self.sensitivity[each].low)
+                kind = min(seen, key=lambda each: seen[each].low)
                 found.append(
                     f"The rate could be {100 * self.estimated.high:.1f} %: of `{kind}` copies, "
-                    f"{_percent(self.sensitivity[kind])} would be seen."
+                    f"{_percent(seen[kind])} would be seen."
                 )
-                wants.append(self._more(kind))
+                wants.append(self._more(seen[kind], kind))
         return found, "It would take " + "; ".join(wants) + "." if wants else None
 
     def _sharper(self) -> str:
@@ -118,9 +130,8 @@ class Measured:
             )
         return "images that differ more from one another, or a sharper descriptor: the training set resembles itself"
 
-    def _more(self, kind: str) -> str:
+    def _more(self, seen: Estimate, kind: str) -> str:
         """How many more generated images would bound the rate, for copies of the kind that is seen least."""
-        seen = self.sensitivity[kind]
         if seen.value > 0 and self.excess == 0:
             # The upper end of a share of which none is seen falls as 1 / n.
             n = math.ceil(stats.cases_needed(TOLERABLE * seen.value) * 1.3)
@@ -167,6 +178,12 @@ class Measured:
                 f"{self.calibrators} are."
             )
         return f"Cannot tell: no copy found among {images}. {reasons[0]}{nearer}{alike}"
+
+
+def _besides(gone: Mapping[str, int]) -> str:
+    """What else there was: "" or " (12 more are blank)"."""
+    parts = [f"{n} more {'is' if n == 1 else 'are'} {what}" for what, n in gone.items() if n]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _percent(estimate: Estimate) -> str:

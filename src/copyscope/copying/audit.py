@@ -20,6 +20,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
+from .backgrounds import grouped_with_source, over_all
 from .causes import Causes, causes
 from .cells import how_searched, in_cells
 from .classical import classical_tests
@@ -132,7 +133,7 @@ def audit(
         InputError: a folder cannot be used, or options exclude each other. Unreadable images are rows with an `error`,
             counted.
     """
-    began = time.time()
+    began, n_excluded = time.time(), 0
     if not 0 < fdr < 1:
         raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
     if sensitivity < 0:
@@ -141,7 +142,6 @@ def audit(
         raise InputError("A verdict is calibrated on held-out images or on controls, not on both.\nGive one of them")
     corpora = {"generated": _open(generated), "train": _open(train)}
     calibrator = "held-out" if held_out is not None else "control" if control is not None else None
-    n_excluded = 0
     if calibrator:
         corpora[calibrator] = _open(held_out if held_out is not None else control)  # type: ignore[arg-type]
         if held_out_exclude is not None:
@@ -162,10 +162,12 @@ def audit(
             )
     described["train"] = in_cells(described["train"], **options)
     groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
-    searched, why_parts = PartSearch.for_audit(parts, described["train"], descriptor, verify, **options)
+    every, source = over_all(described["train"], descriptor, engine=engine, **options)
+    every = in_cells(every, **options)
+    searched, why_parts = PartSearch.for_audit(parts, every, descriptor, verify, **options)
     judgement = judge(
-        described,
-        groups,
+        described | {"train": every},
+        grouped_with_source(groups, every, source),
         descriptor,
         verify,
         sensitivity=sensitivity,
@@ -177,6 +179,7 @@ def audit(
         engine=engine,
         **options,
     )
+    judgement = judgement.of_sources(described["train"], source)
     judged, matches = judgement.verdict, judgement.matches
     calibration_scores = judgement.compared.similarity if judgement.compared else None
     why = causes(matches, judged, groups, seed=seed, **options)

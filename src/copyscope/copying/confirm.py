@@ -3,23 +3,23 @@
 Pages of text, charts or drawings agree in the large and differ everywhere in the small, so a correlation of the whole
 says little, and a descriptor less. Here one picture is registered with the other (symmetry, crop, scale, shift) by
 normalised cross-correlation; then tiles are compared, each with a little freedom to move, and the picture is the same
-only where nearly all tiles that show anything agree. Nearly: a few tiles may be under a sign. But the hands of a clock
-or the mouth of a face are few tiles too, so where some tile disagrees the pictures must also agree in fine register, at
-the worst place (registration.py). Pictures are compared at 96 pixels, and those that lose much
-there of what there is to see (letters, line drawings) at up to 288 too. Transparent pictures must agree over two
-backgrounds.
+only where nearly all tiles that show anything agree. Pictures are compared at 96 pixels first. That is enough where
+every tile and the worst place in fine register (registration.py) agree; else, and where letters or thin lines are lost
+at 96 pixels, they are compared at up to 288. A sign or a watermark lies over one of the pictures: what differs is then
+in that one alone, while two numbers, mouths or hands of a clock differ both ways. Transparent pictures must agree over
+two backgrounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .registration import worst_place
-from .templates import SYMMETRIES, Planes, turned
+from .templates import SYMMETRIES, Planes, fourier, turned
 
 COARSE, SMALL, LARGE = 48, 96, 288
 """Pixels a side at which pictures, squeezed to a square, are registered, compared, and compared again for detail."""
@@ -29,6 +29,8 @@ REACH = 2
 AGREES = {SMALL: 0.6, LARGE: 0.86}
 """Agreement of the same picture, at least. At LARGE different pages, forms and cards reach .78, sentences in letters of
 4 pixels .85; most recompressed ones have .92 and more."""
+LARGER = 1.5
+"""A closer look is worth while from so many times SMALL pixels on."""
 DETAIL = 0.25
 """Share of its contrast that a picture of much detail loses at SMALL. Photographs lose up to .2, pages .3 to .7."""
 LEAST, SHOWN, FAINT = 3.0, 0.2, 0.15
@@ -36,10 +38,21 @@ LEAST, SHOWN, FAINT = 3.0, 0.2, 0.15
 SPARSE, DENSE = 0.02, 0.1
 """Shares of the tiles that may differ: on flat ground, and where a picture shows something everywhere."""
 SURE, CERTAIN = 0.8, 0.9
+SURE_TILE, SURE_PLACE = 0.95, 0.999
+"""A picture without much detail is the same without a closer look where no tile agrees less than the one, and no place
+in register less than the other. Different smileys reach .98 and .91, pies .93 and .98, screens of telephones .96 and
+.9993; recompressed pictures have .95 and .9987, nearly all .99 and .9995."""
 DOUBTFUL, REGISTERED, REGISTERED_SIDE = 0.6, 0.85, 64
-"""Where some tile is below DOUBTFUL, the same picture agrees by REGISTERED at the worst place, at that many pixels a
-side. On the pictures it was set on copies have .95 and more; under a watermark .89, clipped by brightening .78. Of 276
-pairs of clock faces 35 pass (147 without), of 60 of one emoji in two skin tones 33 (39)."""
+"""Where some tile is below DOUBTFUL, two pictures too small for a closer look agree by REGISTERED at the worst place,
+at so many pixels a side."""
+ENOUGH = 16
+"""Of a crop that shows fewer tiles REGISTERED is asked too: plain pictures find a few that agree in many others."""
+ONE_SIDED = 0.05
+"""Where two pictures differ, one shows at most this share of what the other does there, if that is the same picture
+under a sign or a watermark. Of different round signs it is .06 and more, median .18, of number plates, smileys and pies
+.29 and more; under a watermark nearly always 0."""
+REFINED = 5
+"""Times that tiles are compared at LARGE, each time in finer register: a picture in a border needs three."""
 SCALES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 FULL = 0.02
 """A crop must fit by so much better than the whole."""
@@ -68,12 +81,14 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Tiles that show something: their agreement [t], the move it is at [t 2] in pixels, their centres [t 2]. dense:
-    the share of all tiles that show something."""
+    """Tiles that show something: their agreement [t], the move it is at [t 2] in pixels, their centres [t 2]. excess:
+    variance of the first picture in each beyond that of the second [t]. dense: the share of all tiles that show
+    something."""
 
     score: NDArray[np.float32]
     move: NDArray[np.int64]
     centre: NDArray[np.float32]
+    excess: NDArray[np.float32]
     dense: float
 
     @property
@@ -85,6 +100,13 @@ class Tiles:
         """
         few = SPARSE + (DENSE - SPARSE) * min(max((self.dense - 0.5) / 0.3, 0), 1)
         return float(np.sort(self.score)[int(few * len(self.score))]) if len(self.score) else float("nan")
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether where tiles differ one picture alone shows something: it is under a sign, or the other is clipped."""
+        differing = self.excess[self.score < AGREES[LARGE]]
+        sides = float(np.maximum(differing, 0).sum()), float(np.maximum(-differing, 0).sum())
+        return min(sides) <= ONE_SIDED * max(sides)
 
 
 def resampling(size: int, low: float, share: float, side: int) -> Planes:
@@ -113,7 +135,7 @@ def _windows(plane: Planes, height: int, width: int) -> Planes:
 
 def _places(large: NDArray[Any], small: NDArray[Any], sizes: list[tuple[int, int]]) -> list[tuple[float, int, int]]:
     """Best correlation of `small` at each size in `large`, and where: (score, top, left)."""
-    from scipy.fft import irfft2, rfft2
+    fft = fourier()
 
     side = large.shape[0]
     templates = np.zeros((len(sizes), side, side), np.float32)
@@ -122,7 +144,7 @@ def _places(large: NDArray[Any], small: NDArray[Any], sizes: list[tuple[int, int
         one = one - one.mean()
         norm = float(np.linalg.norm(one))
         templates[number, :height, :width] = one / norm if norm > np.sqrt(height * width) else 0
-    maps = irfft2(rfft2(large)[None] * np.conj(rfft2(templates)), s=(side, side))
+    maps = fft.irfft2(fft.rfft2(large)[None] * np.conj(fft.rfft2(templates)), s=(side, side))
     found = []
     for (height, width), surface in zip(sizes, maps, strict=True):
         scores = surface[: side - height + 1, : side - width + 1] * _windows(large, height, width)
@@ -197,12 +219,13 @@ def tiles_of(one: Planes, other: Planes, tile: int, reach: int) -> Tiles:
     deviation = np.sqrt(np.square(mine).mean(axis=1))
     padded = np.pad(other, reach, mode="edge")
     best, move = np.full(len(mine), -1, np.float32), np.zeros((len(mine), 2), np.int64)
-    shows = deviation >= shown
+    shows, excess = deviation >= shown, np.zeros(len(mine), np.float32)
     for dy, dx in np.ndindex(2 * reach + 1, 2 * reach + 1):
         theirs = cut(padded[dy : dy + height, dx : dx + width])
         their = np.sqrt(np.square(theirs).mean(axis=1))
         if dy == dx == reach:
             shows = shows | (their >= shown)
+            excess = np.square(deviation) - np.square(their)
         found = np.einsum("td,td->t", mine, theirs) / np.maximum(deviation * their * (a * b), 1e-3)
         most = np.square(np.maximum(deviation, their))
         found = 1 - (1 - found) * (most / (most + faint**2))
@@ -212,7 +235,7 @@ def tiles_of(one: Planes, other: Planes, tile: int, reach: int) -> Tiles:
         best[higher], move[higher] = found[higher], (dy - reach, dx - reach)
     row, column = np.divmod(np.arange(rows * columns), columns)
     centre = np.stack([(row + 0.5) * a, (column + 0.5) * b], axis=1).astype(np.float32)
-    return Tiles(best[shows], move[shows], centre[shows], float(shows.mean()))
+    return Tiles(best[shows], move[shows], centre[shows], excess[shows], float(shows.mean()))
 
 
 def refined(placed: Placement, tiles: Tiles, grid: Size) -> Placement:
@@ -237,31 +260,63 @@ def refined(placed: Placement, tiles: Tiles, grid: Size) -> Placement:
     return dataclasses.replace(placed, top=top, height=height, left=left, width=width)
 
 
-def agreement(
-    one: tuple[Planes, Planes | None], other: tuple[Planes, Planes | None], sizes: tuple[Size, Size]
-) -> tuple[float, bool, int]:
-    """How well two pictures agree, whether they are the same picture, and the symmetry that makes the second the first.
+class Agreement(NamedTuple):
+    """Of two pictures: the lowest agreement of tiles but for a few, whether they are the same picture (None: larger
+    views are needed), and the symmetry that makes the second the first."""
 
-    one, other: luma [SMALL SMALL] and, where the picture has much detail, [LARGE LARGE]; the whole picture squeezed to
-    a square. sizes: height and width of each in pixels.
+    score: float
+    same: bool | None
+    symmetry: int
+
+
+def agreement(
+    one: tuple[Planes, Planes | None],
+    other: tuple[Planes, Planes | None],
+    sizes: tuple[Size, Size],
+    detailed: bool,
+    whole: bool = False,
+) -> Agreement:
+    """How well two pictures agree, and whether they are the same picture.
+
+    one, other: luma [SMALL SMALL] and, for a closer look, [LARGE LARGE]; the whole picture squeezed to a square. sizes:
+    height and width of each in pixels. detailed: whether either loses much at SMALL. whole: only the whole over the
+    whole, and in fine register too: for pairs that nothing else says are alike.
     """
     (first, first_large), (second, second_large) = one, other
-    placed, tiles = _best_placement(first, second, sizes)
-    score, same = _score(tiles, first, second, placed), False
-    if score >= AGREES[SMALL]:
-        same = tiles.score.min(initial=1) >= DOUBTFUL or worst_place(*_squares(first, second, placed)) >= REGISTERED
-    if not same or first_large is None or second_large is None:
-        return score, same, placed.symmetry
+    placed, tiles = _best_placement(first, second, sizes, whole)
+    score, lowest = _score(tiles, first, second, placed), float(tiles.score.min(initial=1))
+    if score < AGREES[SMALL]:
+        return Agreement(score, False, placed.symmetry)
     # What neither has by itself is not compared.
     height, width = sizes[1][::-1] if placed.symmetry & 4 else sizes[1]
-    fine = min(LARGE, sizes[0][0], height), min(LARGE, sizes[0][1], width)
-    if max(fine) < 1.5 * SMALL:
-        return score, True, placed.symmetry
-    tiles = tiles_of(*overlay(first_large, second_large, placed, fine), TILE[LARGE], REACH)
-    again = overlay(first_large, second_large, refined(placed, tiles, fine), fine)
-    scores = [each.agreement for each in (tiles, tiles_of(*again, TILE[LARGE], REACH)) if len(each.score)]
-    score = max(scores, default=score)
-    return score, score >= AGREES[LARGE], placed.symmetry
+    grid = min(LARGE, sizes[0][0], height), min(LARGE, sizes[0][1], width)
+    worst = worst_place(*_squares(first, second, placed))
+    plain = whole or (_is_cropped(placed) and len(tiles.score) < ENOUGH)
+    if plain and worst < REGISTERED:
+        return Agreement(score, False, placed.symmetry)
+    if max(grid) < LARGER * SMALL:
+        return Agreement(score, lowest >= DOUBTFUL or worst >= REGISTERED, placed.symmetry)
+    if not detailed and lowest >= SURE_TILE and worst >= SURE_PLACE:
+        return Agreement(score, True, placed.symmetry)
+    if first_large is None or second_large is None:
+        return Agreement(score, None, placed.symmetry)
+    tiles = _closest(first_large, second_large, placed, grid)
+    score = tiles.agreement if len(tiles.score) else score
+    return Agreement(score, score >= AGREES[LARGE] or (not detailed and tiles.one_sided), placed.symmetry)
+
+
+def _closest(first: Planes, second: Planes, placed: Placement, grid: Size) -> Tiles:
+    """Tiles of two pictures [LARGE LARGE] in the register in which they agree best, made finer step by step."""
+    best: Tiles | None = None
+    for _ in range(REFINED):
+        tiles = tiles_of(*overlay(first, second, placed, grid), TILE[LARGE], REACH)
+        if best is None or tiles.agreement > best.agreement:
+            best = tiles
+        if not len(tiles.score) or best.agreement >= CERTAIN:
+            break
+        placed = refined(placed, tiles, grid)
+    assert best is not None
+    return best
 
 
 def _squares(first: Planes, second: Planes, placed: Placement) -> tuple[Planes, Planes]:
@@ -275,11 +330,11 @@ def _squares(first: Planes, second: Planes, placed: Placement) -> tuple[Planes, 
     return square(one), square(other)
 
 
-def _best_placement(first: Planes, second: Planes, sizes: tuple[Size, Size]) -> tuple[Placement, Tiles]:
+def _best_placement(first: Planes, second: Planes, sizes: tuple[Size, Size], whole: bool) -> tuple[Placement, Tiles]:
     """The placement under which the tiles agree best: the whole over the whole if that does, else as registered."""
     likely = _likely_symmetries(first, second)
     best: tuple[float, Placement, Tiles] | None = None
-    for number in range(2):
+    for number in range(1 if whole else 2):
         placed = Placement(likely[0], False, 1, 1, 0, 0, 0) if number == 0 else register(first, second, sizes, likely)
         for _ in range(2):
             tiles = tiles_of(*overlay(first, second, placed, (SMALL, SMALL)), TILE[SMALL], REACH)
@@ -298,6 +353,10 @@ def _score(tiles: Tiles, first: Planes, second: Planes, placed: Placement) -> fl
         return tiles.agreement
     part, whole = overlay(first, second, placed, (SMALL, SMALL))
     return float(np.abs(part - whole).mean() <= ALIKE_LEVELS)
+
+
+def _is_cropped(placed: Placement) -> bool:
+    return placed.height * placed.width < 0.95
 
 
 def _likely_symmetries(first: Planes, second: Planes) -> list[int]:

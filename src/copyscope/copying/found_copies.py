@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
 
+from .backgrounds import over_all
 from .blank import blank_rows, without_rows
 from .embed import embed
 from .hits import Hit, is_copy
@@ -57,24 +58,23 @@ def match_sets(
     matches, and these as a table.
     """
     descriptor = rules.load()
-    sets, blank = [], []
-    for corpus in (queries, references):
-        described = embed(corpus, descriptor, **options)
-        some = blank_rows(described, workers=options.get("workers"), progress=options.get("progress"))
-        blank.append(int(some.sum()))
-        sets.append(without_rows(described, some))
-    found = match(sets[0], sets[1], Verify(), k=k, **options)
+    plain = {name: options.get(name) for name in ("workers", "progress")}
+    described = [embed(corpus, descriptor, **options) for corpus in (queries, references)]
+    both, source = over_all(described[1], descriptor, **options)
+    blank = [blank_rows(each, **plain) for each in (described[0], both)]
+    looked_up = without_rows(described[0], blank[0])
+    found = match(looked_up, without_rows(both, blank[1]), Verify(), k=k, **options)
+    found = found.of_sources(described[1], source[~blank[1]])
     n_identical, n_similar, copies = copies_of_matches(found, rules.threshold)
-    missing = [
-        len(corpus) - len(each.rows) - n for corpus, each, n in zip((queries, references), sets, blank, strict=True)
-    ]
-    n = len(sets[0].rows)
+    missing = [each.n_missing for each in described]
+    n_blank = [int(some[: len(each.rows)].sum()) for some, each in zip(blank, described, strict=True)]
+    n = len(looked_up.rows)
     said = f"{n} {'readable ' if missing[0] else ''}{'image' if n == 1 else 'images'}"
     return {
         "schema": "copyscope.matches/1",
-        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold) + blank_said(blank[0]),
+        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold) + blank_said(n_blank[0]),
         "n_missing": missing,
-        "n_blank": blank,
+        "n_blank": n_blank,
         "n_identical": n_identical,
         "n_similar": n_similar,
         "threshold": rules.threshold,

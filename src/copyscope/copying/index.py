@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 import copyscope
 from copyscope import images
@@ -25,6 +26,7 @@ from copyscope.machine import Progress, locked
 from copyscope.trust import check_spec
 
 from . import index_files as files
+from .backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
@@ -70,6 +72,7 @@ class Index:
     ) -> Index:
         """Describe the training images and write the index into the folder `out`; blank ones are counted and left out.
 
+        A transparent image has several rows, over other backgrounds too, whose ids end with `backgrounds.SUFFIX`.
         held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
         training set against the rest stands in. crops: describe the windows of the training images too, ten times the
         size, so that a picture is found that shows a quarter of one. precision: `float32`, `float16` or `int8`, in
@@ -81,7 +84,7 @@ class Index:
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
-        described, n_missing, n_blank = _described(train, descriptor, options, engine)
+        described, source, n_missing, n_blank = _described(train, descriptor, options, engine)
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
@@ -115,6 +118,7 @@ class Index:
             groups = None
             if held is None:
                 groups = duplicates(described, rules.duplicates, engine=engine, **options)
+                groups = joined_by_source(groups, source)
             calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
@@ -249,7 +253,7 @@ class Index:
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
         descriptor = self._descriptor(self._fresh())
-        described, n_missing, n_blank = _described(train, descriptor, options, engine)
+        described, source, n_missing, n_blank = _described(train, descriptor, options, engine)
         with locked(self.folder / ".lock"):
             state = load(self.folder)
             ids = described.corpus.table["id"].take(pa.array(described.rows))
@@ -271,7 +275,7 @@ class Index:
                 _merge(self.folder, load(self.folder, manifest))
             files.write_manifest(self.folder, manifest)
         self.refresh()
-        return len(described.rows)
+        return len(np.unique(source))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Take images out by their ids, so that none is found; returns how many. The p-values stay valid, if a little
@@ -281,8 +285,10 @@ class Index:
         """
         with locked(self.folder / ".lock"):
             state = load(self.folder)
-            wanted = list(dict.fromkeys(ids))
-            rows, known = state.find(pa.array(wanted, pa.string()))
+            # All rows of a transparent image, whichever is named.
+            wanted = list(dict.fromkeys(map(plain_id, ids)))
+            further = [each + SUFFIX.format(name) for name in images.BACKGROUNDS for each in wanted]
+            rows, known = state.find(pa.array([*wanted, *further], pa.string()))
             there = set(known)
             unknown = [each for each in wanted if each not in there]
             if unknown:
@@ -342,18 +348,20 @@ def _merge(folder: Path, state: State) -> None:
 
 def _described(
     train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any], engine: Engine | str | None
-) -> tuple[Embeddings, int, int]:
-    """The readable images that show something; how many cannot be read, and how many are blank."""
+) -> tuple[Embeddings, NDArray[np.int64], int, int]:
+    """The readable images that show something, transparent ones over several backgrounds; which image each of these
+    rows shows; how many images cannot be read, and how many are blank."""
     corpus = _corpus(train)
-    described = embed(corpus, descriptor, engine=engine, **options)
-    n_missing, blank = described.n_missing, blank_rows(described, **options)
-    described = without_rows(described, blank)
+    every = embed(corpus, descriptor, engine=engine, **options)
+    both, source = over_all(every, descriptor, engine=engine, **options)
+    blank = blank_rows(both, **options)
+    described, n_blank = without_rows(both, blank), int(blank[: len(every.rows)].sum())
     if not len(described.rows):
-        why = f" or shows anything ({blank.sum()} are blank)" if blank.any() else ""
+        why = f" or shows anything ({n_blank} are blank)" if n_blank else ""
         raise InputError(
             f"None of the {len(corpus)} images in {corpus.origin} can be read{why}.\nName the folder of training images"
         )
-    return described, n_missing, int(blank.sum())
+    return described, source[~blank], every.n_missing, n_blank
 
 
 def _corpus(source: str | Path | Corpus) -> Corpus:

@@ -19,7 +19,7 @@ from copyscope.images import Image
 from copyscope.machine import cores
 
 from .search import one_blas_thread
-from .templates import inverse_norms, shrinking, summed_areas, unit_templates
+from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
 
 SIDE = 64
 SHARES = (0.4, 0.45, 0.5, 0.55, 0.6)
@@ -88,11 +88,11 @@ def places(
     Returns:
         Scores [k] in [-1, 1], and left, top and side of the core in pixels of the picture, and 1 where mirrored [k 4].
     """
-    from scipy.fft import irfft2, rfft2
+    fft = fourier()
 
     plane = picture.astype(np.float32).transpose(2, 0, 1)[None]
     height, width = shape = picture.shape[:2]
-    spectrum, tables = rfft2(plane), summed_areas(plane)
+    spectrum, tables = fft.rfft2(plane), summed_areas(plane)
     size = references.shape[1]
     margin = round(size * (1 - CORE) / 2)
     inner = references[:, margin : size - margin, margin : size - margin].astype(np.float32).transpose(0, 3, 1, 2)
@@ -105,8 +105,8 @@ def places(
         norms = inverse_norms(tables, side)
         rows, columns = height - side + 1, width - side + 1
         for mirrored, one in enumerate((template, template[..., ::-1])):
-            product = (spectrum * np.conj(rfft2(one, s=shape))).sum(axis=1)
-            found = (irfft2(product, s=shape)[:, :rows, :columns] * norms).reshape(len(references), -1)
+            product = (spectrum * np.conj(fft.rfft2(one, s=shape))).sum(axis=1)
+            found = (fft.irfft2(product, s=shape)[:, :rows, :columns] * norms).reshape(len(references), -1)
             at = found.argmax(axis=1)
             score = found[np.arange(len(references)), at]
             higher = score > best

@@ -60,6 +60,16 @@ class Judgement:
     differs: str | None
     nearer: Estimate | None
 
+    def of_sources(self, train: Embeddings, source: NDArray[np.int64]) -> Judgement:
+        """The same, where the training images judged by stand for those of `train` at `source` [m]."""
+        compared = self.compared and self.compared.of_sources(train, source)
+        return dataclasses.replace(
+            self,
+            matches=self.matches.of_sources(train, source),
+            compared=compared,
+            look_alikes=_look_alikes(compared, self.verdict),
+        )
+
 
 def judge(
     described: Mapping[str, Embeddings],
@@ -116,7 +126,8 @@ def judge(
         control = without_rows(described["control"], blank["control"])
         calibration, compared = calibrate.controls(control, train, groups, verify, **looks, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
-    calibration = dataclasses.replace(calibration, n_excluded=n_excluded)
+    n_blank = int(sum(blank[name].sum() for name in ("held-out", "control") if name in blank))
+    calibration = dataclasses.replace(calibration, n_excluded=n_excluded, n_blank=n_blank)
 
     def beyond(found: Matches | Copies) -> NDArray[np.bool_] | None:
         if calibration.method != "controls":

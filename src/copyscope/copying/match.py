@@ -57,6 +57,20 @@ class Matches:
     parts: Parts | None = None
     by_part: NDArray[np.bool_] | None = None
 
+    def of_sources(self, references: Embeddings, source: NDArray[np.int64]) -> Matches:
+        """The same, where each reference stands for one of other `references`: that at its `source` [m]."""
+
+        def mapped(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.where(positions < 0, positions, source[positions])
+
+        return dataclasses.replace(
+            self,
+            references=references,
+            nearest=Nearest(mapped(self.nearest.index), self.nearest.score),
+            next_index=mapped(self.next_index),
+            parts=self.parts and dataclasses.replace(self.parts, match=mapped(self.parts.match)),
+        )
+
     @property
     def by_descriptor(self) -> Nearest:
         """The k nearest by the descriptor alone."""

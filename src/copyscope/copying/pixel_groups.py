@@ -76,7 +76,8 @@ def join_turned(
 ) -> NDArray[np.int64]:
     """Labels [n] with those groups made one that are the same picture turned by a quarter or a half.
 
-    One image of each group is compared with all others by coarse vectors, and the likeliest two by their pixels.
+    One image of each group is compared with all others by coarse vectors, and the likeliest two by their pixels, the
+    whole over the whole: the descriptor does not say that they are alike.
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     _, first = np.unique(label, return_index=True)
@@ -89,7 +90,7 @@ def join_turned(
     if not len(query):
         return label
     pairs = np.unique(np.sort(first[np.stack([query, found.index[query, slot]], axis=1)], axis=1), axis=0)
-    same = compare_pixels(embeddings.corpus, embeddings.rows, pairs, **options).same
+    same = compare_pixels(embeddings.corpus, embeddings.rows, pairs, whole=True, **options).same
     return merged(label, label[pairs[same]]) if same.any() else label
 
 

@@ -22,7 +22,7 @@ from copyscope.corpus import Corpus
 from copyscope.machine import Progress, cores
 
 from .search import one_blas_thread
-from .templates import inverse_norms, shrinking, summed_areas, unit_templates
+from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
 from .verify import Verify
 
 Planes = NDArray[np.float32]
@@ -165,15 +165,15 @@ class _Edges:
     """Gradient magnitudes [n 1 g g] prepared to be found in others, and to have others found in them."""
 
     def __init__(self, edges: Planes) -> None:
-        from scipy.fft import rfft2
+        fft = fourier()
 
-        self.spectra: Spectra = rfft2(edges[:, 0])
+        self.spectra: Spectra = fft.rfft2(edges[:, 0])
         templates = [
             edges[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN],
             *(_shrink(edges, side) for side in WINDOWS[1:]),
         ]
         self.templates: list[Spectra] = [
-            np.conj(rfft2(unit_templates(template)[:, 0], s=(GRID, GRID))) for template in templates
+            np.conj(fft.rfft2(unit_templates(template)[:, 0], s=(GRID, GRID))) for template in templates
         ]
         tables = summed_areas(edges)
         self.inverse_norms = [inverse_norms(tables, side) for side in WINDOWS]
@@ -181,7 +181,7 @@ class _Edges:
 
 def _coarse(queries: Planes, references: Planes, first: NDArray[np.intp], second: NDArray[np.intp]) -> _Start:
     """The best of all places and zooms, by correlation of edges: these outlive a change of colours."""
-    from scipy.fft import irfft2
+    fft = fourier()
 
     mine, theirs, pairs = _Edges(queries), _Edges(references), np.arange(len(first))
     best = np.full(len(first), -np.inf, np.float32)
@@ -195,7 +195,7 @@ def _coarse(queries: Planes, references: Planes, first: NDArray[np.intp], second
                 ((mine, first), (theirs, second)) if inside else ((theirs, second), (mine, first))
             )
             product = large.spectra[at] * small.templates[window][of]
-            found = irfft2(product, s=(GRID, GRID))[:, :places, :places] * large.inverse_norms[window][at]
+            found = fft.irfft2(product, s=(GRID, GRID))[:, :places, :places] * large.inverse_norms[window][at]
             flat = found.reshape(len(first), -1)
             place = flat.argmax(axis=1)
             better = flat[pairs, place] > best

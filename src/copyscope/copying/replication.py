@@ -89,6 +89,7 @@ class Calibration:
         n_removed: look-alikes of training images that `rule` took out before.
         rule: what the look-alikes were recognised by.
         n_excluded: images that a person took out (`--held-out-exclude`).
+        n_blank: images of one colour, which were left out.
     """
 
     method: str
@@ -96,6 +97,7 @@ class Calibration:
     n_removed: int
     rule: str
     n_excluded: int = 0
+    n_blank: int = 0
 
     def sentence(self, fdr: float = FDR) -> str:
         """What the p-values rest on, for the report."""
@@ -208,6 +210,7 @@ def verdict(
     copied = flagged | same
     tests = {kind: _p_of_planted(each, known) for kind, each in (planted or {}).items()}
     of_set = p_values[there] if beyond_own is None else np.where(beyond_own, p_values, 1.0)[there]
+    seen = {kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()}
     bound = 0.0
     if len(known):
         level = 1 - 0.05 / known.shape[1]
@@ -215,6 +218,8 @@ def verdict(
     found = Measured(
         n=n,
         n_missing=n_missing,
+        n_blank=len(scores) - n,
+        m_gone={"training images or look like one": calibration.n_removed, "blank": calibration.n_blank},
         count=int(copied.sum()),
         certain=int(same.sum()),
         likeness=int(likeness.sum()),
@@ -226,9 +231,7 @@ def verdict(
         estimated=_estimated_rate(
             of_set, int(same.sum()), len(known), tests, n_missing, calibration.method != "baseline"
         ),
-        sensitivity={
-            kind: stats.proportion(int((each <= line * (1 + 1e-12)).sum()), len(each)) for kind, each in tests.items()
-        },
+        sensitivity=None if planted is None else seen,
         excess=bound,
         look_alikes=_look_alikes(known, planted),
         differs=differs,
@@ -241,7 +244,7 @@ def verdict(
         likeness=likeness,
         rate=found.rate,
         estimated_rate=found.estimated,
-        sensitivity=found.sensitivity,
+        sensitivity=seen,
         line=line,
         excess=bound,
         answer=answer,
@@ -277,14 +280,17 @@ def _estimated_rate(
     which is seen best, where the interval of the first kind would be narrowest without any copy or at the largest of
     the p-values, whichever is lower: images come in families, and a single one may fill a narrow tail. The upper end is
     that of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture
-    of the kinds, at the 2.5 % of its side.
+    of the kinds, at the 2.5 % of its side. Neither end says more than so many images could say if
+    all were seen: where generated images are less like the training set than calibration images, fewer false alarms are
+    counted than expected, which says nothing of copies.
 
     trusted: calibration images are like unseen ones. Else false alarms may be anything up to what was counted: the
     lower end has only images that are a training image itself, the upper end no false alarms.
     """
     n = len(p_values)
+    sure = stats.proportion(certain, n)
     if not tests or not n or not m:
-        return stats.Estimate(math.nan, certain / n if n else 0.0, 1.0, n)
+        return stats.Estimate(math.nan, sure.low if n else 0.0, 1.0, n)
 
     def corrected(rank: int, count: int | None = None) -> list[Estimate]:
         """At p = rank / (m + 1), by kind; count: of images at or below it, None = of the generated ones."""
@@ -298,10 +304,10 @@ def _estimated_rate(
 
     ranks = [2**power for power in range(m.bit_length()) if 2**power <= max(1, MOST_ALARMS * (m + 1))]
     by_kind = corrected(min(ranks, key=lambda rank: without_copies(rank)[0].high))
-    low = certain / n
+    low = sure.low
     if trusted:
         low = max(low, min(each.low for each in [*by_kind, *corrected(ranks[-1])]))
-    high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low)
+    high = max(_highest(corrected(min(ranks, key=lambda rank: _highest(without_copies(rank))))), low, sure.high)
     value = by_kind[0].value if math.isfinite(by_kind[0].value) else (low + high) / 2
     # Unreadable images: all of them copies in the upper end, none in the lower one.
     total = n + n_missing

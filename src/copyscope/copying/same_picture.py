@@ -49,23 +49,26 @@ class _Views:
     sizes: NDArray[np.int64]
 
 
-def compare_pixels(corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], **options: Any) -> Agreements:
+def compare_pixels(
+    corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], whole: bool = False, **options: Any
+) -> Agreements:
     """Whether pairs of images are the same picture: mirrored, turned, cropped to .6 of the side, resized, recompressed,
     grey, brighter or in a border, but not another picture of the kind. Blank images are the same as none.
 
-    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. options: `cache`, `workers` and `progress` of `embed`.
+    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. whole: neither is cropped, as in `confirm.agreement`.
+    options: `cache`, `workers` and `progress` of `embed`.
     """
     score, same = np.zeros(len(pairs), np.float32), np.zeros(len(pairs), bool)
     # Pairs of one centre come together: its view is then in memory once.
     order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, np.intp)
     for start in range(0, len(order), PAIRS):
         lot = order[start : start + PAIRS]
-        score[lot], same[lot], unsure = _compare(corpus, rows, pairs[lot], None, options)
+        score[lot], same[lot], unsure = _compare(corpus, rows, pairs[lot], None, whole, options)
         fine = lot[unsure]
         for first in range(0, len(fine), FINE_PAIRS):
             some = fine[first : first + FINE_PAIRS]
             large = _large_views(corpus, rows[np.unique(pairs[some])], options)
-            score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, options)
+            score[some], same[some], _ = _compare(corpus, rows, pairs[some], large, whole, options)
     return Agreements(score, same)
 
 
@@ -86,37 +89,41 @@ def _compare(
     rows: NDArray[np.intp],
     pairs: NDArray[np.int64],
     large: NDArray[np.uint8] | None,
+    whole: bool,
     options: dict[str, Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Score [p], whether the same [p], and whether only the large views can say so [p]."""
+    """Score [p], whether the same [p], and whether only large views can say so [p]."""
     used, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
     views = _small_views(corpus, rows[used], options)
-    fine = np.asarray(views.detail[places].any(axis=1), bool)
+    detailed = np.asarray(views.detail[places].any(axis=1), bool)
 
-    def task(at: int) -> tuple[float, bool]:
+    def task(at: int) -> tuple[float, bool, bool]:
         one, other = places[at]
         if views.blank[one] or views.blank[other]:
-            return 0.0, False
+            return 0.0, False, False
         sizes = tuple((int(height), int(width)) for height, width in views.sizes[[one, other]])
-        found: list[tuple[float, bool]] = []
+        found: list[tuple[float, bool, bool]] = []
         for layer in range(2 if views.layered[one] and views.layered[other] else 1):
             planes = [
                 (
                     views.luma[place, layer].astype(np.float32),
-                    large[place].astype(np.float32) if large is not None and fine[at] and layer == 0 else None,
+                    large[place].astype(np.float32) if large is not None and layer == 0 else None,
                 )
                 for place in (one, other)
             ]
-            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]))
-            found.append((score, same and _same_hues(views.hues[one], views.hues[other], symmetry)))
-        return min(found)
+            score, same, symmetry = agreement(planes[0], planes[1], (sizes[0], sizes[1]), bool(detailed[at]), whole)
+            # There are large views over the first background alone.
+            unsure = same is None and layer == 0
+            same = same is not False and _same_hues(views.hues[one], views.hues[other], symmetry)
+            found.append((score, same, same and unsure))
+        return min(each[0] for each in found), all(each[1] for each in found), any(each[2] for each in found)
 
     with one_blas_thread(), ThreadPoolExecutor(options.get("workers") or cores()) as pool:
         found = list(pool.map(task, range(len(places))))
     score = np.array([each[0] for each in found], np.float32)
-    same = np.array([each[1] for each in found], bool)
-    return score, same, same & fine
+    same, unsure = (np.array([each[at] for each in found], bool) for at in (1, 2))
+    return score, same, same & unsure
 
 
 def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:

@@ -5,12 +5,15 @@ Template matching by the fast Fourier transform and summed-area tables (Lewis 19
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Planes = NDArray[np.float32]
+
+_IMPORTING = threading.Lock()
 
 SYMMETRIES = 8
 """Of a square: bit 4 swaps rows and columns, then bit 2 reverses the rows, then bit 1 the columns. 0 is the identity, 1
@@ -22,6 +25,13 @@ def turned(planes: NDArray[Any], symmetry: int) -> NDArray[Any]:
     if symmetry & 4:
         planes = planes.swapaxes(-1, -2)
     return planes[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]
+
+
+def fourier() -> Any:
+    """scipy.fft. Threads that all compare pictures would import it at once, which Python does not always survive."""
+    with _IMPORTING:
+        from scipy import fft
+    return fft
 
 
 def shrinking(size: int, side: int) -> Planes:

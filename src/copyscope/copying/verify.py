@@ -22,7 +22,7 @@ from copyscope.machine import Progress, cores
 from .coarse import coarse_vectors, turned_vectors
 from .embed import Work, compute
 from .search import one_blas_thread
-from .templates import SYMMETRIES, Planes, inverse_norms, shrinking, summed_areas, turned, unit_templates
+from .templates import SYMMETRIES, Planes, fourier, inverse_norms, shrinking, summed_areas, turned, unit_templates
 
 Spectra = NDArray[np.complex64]
 
@@ -182,10 +182,12 @@ class _Looks:
 
     @classmethod
     def _prepared(cls, planes: Planes, units: list[Planes], norms: list[Planes]) -> _Looks:
-        from scipy.fft import rfft2
+        fft = fourier()
 
         size = planes.shape[-1]
-        return cls(planes, units, norms, rfft2(planes), [np.conj(rfft2(unit, s=(size, size))) for unit in units])
+        return cls(
+            planes, units, norms, fft.rfft2(planes), [np.conj(fft.rfft2(unit, s=(size, size))) for unit in units]
+        )
 
     def turned(self, rows: NDArray[np.intp], symmetry: int) -> _Looks:
         """Some of the pictures under a symmetry. The norms of windows turn with the picture."""
@@ -206,11 +208,11 @@ class _Looks:
 
     def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
-        from scipy.fft import irfft2
+        fft = fourier()
 
         size = self.planes.shape[-1]
         product = np.einsum("pchw,pchw->phw", others.spectra[theirs], self.templates[at][mine])
         places = size - self.units[at].shape[-1] + 1
-        correlation = irfft2(product, s=(size, size))[:, :places, :places]
+        correlation = fft.irfft2(product, s=(size, size))[:, :places, :places]
         best: Planes = (correlation * others.inverse_norms[at][theirs]).max(axis=(1, 2))
         return best

@@ -27,6 +27,10 @@ BOXES: tuple[Box, ...] = tuple((x, y, SIDE, SIDE) for y in PLACES for x in PLACE
 """The windows: x, y, width, height as shares of the picture; each covers a quarter of it."""
 
 
+LOT = 64
+"""Pictures and windows described at one time: a network takes some 10 MB for each."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Looks:
     """Pictures [n] as they are looked up: whole and, if p > 1, by their windows.
@@ -57,9 +61,10 @@ def cut(picture: Image) -> list[Image]:
 
 def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> Looks:
     """Looks at pictures in memory, with their windows if `local`."""
-    every = [[picture, *(cut(picture) if local else [])] for picture in pictures]
+    every = [each for picture in pictures for each in (picture, *(cut(picture) if local else ()))]
+    lots = [every[start : start + LOT] for start in range(0, len(every), LOT)]
     try:
-        vectors = descriptor.describe([each for looks in every for each in looks])
+        vectors = np.concatenate([np.zeros((0, descriptor.dim), np.float32), *map(descriptor.describe, lots)])
     except CopyscopeError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -22,6 +23,8 @@ from .pictures import delivered
 
 FEW = 8
 """Images of an array that may be more than the pixels of a side."""
+DEPTH = 4
+"""So deep in lists, mappings and dataclasses images are sought in what a method returns."""
 IMAGES = "images"
 """Name of the images in an object or a mapping that holds them."""
 NUMBERS, CHARACTERS, WORD = 64, 4000, 200
@@ -59,23 +62,44 @@ def listed_plain(found: Any) -> list[Any]:
     return [found]
 
 
-def has_images(returned: Any) -> bool:
-    """Whether something may be images: what a guard would look up."""
+def has_images(returned: Any, depth: int = DEPTH) -> bool:
+    """Whether something may be images, or hold some: what a guard would look up. Of an iterator it does not say, since
+    to look would use it up."""
     if _holds(returned):
         return True
-    if isinstance(returned, Iterator):  # To look would use it up.
+    if isinstance(returned, Iterator) or depth == 0:
         return False
+    if isinstance(returned, (Mapping, list, tuple, Set)) or _is_record(returned):
+        inside = returned.values() if isinstance(returned, Mapping) else returned
+        if _is_record(returned):
+            inside = [getattr(returned, field.name, None) for field in dataclasses.fields(returned)]
+        return any(has_images(each, depth - 1) for each in inside)
+    if _is_array(returned) and not getattr(returned, "is_nested", False) and returned.ndim > 4 and len(returned):
+        return has_images(returned[0], depth)  # As of a video.
     try:
-        found = listed_plain(returned)
-        # A list of more than images has images too.
-        return any(_is_image(each) for each in found[:100])
+        return any(_is_image(each) for each in listed_plain(returned))
     except InputError:
         return False
 
 
+def refuse_images(returned: Any, name: str) -> Any:
+    """What the method `name` returned; a generator gives its values one by one. Raises InputError where it has
+    images."""
+    if isinstance(returned, types.GeneratorType):
+        return (refuse_images(each, name) for each in returned)
+    if has_images(returned):
+        raise InputError(f"{name} gave images, and only calls are guarded.\nCall the guarded object itself")
+    return returned
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping))
+
+
 def _is_image(value: Any) -> bool:
     try:
-        return bool(delivered(value).views)
+        # Of one value: a mask, or weights not trained yet.
+        return any((view != view[0, 0]).any() for view in delivered(value).views)
     except InputError:
         return False
 
