@@ -75,6 +75,8 @@ def test_no_more_groups_than_asked_are_planted(large):
     train, groups, cache = large
     few = planted(train, groups, cache, n_groups=LEAST + 10)
     assert len({name for copies in few.values() for name in copies.sources}) == LEAST + 10
+    one = planted(train, groups, cache, n_groups=1)
+    assert [len(copies.sources) for copies in one.values()] == [1] * len(one)
 
 
 def same(copies, others):

@@ -175,9 +175,12 @@ def lines_of(copies: Iterable[dict[str, Any]], n: int) -> list[str]:
 def _copy(
     query: str, reference: str, shown: str, same: bool, p_value: float | None, similarity: float, why: str
 ) -> dict[str, Any]:
-    is_one = (
-        f"{query} is a copy of {shown} (the same image)" if same else f"{query} is likely a copy of {shown} ({why})"
-    )
+    if same:
+        is_one = f"{query} is a copy of {shown} (the same image)"
+    elif p_value is None:  # a similarity that nothing calibrates is no more than that
+        is_one = f"{query} resembles {shown} ({why})"
+    else:
+        is_one = f"{query} is likely a copy of {shown} ({why})"
     return {
         "query_id": query,
         "reference_id": reference,

@@ -48,7 +48,8 @@ GROUPS = 200
 SHARE = 0.6
 """So many of the groups get a copy of each kind in MUST_SEE; the other kinds take turns."""
 LEAST = 50
-"""Of up to so many groups, each gets a copy of every kind, and several until there are so many of a kind."""
+"""Of up to so many groups, each gets a copy of every kind, and where these are all groups there are, several until
+there are so many of a kind. Several copies of a few groups out of many would say nothing of the others."""
 QUALITY = 95
 AT_ONCE = 64
 """Training images that are held in memory while copies of them are made."""
@@ -113,16 +114,18 @@ def planted_copies(
     if n_groups < 1:
         raise InputError(f"Sensitivity needs at least one training group, not {n_groups}.\nLeave it out with 0")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 5]))
-    sample = np.sort(rng.permutation(representatives(groups))[:n_groups])
+    every = representatives(groups)
+    sample = np.sort(rng.permutation(every)[:n_groups])
     some = dataclasses.replace(train, rows=train.rows[sample], vectors=train.vectors[sample], cells=None)
     settings: dict[str, Any] = {"workers": workers, "progress": progress}
     # A blank picture has no copies.
     corpus = train.corpus.take(some.rows[~blank_rows(some, cache=cache, **settings)])
     if not len(corpus):
         return {}
+    rounds = -(-LEAST // len(corpus)) if len(sample) == len(every) else 1
     by = str(verify), str(register), str(edges), parts.work.key if parts else ""
     looks = (str(descriptor), descriptor.fingerprint(), *by)
-    facts = (VERSION, SHARE, LEAST, seed, n_groups, *looks, corpus.ids, _content(train))
+    facts = (VERSION, SHARE, LEAST, rounds, seed, n_groups, *looks, corpus.ids, _content(train))
     root = cache_folder(cache)
     file = root / "planted" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.parquet"
     if not _is_whole(file):
@@ -130,7 +133,7 @@ def planted_copies(
             planted = Path(folder) / "planted.parquet"
             n = 0
             with pq.ParquetWriter(planted, PLANTED) as writer:
-                for piece in _pictures(corpus, seed, workers):
+                for piece in _pictures(corpus, seed, rounds, workers):
                     writer.write_table(pa.Table.from_pylist(piece, PLANTED))
                     n += len(piece)
             if not n:
@@ -197,10 +200,10 @@ def _of_kind(table: pa.Table, kind: str) -> Copies:
     return Copies(rows["source"].to_pylist(), rows["match"].to_pylist(), evidence, pixels)
 
 
-def _pictures(corpus: Corpus, seed: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
-    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time."""
+def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
+    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time. rounds: copies of a
+    kind of each image."""
     n = len(corpus)
-    rounds = -(-LEAST // n)
     turn_of = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(n)
     others = [kind for kind in KINDS if kind not in MUST_SEE]
 
