@@ -372,6 +372,15 @@ np.save(folder / "closest.npy", closest.index)
 """
 
 
+def sizes(folder):
+    """Bytes of each file, but for those that go while they are listed."""
+    found = {}
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path.name] = path.stat().st_size
+    return found
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeypatch):
     np.save(tmp_path / "vectors.npy", vectors)
@@ -379,9 +388,9 @@ def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeyp
     deadline = time.monotonic() + 120
     while not (tmp_path / "closest.npy").exists():
         assert time.monotonic() < deadline
-        left = {path.name: path.stat().st_size for path in (tmp_path / "cells").glob("*")}
+        left = sizes(tmp_path / "cells")
         victim = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)])
-        while victim.poll() is None and left == {p.name: p.stat().st_size for p in (tmp_path / "cells").glob("*")}:
+        while victim.poll() is None and left == sizes(tmp_path / "cells"):
             time.sleep(0.002)
         with contextlib.suppress(subprocess.TimeoutExpired):
             victim.wait(rng.uniform(0.1, 0.4))
