@@ -26,7 +26,7 @@ from torch import Tensor
 
 from copyscope.documents import read_json
 from copyscope.errors import InputError, TrainingError
-from copyscope.files import file_sha256, write_parquet
+from copyscope.files import file_sha256, sync, write_parquet
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -118,6 +118,7 @@ def write(
                     sums[name] = file_sha256(work / f"{name}.safetensors")
             about = {"step": step, "seconds": seconds, "groups": state["param_groups"], "sha256": sums}
             write_json(about | {"digest": _digest(about)}, work / "state.json")
+            sync(work)
             _remove(path)
             os.replace(work, path)
     except BaseException:
@@ -214,6 +215,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
+        sync(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
