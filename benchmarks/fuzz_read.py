@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def run_manifests(seed: int, n: int, folder: Path) -> dict[str, int]:
     rng = np.random.default_rng([seed, 3])
     readers = Written(folder / "whole").readers()
     found = {"read": 0, "refused": 0}
-    longest = 0.0
+    longest, faults = 0.0, []
     for number in range(n):
         name = list(readers)[number % len(readers)]
         file, read = readers[name]
@@ -220,14 +221,21 @@ def run_manifests(seed: int, n: int, folder: Path) -> dict[str, int]:
             found["read"] += 1
         except CopyscopeError as error:
             if len(str(error).splitlines()) != 2:
-                raise AssertionError(f"{name}, number {number}: not two lines: {error}") from error
+                faults.append(f"{name}, number {number}: not two lines: {error}")
             found["refused"] += 1
         except Exception as error:
-            raise AssertionError(f"{name}, number {number}: {data[:2000]!r}") from error
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            faults.append(f"{name}, number {number}: {error!r:.300} at {where.filename}:{where.lineno}: {_told(data)}")
         finally:
             signal.alarm(0)
         longest = max(longest, time.monotonic() - began)
+    if faults:
+        raise AssertionError("\n".join(faults))
     return found | {"longest_ms": int(longest * 1000)}
+
+
+def _told(data: bytes) -> str:
+    return f"{data[:600]!r}"
 
 
 # Requests
