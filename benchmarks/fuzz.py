@@ -223,7 +223,9 @@ def main() -> None:
         with contextlib.suppress(ValueError):
             for name, value in json.loads(done.stdout).items():
                 total[name] = (
-                    max(total[name], value) if name.startswith(("peak", "longest")) else total.get(name, 0) + value
+                    max(total.get(name, 0), value)
+                    if name.startswith(("peak", "longest"))
+                    else total.get(name, 0) + value
                 )
     print(json.dumps({"what": given.what, "seed": given.seed} | total))
 

@@ -270,7 +270,8 @@ def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
     [
         ("call", "1"), ("row", True), ("attempt", None), ("attempt", 10**30), ("rung", "ab"), ("rung", [None]),
         ("prompt", 1), ("prompt", "\ud800"), ("seed", "x"), ("seed", 0.5), ("score", {"": None}), ("combined", [None]),
-        ("p_value", math.nan), ("match", []), ("box", 1), ("box", ["a"]), ("signals", []), ("signals", {"s": "x"}),
+        ("p_value", math.nan), ("match", []), ("box", 1), ("box", ["a"] * 4),
+        ("box", [0.0, 1.0, 1.0]), ("signals", []), ("signals", {"s": "x"}),
         ("flagged", None), ("copy", 1), ("look", "x"), ("action", None), ("seconds", None), ("seconds", 10**30),
         ("time", 5),
     ],

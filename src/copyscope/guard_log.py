@@ -202,7 +202,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "combined": _or_none(_is_real),
     "p_value": _or_none(_is_real),
     "match": _or_none(_is_text),
-    "box": _or_none(_list_of(_is_real)),
+    "box": _or_none(lambda value: _list_of(_is_real)(value) and len(value) == 4),
     "signals": _is_scores,
     "flagged": _list_of(_is_text),
     "copy": lambda value: isinstance(value, bool),
