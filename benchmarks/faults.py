@@ -315,13 +315,16 @@ class Bench:
 
 def contents(folder: Path) -> dict[str, str]:
     """A digest of each file without times; names that are drawn anew in every run are numbered."""
-    found, names = {}, dict[str, str]()
+    found, names, orphans = {}, dict[str, str](), set[str]()
     if (folder / "index.json").is_file():
-        for name in HEX.findall((folder / "index.json").read_text(errors="replace")):
+        text = (folder / "index.json").read_text(errors="replace")
+        for name in HEX.findall(text):
             names.setdefault(name, f"name-{len(names)}")
+        # A file that the manifest does not name is no part of an index; the next writer takes it away.
+        orphans = {path.name for path in folder.iterdir() if HEX.match(path.name) and path.name not in text}
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if path.is_file() and not any(LEFT.search(part) for part in inner.parts):
+        if path.is_file() and path.name not in orphans and not any(LEFT.search(part) for part in inner.parts):
             name = HEX.sub(lambda hit: names.get(hit[0], hit[0]), str(inner))
             found[name] = digest(path, names)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -39,11 +40,11 @@ def spoilt(document: Any, rng: np.random.Generator) -> Any:
     for _ in range(int(rng.integers(1, 4))):
         places = list(_places(document))
         if not places:
-            return VALUES[int(rng.integers(len(VALUES)))]
+            return _value(rng)
         holder, key = places[int(rng.integers(len(places)))]
         match int(rng.integers(6)):
             case 0 | 1 | 2:
-                holder[key] = VALUES[int(rng.integers(len(VALUES)))]
+                holder[key] = _value(rng)
             case 3:
                 del holder[key]
             case 4:
@@ -56,6 +57,11 @@ def spoilt(document: Any, rng: np.random.Generator) -> Any:
                 else:
                     holder.insert(key, holder[key])
     return document
+
+
+def _value(rng: np.random.Generator) -> Any:
+    # A copy: what is spoilt next may lie within.
+    return copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])
 
 
 def _places(value: Any, depth: int = 0) -> Any:
