@@ -177,6 +177,25 @@ def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, s
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
 
+@pytest.mark.parametrize("how", ["empty", "half", "zeros"])
+def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_blocks, how):
+    from copyscope.copying.components import by_cells
+
+    whole = cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    label, closest = by_cells(whole, 0.5, k=2, floor=0.1)
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.np[yz]")}
+    assert len(wanted) == 7
+    for name, data in wanted.items():
+        (tmp_path / "a" / name).write_bytes(
+            {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}[how]
+        )
+        found = cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+        again, near = by_cells(found, 0.5, k=2, floor=0.1)
+        for one, other in ((again, label), (near.index, closest.index), (near.score, closest.score)):
+            np.testing.assert_array_equal(one, other)
+        assert {path.name for path in (tmp_path / "a").glob("*.np[yz]")} == set(wanted)
+
+
 def test_cells_are_on_the_disk_before_they_say_that_they_are_whole(tmp_path, small_blocks, monkeypatch):
     on_disk, fsync, replace = set(), os.fsync, os.replace
 
