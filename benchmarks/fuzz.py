@@ -1,7 +1,10 @@
-"""Mutated images and containers, as hostile or rotten storage gives them: does every one end as a row or in two lines?
+"""Mutated images, containers and manifests, as hostile or rotten storage gives them: does every one end as a row or in
+two lines? And mutated requests: does the service answer, and go on answering?
 
     python benchmarks/fuzz.py images --n 10000
     python benchmarks/fuzz.py containers --n 500
+    python benchmarks/fuzz.py manifests --n 500
+    python benchmarks/fuzz.py requests --n 2000
 
 Files are made by a seed, so that a failure can be made again. Each lot runs in a process of its own, whose time and
 memory are measured; a process that dies, hangs, loses a row or raises what is no error for people is a fault, and its
@@ -32,7 +35,7 @@ from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 CONTAINERS = ("tar", "parquet", "zip", "metadata.jsonl", "metadata.csv", "metadata.parquet", "captions.json")
-LOT = {"images": 500, "containers": 50}
+LOT = {"images": 500, "containers": 50, "manifests": 250, "requests": 1000}
 SECONDS = 600
 """A lot that takes longer hangs."""
 ODD = (0, 1, 0x7F, 0x80, 0xFF)
@@ -179,7 +182,12 @@ def lot(what: str, seed: int, n: int) -> None:
     with tempfile.TemporaryDirectory(prefix="copyscope-fuzz-") as folder:
         work = Path(folder) / "files"
         work.mkdir()
-        found = (run_images if what == "images" else run_containers)(seed, n, work)
+        if what in ("images", "containers"):
+            found = (run_images if what == "images" else run_containers)(seed, n, work)
+        else:
+            import fuzz_read
+
+            found = (fuzz_read.run_manifests if what == "manifests" else fuzz_read.run_requests)(seed, n, work)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(json.dumps(found | {"peak_mib": peak}))
 
@@ -214,7 +222,11 @@ def main() -> None:
             continue
         with contextlib.suppress(ValueError):
             for name, value in json.loads(done.stdout).items():
-                total[name] = max(total[name], value) if name == "peak_mib" else total.get(name, 0) + value
+                total[name] = (
+                    max(total.get(name, 0), value)
+                    if name.startswith(("peak", "longest"))
+                    else total.get(name, 0) + value
+                )
     print(json.dumps({"what": given.what, "seed": given.seed} | total))
 
 

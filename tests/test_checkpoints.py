@@ -192,6 +192,32 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
         checkpoints.read(path, net, {}, optimizer)
 
 
+@pytest.mark.parametrize(
+    "moments", [{"99.step": torch.zeros(())}, {"x": torch.zeros(())}, {"0.exp_avg": torch.zeros(7)}]
+)
+def test_an_optimizer_that_does_not_go_with_its_model_is_told(tmp_path, moments):
+    net, optimizer = trained(1)
+    path = checkpoints.write(tmp_path, 5, net, {}, optimizer, keep=1)
+    state = json.loads((path / "state.json").read_text())
+    checkpoints.save_file(moments, path / "optimizer.safetensors")
+    state["sha256"]["optimizer"] = checkpoints.file_sha256(path / "optimizer.safetensors")
+    about = {key: value for key, value in state.items() if key != "digest"}
+    (path / "state.json").write_text(json.dumps(about | {"digest": checkpoints._digest(about)}))
+    with pytest.raises(TrainingError, match=r"damaged: .*\nRemove it"):
+        checkpoints.read(path, net, {}, optimizer)
+
+
+def test_a_checkpoint_says_nothing_of_learning_rates_and_the_like(tmp_path):
+    net, optimizer = trained(1)
+    path = checkpoints.write(tmp_path, 5, net, {}, optimizer, keep=1)
+    state = json.loads((path / "state.json").read_text())
+    about = {key: value for key, value in state.items() if key != "digest"} | {"groups": [{"lr": "x"}, None]}
+    (path / "state.json").write_text(json.dumps(about | {"digest": checkpoints._digest(about)}))
+    before = optimizer.state_dict()["param_groups"]
+    checkpoints.read(path, net, {}, optimizer)
+    assert optimizer.state_dict()["param_groups"] == before
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     net, optimizer = trained(1)
     average = checkpoints.trained(net)
@@ -229,7 +255,9 @@ def test_a_checkpoint_that_rotted_is_named_and_one_without_checksums_is_read(tmp
     path = checkpoints.write(tmp_path, 5, net, {}, optimizer, keep=1)
     for name in ("network.safetensors", "optimizer.safetensors", "state.json"):
         whole = (path / name).read_bytes()
-        for offset in np.random.default_rng(0).integers(1, len(whole) - 1, 8).tolist():
+        some = np.random.default_rng(0).integers(1, len(whole) - 1, 8).tolist()
+        # Of a short text each: the name of a key may be hit.
+        for offset in range(2, len(whole)) if name == "state.json" else some:
             data = bytearray(whole)
             data[-offset] ^= 1
             (path / name).write_bytes(data)

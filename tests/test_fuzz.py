@@ -1,8 +1,10 @@
-"""A short run of the fuzz of benchmarks/fuzz.py: mutated images and containers end as rows or in two lines."""
+"""A short run of the fuzz of benchmarks/fuzz.py: mutated images and containers end as rows or in two lines, mutated
+manifests in two lines or a result, mutated requests in an answer."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,36 @@ def test_mutated_containers_are_rows_or_two_lines(tmp_path, seed):
     found = fuzz.run_containers(seed, 35, tmp_path)
     assert found["refused"] < 35
     assert found["rows"] > 20
+
+
+def test_mutated_manifests_are_read_or_refused_in_two_lines(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(SPEC.origin.rpartition("/")[0])
+    import fuzz_read
+
+    found = fuzz_read.run_manifests(5, 39, tmp_path)
+    assert found["refused"] + found["read"] == 39
+    assert min(found["refused"], found["read"]) > 5
+
+
+def test_mutated_requests_are_answered(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SPEC.origin.rpartition("/")[0])
+    import fuzz_read
+
+    found = fuzz_read.run_requests(5, 40, tmp_path)
+    assert found["answered"] > 20
+    assert found["peak_service_mib"] < 2048
+
+
+def test_a_spoilt_document_is_made_again_by_its_seed_and_is_not_what_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(SPEC.origin.rpartition("/")[0])
+    import fuzz_read
+
+    whole = {"a": [1, {"b": "c"}], "d": None}
+    many = [json.dumps(fuzz_read.spoilt(whole, np.random.default_rng(seed))) for seed in range(20)]
+    assert many == [json.dumps(fuzz_read.spoilt(whole, np.random.default_rng(seed))) for seed in range(20)]
+    assert len(set(many)) > 10
+    assert whole == {"a": [1, {"b": "c"}], "d": None}
 
 
 def test_a_mutation_is_made_again_by_its_seed_and_is_not_what_it_was():

@@ -265,6 +265,28 @@ def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
     assert "of the log could not be read" not in render(summed_up(guarding.records))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("call", "1"), ("row", True), ("attempt", None), ("attempt", 10**30), ("rung", "ab"), ("rung", [None]),
+        ("prompt", 1), ("prompt", "\ud800"), ("seed", "x"), ("seed", 0.5), ("score", {"": None}), ("combined", [None]),
+        ("p_value", math.nan), ("match", []), ("box", 1), ("box", ["a"] * 4),
+        ("box", [0.0, 1.0, 1.0]), ("signals", []), ("signals", {"s": "x"}),
+        ("flagged", None), ("copy", 1), ("look", "x"), ("action", None), ("seconds", None), ("seconds", 10**30),
+        ("time", 5),
+    ],
+)  # fmt: skip
+def test_a_line_of_a_log_with_a_value_that_no_guard_writes_is_left_out_and_counted(tmp_path, name, value):
+    log = tmp_path / "guard.jsonl"
+    Guard(Listed(is_copy), RESEEDS, log=log)(Painter(a=[1]))("a")
+    (line,) = log.read_text().splitlines()
+    log.write_text("\n".join([line, json.dumps(json.loads(line) | {name: value}), line, ""]))
+    found = guard_log.load(log)
+    assert (len(found.records), found.n_unreadable) == (2, 1)
+    guard_log.as_table(found.records)
+    summed_up(found.records, found.n_unreadable)
+
+
 def test_logs_of_version_1_keep_their_meaning(tmp_path):
     log = tmp_path / "log.jsonl"
     guarding = Guard(Listed(is_copy), RESEEDS, log=log)

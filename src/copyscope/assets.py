@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import AssetError
+from .files import sync
 from .machine import Progress
 
 # Raised when a builder's output changes, so that what an older Copyscope built is built anew.
@@ -173,6 +174,7 @@ def _make(asset: Asset, root: Path, progress: Progress) -> None:
         facts = {"name": asset.name, "checksum": asset.checksum, "files": _count_files(built), "images": images}
         facts |= {"source": asset.source, "licence": asset.licence}
         (work / "record").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        sync(work)
         (root / f"{asset.name}.json").unlink(missing_ok=True)
         shutil.rmtree(root / asset.name, ignore_errors=True)
         os.replace(built, root / asset.name)

@@ -211,6 +211,13 @@ def doctor(as_json: AsJson = False) -> None:
             print(f"{'ok ' if row['ok'] else '-- '} {row['what']}: {row['says']}")
 
 
+def refusal(error: OSError) -> str:
+    """What to say of a system that cannot do what was asked of it, in two lines."""
+    what = error.strerror or str(error)[:300] or type(error).__name__
+    where = f" ({error.filename})" if error.filename else ""
+    return f"The system says: {' '.join(f'{what}{where}'.split())}.\nSet that right, and run the same command again"
+
+
 def main() -> None:
     """Entry point: errors made for people are printed in two lines; `--debug` gives the traceback."""
     shield()
@@ -220,6 +227,11 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         print(f"copyscope: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except OSError as error:  # a full disk, a disk that fails, a mount that went away: at any file
+        if "--debug" in sys.argv:
+            raise
+        print(f"copyscope: {refusal(error)}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except SystemExit as stop:
         if stop.code == EXIT_STOPPED:  # typer makes this of Ctrl-C

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from . import images
 from .corpus import Corpus
 from .errors import ImageError, InputError
+from .files import sync
 from .machine import Progress, cores
 from .rows import CAPTION_COLUMNS, SCHEMA
 from .sidecars import is_image_name
@@ -77,6 +78,7 @@ def write(
                 )
             if skipped:
                 (work / "skipped.jsonl").write_text("".join(map(_json_line, skipped)), encoding="utf-8")
+            sync(work)
             if out.exists():
                 out.rmdir()
             os.replace(work, out)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,7 +42,7 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: readers see the old file or the whole new one.
+    """Write under a temporary name, then rename: readers see the old file or the whole new one, after a power cut too.
 
     Makes the folder. Raises InputError where nothing can be written there.
     """
@@ -54,13 +55,37 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """As `write_file`, raising what the system says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Machines that share a file system have processes of one number.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.tmp")
     try:
         write(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+MANY_FILES = 256
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or every file below a folder, is on the disk. Raises OSError where it cannot be written.
+
+    A file system may put a new name on the disk before what is in the file: after a power cut that would be empty, or
+    zeros, under a name that says it is whole.
+    """
+    found = [path] if not path.is_dir() else [each for each in path.rglob("*") if each.is_file()]
+    if len(found) > MANY_FILES and hasattr(os, "sync"):
+        os.sync()  # all at once is faster; what it could not write is said below
+    for each in found:
+        with each.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+def is_bare(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it, but for files that processes of ours were killed in."""
+    return path.is_dir() and all(re.fullmatch(r"\..+\.(tmp|part)", each.name) for each in path.iterdir())
 
 
 def file_sha256(path: Path) -> str:
@@ -73,11 +98,19 @@ def file_sha256(path: Path) -> str:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as `.npy`, under the very name given."""
+    """Write an array as `.npy`, under the very name given. Raises OSError."""
+    with path.open("wb") as file:
+        write_npy(file, array)
+
+
+def write_npy(file: BinaryIO, array: NDArray[Any]) -> None:
+    """Write an array into an open file as `numpy.save` does, which loses the end of it on a full disk and does not say
+    so: the last bytes go through a buffer of C, and nobody looks at whether they could be written."""
     import numpy as np
 
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    plain = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(plain))
+    file.write(plain.data)
 
 
 def write_parquet(table: pa.Table, target: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Record:
 @dataclasses.dataclass(frozen=True)
 class Log:
     """records: those of a file. n_unreadable: how many of its lines are not whole, as a full disk or a kill leaves
-    them."""
+    them, or hold a value that no guard writes."""
 
     records: list[Record]
     n_unreadable: int = 0
@@ -153,9 +154,64 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    names = [field.name for field in dataclasses.fields(Record)]
-    row |= {name: tuple(row[name]) for name in ("rung", "flagged", "box") if row[name] is not None}
-    return Record(**{name: row[name] for name in names})
+    """The record that a line says. Raises ValueError where a value is none that a guard writes, KeyError where one is
+    missing."""
+    values = {name: row[name] for name in _KINDS}
+    for name, value in values.items():
+        if not _KINDS[name](value):
+            raise ValueError(f"{name} cannot be {value!r:.100}")
+    return Record(
+        **values | {name: tuple(values[name]) for name in ("rung", "flagged", "box") if values[name] is not None}
+    )
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        value.encode()  # half a character is a ValueError
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _is_real(value: Any) -> bool:
+    return (type(value) is int and abs(value) <= 2**53) or (type(value) is float and math.isfinite(value))
+
+
+def _or_none(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(key) and _or_none(_is_real)(each) for key, each in value.items())
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "call": _is_whole,
+    "row": _is_whole,
+    "attempt": _is_whole,
+    "rung": _list_of(_is_text),
+    "prompt": _or_none(_is_text),
+    "seed": _or_none(_is_whole),
+    "score": _or_none(_is_real),
+    "combined": _or_none(_is_real),
+    "p_value": _or_none(_is_real),
+    "match": _or_none(_is_text),
+    "box": _or_none(lambda value: _list_of(_is_real)(value) and len(value) == 4),
+    "signals": _is_scores,
+    "flagged": _list_of(_is_text),
+    "copy": lambda value: isinstance(value, bool),
+    "look": _or_none(_is_real),
+    "action": _is_text,
+    "seconds": _is_real,
+    "time": _is_text,
+}
+"""Of each field of a Record, whether a value of JSON can be its."""
 
 
 def as_table(records: Sequence[Record]) -> pa.Table:

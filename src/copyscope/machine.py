@@ -107,11 +107,24 @@ def locked(path: Path) -> Iterator[None]:
     """Nobody else, in this process or another, is within while we are; the system lets go of it if we are killed.
 
     path: the file of the lock; its folder is made. Windows has no such lock: there only one may be within at a time.
+    Raises InputError where the file system has none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if sys.platform != "win32":
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise no_lock(path, error) from None
         yield
+
+
+def no_lock(path: Path, error: OSError) -> InputError:
+    """What to say where a file cannot be locked, as on some mounts of NFS and Lustre: without a lock, two processes
+    would write one file."""
+    return InputError(
+        f"Cannot lock {path}: {error.strerror or error}.\n"
+        "Name a folder on a disk of this machine, or mount that one with locks (NFS: lockd, Lustre: flock)"
+    )

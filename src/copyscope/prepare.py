@@ -23,6 +23,7 @@ from . import assets, images, recipes, worlds
 from .corpus import Corpus
 from .documents import read_json
 from .errors import ImageError, InputError
+from .files import sync
 from .machine import Progress
 from .rows import SCHEMA
 
@@ -125,6 +126,7 @@ def _make(recipe: DataRecipe, out: Path, progress: Progress | None) -> None:
         summary = {"recipe": recipes.as_dict(recipe), "n": n, "n_missing": len(missing), "missing": missing}
         text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
         (work / "data.json").write_text(text, encoding="utf-8")
+        sync(work)
         out.mkdir(exist_ok=True)
         for name in (*n, "data.json"):
             shutil.rmtree(out / name, ignore_errors=True)

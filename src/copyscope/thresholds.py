@@ -14,6 +14,7 @@ import numpy as np
 
 from .documents import read_json
 from .errors import InputError
+from .files import replace_file
 from .stats import Floats
 from .trust import check_specs
 
@@ -50,10 +51,9 @@ class Thresholds:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes them as JSON. Raises InputError where that cannot be."""
-        part = Path(f"{os.fspath(path)}.part")
+        text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
         try:
-            part.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            part.replace(path)
+            replace_file(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise InputError(f"Cannot write {path}: {error.strerror or error}.\nName another file") from None
 

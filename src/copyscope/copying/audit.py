@@ -133,7 +133,7 @@ def audit(
         InputError: a folder cannot be used, or options exclude each other. Unreadable images are rows with an `error`,
             counted.
     """
-    began, n_excluded = time.time(), 0
+    began, n_excluded = time.monotonic(), 0
     if not 0 < fdr < 1:
         raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
     if sensitivity < 0:
@@ -284,7 +284,7 @@ def audit(
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
     }
-    summary["seconds"] = round(time.time() - began, 2)
+    summary["seconds"] = round(time.monotonic() - began, 2)
     return Audit(summary, tables)
 
 

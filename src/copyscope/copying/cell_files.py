@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import replace_file, save_array, sweep
+from copyscope.files import replace_file, save_array, sweep, sync
 from copyscope.machine import Progress, let_go, room
 
 from .search import faiss_for, search
@@ -60,7 +61,11 @@ def make(
     for start, stop in pieces(0, n, BLOCK):
         in_order[start:stop] = near[rows[start:stop]]
     for name, array in (("rows", rows), ("starts", starts), ("first", _first(keys[rows], halves))):
-        np.save(folder / f"{name}.npy", array)
+        save_array(folder / f"{name}.npy", array)
+    for array in (halves, in_order):
+        array.flush()  # type: ignore[attr-defined]
+    # A power cut must not leave DONE beside what is not on the disk.
+    sync(folder)
     for name in ("near.part", "keys.part"):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
@@ -82,6 +87,8 @@ def _assigned(
     paths = folder / "near.part", folder / "keys.part"
     with paths[0].open("ab", buffering=0) as near, paths[1].open("ab", buffering=0) as keys:
         done = min(near.tell() // (4 * width), keys.tell() // 8) // BLOCK * BLOCK
+        if done and not _is_there(paths, done - BLOCK, width):
+            done -= BLOCK
         near.truncate(done * 4 * width)
         keys.truncate(done * 8)
         for start, stop in pieces(done, n, BLOCK):
@@ -90,9 +97,19 @@ def _assigned(
             found = search(block, centres, width, workers=workers).index
             near.write(np.ascontiguousarray(found, np.int32).data)
             keys.write((block.view(np.uint32) * factors).sum(axis=1).data)
+            for file in (near, keys):
+                os.fsync(file.fileno())
             if progress:
                 progress("cells", stop, 2 * n)
     return np.memmap(paths[0], np.int32, "r", shape=(n, width)), np.fromfile(paths[1], np.uint64)
+
+
+def _is_there(paths: tuple[Path, Path], start: int, width: int) -> bool:
+    """Whether the last block is on the disk, as those before it are: a power cut may have left zeros of its length. No
+    row has the same cell twice, and no vector of numbers the key 0."""
+    near = np.fromfile(paths[0], np.int32, BLOCK * width, offset=4 * width * start).reshape(-1, width)
+    keys = np.fromfile(paths[1], np.uint64, BLOCK, offset=8 * start)
+    return bool(keys.all()) and (width == 1 or not (near[:, 0] == near[:, 1]).any())
 
 
 def _scatter(
@@ -170,7 +187,12 @@ def _in_order(centres: Vectors) -> Vectors:
 
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        # A disk that is full says so here; it would kill the process at a page of the map.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -79,13 +79,26 @@ class Cells:
         """
         kept = folder or Path(tempfile.mkdtemp(prefix="copyscope-"))
         with told(kept), locked(kept / ".lock"):
-            if not (kept / DONE).is_file():
+            made = cls._kept(kept, vectors)
+            if made is None:
                 count = count or how_many(len(vectors))
                 make(kept, vectors, count, NEAR, seed=seed, workers=workers, progress=progress)
-        made = cls.open(kept, vectors)
+                made = cls.open(kept, vectors)
         if folder is None:
             weakref.finalize(made, _forget, kept)
         return made
+
+    @classmethod
+    def _kept(cls, folder: Path, vectors: Vectors) -> Cells | None:
+        """The cells in a folder; None where there are none, or a file of them is not whole: then none of them stays."""
+        if not (folder / DONE).is_file():
+            return None
+        try:
+            return cls.open(folder, vectors)
+        except (OSError, ValueError, EOFError):
+            for path in [folder / DONE, *folder.glob("*.np[yz]")]:
+                path.unlink(missing_ok=True)
+            return None
 
     @classmethod
     def open(cls, folder: Path, vectors: Vectors) -> Cells:

@@ -7,9 +7,11 @@ so that a process killed goes on there, and who asks again has the answer at onc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -244,9 +246,14 @@ def _done(
 
 
 def _begun(kept: Path, cells: Cells, k: int, floor: float) -> tuple[Labels, Closest, int]:
-    """What is known so far: labels, the closest, and how many places were gone through."""
+    """What is known so far: labels, the closest, and how many places were gone through. Of a file that is not whole,
+    nothing is."""
     if kept.is_file():
-        with np.load(kept) as found:
+        with (
+            contextlib.suppress(ValueError, EOFError, KeyError, zipfile.BadZipFile),
+            kept.open("rb") as file,
+            np.load(file) as found,
+        ):
             return Labels(found["label"]), Closest(floor, found["place"], found["score"]), int(found["done"])
     return *begin(cells, k, floor), 0
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from copyscope.documents import MAX_JSON_BYTES, parse_json, read_bytes
 from copyscope.errors import InputError
-from copyscope.files import unwritable, write_file, write_parquet
+from copyscope.files import sync, unwritable, write_file, write_parquet
 from copyscope.parquet_pages import ParquetBomb, table_in
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
@@ -114,7 +114,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Put the manifest in place of the one before, then take away every file that it does not name."""
     whole = manifest | {"digest": digest_of(manifest)}
     text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(folder / MANIFEST, lambda path: _synced(path, lambda file: file.write(text.encode())))
+    write_file(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     sweep(folder, manifest["files"])
 
 
@@ -200,7 +200,8 @@ def _growing(folder: Path, name: str, entries: dict[str, Any]) -> Iterator[_Summ
             with temporary.open("wb") as file:
                 summed = _Summed(file)
                 yield summed
-                _sync(file)
+            # What the manifest promises must be on the disk before the manifest is.
+            sync(temporary)
             os.replace(temporary, folder / name)
         finally:
             with contextlib.suppress(OSError):
@@ -217,20 +218,13 @@ def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
 
 def write_with(folder: Path, file: str, write: Callable[[Any], object]) -> dict[str, Any]:
     """Write a file by a function of it, opened; its entry in the manifest."""
-    write_file(folder / file, lambda path: _synced(path, write))
+    write_file(folder / file, lambda path: _filled(path, write))
     return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)}}
 
 
-def _synced(path: Path, write: Callable[[Any], object]) -> None:
+def _filled(path: Path, write: Callable[[Any], object]) -> None:
     with path.open("wb") as file:
         write(file)
-        _sync(file)
-
-
-def _sync(file: Any) -> None:
-    # What the manifest promises must be on the disk before the manifest is.
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:

@@ -85,7 +85,7 @@ def lint(
     Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. cache, workers,
     engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
     """
-    began = time.time()
+    began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
@@ -117,7 +117,7 @@ def lint(
             "schema": SCHEMA,
             "copyscope": copyscope.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - began, 2),
+            "seconds": round(time.monotonic() - began, 2),
             "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
             "n_train": len(corpus),
             "n_missing": described.n_missing,

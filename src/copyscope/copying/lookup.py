@@ -62,7 +62,7 @@ def lookup(
     pictures: corpora, or what `Corpus.open` takes. The rest as in `Index.match`. Raises InputError where two of the
     pictures have one id.
     """
-    began = time.time()
+    began = time.monotonic()
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
@@ -91,7 +91,7 @@ def lookup(
             "schema": SCHEMA,
             "copyscope": copyscope.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - began, 2),
+            "seconds": round(time.monotonic() - began, 2),
             "sentence": sentence,
             "n": len(known),
             "n_missing": len(failed),

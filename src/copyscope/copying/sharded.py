@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import posixpath
 import re
 import tempfile
 import uuid
@@ -34,6 +33,7 @@ from copyscope.corpus import Corpus
 from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError
+from copyscope.files import replace_file
 from copyscope.machine import Progress
 from copyscope.parquet_pages import table_in
 from copyscope.storage import Storage, file_system, join, reason
@@ -396,15 +396,8 @@ def _put_bytes(out: str, name: str, data: bytes) -> None:
         if not storage.local:
             storage.steadily(lambda: storage.fs.pipe_file(path, data))
             return
-        os.makedirs(root, exist_ok=True)
         # Two machines may write the same part at once.
-        temporary = posixpath.join(root, f".{name}.{uuid.uuid4().hex}.tmp")
-        try:
-            Path(temporary).write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        replace_file(Path(path), lambda temporary: temporary.write_bytes(data))
     except Exception as error:
         raise InputError(
             f"Cannot write {name} to {out}: {reason(error)}.\nGive another folder or URL with -o"

@@ -3,7 +3,8 @@
 A store is a folder of shards, each two files: `NAME.values.npy` [n dim] and `NAME.keys.npy` (sha256, width, height,
 CRC-32 of these and of the values). Both are written under a temporary name and renamed, the keys last: a shard whose
 keys are there is complete, and a process killed at any moment leaves nothing that a reader could take for data. Every
-row is checked when it is read; those of shards from before there were checksums are taken as they are.
+row is checked when it is read, so that nothing need be waited for until it is on the disk: what a power cut takes of a
+shard is made again. Rows of shards from before there were checksums are taken as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from copyscope.files import write_npy
 from copyscope.machine import let_go
 
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
@@ -226,7 +228,7 @@ class ContentStore:
                     done += len(plain)
             os.replace(temporary, self._values(name))
             with temporary.open("wb") as file:
-                np.save(file, summed)
+                write_npy(file, summed)
             os.replace(temporary, self.folder / f"{name}.keys.npy")
         finally:
             temporary.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from copyscope.documents import read_json
 from copyscope.errors import InputError, TrainingError
-from copyscope.files import file_sha256, write_parquet
+from copyscope.files import file_sha256, sync, write_parquet
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -116,8 +116,9 @@ def write(
                     plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
                     save_file(plain, work / f"{name}.safetensors")
                     sums[name] = file_sha256(work / f"{name}.safetensors")
-            about = {"step": step, "seconds": seconds, "groups": state["param_groups"], "sha256": sums}
+            about = {"step": step, "seconds": seconds, "sha256": sums}
             write_json(about | {"digest": _digest(about)}, work / "state.json")
+            sync(work)
             _remove(path)
             os.replace(work, path)
     except BaseException:
@@ -151,32 +152,49 @@ def read(
         files = {name: load_file(path / f"{name}.safetensors") for name in ("network", "optimizer")}
         for name, wanted in (("ema", average), ("mitigations", memories)):
             files[name] = load_file(path / f"{name}.safetensors") if wanted else {}
-        groups, seconds = state["groups"], float(state["seconds"])
+        seconds = float(state["seconds"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise TrainingError(
-            f"The checkpoint {path} is damaged: {str(error).splitlines()[0]}.\nRemove it to go on from the one before"
-        ) from None
+        raise _damaged(path, error) from None
     put(network, files["network"])
     _fill(average, files["ema"], "The averaged weights")
     _fill(memories or {}, files["mitigations"], "The memories of mitigations")
+    try:
+        states = _states(files["optimizer"], optimizer)
+    except (ValueError, IndexError) as error:
+        raise _damaged(path, error) from None
+    # Learning rates and the like are of the recipe, which is the same.
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return seconds
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return TrainingError(f"The checkpoint {path} is damaged: {why}.\nRemove it to go on from the one before")
+
+
+def _states(moments: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """What an optimizer knows of each of its parameters, by their number. Raises ValueError, IndexError where that is
+    of other parameters."""
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
-    for name, value in files["optimizer"].items():
+    for name, value in moments.items():
         index, _, key = name.partition(".")
         own = parameters[int(index)]
         if value.shape == own.shape:
             # A fused optimizer takes moments to lie in memory as their parameter does, and does not check.
             value = torch.empty_like(own, requires_grad=False).copy_(value)
+        elif value.numel() != 1:
+            raise ValueError(f"optimizer.safetensors has {tuple(value.shape)} for a parameter of {tuple(own.shape)}")
         states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return seconds
+    return states
 
 
 def _check(path: Path, state: dict[str, Any]) -> None:
     """Raises ValueError where a checkpoint is not what its checksums say; those of version 0.1 have none."""
-    if "digest" not in state:
+    # A flipped bit may be in the name of a key.
+    if not {"digest", "sha256"} & state.keys():
         return
-    if state["digest"] != _digest({key: value for key, value in state.items() if key != "digest"}):
+    if state.get("digest") != _digest({key: value for key, value in state.items() if key != "digest"}):
         raise ValueError("state.json is not what its own checksum says")
     for name, digest in state["sha256"].items():
         if file_sha256(path / f"{name}.safetensors") != digest:
@@ -214,6 +232,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
+        sync(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from copyscope import images, parts, recipes
 from copyscope.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.errors import InputError
+from copyscope.files import is_bare
 from copyscope.machine import Progress
 
 from . import applied, checkpoints, observed, sampling
@@ -375,7 +376,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     """Writes `recipe.json`, or checks the one that is there."""
     path = out / "recipe.json"
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not is_bare(out):
             raise InputError(f"{out} is not empty and holds no generated images.\nName another folder")
         out.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(identity | recipes.provenance(), path)

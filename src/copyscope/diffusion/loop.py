@@ -19,6 +19,7 @@ from torch import Tensor
 from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, TrainingError
+from copyscope.files import sync
 from copyscope.machine import Progress
 from copyscope.parquet_pages import read_table
 from copyscope.stats import Estimate
@@ -310,6 +311,7 @@ class Loop:
     def _finish(self, steps: int, seconds: float) -> None:
         with self._averaged():
             self.model.save(self.out / "model")
+        sync(self.out / "model")
         last = self.rows[-1]
         summary = {
             "schema": SCHEMA,

@@ -19,7 +19,7 @@ from copyscope import curate, parts, recipes
 from copyscope.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
-from copyscope.files import whole
+from copyscope.files import is_bare, whole
 from copyscope.machine import Progress
 from copyscope.parquet_pages import read_table
 from copyscope.trust import check_specs
@@ -228,7 +228,7 @@ def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) 
     values |= {"corpus": hashlib.sha256(rows.encode()).hexdigest()}
     path = out / "recipe.json"
     saved = read_json(path, "Name another folder") if path.exists() else None
-    if saved is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if saved is None and out.exists() and not is_bare(out):
         raise InputError(f"{out} is not empty and holds no training.\nName another folder")
     with whole(path):
         # Runs from before there were mitigations have none.
