@@ -489,6 +489,7 @@ def numbers_page() -> str:
         ("benchmark-validity", validity.TABLES),
         ("benchmark-validity-scores", validity.OF_SCORES),
         ("benchmark-validity-controls", validity.OF_CONTROLS),
+        ("benchmark-groups", _beside("groups_page").TABLES),
     )
     for results, tables in made:
         for name, make in tables.items():
