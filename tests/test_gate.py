@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from copyscope import cli, worlds
 from copyscope.cli_options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
+from copyscope.errors import InputError
 
 FAST = ["-p", "phash", "--sensitivity", "40"]
 ANSWERS = ("copies", "suspicious", "no copies found", "cannot tell")
@@ -63,6 +64,17 @@ def test_exit_codes_of_the_gate(answer, rate, high, fail_on, allow, code, capsys
     assert ("--allow-cannot-tell" in said) == (code == EXIT_CANNOT_TELL)
     if code == EXIT_CANNOT_TELL:
         assert repr(answer) in said
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("fail_on", list(FailOn))
+def test_a_corrected_rate_known_to_be_above_passes_nowhere(answer, fail_on):
+    """Two of 42 images found, and 20.8 to 63.7 % at least: more copies must not open the gate."""
+    found = summary(answer, 0.048, 0.637)
+    found["estimated_rate"]["low"] = 0.208
+    for allow in (True, False):
+        assert code_of(found, 0.05, fail_on, allow) == EXIT_COPIES
+        assert code_of(found, 0.7, fail_on, allow) in (0, EXIT_CANNOT_TELL)
 
 
 def test_a_rate_on_the_line_passes():
@@ -136,3 +148,22 @@ def test_a_rate_that_is_none_is_refused(faint):
     with pytest.raises(Exception, match="share between 0 and 1"):
         run("audit", faint.generated, faint.train, "--fail-over", 5)
     assert run("audit", faint.generated, faint.train, "--fail-on", "lower")[0] == 2
+
+
+@pytest.mark.parametrize("options", [["--allow-cannot-tell"], ["--fail-on", "upper"]])
+def test_options_of_the_gate_are_refused_without_it(faint, options):
+    with pytest.raises(InputError, match="--fail-over"):
+        run("audit", faint.generated, faint.train, *FAST, *options)
+
+
+def test_controls_that_are_training_images_are_said(faint, tmp_path):
+    """As where the fine-tuning was left on."""
+    for name in sorted(path.name for path in faint.train.glob("*.png"))[:3]:
+        (tmp_path / f"own-{name}").write_bytes((faint.train / name).read_bytes())
+    for path in sorted(faint.held_out.glob("*.png")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    n = len(list(tmp_path.iterdir()))
+    _, stdout, _ = run("audit", faint.generated, faint.train, "--control", tmp_path, *FAST, "--json")
+    found = json.loads(stdout)
+    assert found["calibration"]["differs"].startswith(f"3 of {n} control images are training images themselves")
+    assert found["verdict"]["answer"] != "no copies found"

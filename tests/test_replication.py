@@ -265,6 +265,10 @@ def test_paper_s_percentile_stands_beside_the_verdict_and_disagreement_is_said()
     assert found["p95"]["generated"]["value"] == pytest.approx(near["p95"].value)
     assert "The verdict differs" in dataset_similarity({"generated": far, "baseline": far}, "copies")["sentence"]
     assert "The verdict differs" in dataset_similarity({"generated": near, "baseline": far}, "cannot tell")["sentence"]
+    few = similarity(np.random.default_rng(2).uniform(0.2, 0.3, 30), 0.5)
+    unknown = dataset_similarity({"generated": near, "baseline": few}, "copies")
+    assert "too few images" in unknown["sentence"]
+    assert (unknown["above"], unknown["agrees"]) == (False, True)
 
 
 def test_share_nearer_than_calibration_images_is_told_where_no_single_image_can_be_named():
@@ -356,3 +360,22 @@ def test_no_interval_is_narrower_than_so_many_images_can_make_it():
     one = verdict(np.ones(1), known, planted=wide, identical=np.ones(1, bool))
     assert one.estimated_rate.low < 0.2
     assert one.estimated_rate.high == 1
+
+
+def test_copies_that_stand_out_only_together_are_said_to_be_there():
+    """Thirty held-out images let none of forty be named; sixteen far above them all are no chance."""
+    known = np.random.default_rng(4).uniform(0, 0.3, 30)
+    scores = np.concatenate([np.full(16, 0.9), np.random.default_rng(5).uniform(0, 0.3, 24)])
+    found = verdict(scores, Calibration("held-out", known, 0, ""), planted=planted(), fdr=0.05)
+    assert found.answer == "cannot tell"
+    assert found.estimated_rate.low > 0.05
+    assert "none stands out by itself, but together they do" in found.sentence
+    assert not any("too few to exclude" in reason for reason in found.reasons)
+
+
+def test_an_interval_that_says_nothing_is_not_said():
+    scores = np.concatenate([[1.0], np.random.default_rng(6).uniform(0, 0.3, 59)])
+    found = verdict(scores, Calibration("held-out", clean(20), 0, ""), planted=planted(seen=0.0), identical=scores == 1)
+    assert found.answer == "copies"
+    assert "100.0 %" not in found.sentence
+    assert "cannot be told" in found.sentence

@@ -110,6 +110,8 @@ def audit(
 
     if fail_over is not None and not 0 <= fail_over <= 1:
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
+    if fail_over is None and (allow_cannot_tell or fail_on is not FailOn.rate):
+        raise InputError("--fail-on and --allow-cannot-tell say how --fail-over is meant.\nAdd --fail-over 0.05, say")
     if dry_run:
         sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
         corpora = {name: open_corpus(path, inside_only) for name, path in sets.items() if path}

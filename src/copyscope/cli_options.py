@@ -165,12 +165,19 @@ def exit_with(summary: dict[str, Any], strict: bool) -> None:
 def gate(summary: dict[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
     """Exit with EXIT_COPIES above a replication rate, and with EXIT_CANNOT_TELL where an audit does not know it.
 
+    The lower end of the corrected rate may not be above it either: a rate that is known to be higher than what was
+    found passes no gate, whatever the answer.
+
     Args:
         summary: of an audit.
         fail_over: the rate that may not be passed, 0 to 1.
         fail_on: whether the share of copies found is compared, or the upper end of the corrected rate.
         allow_cannot_tell: pass an audit that cannot tell.
     """
+    lowest = summary["estimated_rate"]["low"]
+    if lowest is not None and lowest > fail_over:
+        note(f"The corrected replication rate is at least {lowest:.3f}, above the {fail_over:g} of --fail-over.")
+        raise typer.Exit(EXIT_COPIES)
     rate = summary["replication_rate"]["value"] if fail_on is FailOn.rate else summary["estimated_rate"]["high"]
     name = "replication rate" if fail_on is FailOn.rate else "upper end of the corrected replication rate"
     answer = summary["verdict"]["answer"]

@@ -14,6 +14,8 @@ from copyscope.stats import Estimate
 
 TOLERABLE = 0.05
 """The rate that "no copies found" excludes."""
+UNKNOWN = 0.5
+"""Per cent: an interval that begins below it and ends as near to all says nothing."""
 SEEN = 0.8
 """Least sensitivity, at the lower end of its interval, to the kinds in MUST_SEE before silence means anything."""
 MUST_SEE = ("light", "crop")
@@ -83,9 +85,10 @@ class Measured:
         found, wants = [], []
         if self.differs:
             found.append(self.differs)
-            wants.append("held-out images of the kind that the model makes, or --trust-held-out")
+            other = "held-out images of the kind that the model makes, or --trust-held-out"
+            wants.append("control images made without the fine-tuning" if self.method == "controls" else other)
         enough = stats.cases_needed(TOLERABLE)
-        if stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
+        if self.estimated.low <= TOLERABLE and stats.proportion(0, self.n, missing=self.n_missing).high > TOLERABLE:
             gone = _besides({"blank": self.n_blank})
             found.append(f"{self.n} readable images are too few{gone} to exclude a rate of {100 * TOLERABLE:g} %.")
             readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
@@ -93,7 +96,8 @@ class Measured:
         least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
         if self.m < least:
             gone = _besides(self.m_gone)
-            found.append(f"{self.m} {self.calibrators} are too few{gone}: even an obvious copy could not stand out.")
+            alone = "by itself even an obvious copy could not stand out"
+            found.append(f"{self.m} {self.calibrators} are too few{gone}: {alone}.")
             better = "training or, better, held-out images" if self.method == "baseline" else self.calibrators
             wants.append(f"{least} {better} to calibrate on (there are {self.m})")
         seen = self.sensitivity
@@ -154,6 +158,8 @@ class Measured:
         if math.isfinite(self.estimated.value):
             low, high = (100 * end for end in (self.estimated.low, self.estimated.high))
             rate = f" Corrected for copies that are not seen, the rate is {low:.1f} to {high:.1f} % (95 % interval)."
+            if low <= UNKNOWN and high >= 100 - UNKNOWN:
+                rate = " How many more there are cannot be told: of some kinds of copies too few would be seen."
         alike = ""
         if self.likeness:
             alike = f" {self.likeness} more are likenesses: the same subject, not the same picture."
@@ -177,6 +183,9 @@ class Measured:
                 f" At least {100 * self.excess:.1f} % of the generated images are nearer to the training set than the "
                 f"{self.calibrators} are."
             )
+        if self.estimated.low > TOLERABLE and not self.differs:
+            which = f"Cannot tell which are copies: of {images} none stands out by itself, but together they do."
+            return f"{which}{rate}{alike}"
         return f"Cannot tell: no copy found among {images}. {reasons[0]}{nearer}{alike}"
 
 

@@ -126,6 +126,9 @@ def judge(
         control = without_rows(described["control"], blank["control"])
         calibration, compared = calibrate.controls(control, train, groups, verify, **looks, **options)
         nearer = calibrate.nearer_than_control(matches, compared)
+        if n_same := int(compared.identical.sum()):
+            are = "is a training image itself" if n_same == 1 else "are training images themselves"
+            differs = f"{n_same} of {len(compared.identical)} control images {are}: was the fine-tuning switched off?"
     n_blank = int(sum(blank[name].sum() for name in ("held-out", "control") if name in blank))
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded, n_blank=n_blank)
 
