@@ -457,7 +457,8 @@ def test_a_script_whose_workers_begin_it_anew_is_told_so_once(tmp_path) -> None:
     done = script(tmp_path, "{}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("has no worker") == 1
-    assert "if __name__" in done.stderr.splitlines()[-1]
+    # Python's own resource tracker may have the last word.
+    assert "if __name__" in done.stderr.rpartition("has no worker")[2]
 
 
 def script(folder: Path, frame: str) -> subprocess.CompletedProcess[str]:
