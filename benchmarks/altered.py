@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.stats import Estimate, proportion
 
 SOURCE = "fluent-emoji"

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets, images
+from copyscope import assets
 from copyscope.copying.descriptors import Descriptor, Image
+from copyscope.imaging import images
 
 SIDE = 256
 

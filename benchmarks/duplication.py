@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets, images, stats
+from copyscope import assets, stats
 from copyscope.copying import calibrate
 from copyscope.copying.classical import classical_tests
 from copyscope.copying.descriptors.sscd import Sscd
@@ -41,6 +41,7 @@ from copyscope.copying.protocols import protocol
 from copyscope.copying.replication import verdict
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from copyscope.worlds import light_copy
 from record import RESULTS, record
 

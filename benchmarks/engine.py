@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import sharded
 from copyscope.copying.embed import embed
 from copyscope.corpus import Corpus
 from copyscope.engine import Processes, Ray
+from copyscope.imaging import images
 from record import record
 
 

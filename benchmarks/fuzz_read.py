@@ -130,7 +130,8 @@ class Written:
         }
 
     def _index(self, folder: Path) -> None:
-        from copyscope import Index, images
+        from copyscope import Index
+        from copyscope.imaging import images
 
         index = Index.open(folder)
         index.summary()

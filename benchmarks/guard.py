@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import Corpus, Guard, Index, Policy, Run, SampleRecipe, images, stats
+from copyscope import Corpus, Guard, Index, Policy, Run, SampleRecipe, stats
 from copyscope.copying.protocols import protocol
 from copyscope.copying.quality import frechet_distance
 from copyscope.diffusion.generate import sample
+from copyscope.imaging import images
 from record import record
 
 SHIFT, NEAR = 4, 8

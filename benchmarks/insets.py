@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import altered
-from copyscope import Index, assets, images, stats, worlds
+from copyscope import Index, assets, stats, worlds
+from copyscope.imaging import images
 from duplication import photographs
 from record import record
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets, images
+from copyscope import assets
+from copyscope.imaging import images
 from copyscope.worlds import alter
 from peers import COPIES, KINDS, PLAIN, TILE
 from vectors import SAME, made

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import Corpus, captions, images, worlds
+from copyscope import Corpus, captions, worlds
+from copyscope.imaging import images
 
 
 def corpus(folder: Path, n: int, paraphrases: int = 0) -> Corpus:

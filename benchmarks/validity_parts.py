@@ -23,7 +23,7 @@ from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
-from copyscope.images import Image
+from copyscope.imaging.images import Image
 
 BATCH = 32
 CHANNELS = 3

@@ -27,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import altered
-from copyscope import assets, images, parts
+from copyscope import assets, parts
 from copyscope.copying import alterations
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.protocols import protocol
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from validity_parts import Parts
 
 POOL, ALTERED, BACKGROUNDS, TWICE = 1100, 200, 50, 2

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from copyscope import images
 from copyscope.copying import cells
 from copyscope.copying.descriptors import Descriptor
 from copyscope.copying.embed import Work, embed
 from copyscope.copying.store import KEY
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from copyscope.rows import SCHEMA
 from vectors import near
 

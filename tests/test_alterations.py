@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from copyscope import images
 from copyscope.copying.alterations import KINDS, LONGEST, alter
+from copyscope.imaging import images
 from copyscope.worlds import picture
 
 

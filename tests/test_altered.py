@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from benchmarks import altered
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 TONES = ("", "light", "dark")
 

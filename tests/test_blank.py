@@ -10,10 +10,11 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, check, cli, images, worlds
+from copyscope import Corpus, Index, check, cli, worlds
 from copyscope.copying.blank import blank_rows
 from copyscope.copying.embed import embed
 from copyscope.copying.lookup import lookup
+from copyscope.imaging import images
 
 FAST = "sscd-distilled"
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import calibrate
 from copyscope.copying.descriptors.pdq import Pdq
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
@@ -17,6 +17,7 @@ from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from copyscope import images, parts
+from copyscope import parts
 from copyscope.copying import causes as module
 from copyscope.copying import exposure as exposure_module
 from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
@@ -20,6 +20,7 @@ from copyscope.copying.match import Matches
 from copyscope.copying.measures import Item, complexity_view
 from copyscope.copying.search import Nearest
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import coarse as coarse_module
 from copyscope.copying.coarse import DIM, coarse_candidates, coarse_vectors, coarse_vectors_of, turned_vectors
 from copyscope.copying.templates import SYMMETRIES, turned
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 
 def turned_picture(picture, symmetry):

@@ -132,7 +132,7 @@ def test_sidecars_in_a_tar_are_bounded_and_gzip_in_it_is_no_image(tmp_path):
     corpus = Corpus.open(tmp_path / "a.tar")
     assert "2,000,000 bytes" in errors_of(corpus)["good"]
     assert errors_of(corpus)["deep"] is None
-    from copyscope import images
+    from copyscope.imaging import images
 
     with pytest.raises(ImageError, match="not an image"):
         images.decode(corpus.read(corpus.ids.index("zipped")))

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import corpus as corpus_module
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
+from copyscope.imaging import images
 from copyscope.rows import SCHEMA
 from tests.pictures import fill, picture, write
 

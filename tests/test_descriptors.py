@@ -15,7 +15,7 @@ import pdqhash
 import pytest
 from PIL import Image
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.copying.descriptors import _onnx, sscd
 from copyscope.copying.descriptors.clip import Clip
 from copyscope.copying.descriptors.pdq import Pdq
@@ -23,6 +23,7 @@ from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.descriptors.sscd import HALF, IMAGENET, Sscd
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.errors import InputError, MissingExtra, PartError
+from copyscope.imaging import images
 from tests.models import tiny_torchscript
 
 pytestmark = pytest.mark.sscd

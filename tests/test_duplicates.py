@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import components as components_module
 from copyscope.copying import duplicates as module
 from copyscope.copying.components import components
@@ -18,6 +18,7 @@ from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 
 def closure(adjacent):

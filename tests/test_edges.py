@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.copying.edges import Edges
 from copyscope.copying.embed import embed
 from copyscope.copying.match import match
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 EDGES = Edges()
 

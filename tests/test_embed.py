@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from copyscope import corpus as corpus_module
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import embed as embed_module
 from copyscope.copying import store as store_module
 from copyscope.copying.descriptors.phash import Phash
@@ -23,6 +23,7 @@ from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.copying.store import ContentStore
 from copyscope.corpus import Corpus
 from copyscope.errors import CopyscopeError, InputError
+from copyscope.imaging import images
 from tests.pictures import fill
 
 

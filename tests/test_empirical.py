@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.diffusion import sampling
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.errors import InputError, PartError
+from copyscope.imaging import images
 
 SIDE = 2
 WEIGHTS = [1.0, 1.0, 2.0, 4.0, 0.0]

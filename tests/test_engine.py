@@ -27,7 +27,7 @@ import s3fs
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import cli, images, worlds
+from copyscope import cli, worlds
 from copyscope import engine as engine_module
 from copyscope.copying import components, pieces, sharded, spread_components, spread_search
 from copyscope.copying import search as search_module
@@ -37,6 +37,7 @@ from copyscope.copying.search import search
 from copyscope.corpus import Corpus
 from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
+from copyscope.imaging import images
 from tests import engine_tasks as tasks
 from tests.engine_tasks import DEADLY, Logged, described
 from tests.object_store import BUCKET, ObjectStore

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from copyscope import arms as one_arm
-from copyscope import experiment, images, plan, stats, worlds
+from copyscope import experiment, plan, stats, worlds
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, PartError
+from copyscope.imaging import images
 from copyscope.report.experiment import render
 
 pytest_plugins = ("tests.browser",)

@@ -20,7 +20,7 @@ from copyscope import export
 from copyscope.corpus import Corpus
 from copyscope.curate import duplicate
 from copyscope.errors import InputError
-from copyscope.images import decode
+from copyscope.imaging.images import decode
 from tests.pictures import fill, picture, write
 
 LAYOUTS = sorted(export.LAYOUTS)

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("torch")
 import copyscope
-from copyscope import Corpus, finding, images, worlds
+from copyscope import Corpus, finding, worlds
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 
 def test_each_picture_finds_its_own_image_and_caption(world):

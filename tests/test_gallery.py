@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from copyscope import images
 from copyscope.copying import gallery as module
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.gallery import gallery
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 TRAIN = 40
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import images, recipes, worlds
+from copyscope import recipes, worlds
 from copyscope.corpus import Corpus
 from copyscope.diffusion import generate as module
 from copyscope.diffusion.denoiser import NearestImage, guided
@@ -18,6 +18,7 @@ from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.models.small_unet import SmallUNet
 from copyscope.diffusion.train import Run, TrainRecipe, train
 from copyscope.errors import InputError, PartError
+from copyscope.imaging import images
 
 QUICK = SampleRecipe(n_images=5, steps=3)
 SIDE = 8

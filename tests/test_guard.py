@@ -22,7 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, cli, guard, guard_log, images, parts, recipes
+from copyscope import Corpus, Guard, Index, Policy, cli, guard, guard_log, parts, recipes
 from copyscope.copying.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
@@ -31,6 +31,7 @@ from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
 from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard_log import Record, read_log, summed_up
+from copyscope.imaging import images
 from copyscope.report.guard import render
 from copyscope.thresholds import Threshold, Thresholds
 from tests.models import tiny_stable_diffusion

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Index, cli, images, parts, worlds
+from copyscope import Corpus, Index, cli, parts, worlds
 from copyscope.copying import codes as codes_module
 from copyscope.copying import index_files, insets
 from copyscope.copying.coarse import coarse_vectors
@@ -30,6 +30,7 @@ from copyscope.copying.protocols import protocol as named_protocol
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 FAST = "sscd-distilled"
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import copyscope
-from copyscope import images, stats, worlds
+from copyscope import stats, worlds
 from copyscope.copying import cells
 from copyscope.copying import lint as module
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.report import render_lint
 from copyscope.report.terminal import lint_figures
 from copyscope.report.wording import lint_limits

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli, images, stats, worlds
+from copyscope import Corpus, Index, cli, stats, worlds
 from copyscope.copying import lookup as module
 from copyscope.copying.lookup import Lookup, lookup
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from tests.test_report import embedded
 
 FAST = "sscd-distilled"

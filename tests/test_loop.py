@@ -12,10 +12,11 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file
 
-from copyscope import Corpus, images, parts
+from copyscope import Corpus, parts
 from copyscope.diffusion import checkpoints, data, loop
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.train import train
+from copyscope.imaging import images
 from tests.test_train import SPEC, N, Tiny, recipe, result, watcher, write_corpus
 
 

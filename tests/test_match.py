@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.embed import embed
 from copyscope.copying.match import Matches, match
 from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 
 @pytest.fixture(scope="module")

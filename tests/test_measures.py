@@ -11,8 +11,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from copyscope import images, parts
+from copyscope import parts
 from copyscope.copying.measures import Item, Measure, complexity_view
+from copyscope.imaging import images
 
 NAMES = parts.names("measures")
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from copyscope import Corpus, images, parts, worlds
+from copyscope import Corpus, parts, worlds
 from copyscope.diffusion import checkpoints, data, loop
 from copyscope.diffusion import train as training
 from copyscope.diffusion.applied import Mitigations, training_rng
@@ -31,6 +31,7 @@ from copyscope.diffusion.mitigations.dual_fusion import DualFusion
 from copyscope.diffusion.mitigations.mix_up import MixUp
 from copyscope.diffusion.train import Run, train
 from copyscope.errors import InputError, PartError
+from copyscope.imaging import images
 from tests.processes import ROOT, in_two_processes
 from tests.test_train import EVENTFUL, LONG, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
 

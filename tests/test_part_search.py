@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.copying import part_search, sensitivity
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
@@ -19,6 +19,7 @@ from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 DESCRIPTOR = parts.load("descriptors", "pdq")
 

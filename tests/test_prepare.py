@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from copyscope import assets, images, worlds
+from copyscope import assets, worlds
 from copyscope.copying.embed import embed
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.prepare import DataRecipe, prepare, source
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from skimage.transform import AffineTransform, warp
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import registration
 from copyscope.copying.registration import Register, worst_place
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 SIZE = Register().size
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import same_picture as module
 from copyscope.copying.confirm import SMALL, Placement, agreement, overlay, refined, resampling, tiles_of
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
@@ -19,6 +19,7 @@ from copyscope.copying.same_picture import compare_pixels
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.deduplication import deduplicated, write_list
+from copyscope.imaging import images
 
 WORDS = ["river", "stone", "window", "garden", "letter", "market", "candle", "engine", "forest", "island", "planet"]
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import sensitivity
 from copyscope.copying.alterations import KINDS
 from copyscope.copying.answer import MUST_SEE
@@ -20,6 +20,7 @@ from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 
 
 def described(folder, cache):

@@ -21,8 +21,9 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli, images, serve
+from copyscope import Corpus, Index, cli, serve
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.serve import Settings
 
 FAST = "sscd-distilled"

@@ -9,10 +9,11 @@ import scipy.fft
 import scipy.stats
 import torch
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.diffusion.models.small_unet import SmallUNet, _cosines
 from copyscope.diffusion.text import TextEncoder
 from copyscope.errors import InputError, MissingExtra, PartError
+from copyscope.imaging import images
 
 TINY = SmallUNet(size=32, components=24, channels=(32, 32), tokens=8)
 

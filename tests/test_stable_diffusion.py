@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import images, parts
+from copyscope import parts
 from copyscope.corpus import Corpus
 from copyscope.diffusion.generate import SampleRecipe, generate
 from copyscope.diffusion.models import _pipelines, _schedules
 from copyscope.diffusion.train import TrainRecipe, train
 from copyscope.errors import InputError, PartError
+from copyscope.imaging import images
 from tests.pipelines import (
     CAPTIONS,
     KINDS,

@@ -24,13 +24,14 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file, save_file
 
-from copyscope import Corpus, images, worlds
+from copyscope import Corpus, worlds
 from copyscope.diffusion import checkpoints, data
 from copyscope.diffusion import train as training
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.diffusion.models import Trainable
 from copyscope.diffusion.train import PRESETS, Run, TrainRecipe, train
 from copyscope.errors import InputError, MissingExtra, TrainingError
+from copyscope.imaging import images
 from copyscope.stats import Estimate
 from tests.processes import ROOT, in_two_processes
 

@@ -13,12 +13,13 @@ pytest.importorskip("torch")
 import torch
 from torch.utils.data import DataLoader
 
-from copyscope import Corpus, curate, images
+from copyscope import Corpus, curate
 from copyscope.diffusion import data
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
 from copyscope.diffusion.encoded import Texts
 from copyscope.errors import ImageError, InputError, TrainingError
+from copyscope.imaging import images
 from tests.test_train import N, Tiny, recipe, write_corpus
 
 

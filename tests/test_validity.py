@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copyscope import images, parts, worlds
+from copyscope import parts, worlds
 from copyscope.copying import alterations
 from copyscope.copying.edges import Edges
 from copyscope.copying.embed import Embeddings, embed
@@ -17,6 +17,7 @@ from copyscope.copying.part_search import PartSearch
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

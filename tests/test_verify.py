@@ -8,11 +8,12 @@ from PIL import Image
 from skimage.feature import match_template
 from skimage.util import view_as_windows
 
-from copyscope import images, worlds
+from copyscope import worlds
 from copyscope.copying import verify as verify_module
 from copyscope.copying.templates import SYMMETRIES, turned
 from copyscope.copying.verify import Verify
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 
 
 def brute(verify, query, reference):

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import images, worlds
+from copyscope import worlds
+from copyscope.imaging import images
 
 
 @pytest.fixture(scope="module")

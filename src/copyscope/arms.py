@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from . import images, outcomes, recipes, stats, storage
+from . import outcomes, recipes, stats, storage
 from .corpus import Corpus
 from .documents import read_json
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
+from .imaging import images
 from .machine import Progress, locked
 from .parquet_pages import read_table
 from .plan import Arm

@@ -6,11 +6,12 @@ import dataclasses
 import math
 import time
 
-from . import images
+from copyscope.imaging.header import size_of
+
 from .copying.hits import Hit, is_copy
 from .copying.index import Index
 from .errors import CopyscopeError, ImageError
-from .image_header import size_of
+from .imaging import images
 
 SCHEMA = "copyscope.check/1"
 

@@ -130,9 +130,10 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
     """With captions added by templates, by WordNet or by the model in a folder."""
     import numpy as np
 
+    from copyscope.imaging.images import decode
+
     from .captions import paraphrases
     from .curate import add_captions
-    from .images import decode
 
     done = 0
 

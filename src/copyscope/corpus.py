@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import images
 from .errors import ImageError
+from .imaging import images
 from .rows import PIECE as ROWS_A_PIECE
 from .rows import SCHEMA
 from .shards import ParquetImages, tar_pieces

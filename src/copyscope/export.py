@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import images
 from .corpus import Corpus
 from .errors import ImageError, InputError
 from .files import sync
+from .imaging import images
 from .machine import Progress, cores
 from .rows import CAPTION_COLUMNS, SCHEMA
 from .sidecars import is_image_name

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from copyscope.imaging.images import Image
+
 from . import guard_log
 from .copying.index import Hit, Index
 from .errors import InputError, Refused
 from .guard_log import Record
-from .images import Image
 from .thresholds import Thresholds
 
 if TYPE_CHECKING:

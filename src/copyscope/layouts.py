@@ -173,7 +173,7 @@ def _bytes(listing: Listing, paths: list[str]) -> int:
 
 def _some_image(storage: Storage, root: str, paths: list[str]) -> bool:
     """Whether one of the first files without a telling name is an image by its content."""
-    from .images import starts_like_image
+    from copyscope.imaging.images import starts_like_image
 
     for path in paths[:50]:
         try:

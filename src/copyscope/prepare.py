@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from . import assets, images, recipes, worlds
+from . import assets, recipes, worlds
 from .corpus import Corpus
 from .documents import read_json
 from .errors import ImageError, InputError
 from .files import sync
+from .imaging import images
 from .machine import Progress
 from .rows import SCHEMA
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from . import images
-from .images import Image
+from copyscope.imaging.images import Image
+
+from .imaging import images
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from copyscope import images, parts
+from copyscope import parts
 from copyscope.copying.descriptors import Descriptor
+from copyscope.imaging import images
 from copyscope.worlds import alter, picture
 
 # Parts that need an argument to be built at all are given one by a fixture of tests/models.py.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from copyscope import images
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 
 VERSION = 1
 """Changes whenever a kind draws other pictures, so that nothing cached of the old ones is used."""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.engine import Engine
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 
 from .components import merged
 from .descriptors import Descriptor

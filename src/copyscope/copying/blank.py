@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .embed import Embeddings, Work, compute

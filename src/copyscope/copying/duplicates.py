@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
-from copyscope.images import Image
+from copyscope.imaging.images import Image
 from copyscope.machine import Progress, let_go
 
 from .cells import in_cells

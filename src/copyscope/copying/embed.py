@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
 from copyscope.files import file_sha256, save_array, told, whole, write_file, write_parquet
+from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 from copyscope.parquet_pages import read_table
 

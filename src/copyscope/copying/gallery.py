@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError
+from copyscope.imaging import images
 from copyscope.machine import cores
 
 from .embed import Embeddings

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 from copyscope.machine import Progress, locked
 from copyscope.trust import check_spec
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
 from .search import one_blas_thread

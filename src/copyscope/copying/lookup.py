@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 import copyscope
-from copyscope import images, stats
+from copyscope import stats
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .found_copies import blank_said, copies_in_index, sentence_of_index

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.errors import InputError
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 from copyscope.machine import Progress
 
 from .descriptors import Descriptor

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.corpus import Corpus
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
 from .confirm import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling

@@ -20,13 +20,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.assets import cache_folder
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file, write_parquet
-from copyscope.images import Image
+from copyscope.imaging import images
+from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores
 from copyscope.parquet_pages import read_table
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images
 from copyscope.corpus import Corpus
+from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
 from .coarse import coarse_vectors, turned_vectors

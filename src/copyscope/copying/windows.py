@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from copyscope.corpus import Corpus
 from copyscope.errors import CopyscopeError, ImageError
-from copyscope.images import Image
+from copyscope.imaging.images import Image
 from copyscope.storage import failure
 
 from .descriptors import Descriptor

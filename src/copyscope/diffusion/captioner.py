@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from copyscope.errors import InputError
-from copyscope.images import Image
+from copyscope.imaging.images import Image
 from copyscope.model_folders import refuse_code
 
 from .text import quiet

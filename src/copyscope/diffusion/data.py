@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from copyscope import images, machine
+from copyscope import machine
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError, TrainingError
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .applied import Mitigations, training_rng

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import ImageError, InputError
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from . import data

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope import images, parts, recipes
+from copyscope import parts, recipes
 from copyscope.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import is_bare
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from . import applied, checkpoints, observed, sampling

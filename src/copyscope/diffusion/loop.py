@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError, TrainingError
 from copyscope.files import sync
+from copyscope.imaging import images
 from copyscope.machine import Progress
 from copyscope.parquet_pages import read_table
 from copyscope.stats import Estimate

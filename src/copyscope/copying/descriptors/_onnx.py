@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import images as image_ops
 from copyscope.errors import MissingExtra
+from copyscope.imaging import images as image_ops
 
 Image = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 from typing import ClassVar
 
-from copyscope.images import Image, centre_crop, resize_short
+from copyscope.imaging.images import Image, centre_crop, resize_short
 from copyscope.parts import Part
 
 VIEW_SIZE = 224

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from copyscope.copying.measures import Item, Measure
-from copyscope.images import luma
+from copyscope.imaging.images import luma
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from typing import ClassVar
 
 from copyscope.copying.measures import Item, Measure
-from copyscope.images import encode
+from copyscope.imaging.images import encode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ import math
 
 import torch
 
-from copyscope import images
 from copyscope.diffusion.denoiser import Ask, Guided, NearestImage, Request, Step
 from copyscope.diffusion.models import Trainable
+from copyscope.imaging import images
 
 from . import GUIDANCE, NEAREST, OnDenoiser
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope import images
 from copyscope.corpus import Corpus
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.errors import ImageError, InputError
+from copyscope.imaging import images
 
 from . import Image, Model
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.errors import ImageError
+
 from .deep_grey import deep_grey
-from .errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
-from copyscope import images
 from copyscope.errors import ImageError
+from copyscope.imaging import images
 
 
 def ramp(height: int = 12, width: int = 20) -> np.ndarray:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError
+from copyscope.errors import ImageError
+
 from .rgb import layers, without_alpha
 
 if TYPE_CHECKING:
