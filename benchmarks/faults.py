@@ -223,7 +223,7 @@ class Bench:
             tempfile.tempdir = None
             # Spaces in a spec would be taken for the next word.
             sys.argv = ["copyscope", *(word.format(data=self.data, work=work) for word in job.argv.split())]
-            from copyscope import cli
+            from copyscope.cli import main as cli
 
             if fault.mode or fault.locks:
                 where = self.data if fault.reads else work

@@ -139,7 +139,7 @@ class Written:
         index.check()
 
     def _result(self, folder: Path) -> None:
-        from copyscope.cli import report
+        from copyscope.cli.main import report
 
         report(folder)
 
@@ -163,7 +163,7 @@ class Written:
         found.flagged({spec: np.array([0.1, np.nan]) for spec in found.signals})
 
     def _decisions(self, folder: Path) -> None:
-        from copyscope.cli import report
+        from copyscope.cli.main import report
 
         report(folder / "guard.jsonl")
 

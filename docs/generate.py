@@ -17,7 +17,8 @@ from typing import Any
 import typer.main
 from typer.testing import CliRunner
 
-from copyscope import cli, parts
+from copyscope import parts
+from copyscope.cli import main
 from copyscope.copying.protocols import PROTOCOLS
 from copyscope.diffusion.applied import PRESETS
 from copyscope.diffusion.generate import SampleRecipe
@@ -210,7 +211,7 @@ def cli_page() -> str:
 def commands() -> dict[str, Any]:
     """Every command under its name, those of a group after it: `experiment`, `experiment run`, ..."""
     found = {}
-    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(main.app).commands.items():  # type: ignore[attr-defined]
         found[name] = command
         found |= {f"{name} {inner}": each for inner, each in getattr(command, "commands", {}).items()}
     return found
@@ -218,7 +219,7 @@ def commands() -> dict[str, Any]:
 
 def _help(title: str, *command: str) -> str:
     # Help is wrapped to the terminal: one width for all who run this.
-    shown = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "80", "TERM": "dumb"}).stdout
+    shown = CliRunner().invoke(main.app, [*command, "--help"], env={"COLUMNS": "80", "TERM": "dumb"}).stdout
     text = "\n".join(line.rstrip() for line in shown.strip().splitlines())
     return f"## {title}\n\n```text\n{text}\n```\n"
 

@@ -21,7 +21,7 @@ from copyscope import arms, experiment, machine, plan, stats
 from copyscope.copying import embed, quality
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
-from tests.test_cli_making import check_keys
+from tests.cli.test_make import check_keys
 from tests.test_docs import documented
 from tests.test_experiment import N, fake_generate, fake_train, quick_text
 

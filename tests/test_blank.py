@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, check, cli, worlds
+from copyscope import Corpus, Index, check, worlds
+from copyscope.cli import main
 from copyscope.copying.blank import blank_rows
 from copyscope.copying.embed import embed
 from copyscope.copying.lookup import lookup
@@ -162,7 +163,7 @@ def test_a_look_up_counts_blank_pictures_apart(index, folder, tmp_path):
 
 
 def test_match_of_two_folders_sets_blank_images_apart(folder):
-    found = CliRunner().invoke(cli.app, ["match", str(folder), str(folder), "-p", FAST, "-k", "2", "--json"])
+    found = CliRunner().invoke(main.app, ["match", str(folder), str(folder), "-p", FAST, "-k", "2", "--json"])
     said = json.loads(found.stdout)
     assert (said["n_blank"], said["n_missing"], said["n_identical"]) == ([3, 3], [1, 1], 8)
     assert not {"black.png", "dot.png", "grey.jpg"} & {

@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import cli, parts
+from copyscope import parts
+from copyscope.cli import main
 from copyscope.copying.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
@@ -282,7 +283,7 @@ def test_the_keys_and_columns_of_a_lint_are_those_documented(linted):
 def test_the_keys_of_the_other_commands_are_those_documented(command, world, tmp_path):
     sets = [world.generated, world.train] if command == "match" else [world.train]
     options = ["-p", "sscd-distilled", "-o", tmp_path, "--json"]
-    found = CliRunner().invoke(cli.app, [str(each) for each in (command, *sets, *options)])
+    found = CliRunner().invoke(main.app, [str(each) for each in (command, *sets, *options)])
     summary = json.loads(found.stdout)
     assert sorted(dict.fromkeys(key_paths(summary))) == sorted(documented(f"## {command.capitalize()}"))
     assert f"`{summary['schema']}`" in (ROOT / "docs" / "json.md").read_text()
@@ -310,7 +311,7 @@ def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp
     # A training image: only a copy fills all keys.
     picture = tmp_path / "asked.png"
     picture.write_bytes(train.read(0))
-    found = CliRunner().invoke(cli.app, ["match", str(picture), "--index", str(index.folder), "--json"])
+    found = CliRunner().invoke(main.app, ["match", str(picture), "--index", str(index.folder), "--json"])
     summary = json.loads(found.stdout)
     assert sorted(dict.fromkeys(key_paths(summary))) == sorted(documented("## Index matches"))
     text = (ROOT / "docs" / "json.md").read_text()

@@ -27,8 +27,9 @@ import s3fs
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import cli, worlds
 from copyscope import engine as engine_module
+from copyscope import worlds
+from copyscope.cli import main
 from copyscope.copying import components, pieces, sharded, spread_components, spread_search
 from copyscope.copying import search as search_module
 from copyscope.copying.cells import Cells
@@ -812,7 +813,7 @@ def test_where_nothing_can_be_written_it_is_told_before_the_work(tmp_path, log: 
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [*map(str, arguments)])
+    return CliRunner().invoke(main.app, [*map(str, arguments)])
 
 
 def test_the_engine_of_the_command_line(tmp_path, monkeypatch) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from copyscope import Corpus, cli, embed, files, machine
+from copyscope import Corpus, embed, files, machine
+from copyscope.cli import main
 from copyscope.copying import cell_files, cells
 from copyscope.errors import InputError
 from copyscope.thresholds import Threshold, Thresholds
@@ -266,10 +267,10 @@ def test_what_the_system_refuses_is_said_in_two_lines(monkeypatch, capsys, numbe
     def refuse():
         raise OSError(number, os.strerror(number), "/somewhere/a\nb")
 
-    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr(main, "app", refuse)
     monkeypatch.setattr(sys, "argv", ["copyscope", "lint"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     assert stop.value.code == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
@@ -277,7 +278,7 @@ def test_what_the_system_refuses_is_said_in_two_lines(monkeypatch, capsys, numbe
 
 
 def test_a_refusal_of_a_library_is_cut_to_a_line():
-    found = cli.refusal(OSError("Error writing\nbytes to file"))
+    found = main.refusal(OSError("Error writing\nbytes to file"))
     assert found.splitlines()[0] == "The system says: Error writing bytes to file."
     assert len(found.splitlines()) == 2
 

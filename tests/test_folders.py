@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import cli, storage
+from copyscope import storage
+from copyscope.cli import main
 from copyscope.copying.embed import embed
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -234,10 +235,10 @@ def test_a_tree_without_an_end_is_listed_to_a_bound(monkeypatch):
 
 def test_a_command_says_how_many_lie_elsewhere_and_refuses_them_when_asked(pointing):
     run = CliRunner().invoke
-    found = run(cli.app, ["lint", str(pointing), "-p", "phash", "--json"])
+    found = run(main.app, ["lint", str(pointing), "-p", "phash", "--json"])
     assert (json.loads(found.stdout)["n_outside"], json.loads(found.stdout)["n_missing"]) == (5, 5)
     assert f"5 images lie outside the folder {pointing}" in found.stderr
     assert "secret" not in found.stdout
-    assert "5 images lie outside" in run(cli.app, ["lint", str(pointing), "-p", "phash"]).stdout
-    found = run(cli.app, ["lint", str(pointing), "-p", "phash", "--json", "--inside-only"])
+    assert "5 images lie outside" in run(main.app, ["lint", str(pointing), "-p", "phash"]).stdout
+    found = run(main.app, ["lint", str(pointing), "-p", "phash", "--json", "--inside-only"])
     assert (json.loads(found.stdout)["n_outside"], json.loads(found.stdout)["n_missing"]) == (0, 7)

@@ -22,7 +22,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, cli, guard, guard_log, parts, recipes
+from copyscope import Corpus, Guard, Index, Policy, guard, guard_log, parts, recipes
+from copyscope.cli import main
 from copyscope.copying.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
@@ -260,7 +261,7 @@ def test_lines_that_were_not_written_whole_are_skipped_and_counted(tmp_path):
         assert guard_log.load(log).n_unreadable == n_unreadable
     assert guard_log.load(log).n_unreadable == 0
     log.write_bytes(b"\n".join([first, second[:50], third, b""]))
-    found = CliRunner().invoke(cli.app, ["report", str(log)])
+    found = CliRunner().invoke(main.app, ["report", str(log)])
     assert found.exit_code == 0, found.output
     assert "1 line of the log could not be read" in (tmp_path / "log.html").read_text()
     assert "of the log could not be read" not in render(summed_up(guarding.records))
@@ -378,7 +379,7 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
     assert [(row["rung"], row["tries"], row["passed"]["value"]) for row in summary["rungs"]] == [
         ("first try", 3, pytest.approx(1 / 3)), ("another seed", 2, 0), ("random_numbers(probability=1.0)", 2, 0.5),
     ]  # fmt: skip
-    found = CliRunner().invoke(cli.app, ["report", str(log)])
+    found = CliRunner().invoke(main.app, ["report", str(log)])
     assert found.exit_code == 0, found.output
     table = pq.read_table(tmp_path / "log.parquet")
     assert [dict(row, signals=dict(row["signals"])) for row in table.to_pylist()] == [
@@ -390,7 +391,7 @@ def test_a_report_of_a_log_counts_images_and_rungs(tmp_path):
     assert page.count('<tr><th scope="row">2') == 6, "a row a try but for the plain delivery"
     assert page.count('class="part" x="0" y="0" width="0.5" height="0.5"') == 6
     assert page.count("upper left, 25 %") == 6
-    assert CliRunner().invoke(cli.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
+    assert CliRunner().invoke(main.app, ["report", str(tmp_path / "log.html")]).exit_code != 0
 
 
 # What is refused before

@@ -19,7 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Index, cli, parts, worlds
+from copyscope import Corpus, Index, parts, worlds
+from copyscope.cli import main
 from copyscope.copying import codes as codes_module
 from copyscope.copying import index_files, insets
 from copyscope.copying.coarse import coarse_vectors
@@ -614,7 +615,7 @@ def test_a_killed_writer_leaves_what_was_there_and_its_rest_is_taken_away(index,
 
 
 def run(*arguments):
-    found = CliRunner().invoke(cli.app, [str(each) for each in arguments])
+    found = CliRunner().invoke(main.app, [str(each) for each in arguments])
     return found.exit_code, found.stdout, found.exception
 
 
@@ -630,7 +631,7 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
     assert json.loads(stdout)["n"] == 12
     assert json.loads(run("index", more, "-o", folder, "--add", "--json")[1])["n"] == 14
     assert json.loads(run("index", "-o", folder, "--remove", paths[0].name, "--check", "--json")[1])["n"] == 13
-    assert "--compact" in CliRunner().invoke(cli.app, ["index", "-o", str(folder)]).stderr
+    assert "--compact" in CliRunner().invoke(main.app, ["index", "-o", str(folder)]).stderr
     code, stdout, _ = run("index", "-o", folder, "--compact")
     assert "13 images by sscd_distilled" in stdout
     code, stdout, _ = run("match", paths[11], paths[13], "--index", folder, "-k", 2, "--json", "-o", tmp_path / "out")

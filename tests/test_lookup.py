@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli, stats, worlds
+from copyscope import Corpus, Index, stats, worlds
+from copyscope.cli import main
 from copyscope.copying import lookup as module
 from copyscope.copying.lookup import Lookup, lookup
 from copyscope.errors import InputError
@@ -77,7 +78,7 @@ def test_what_is_counted_counts_unreadable_images_against_us(index, asked, monke
 
 def test_a_lookup_is_saved_loaded_and_its_report_made_again(index, asked, tmp_path):
     out = tmp_path / "out"
-    run = CliRunner().invoke(cli.app, ["match", str(asked), "--index", str(index.folder), "-k", "3", "-o", str(out)])
+    run = CliRunner().invoke(main.app, ["match", str(asked), "--index", str(index.folder), "-k", "3", "-o", str(out)])
     assert run.exit_code == 0, run.output
     assert f"Report: {out / 'report.html'}" in run.output.replace("\n", "")
     page = (out / "report.html").read_text()
@@ -87,7 +88,7 @@ def test_a_lookup_is_saved_loaded_and_its_report_made_again(index, asked, tmp_pa
     assert kept.tables["matches"].equals(pq.read_table(out / "matches.parquet"))
     assert json.loads((out / "summary.json").read_text()) == kept.summary
     (out / "report.html").unlink()
-    again = CliRunner().invoke(cli.app, ["report", str(out)])
+    again = CliRunner().invoke(main.app, ["report", str(out)])
     assert again.exit_code == 0, again.output
     assert (out / "report.html").read_text() == page
 

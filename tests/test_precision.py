@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli
+from copyscope import Corpus, Index
+from copyscope.cli import main
 from copyscope.copying import index_files, precision, row_table
 from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.precision import PRECISIONS, Stored, checked, kinds, shorten
@@ -426,8 +427,8 @@ def test_the_command_takes_a_precision(world, tmp_path):
     for path in sorted(world.train.glob("*.png"))[:4]:
         shutil.copy(path, some)
     arguments = ["index", some, "-o", tmp_path / "index", "-p", FAST, "--precision", "int8", "--json"]
-    found = CliRunner().invoke(cli.app, [str(each) for each in arguments])
+    found = CliRunner().invoke(main.app, [str(each) for each in arguments])
     assert json.loads(found.stdout)["precision"] == "int8"
-    assert "(int8)" in CliRunner().invoke(cli.app, ["index", "-o", str(tmp_path / "index")]).stdout
-    found = CliRunner().invoke(cli.app, [*map(str, arguments[:6]), "--precision", "int4"])
+    assert "(int8)" in CliRunner().invoke(main.app, ["index", "-o", str(tmp_path / "index")]).stdout
+    found = CliRunner().invoke(main.app, [*map(str, arguments[:6]), "--precision", "int4"])
     assert "no precision 'int4'" in str(found.exception)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import cli, removals
+from copyscope import removals
+from copyscope.cli import main
 from copyscope.copying.index import Index
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -25,7 +26,7 @@ def digest(number: int) -> str:
 
 
 def run(*arguments: object) -> tuple[dict, str]:
-    found = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    found = CliRunner().invoke(main.app, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return json.loads(found.stdout), found.stderr
 

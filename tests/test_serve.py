@@ -21,7 +21,8 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli, serve
+from copyscope import Corpus, Index, serve
+from copyscope.cli import main
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.serve import Settings
@@ -623,7 +624,7 @@ def test_the_token_comes_from_a_file_or_the_environment(index, copied, tmp_path)
 
 
 def run(*words, **environment):
-    found = CliRunner().invoke(cli.app, ["serve", *map(str, words)], env=environment)
+    found = CliRunner().invoke(main.app, ["serve", *map(str, words)], env=environment)
     return str(found.exception)
 
 

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import cli, parts, thresholds, worlds
+from copyscope import parts, thresholds, worlds
+from copyscope.cli import main
 from copyscope.diffusion import attribution, observed, sampling
 from copyscope.diffusion.denoiser import Conditioning, Request
 from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, sample, seeds_of
@@ -592,7 +593,7 @@ def test_the_command_line(copier, tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"of nothing, {place}\n" for place in range(20)))
     options = ["--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "t.json", "--rate", "0.1", "--json"]
     options += ["--set", "steps=4", "--signal", "text_conditional_norm", "--signal", "latent_update_norm"]
-    found = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
+    found = CliRunner().invoke(main.app, ["guard", "calibrate", str(copier), *map(str, options)])
     summary = json.loads(found.stdout)
     assert summary == json.loads((tmp_path / "t.json").read_text())
     assert summary["schema"] == "copyscope.thresholds/1"
@@ -600,10 +601,10 @@ def test_the_command_line(copier, tmp_path):
     assert (plain, n, others) == ("text_conditional_norm", 20, 10)
     assert len(parts.load("signals", banded).mean) == 3
     options.remove("--json")
-    shown = CliRunner().invoke(cli.app, ["guard", "calibrate", str(copier), *map(str, options)])
+    shown = CliRunner().invoke(main.app, ["guard", "calibrate", str(copier), *map(str, options)])
     assert "latent_update_norm(...)" in shown.stdout
     options = ["-o", tmp_path / "made", "-n", 2, "--set", "steps=2", "--prompt", "picture 0"]
-    CliRunner().invoke(cli.app, ["generate", str(copier), *map(str, options), "--signal", "text_conditional_norm"])
+    CliRunner().invoke(main.app, ["generate", str(copier), *map(str, options), "--signal", "text_conditional_norm"])
     made = copyscope.Corpus.open(tmp_path / "made")
     assert all(each > 0 for each in made.table["text_conditional_norm"].to_pylist())
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, cli, model_folders, parts, recipes, thresholds
+from copyscope import Corpus, Index, model_folders, parts, recipes, thresholds
+from copyscope.cli import main
 from copyscope.copying import index_files
 from copyscope.errors import InputError, PartError
 from copyscope.plan import plan
@@ -51,7 +52,7 @@ def two_lines(caught):
 
 def refused(*arguments):
     """The command ends with two lines that say how to allow it."""
-    found = CliRunner().invoke(cli.app, [str(each) for each in arguments])
+    found = CliRunner().invoke(main.app, [str(each) for each in arguments])
     assert isinstance(found.exception, PartError), found.output
     assert "--trust-parts" in str(found.exception)
     return str(found.exception)
@@ -135,7 +136,8 @@ def test_an_index_loads_no_weights_that_it_names(index, world, tmp_path):
     assert Index.build(few, tmp_path / "mine", own).match([PICTURE], 1, local=False)
     assert "--trust-parts" in refused("match", world.generated, "--index", tmp_path / "mine")
     done = CliRunner().invoke(
-        cli.app, ["match", str(world.train), "--index", str(tmp_path / "mine"), "--trust-parts", "--no-local", "--json"]
+        main.app,
+        ["match", str(world.train), "--index", str(tmp_path / "mine"), "--trust-parts", "--no-local", "--json"],
     )
     assert done.exit_code == 0, done.output
 

@@ -1,5 +1,5 @@
 """`python -m copyscope`."""
 
-from .cli import main
+from copyscope.cli.main import main
 
 main()

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import (
+from copyscope.console import note, progress_bar, show, show_json
+from copyscope.errors import InputError
+
+from .options import (
     EXIT_CANNOT_TELL,
     EXIT_COPIES,
     AsJson,
@@ -29,8 +32,6 @@ from .cli_options import (
     open_corpus,
     opened_engine,
 )
-from .console import note, progress_bar, show, show_json
-from .errors import InputError
 
 
 def audit(
@@ -106,7 +107,7 @@ def audit(
 
     Writes summary.json, Parquet tables and report.html with -o DIR.
     """
-    from .copying.protocols import protocol as named
+    from copyscope.copying.protocols import protocol as named
 
     if fail_over is not None and not 0 <= fail_over <= 1:
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
@@ -129,7 +130,7 @@ def audit(
             }
         )
         return
-    from .copying.audit import audit as run
+    from copyscope.copying.audit import audit as run
 
     check_out(out)
     with progress_bar() as progress:

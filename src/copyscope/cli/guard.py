@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_making import mitigated, recipe_of
-from .cli_options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, TrustParts, need_torch
-from .console import progress_bar, show_json, show_table
+from copyscope.console import progress_bar, show_json, show_table
+
+from .make import mitigated, recipe_of
+from .options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, TrustParts, need_torch
 
 USUAL = "text_conditional_norm"
 
@@ -43,8 +44,8 @@ def calibrate(
     fifth of them. The file holds for this model and this way to make images (steps, guidance, mitigations) alone.
     """
     need_torch("A guard")
-    from .diffusion.generate import SampleRecipe, prompts_in
-    from .diffusion.scores import calibrate as run
+    from copyscope.diffusion.generate import SampleRecipe, prompts_in
+    from copyscope.diffusion.scores import calibrate as run
 
     resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample", {}, trust_parts), mitigation)
     signals = resolved.signals + tuple(signal or ()) or (USUAL,)

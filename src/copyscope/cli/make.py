@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from .cli_options import (
+from copyscope.console import note, note_unreadable, progress_bar, show_json, show_table
+from copyscope.errors import InputError
+
+from .options import (
     AsJson,
     CorpusPath,
     DryRun,
@@ -28,13 +31,11 @@ from .cli_options import (
     need_torch,
     opened,
 )
-from .console import note, note_unreadable, progress_bar, show_json, show_table
-from .errors import InputError
 
 if TYPE_CHECKING:
-    from .corpus import Corpus
-    from .experiment import Experiment
-    from .machine import Progress
+    from copyscope.corpus import Corpus
+    from copyscope.experiment import Experiment
+    from copyscope.machine import Progress
 
 T = TypeVar("T")
 
@@ -83,10 +84,10 @@ def curate(
 
     Image files are copied as they are, with captions, weight and all other columns.
     """
-    from .captions import conditioned
-    from .curate import duplicate, subset
-    from .deduplication import deduplicated, write_list
-    from .export import write
+    from copyscope.captions import conditioned
+    from copyscope.curate import duplicate, subset
+    from copyscope.deduplication import deduplicated, write_list
+    from copyscope.export import write
 
     check_out(out)
     dropped: list[dict[str, Any]] = []
@@ -130,10 +131,9 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
     """With captions added by templates, by WordNet or by the model in a folder."""
     import numpy as np
 
+    from copyscope.captions import paraphrases
+    from copyscope.curate import add_captions
     from copyscope.imaging.images import decode
-
-    from .captions import paraphrases
-    from .curate import add_captions
 
     done = 0
 
@@ -151,7 +151,7 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
     if not Path(how).is_dir():
         raise InputError(f"--captions {how} is no folder of a model.\nThere are also: paraphrase, wordnet")
     need_torch("A captioning model")
-    from .diffusion.captioner import Captioner
+    from copyscope.diffusion.captioner import Captioner
 
     captioner = Captioner(how)
     return add_captions(corpus, seen, seed=seed)
@@ -180,10 +180,10 @@ def train(
     Duplicates, captions, model and all else are in the recipe: a TOML file, the preset dcr-2023, or the defaults.
     """
     need_torch("Training")
-    from .diffusion.train import PRESETS, TrainRecipe
-    from .diffusion.train import train as run
-    from .recipes import as_dict
-    from .watch import make_watch
+    from copyscope.diffusion.train import PRESETS, TrainRecipe
+    from copyscope.diffusion.train import train as run
+    from copyscope.recipes import as_dict
+    from copyscope.watch import make_watch
 
     resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS, trust_parts), mitigation)
     if watch:
@@ -239,10 +239,10 @@ def generate(
 ) -> None:
     """Make images with a trained model, a corpus that `audit` takes; stopped and started again, it goes on."""
     need_torch("Generating")
-    from .diffusion.generate import SampleRecipe
-    from .diffusion.generate import generate as run
-    from .finding import nearest as find_nearest
-    from .recipes import as_dict
+    from copyscope.diffusion.generate import SampleRecipe
+    from copyscope.diffusion.generate import generate as run
+    from copyscope.finding import nearest as find_nearest
+    from copyscope.recipes import as_dict
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts cannot both be.\nLeave one out")
@@ -277,8 +277,8 @@ def run_experiment(
 ) -> None:
     """Run every arm that is not finished; run again, it goes on. -o gets report.html, summary.json and tables."""
     need_torch("An experiment")
-    from . import experiment as experiments
-    from .plan import plan
+    from copyscope import experiment as experiments
+    from copyscope.plan import plan
 
     planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     if dry_run:
@@ -302,7 +302,7 @@ def experiment_status(
     import pyarrow as pa
 
     need_torch("An experiment")
-    from .experiment import status
+    from copyscope.experiment import status
 
     rows = status(toml, out, settings=settings or (), trust_parts=trust_parts)
     if as_json:
@@ -322,8 +322,8 @@ def experiment_report(
 ) -> None:
     """Make tables and report of the arms that are finished so far."""
     need_torch("An experiment")
-    from .experiment import collect
-    from .plan import plan
+    from copyscope.experiment import collect
+    from copyscope.plan import plan
 
     planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     check_out(planned.out)
@@ -335,7 +335,7 @@ def experiment_report(
 def _show_experiment(result: Experiment, out: Path, as_json: bool) -> None:
     import pyarrow as pa
 
-    from .report.terminal import estimate
+    from copyscope.report.terminal import estimate
 
     summary = result.summary
     if as_json:
@@ -364,8 +364,8 @@ def recipe_of(
 ) -> T:
     """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings. Raises
     PartError where the file, not a setting, asks for parts that are not trusted."""
-    from .recipes import changed, from_dict, read_toml
-    from .trust import check_specs
+    from copyscope.recipes import changed, from_dict, read_toml
+    from copyscope.trust import check_specs
 
     values: Mapping[str, Any] = {}
     if source and source in presets:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import note
-from .errors import MissingExtra
+from copyscope.console import note
+from copyscope.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from .corpus import Corpus
-    from .engine import Engine
-    from .machine import Progress
-    from .removals import Removed
+    from copyscope.corpus import Corpus
+    from copyscope.engine import Engine
+    from copyscope.machine import Progress
+    from copyscope.removals import Removed
 
 EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_CANNOT_TELL, EXIT_STOPPED = 1, 2, 3, 4, 130
 
@@ -104,21 +104,21 @@ class PartsWish(enum.Enum):
 def check_out(out: Path | None) -> None:
     """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
     if out:
-        from .copying.results import check_folder
+        from copyscope.copying.results import check_folder
 
         check_folder(out)
 
 
 def opened_engine(spec: str | None) -> Engine | None:
     """The engine of --engine, before anything else is done: a spec that is wrong is told at once."""
-    from .engine import open_engine
+    from copyscope.engine import open_engine
 
     return open_engine(spec) if spec is not None else None
 
 
 def open_corpus(path: str, inside_only: bool) -> Corpus:
     """The corpus at `path`; how many of its images lie outside is said to the person."""
-    from .corpus import Corpus
+    from copyscope.corpus import Corpus
 
     corpus = Corpus.open(path, inside_only=inside_only)
     if n := corpus.n_outside:
@@ -129,7 +129,7 @@ def open_corpus(path: str, inside_only: bool) -> Corpus:
 def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
     """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
     that lie outside."""
-    from . import removals
+    from copyscope import removals
 
     corpus = open_corpus(path, inside_only)
     said: dict[str, Any] = {"n_outside": corpus.n_outside} if corpus.n_outside else {}

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import (
+from copyscope.console import note_unreadable, progress_bar, show, show_json, show_table
+from copyscope.errors import InputError
+
+from .options import (
     AsJson,
     CorpusPath,
     EngineSpec,
@@ -28,11 +31,9 @@ from .cli_options import (
     opened_engine,
     told,
 )
-from .console import note_unreadable, progress_bar, show, show_json, show_table
-from .errors import InputError
 
 if TYPE_CHECKING:
-    from .corpus import Corpus
+    from copyscope.corpus import Corpus
 
 
 def lint(
@@ -48,7 +49,7 @@ def lint(
     engine: EngineSpec = None,
 ) -> None:
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
-    from .copying.lint import lint as run
+    from copyscope.copying.lint import lint as run
 
     check_out(out)
     with progress_bar() as progress:
@@ -90,13 +91,13 @@ def embed(
     With --engine each worker writes its own Parquet parts, into a folder that all of them reach, or to a URL
     (s3://bucket/name).
     """
-    from .copying.protocols import protocol as named
+    from copyscope.copying.protocols import protocol as named
 
     if engine:
         summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
     else:
-        from .copying.embed import embed as run
-        from .files import write_file
+        from copyscope.copying.embed import embed as run
+        from copyscope.files import write_file
 
         if "://" in out:
             raise InputError(f"Only with an engine is written to a URL, as {out} is.\nAdd --engine processes")
@@ -118,9 +119,9 @@ def embed(
 
 
 def _embed_by(engine: str, corpus: Corpus, out: str, protocol: str, without: str | None) -> dict[str, Any]:
-    from .copying.protocols import protocol as named
-    from .copying.sharded import write
-    from .engine import open_engine
+    from copyscope.copying.protocols import protocol as named
+    from copyscope.copying.sharded import write
+    from copyscope.engine import open_engine
 
     if "://" not in out:
         check_out(Path(out))
@@ -152,10 +153,10 @@ def duplicates(
     engine: EngineSpec = None,
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
-    from .copying.duplicates import duplicates as run
-    from .copying.embed import embed as describe
-    from .copying.protocols import protocol as named
-    from .copying.results import write_table
+    from copyscope.copying.duplicates import duplicates as run
+    from copyscope.copying.embed import embed as describe
+    from copyscope.copying.protocols import protocol as named
+    from copyscope.copying.results import write_table
 
     check_out(out)
     rules, who = named(protocol), opened_engine(engine)

@@ -11,7 +11,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import cli, parts
+from copyscope import parts
+from copyscope.cli import main
 from copyscope.copying.embed import Embeddings
 from copyscope.corpus import Corpus
 from copyscope.errors import InputError
@@ -24,7 +25,7 @@ def run(*arguments):
     runner = CliRunner()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
-        found = runner.invoke(cli.app, list(map(str, arguments)))
+        found = runner.invoke(main.app, list(map(str, arguments)))
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise found.exception
     return found.exit_code, found.stdout, found.stderr
@@ -203,7 +204,7 @@ def test_errors_are_two_lines_on_stderr_and_exit_2(world, tmp_path, capsys, monk
     for arguments, says in wrong(world, tmp_path):
         monkeypatch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         stdout, stderr = capsys.readouterr()
         assert stop.value.code == 2, arguments
         assert says in stderr, (arguments, stderr)
@@ -324,7 +325,7 @@ def test_a_file_where_results_should_go_is_told_before_the_work(world, tmp_path,
         options = [] if command[0] == "demo" else FAST
         monkeypatch.setattr(sys, "argv", ["copyscope", *map(str, command), *options, "-o", str(tmp_path / "file")])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         stdout, stderr = capsys.readouterr()
         assert (stop.value.code, stdout) == (2, ""), command
         assert "Cannot write results" in stderr
@@ -346,7 +347,7 @@ def test_stopped_by_the_keyboard_it_says_how_to_go_on(world, capsys, monkeypatch
     monkeypatch.setattr("copyscope.copying.audit.audit", stop)
     monkeypatch.setattr(sys, "argv", ["copyscope", "audit", str(world.generated), str(world.train)])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main.main()
     assert stopped.value.code == 130
     assert "run the same command again" in capsys.readouterr().err
 

@@ -9,8 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from copyscope import cli, worlds
-from copyscope.cli_options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
+from copyscope import worlds
+from copyscope.cli import main
+from copyscope.cli.options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
 from copyscope.errors import InputError
 
 FAST = ["-p", "phash", "--sensitivity", "40"]
@@ -96,7 +97,7 @@ def run(*arguments):
     runner = CliRunner()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
-        found = runner.invoke(cli.app, list(map(str, arguments)))
+        found = runner.invoke(main.app, list(map(str, arguments)))
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise found.exception
     return found.exit_code, found.stdout, found.stderr

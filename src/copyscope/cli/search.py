@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import (
+from copyscope.console import note, note_unreadable, printable, progress_bar, show_json, show_table
+from copyscope.errors import InputError
+
+from .options import (
     AsJson,
     EngineSpec,
     HeldOut,
@@ -26,11 +29,9 @@ from .cli_options import (
     opened_engine,
     told,
 )
-from .console import note, note_unreadable, printable, progress_bar, show_json, show_table
-from .errors import InputError
 
 if TYPE_CHECKING:
-    from .copying.index import Index
+    from copyscope.copying.index import Index
 
 
 def match(
@@ -62,7 +63,7 @@ def match(
     """
     check_out(out)
     if index:
-        from .copying.index import Index
+        from copyscope.copying.index import Index
 
         if engine:
             raise InputError("An index is searched by this process alone.\nLeave out --engine")
@@ -75,9 +76,9 @@ def match(
             "To search an index add --index DIR"
         )
     queries, references = pictures
-    from .copying.found_copies import match_sets
-    from .copying.protocols import protocol as named
-    from .copying.results import write_table
+    from copyscope.copying.found_copies import match_sets
+    from copyscope.copying.protocols import protocol as named
+    from copyscope.copying.results import write_table
 
     with progress_bar() as progress:
         summary, table = match_sets(
@@ -109,7 +110,7 @@ def _match_in_index(
     as_json: bool,
     workers: int | None,
 ) -> None:
-    from .copying.lookup import lookup
+    from copyscope.copying.lookup import lookup
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
@@ -130,7 +131,7 @@ def _match_in_index(
 
 def _print_copies(summary: dict[str, Any], n: int) -> None:
     """What was found in sentences: the first of n copies, then how many of how many images."""
-    from .copying.found_copies import lines_of
+    from copyscope.copying.found_copies import lines_of
 
     for line in lines_of(summary["copies"][:10], n):
         print(printable(line))
@@ -180,8 +181,8 @@ def index(
 
     Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
     """
-    from .copying.index import Index
-    from .removals import Removed, ids_of, leave_out, read_list
+    from copyscope.copying.index import Index
+    from copyscope.removals import Removed, ids_of, leave_out, read_list
 
     check_out(out)
     if add and not train:

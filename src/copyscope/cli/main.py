@@ -16,10 +16,13 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_auditing, cli_guarding, cli_looking, cli_making, cli_searching, cli_serving
-from .cli_options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
-from .console import progress_bar, shield, show, show_json
-from .errors import CopyscopeError
+from copyscope.console import progress_bar, shield, show, show_json
+from copyscope.errors import CopyscopeError
+
+from . import audit as cli_auditing
+from . import detect, guard, search, serve
+from . import make as cli_making
+from .options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 
 app = typer.Typer(
     name="copyscope",
@@ -47,15 +50,15 @@ def root(
 
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
-    cli_auditing.audit, cli_looking.lint, cli_looking.embed, cli_searching.match, cli_looking.duplicates,
-    cli_searching.index,
-    cli_serving.serve,
+    cli_auditing.audit, detect.lint, detect.embed, search.match, detect.duplicates,
+    search.index,
+    serve.serve,
     cli_making.curate, cli_making.train, cli_making.generate,
 )  # fmt: skip
 for command in ELSEWHERE:
     app.command()(command)
 app.add_typer(cli_making.experiment, name="experiment")
-app.add_typer(cli_guarding.guard, name="guard")
+app.add_typer(guard.guard, name="guard")
 
 
 @app.command(name="parts")
@@ -67,7 +70,7 @@ def parts_(
     as_json: AsJson = False,
 ) -> None:
     """List the protocols and every part: how it is called and what it is."""
-    from .copying.protocols import catalogue
+    from copyscope.copying.protocols import catalogue
 
     listing = catalogue(shelf)
     if as_json:
@@ -95,16 +98,16 @@ def report(
 ) -> None:
     """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
     guard's log, a report and a Parquet table beside it."""
-    from . import experiment
-    from .copying import audit, lint, lookup
-    from .copying.results import read_schema
-    from .files import whole
+    from copyscope import experiment
+    from copyscope.copying import audit, lint, lookup
+    from copyscope.copying.results import read_schema
+    from copyscope.files import whole
 
     if folder.is_file():
-        from .copying.results import write_table
-        from .files import write_file
-        from .guard_log import as_table, load, summed_up
-        from .report.guard import render
+        from copyscope.copying.results import write_table
+        from copyscope.files import write_file
+        from copyscope.guard_log import as_table, load, summed_up
+        from copyscope.report.guard import render
 
         log = load(folder)
         page = folder.with_suffix(".html")
@@ -134,7 +137,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Download a named data set into the cache, checked by its hash. Nothing else in Copyscope downloads anything."""
-    from . import assets
+    from copyscope import assets
 
     if name is None:
         rows = [
@@ -163,10 +166,10 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train the small model on real captioned pictures, let it make images, and see which of them are copies."""
-    from . import assets
-    from .copying.audit import audit as run
-    from .demo import SOURCE, make, score
-    from .report.terminal import estimate
+    from copyscope import assets
+    from copyscope.copying.audit import audit as run
+    from copyscope.demo import SOURCE, make, score
+    from copyscope.report.terminal import estimate
 
     check_out(out)
     need_torch("The demo")
@@ -201,7 +204,7 @@ def demo(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what can be used, and what each missing piece would need."""
-    from .doctor import examine
+    from copyscope.doctor import examine
 
     findings = examine()
     if as_json:

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import TrustParts, Workers
-from .errors import InputError
-from .machine import cores
+from copyscope.errors import InputError
+from copyscope.machine import cores
+
+from .options import TrustParts, Workers
 
 
 def serve(
@@ -46,8 +47,8 @@ def serve(
     """
     if not 0 < rate < 1:
         raise InputError(f"--rate is a share between 0 and 1, not {rate}.\nFor 1 % write --rate 0.01")
-    from .copying.index import Index
-    from .serve import Settings, run
+    from copyscope.copying.index import Index
+    from copyscope.serve import Settings, run
 
     settings = Settings(
         host,

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from copyscope import cli
+from copyscope.cli import main
 from copyscope.corpus import Corpus
 from copyscope.diffusion.train import Run
 from copyscope.errors import InputError
-from tests.test_cli import FAST, run
+from tests.cli.test_main import FAST, run
 from tests.test_docs import documented, key_paths
 
 MODEL = "small_unet(size=16, components=8, channels=(32,))"
@@ -290,7 +290,7 @@ def test_errors_are_two_lines_on_stderr_and_exit_2(world, tmp_path, capsys, monk
     for arguments, says in wrong(world, tmp_path):
         monkeypatch.setattr(sys, "argv", ["copyscope", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         stdout, stderr = capsys.readouterr()
         assert stop.value.code == 2, arguments
         assert says in stderr, (arguments, stderr)
