@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets, stats
+from copyscope import stats
 from copyscope.copying import calibrate
 from copyscope.copying.classical import classical_tests
 from copyscope.copying.descriptors.sscd import Sscd
@@ -40,7 +40,8 @@ from copyscope.copying.match import match
 from copyscope.copying.protocols import protocol
 from copyscope.copying.replication import verdict
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data import assets
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from copyscope.worlds import light_copy
 from record import RESULTS, record

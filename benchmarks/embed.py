@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets
 from copyscope.copying.descriptors import _onnx
 from copyscope.copying.descriptors.sscd import Sscd
 from copyscope.copying.embed import BATCH, embed
-from copyscope.corpus import Corpus
+from copyscope.data import assets
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from record import record
 

@@ -21,7 +21,7 @@ import numpy as np
 from copyscope import worlds
 from copyscope.copying import sharded
 from copyscope.copying.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Processes, Ray
 from copyscope.imaging import images
 from record import record

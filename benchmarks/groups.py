@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from copyscope import assets
 from copyscope.copying.duplicates import Groups, duplicates
 from copyscope.copying.embed import embed
 from copyscope.copying.protocols import protocol
-from copyscope.corpus import Corpus
+from copyscope.data import assets
+from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError
 from copyscope.imaging import images
 from copyscope.stats import proportion

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from copyscope import Corpus, Index, assets, embed, worlds
+from copyscope import Corpus, Index, embed, worlds
 from copyscope.copying import calibrated, segments
 from copyscope.copying import index as index_module
 from copyscope.copying import index_files as files
@@ -39,6 +39,7 @@ from copyscope.copying.protocols import protocol
 from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
+from copyscope.data import assets
 from index import near
 from measured import MB, Watched
 from record import RESULTS, record

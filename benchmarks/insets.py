@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import altered
-from copyscope import Index, assets, stats, worlds
+from copyscope import Index, stats, worlds
+from copyscope.data import assets
 from copyscope.imaging import images
 from duplication import photographs
 from record import record

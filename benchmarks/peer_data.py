@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import assets
+from copyscope.data import assets
 from copyscope.imaging import images
 from copyscope.worlds import alter
 from peers import COPIES, KINDS, PLAIN, TILE

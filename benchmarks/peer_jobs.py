@@ -186,7 +186,7 @@ def ours_of_files(protocol: str, threshold: float | None = None) -> Callable[[Pa
         from copyscope.copying.duplicates import duplicates
         from copyscope.copying.embed import embed
         from copyscope.copying.protocols import protocol as named
-        from copyscope.corpus import Corpus
+        from copyscope.data.corpus import Corpus
 
         def work() -> Found:
             rules = named(protocol)

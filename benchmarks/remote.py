@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copyscope import storage
-from copyscope.corpus import Corpus
+from copyscope.data import storage
+from copyscope.data.corpus import Corpus
 from record import record
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from copyscope import assets
 from copyscope.copying.components import components, merged
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.verify import Verify
+from copyscope.data import assets
 from copyscope.imaging import images
 from record import record
 from vectors import DIM, clustered

@@ -35,13 +35,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import Corpus, assets, stats, worlds
+from copyscope import Corpus, stats, worlds
 from copyscope.copying.alterations import KINDS, alter
 from copyscope.copying.calibrate import look_alikes
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.match import match
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
+from copyscope.data import assets
 from copyscope.imaging import images
 from record import record
 

@@ -20,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import assets
 from copyscope.copying import alterations
 from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.calibrate import Baseline
@@ -30,6 +29,7 @@ from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
+from copyscope.data import assets
 from copyscope.imaging import images
 from copyscope.stats import bootstrap, proportion
 from record import record

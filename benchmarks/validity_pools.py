@@ -27,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import altered
-from copyscope import assets, parts
+from copyscope import parts
 from copyscope.copying import alterations
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.protocols import protocol
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data import assets
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from validity_parts import Parts
 

@@ -39,9 +39,9 @@ from copyscope.copying import cells
 from copyscope.copying.descriptors import Descriptor
 from copyscope.copying.embed import Work, embed
 from copyscope.copying.store import KEY
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.table import SCHEMA
 from copyscope.imaging import images
-from copyscope.rows import SCHEMA
 from vectors import near
 
 DIM, CLUSTER, PLANTED, GENERATED, BLOCK, POOL = 512, 250, 50, 2000, 50_000, 400

@@ -19,7 +19,7 @@ import pytest
 
 from copyscope import arms, experiment, machine, plan, stats
 from copyscope.copying import embed, quality
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from tests.cli.test_make import check_keys
 from tests.test_docs import documented

@@ -17,7 +17,7 @@ from copyscope.copying import audit as audit_module
 from copyscope.copying import cells, same_files
 from copyscope.copying import judge as judge_module
 from copyscope.copying.protocols import PROTOCOLS
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.report.terminal import audit_figures

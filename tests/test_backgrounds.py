@@ -14,7 +14,7 @@ from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.embed import embed
 from copyscope.copying.found_copies import match_sets
 from copyscope.copying.protocols import protocol
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 
 FAST = "sscd-distilled"
 

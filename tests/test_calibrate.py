@@ -16,7 +16,7 @@ from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 

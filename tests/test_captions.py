@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copyscope.captions import FIXED, STYLES, TEMPLATES, conditioned, paraphrases, random_captions
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError, MissingExtra
 from tests.pictures import fill
 

@@ -19,7 +19,7 @@ from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
 from copyscope.copying.measures import Item, complexity_view
 from copyscope.copying.search import Nearest
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

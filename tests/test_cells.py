@@ -24,7 +24,7 @@ from copyscope.copying.cells import Cells, in_cells, nearest
 from copyscope.copying.components import Closest, by_cells, components
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.search import search
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Processes
 from copyscope.errors import InputError
 

@@ -10,7 +10,7 @@ from copyscope.copying import coarse as coarse_module
 from copyscope.copying.coarse import DIM, coarse_candidates, coarse_vectors, coarse_vectors_of, turned_vectors
 from copyscope.copying.templates import SYMMETRIES, turned
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 

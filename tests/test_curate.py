@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import curate
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from tests.pictures import fill
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from copyscope import demo
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.stats import proportion
 
 

@@ -8,8 +8,9 @@ import os
 
 import pytest
 
-from copyscope import assets, doctor
+from copyscope import doctor
 from copyscope.copying.descriptors import _onnx
+from copyscope.data import assets
 from copyscope.doctor import EXTRAS, examine
 
 

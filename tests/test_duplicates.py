@@ -16,7 +16,7 @@ from copyscope.copying.components import components
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings, embed
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

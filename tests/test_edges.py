@@ -12,7 +12,7 @@ from copyscope.copying.edges import Edges
 from copyscope.copying.embed import embed
 from copyscope.copying.match import match
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 EDGES = Edges()

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from copyscope import corpus as corpus_module
 from copyscope import worlds
 from copyscope.copying import embed as embed_module
 from copyscope.copying import store as store_module
 from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.copying.store import ContentStore
-from copyscope.corpus import Corpus
+from copyscope.data import corpus as corpus_module
+from copyscope.data.corpus import Corpus
 from copyscope.errors import CopyscopeError, InputError
 from copyscope.imaging import images
 from tests.pictures import fill

@@ -35,15 +35,15 @@ from copyscope.copying import search as search_module
 from copyscope.copying.cells import Cells
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.search import search
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
 from tests import engine_tasks as tasks
+from tests.data.test_shards import parquet, write_tar
 from tests.engine_tasks import DEADLY, Logged, described
 from tests.object_store import BUCKET, ObjectStore
 from tests.pictures import write
-from tests.test_shards import parquet, write_tar
 
 ROOT = Path(__file__).parents[1]
 RAY_NODES = {"raylet", "gcs_server"}

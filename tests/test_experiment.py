@@ -21,7 +21,7 @@ import pytest
 
 from copyscope import arms as one_arm
 from copyscope import experiment, plan, stats, worlds
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
 from copyscope.report.experiment import render

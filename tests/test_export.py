@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from copyscope import export
-from copyscope.corpus import Corpus
 from copyscope.curate import duplicate
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging.images import decode
 from tests.pictures import fill, picture, write

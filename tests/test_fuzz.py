@@ -69,13 +69,13 @@ def test_a_mutation_is_made_again_by_its_seed_and_is_not_what_it_was():
 
 def test_a_lost_row_is_a_fault(tmp_path, monkeypatch):
     (tmp_path / "files").mkdir()
-    monkeypatch.setattr("copyscope.storage.Storage.list_files", lose_one())
+    monkeypatch.setattr("copyscope.data.storage.Storage.list_files", lose_one())
     with pytest.raises(AssertionError, match="a row is lost"):
         fuzz.run_images(0, 12, tmp_path / "files")
 
 
 def lose_one():
-    from copyscope.storage import Listing, Storage
+    from copyscope.data.storage import Listing, Storage
 
     whole = Storage.list_files
 

@@ -14,7 +14,7 @@ from PIL import Image
 from copyscope.copying import gallery as module
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.gallery import gallery
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 TRAIN = 40

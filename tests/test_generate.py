@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from copyscope import recipes, worlds
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.diffusion import generate as module
 from copyscope.diffusion.denoiser import NearestImage, guided
 from copyscope.diffusion.generate import SampleRecipe, block_size, generate, sample

@@ -13,7 +13,7 @@ from copyscope.copying.embed import embed
 from copyscope.copying.match import Matches, match
 from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 

@@ -17,7 +17,7 @@ from copyscope.copying.judge import judge
 from copyscope.copying.match import match, rests_on_part
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

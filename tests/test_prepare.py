@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from copyscope import assets, worlds
+from copyscope import worlds
 from copyscope.copying.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data import assets
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.prepare import DataRecipe, prepare, source

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from copyscope import captions, experiment, outcomes, recheck, stats
 from copyscope.arms import NOTHING, audited
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.plan import NOISE, plan
 from tests.test_arms import replace, write_toml

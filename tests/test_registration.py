@@ -10,7 +10,7 @@ from copyscope import worlds
 from copyscope.copying import registration
 from copyscope.copying.registration import Register, worst_place
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 SIZE = Register().size

@@ -12,7 +12,7 @@ from copyscope.copying import repeats as module
 from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.embed import embed
 from copyscope.copying.repeats import repeated_outputs
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

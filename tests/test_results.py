@@ -148,8 +148,8 @@ def test_the_summary_is_json_in_utf_8(tmp_path):
     "text", ["=1+1", "+1", "-1.png", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''@", "'", "plain", "1-1"]
 )
 def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_path):
+    from copyscope.data.removals import read_list
     from copyscope.deduplication import write_list
-    from copyscope.removals import read_list
 
     save_result(tmp_path, {}, {}, "", {"some": pa.table({"id": [text, "end"], "score": [-0.5, -1.0]})})
     row = {"id": text, "kept_id": text, "group": 1, "score": -0.5, "pixels": 0.5}
@@ -199,8 +199,8 @@ def test_sha256sum_reads_the_checksums(tmp_path):
 
 
 def test_parquet_of_ours_tells_its_rot(tmp_path):
+    from copyscope.data.parquet_pages import read_table
     from copyscope.files import write_parquet
-    from copyscope.parquet_pages import read_table
 
     path = tmp_path / "a.parquet"
     write_parquet(pa.table({"x": np.arange(5000)}), path)

@@ -17,7 +17,7 @@ from copyscope.copying.embed import embed
 from copyscope.copying.pixel_groups import join_turned
 from copyscope.copying.same_picture import compare_pixels
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.deduplication import deduplicated, write_list
 from copyscope.imaging import images
 

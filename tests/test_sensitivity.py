@@ -18,7 +18,7 @@ from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

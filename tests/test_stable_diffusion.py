@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from copyscope import parts
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.diffusion.generate import SampleRecipe, generate
 from copyscope.diffusion.models import _pipelines, _schedules
 from copyscope.diffusion.train import TrainRecipe, train

@@ -16,7 +16,7 @@ from copyscope.copying.match import match
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from copyscope import worlds
 from copyscope.copying import verify as verify_module
 from copyscope.copying.templates import SYMMETRIES, turned
 from copyscope.copying.verify import Verify
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 
 

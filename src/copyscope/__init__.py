@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Audit": "copying.audit",
-    "Corpus": "corpus",
+    "Corpus": "data.corpus",
     "CopyscopeError": "errors",
     "Embeddings": "copying.embed",
     "Estimate": "stats",
@@ -38,7 +38,7 @@ _HOMES = {
     "audit": "copying.audit",
     "duplicates": "copying.duplicates",
     "embed": "copying.embed",
-    "fetch": "assets",
+    "fetch": "data.assets",
     "generate": "diffusion.generate",
     "lint": "copying.lint",
     "match": "copying.match",
@@ -51,7 +51,9 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:
-    from .assets import fetch as fetch
+    from copyscope.data.assets import fetch as fetch
+    from copyscope.data.corpus import Corpus as Corpus
+
     from .copying.audit import Audit as Audit
     from .copying.audit import audit as audit
     from .copying.duplicates import Groups as Groups
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
     from .copying.lint import lint as lint
     from .copying.match import Matches as Matches
     from .copying.match import match as match
-    from .corpus import Corpus as Corpus
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .diffusion.mitigate import mitigate as mitigate

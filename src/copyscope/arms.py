@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from . import outcomes, recipes, stats, storage
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import read_table
+
+from . import outcomes, recipes, stats
+from .data import storage
 from .documents import read_json
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
 from .imaging import images
 from .machine import Progress, locked
-from .parquet_pages import read_table
 from .plan import Arm
 from .prepare import prepare
 from .stats import Floats

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.table import distinct, texts
+
 from .errors import InputError, MissingExtra
-from .rows import distinct, texts
 
 FIXED = "An image"
 """The one caption of every image under the style "fixed" (Somepalli et al. 2023)."""

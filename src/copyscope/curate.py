@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.table import distinct
+
 from .errors import ImageError, InputError
-from .rows import distinct
 
 DUPLICATIONS = ("none", "full", "partial")
 Rows = Sequence[int] | NDArray[np.intp]

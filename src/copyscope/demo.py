@@ -10,7 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+
 from .machine import Progress
 from .stats import Estimate, proportion
 

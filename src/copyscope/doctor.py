@@ -9,8 +9,8 @@ import platform
 import shutil
 from typing import Any
 
-from . import assets
 from .copying.descriptors import _onnx
+from .data import assets
 from .machine import MEMORY, cores, memory
 
 EXTRAS = {

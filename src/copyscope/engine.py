@@ -19,10 +19,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from copyscope.data.storage import reason
+
 from . import parts
 from .errors import CopyscopeError, MissingExtra, PartError
 from .machine import cores
-from .storage import reason
 
 TRIES = 4
 """How often a task is tried whose worker dies, or that fails for a reason that may be its machine's."""

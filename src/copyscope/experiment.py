@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 import copyscope
+from copyscope.data.parquet_pages import read_table
 
 from . import arms, outcomes, recheck, recipes
 from .arms import run_arm
@@ -25,7 +26,6 @@ from .documents import read_json
 from .errors import InputError
 from .leaderboard import leaderboard
 from .machine import Progress
-from .parquet_pages import read_table
 from .plan import Arm, Plan, plan
 from .prepare import prepare
 

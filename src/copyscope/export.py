@@ -22,14 +22,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.sidecars import is_image_name
+from copyscope.data.storage import reason
+from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
+
 from .errors import ImageError, InputError
 from .files import sync
 from .imaging import images
 from .machine import Progress, cores
-from .rows import CAPTION_COLUMNS, SCHEMA
-from .sidecars import is_image_name
-from .storage import reason
 
 SHARD_BYTES = 256 << 20
 ROW_GROUP_BYTES = 32 << 20

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.data.corpus import Corpus
+
 from .copying.embed import Embeddings, embed
 from .copying.protocols import protocol as named_protocol
 from .copying.search import search
-from .corpus import Corpus
 from .errors import InputError
 from .imaging import images
 

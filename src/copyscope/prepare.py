@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from . import assets, recipes, worlds
-from .corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.table import SCHEMA
+
+from . import recipes, worlds
+from .data import assets
 from .documents import read_json
 from .errors import ImageError, InputError
 from .files import sync
 from .imaging import images
 from .machine import Progress
-from .rows import SCHEMA
 
 DESCRIPTOR = "sscd_distilled"
 REST = "rest"

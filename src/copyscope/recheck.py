@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from copyscope.data.corpus import Corpus
+
 from . import arms, captions, outcomes
-from .corpus import Corpus
 from .documents import read_json
 from .machine import Progress
 from .plan import NOISE, Arm

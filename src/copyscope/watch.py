@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from copyscope.data.corpus import Corpus
+
 from .copying import calibrate
 from .copying.blank import blank_rows, without_rows
 from .copying.duplicates import duplicates
@@ -21,7 +23,6 @@ from .copying.protocols import protocol as named_protocol
 from .copying.registration import Register
 from .copying.replication import Calibration, verdict
 from .copying.verify import Verify
-from .corpus import Corpus
 from .errors import InputError
 from .stats import Estimate
 

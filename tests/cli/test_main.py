@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from copyscope import parts
 from copyscope.cli import main
 from copyscope.copying.embed import Embeddings
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 
 FAST = ["-p", "sscd-distilled"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from copyscope.cli import main
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.diffusion.train import Run
 from copyscope.errors import InputError
 from tests.cli.test_main import FAST, run

@@ -33,7 +33,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from copyscope.corpus import Corpus
+    from copyscope.data.corpus import Corpus
 
 
 def lint(

@@ -137,7 +137,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Download a named data set into the cache, checked by its hash. Nothing else in Copyscope downloads anything."""
-    from copyscope import assets
+    from copyscope.data import assets
 
     if name is None:
         rows = [
@@ -166,8 +166,8 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train the small model on real captioned pictures, let it make images, and see which of them are copies."""
-    from copyscope import assets
     from copyscope.copying.audit import audit as run
+    from copyscope.data import assets
     from copyscope.demo import SOURCE, make, score
     from copyscope.report.terminal import estimate
 

@@ -13,10 +13,10 @@ from copyscope.console import note
 from copyscope.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from copyscope.corpus import Corpus
+    from copyscope.data.corpus import Corpus
+    from copyscope.data.removals import Removed
     from copyscope.engine import Engine
     from copyscope.machine import Progress
-    from copyscope.removals import Removed
 
 EXIT_UNREADABLE, EXIT_ERROR, EXIT_COPIES, EXIT_CANNOT_TELL, EXIT_STOPPED = 1, 2, 3, 4, 130
 
@@ -118,7 +118,7 @@ def opened_engine(spec: str | None) -> Engine | None:
 
 def open_corpus(path: str, inside_only: bool) -> Corpus:
     """The corpus at `path`; how many of its images lie outside is said to the person."""
-    from copyscope.corpus import Corpus
+    from copyscope.data.corpus import Corpus
 
     corpus = Corpus.open(path, inside_only=inside_only)
     if n := corpus.n_outside:
@@ -129,7 +129,7 @@ def open_corpus(path: str, inside_only: bool) -> Corpus:
 def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
     """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
     that lie outside."""
-    from copyscope import removals
+    from copyscope.data import removals
 
     corpus = open_corpus(path, inside_only)
     said: dict[str, Any] = {"n_outside": corpus.n_outside} if corpus.n_outside else {}

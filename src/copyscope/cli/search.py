@@ -182,7 +182,7 @@ def index(
     Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
     """
     from copyscope.copying.index import Index
-    from copyscope.removals import Removed, ids_of, leave_out, read_list
+    from copyscope.data.removals import Removed, ids_of, leave_out, read_list
 
     check_out(out)
     if add and not train:

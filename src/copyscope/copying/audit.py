@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import parts, removals
-from copyscope.corpus import Corpus
+from copyscope import parts
+from copyscope.data import removals
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
-from copyscope.assets import cache_folder
+from copyscope.data.assets import cache_folder
 from copyscope.files import told
 from copyscope.machine import Progress, cores, let_go, locked, room
 from copyscope.stats import Estimate

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.machine import Progress
 
 from .search import NOTHING, Nearest, search

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from copyscope.data.storage import failure
 from copyscope.errors import CopyscopeError, ImageError
-from copyscope.storage import failure
 
 
 def values_of_each(

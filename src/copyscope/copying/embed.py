@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.assets import cache_folder
-from copyscope.corpus import Corpus
+from copyscope.data.assets import cache_folder
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
 from copyscope.files import file_sha256, save_array, told, whole, write_file, write_parquet
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
-from copyscope.parquet_pages import read_table
 
 from .descriptors import Descriptor, Image
 from .each_image import values_of_each

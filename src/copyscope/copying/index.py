@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images

@@ -30,10 +30,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.data.parquet_pages import ParquetBomb, table_in
 from copyscope.documents import MAX_JSON_BYTES, parse_json, read_bytes
 from copyscope.errors import InputError
 from copyscope.files import sync, unwritable, write_file, write_parquet
-from copyscope.parquet_pages import ParquetBomb, table_in
 
 SCHEMA, SHORT_SCHEMA = "copyscope.index/2", "copyscope.index/3"
 """Of an index whose vectors are float32, as all were before there was a choice; and of any other, which a Copyscope

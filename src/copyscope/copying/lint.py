@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import copyscope
 from copyscope import parts, stats
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress

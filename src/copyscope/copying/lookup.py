@@ -14,7 +14,7 @@ import pyarrow.compute
 
 import copyscope
 from copyscope import stats
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine, Lost
 from copyscope.errors import CopyscopeError
 from copyscope.files import told

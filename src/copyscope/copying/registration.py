@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.machine import Progress, cores
 
 from .search import one_blas_thread

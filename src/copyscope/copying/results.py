@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 import copyscope
+from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import AGAIN, safe_cell, unwritable, write_file, write_parquet
-from copyscope.parquet_pages import read_table
 
 from .embed import Embeddings
 

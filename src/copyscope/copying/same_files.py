@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 
 PIECE = 65_536

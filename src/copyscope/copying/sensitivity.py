@@ -20,15 +20,15 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope.assets import cache_folder
-from copyscope.corpus import Corpus
+from copyscope.data.assets import cache_folder
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import read_table
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file, write_parquet
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores
-from copyscope.parquet_pages import read_table
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE

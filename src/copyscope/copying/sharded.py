@@ -28,15 +28,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope import removals
-from copyscope.corpus import Corpus
+from copyscope.data import removals
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import table_in
+from copyscope.data.storage import Storage, file_system, join, reason
 from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import replace_file
 from copyscope.machine import Progress
-from copyscope.parquet_pages import table_in
-from copyscope.storage import Storage, file_system, join, reason
 
 from .descriptors import Descriptor
 from .embed import Embeddings, Same, Work, fill

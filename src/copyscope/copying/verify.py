@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 

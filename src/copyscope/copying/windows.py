@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.storage import failure
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
-from copyscope.storage import failure
 
 from .descriptors import Descriptor
 from .embed import Work, compute, embed

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from copyscope import machine
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
 from copyscope.machine import Progress

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress

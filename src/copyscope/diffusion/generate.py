@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from copyscope import parts, recipes
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import is_bare

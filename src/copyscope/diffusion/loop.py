@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import read_table
 from copyscope.errors import InputError, TrainingError
 from copyscope.files import sync
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.parquet_pages import read_table
 from copyscope.stats import Estimate
 
 from . import applied, checkpoints

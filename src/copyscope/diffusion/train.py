@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from copyscope import captions as wording
 from copyscope import curate, parts, recipes
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
+from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
 from copyscope.files import is_bare, whole
 from copyscope.machine import Progress
-from copyscope.parquet_pages import read_table
 from copyscope.trust import check_specs
 
 from . import applied, checkpoints

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.diffusion.data import WeightedSampler
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.diffusion.encoded import Others

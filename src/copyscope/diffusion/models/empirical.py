@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images

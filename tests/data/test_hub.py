@@ -16,10 +16,10 @@ import fsspec.config
 import pytest
 
 from copyscope.copying.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
+from tests.data.test_object_store import LAYOUTS
 from tests.pictures import fill, write
-from tests.test_object_store import LAYOUTS
 
 NAME = "datasets/me/set"
 

@@ -14,14 +14,14 @@ import pytest
 import s3fs
 from PIL import Image
 
-from copyscope import shards, storage
 from copyscope.copying.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data import shards, storage
+from copyscope.data.corpus import Corpus
+from copyscope.data.retry import Patience
 from copyscope.errors import ImageError, InputError
-from copyscope.patience import Patience
+from tests.data.test_shards import parquet, write_tar
 from tests.object_store import BUCKET, ObjectStore
 from tests.pictures import fill, picture, write
-from tests.test_shards import parquet, write_tar
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .files import AGAIN, open_regular
+from copyscope.errors import InputError
+from copyscope.files import AGAIN, open_regular
+
 from .storage import reason
 
 MAX_PAGE = 1 << 30

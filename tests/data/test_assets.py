@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from copyscope import assets
+from copyscope.data import assets
 from copyscope.errors import AssetError
 
 PIXELS = b"RIFF....WEBP"
@@ -355,7 +355,7 @@ assets.fetch("fluent-emoji", cache=Path({cache!r}), progress=progress)
 
 
 def other_process(tmp_path: Path, die_at: str = "") -> subprocess.Popen[bytes]:
-    tests, log = str(Path(__file__).parent), str(tmp_path / "log")
+    tests, log = str(Path(__file__).parents[1]), str(tmp_path / "log")
     code = OTHER.format(tests=tests, log=log, die_at=die_at, cache=str(tmp_path))
     return subprocess.Popen([sys.executable, "-c", code])
 

@@ -8,10 +8,10 @@ import os
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from copyscope import storage
-from copyscope.corpus import Corpus
+from copyscope.data import storage
+from copyscope.data.corpus import Corpus
+from copyscope.data.retry import Patience
 from copyscope.errors import ImageError, InputError
-from copyscope.patience import Patience
 from tests.pictures import fill, write
 
 

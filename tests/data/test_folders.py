@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import storage
 from copyscope.cli import main
 from copyscope.copying.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data import storage
+from copyscope.data.corpus import Corpus
+from copyscope.data.storage import OUTSIDE
 from copyscope.errors import InputError
 from copyscope.files import NOT_REGULAR
-from copyscope.storage import OUTSIDE
 from tests.pictures import fill, write
 
 SECRET = b"root:x:0:0:secret"

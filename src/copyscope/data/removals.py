@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.errors import ImageError, InputError
+from copyscope.files import plain_cell
+from copyscope.machine import Progress
+
 from .corpus import Corpus
-from .errors import ImageError, InputError
-from .files import plain_cell
-from .machine import Progress
 from .sidecars import records
 from .storage import connect
 

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import removals
 from copyscope.cli import main
 from copyscope.copying.index import Index
-from copyscope.corpus import Corpus
+from copyscope.data import removals
+from copyscope.data.corpus import Corpus
+from copyscope.data.removals import ids_of, leave_out, read_list
 from copyscope.errors import InputError
-from copyscope.removals import ids_of, leave_out, read_list
+from tests.data.test_shards import write_tar
 from tests.pictures import fill, picture, write
-from tests.test_shards import write_tar
 
 
 def digest(number: int) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .documents import parse_json
-from .errors import ImageError
+from copyscope.documents import parse_json
+from copyscope.errors import ImageError
+
 from .parquet_pages import Chunk, Column, column_size, opened, records
-from .rows import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .sidecars import is_image_name
 from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join, reason
+from .table import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .tar_headers import TarDamage, members
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")

@@ -19,9 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from .errors import ImageError, InputError
-from .files import NOT_REGULAR, open_regular
-from .patience import PATIENCE
+from copyscope.errors import ImageError, InputError
+from copyscope.files import NOT_REGULAR, open_regular
+
+from .retry import PATIENCE
 
 MAX_BYTES = 384 << 20
 """Files larger than this (384 MiB) are not read as images."""

@@ -9,11 +9,12 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from .documents import MAX_LINE, parse_json
-from .errors import InputError
-from .files import NOT_REGULAR
-from .rows import captions_of, clean, distinct, extras_of, texts
+from copyscope.documents import MAX_LINE, parse_json
+from copyscope.errors import InputError
+from copyscope.files import NOT_REGULAR
+
 from .storage import OUTSIDE, Listing, Storage, join, reason, within
+from .table import captions_of, clean, distinct, extras_of, texts
 
 _IMAGES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm"
 IMAGE_SUFFIXES = frozenset(_IMAGES.split())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import rows as rows_module
-from copyscope.rows import Rows, captions_of, unique
+from copyscope.data import table as rows_module
+from copyscope.data.table import Rows, captions_of, unique
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "a#2#2", ""])))

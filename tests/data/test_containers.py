@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from copyscope import Corpus, documents, parquet_pages, recipes
+from copyscope import Corpus, documents, recipes
+from copyscope.data import parquet_pages
+from copyscope.data.table import MAX_NAME, MAX_TEXT, Rows
+from copyscope.data.tar_headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
 from copyscope.plan import plan
-from copyscope.rows import MAX_NAME, MAX_TEXT, Rows
-from copyscope.tar_headers import TarDamage, members
 
 PNG = io.BytesIO()
 Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(PNG, "PNG")
@@ -439,7 +440,7 @@ def test_captions_and_columns_beyond_any_image_are_errors_of_their_rows():
 
 
 def test_a_line_without_end_is_two_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("copyscope.sidecars.MAX_LINE", 1000)
+    monkeypatch.setattr("copyscope.data.sidecars.MAX_LINE", 1000)
     (tmp_path / "a.png").write_bytes(PNG)
     for file, text in (
         ("metadata.jsonl", '{"file_name": "' + "x" * 2000),

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import corpus as corpus_module
-from copyscope import shards
-from copyscope.corpus import Corpus
+from copyscope.data import corpus as corpus_module
+from copyscope.data import shards
+from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from tests.pictures import fill, picture, write
 

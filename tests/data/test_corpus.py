@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import corpus as corpus_module
-from copyscope.corpus import Corpus
+from copyscope.data import corpus as corpus_module
+from copyscope.data.corpus import Corpus
+from copyscope.data.table import SCHEMA
 from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
-from copyscope.rows import SCHEMA
 from tests.pictures import fill, picture, write
 
 
@@ -84,7 +84,7 @@ def test_a_file_that_becomes_unreadable(tmp_path, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("copyscope.storage.Storage.open", refuse)  # root may read anything
+    monkeypatch.setattr("copyscope.data.storage.Storage.open", refuse)  # root may read anything
     with pytest.raises(ImageError, match="no permission"):
         corpus.read(2)
 
@@ -131,7 +131,7 @@ def as_url(tmp_path):
 @pytest.mark.parametrize("kind", ["memory", "zip", "file"])
 @pytest.mark.parametrize("layout", ["folder", "imagefolder", "captions json", "captions txt", "parquet", "webdataset"])
 def test_any_file_system_gives_the_same_rows(tmp_path, as_url, kind: str, layout: str) -> None:
-    from tests.test_shards import write_tar
+    from tests.data.test_shards import write_tar
 
     folder = tmp_path / "data"
     if layout == "parquet":

@@ -9,9 +9,9 @@ import posixpath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import InputError
-from .files import NOT_REGULAR
-from .rows import Rows
+from copyscope.errors import InputError
+from copyscope.files import NOT_REGULAR
+
 from .shards import chosen_ids, image_column, index_parquet, index_tar
 from .sidecars import (
     About,
@@ -23,6 +23,7 @@ from .sidecars import (
     read_sidecars,
 )
 from .storage import OUTSIDE, Listing, Storage, join, reason
+from .table import Rows
 
 _TABLES = (".jsonl", ".csv", ".tsv")
 

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .errors import ImageError
-from .imaging import images
-from .rows import PIECE as ROWS_A_PIECE
-from .rows import SCHEMA
+from copyscope.errors import ImageError
+from copyscope.imaging import images
+
 from .shards import ParquetImages, tar_pieces
 from .storage import Storage, connect, file_system, from_text
+from .table import PIECE as ROWS_A_PIECE
+from .table import SCHEMA
 
 ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""

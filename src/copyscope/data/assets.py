@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import AssetError
-from .files import sync
-from .machine import Progress
+from copyscope.errors import AssetError
+from copyscope.files import sync
+from copyscope.machine import Progress
 
 # Raised when a builder's output changes, so that what an older Copyscope built is built anew.
 LAYOUT = 1

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from copyscope.patience import Patience, passes
+from copyscope.data.retry import Patience, passes
 
 
 class Clock:

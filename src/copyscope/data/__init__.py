@@ -1,0 +1,1 @@
+"""Read what people have (folders, tables, archives, object stores) into a `Corpus`."""
