@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import Corpus, captions, worlds
+from copyscope import Corpus, worlds
+from copyscope.curation import captions
 from copyscope.imaging import images
 
 

@@ -169,7 +169,7 @@ NOT_PARTS = """\
 ## What is not a part
 
 - **Near-duplicates removed or down-weighted, captions added**: rows of the training set, so `copyscope curate`
-  (`--drop-duplicates`, `--captions`) or `copyscope.curate` changes them, before any training.
+  (`--drop-duplicates`, `--captions`) or `copyscope.curation.curate` changes them, before any training.
 - **Min-SNR weights**: `min_snr` of the recipe of training.
 - **To stop in time**: `stop_at_replication` of the recipe, with `--watch`: training ends once it surely copies.
 - **Captions that name a class alone**: `conditioning = "class"`.

@@ -86,7 +86,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
 
 
 def test_a_data_set_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
-    from copyscope.export import write
+    from copyscope.curation.export import write
 
     fill(tmp_path / "in", "a.png", "b.png")
     write(Corpus.open(tmp_path / "in"), tmp_path / "out", layout="imagefolder")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from copyscope import parts, worlds
-from copyscope.captions import paraphrases
+from copyscope.curation.captions import paraphrases
 from copyscope.diffusion import applied, generate, sampling
 from copyscope.diffusion.denoiser import Ask, Conditioning, NearestImage, Request, Step, guided, text_conditional_norm
 from copyscope.diffusion.generate import SampleRecipe, sample

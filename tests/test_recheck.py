@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import captions, experiment, outcomes, recheck, stats
+from copyscope import experiment, outcomes, recheck, stats
 from copyscope.arms import NOTHING, audited
+from copyscope.curation import captions
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.plan import NOISE, plan

@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 import torch
 from torch.utils.data import DataLoader
 
-from copyscope import Corpus, curate
+from copyscope import Corpus
+from copyscope.curation import curate
 from copyscope.diffusion import data
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw

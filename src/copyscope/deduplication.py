@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from copyscope.curation.curate import down_weight, kept_rows, remove
 from copyscope.data.corpus import Corpus
 
 from .copying.duplicates import duplicates
 from .copying.embed import embed
 from .copying.protocols import protocol as named_protocol
 from .copying.same_picture import compare_pixels
-from .curate import down_weight, kept_rows, remove
 from .files import safe_cell, write_file
 from .machine import Progress
 

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from copyscope.data.corpus import Corpus
 
-from . import arms, captions, outcomes
+from . import arms, outcomes
+from .curation import captions
 from .documents import read_json
 from .machine import Progress
 from .plan import NOISE, Arm

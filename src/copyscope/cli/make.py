@@ -84,10 +84,10 @@ def curate(
 
     Image files are copied as they are, with captions, weight and all other columns.
     """
-    from copyscope.captions import conditioned
-    from copyscope.curate import duplicate, subset
+    from copyscope.curation.captions import conditioned
+    from copyscope.curation.curate import duplicate, subset
+    from copyscope.curation.export import write
     from copyscope.deduplication import deduplicated, write_list
-    from copyscope.export import write
 
     check_out(out)
     dropped: list[dict[str, Any]] = []
@@ -131,8 +131,8 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
     """With captions added by templates, by WordNet or by the model in a folder."""
     import numpy as np
 
-    from copyscope.captions import paraphrases
-    from copyscope.curate import add_captions
+    from copyscope.curation.captions import paraphrases
+    from copyscope.curation.curate import add_captions
     from copyscope.imaging.images import decode
 
     done = 0

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from copyscope import captions as wording
-from copyscope import curate, parts, recipes
+from copyscope import parts, recipes
+from copyscope.curation import captions as wording
+from copyscope.curation import curate
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from copyscope.captions import paraphrases
+from copyscope.curation.captions import paraphrases
 from copyscope.diffusion.denoiser import Ask, Conditioning, Guided, Request, Step, text_conditional_norm
 
 from . import GUIDANCE, NULL, PROMPTS, OnDenoiser

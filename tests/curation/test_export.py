@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from copyscope import export
-from copyscope.curate import duplicate
+from copyscope.curation import export
+from copyscope.curation.curate import duplicate
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging.images import decode

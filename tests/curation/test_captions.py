@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.captions import FIXED, STYLES, TEMPLATES, conditioned, paraphrases, random_captions
+from copyscope.curation.captions import FIXED, STYLES, TEMPLATES, conditioned, paraphrases, random_captions
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError, MissingExtra
 from tests.pictures import fill
@@ -170,7 +170,7 @@ def test_wordnet_leaves_alone_what_it_would_spoil(caption):
 
 
 def test_without_wordnet_the_extra_is_named(monkeypatch):
-    from copyscope import captions
+    from copyscope.curation import captions
 
     captions._wordnet.cache_clear()
     captions._other_names.cache_clear()

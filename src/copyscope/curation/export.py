@@ -26,11 +26,10 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.sidecars import is_image_name
 from copyscope.data.storage import reason
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
-
-from .errors import ImageError, InputError
-from .files import sync
-from .imaging import images
-from .machine import Progress, cores
+from copyscope.errors import ImageError, InputError
+from copyscope.files import sync
+from copyscope.imaging import images
+from copyscope.machine import Progress, cores
 
 SHARD_BYTES = 256 << 20
 ROW_GROUP_BYTES = 32 << 20

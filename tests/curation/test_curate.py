@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import curate
+from copyscope.curation import curate
 from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
 from tests.pictures import fill

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.data.table import distinct
-
-from .errors import ImageError, InputError
+from copyscope.errors import ImageError, InputError
 
 DUPLICATIONS = ("none", "full", "partial")
 Rows = Sequence[int] | NDArray[np.intp]

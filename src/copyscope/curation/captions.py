@@ -15,8 +15,7 @@ import numpy as np
 
 from copyscope.data.corpus import Corpus
 from copyscope.data.table import distinct, texts
-
-from .errors import InputError, MissingExtra
+from copyscope.errors import InputError, MissingExtra
 
 FIXED = "An image"
 """The one caption of every image under the style "fixed" (Somepalli et al. 2023)."""
