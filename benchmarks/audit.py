@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope.copying.descriptors import Descriptor, Image
 from copyscope.data import assets
+from copyscope.detection.descriptors import Descriptor, Image
 from copyscope.imaging import images
 
 SIDE = 256

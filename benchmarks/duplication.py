@@ -32,8 +32,6 @@ import numpy as np
 from copyscope import stats
 from copyscope.copying import calibrate
 from copyscope.copying.classical import classical_tests
-from copyscope.copying.descriptors.sscd import Sscd
-from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
 from copyscope.copying.match import match
@@ -42,6 +40,8 @@ from copyscope.copying.replication import verdict
 from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors.sscd import Sscd
+from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.imaging import images
 from copyscope.worlds import light_copy
 from record import RESULTS, record

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying.descriptors import Descriptor, Image
-from copyscope.copying.descriptors.phash import Phash
+from copyscope.detection.descriptors import Descriptor, Image
+from copyscope.detection.descriptors.phash import Phash
 from copyscope.errors import CopyscopeError
 
 DEADLY = (13, 66, 6)

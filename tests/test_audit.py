@@ -93,7 +93,7 @@ def test_an_unfinished_or_foreign_folder_is_told(audited, tmp_path):
 
 
 def test_similarity_is_that_of_the_vectors(world, audited):
-    from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
+    from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 
     vectors = {}
     for name, folder in (("g", world.generated), ("t", world.train)):
@@ -193,7 +193,7 @@ def test_hostile_text_is_shown_as_text_in_a_notebook(audited):
 
 
 def test_alignment_is_the_mean_cosine_of_images_and_their_prompts_by_the_clip_given(world, clip_folder):
-    from copyscope.copying.descriptors.clip import Clip
+    from copyscope.detection.descriptors.clip import Clip
 
     found = copyscope.audit(world.generated, world.train, protocol="phash", clip=clip_folder)
     corpus, clip = Corpus.open(world.generated), Clip(str(clip_folder))
@@ -299,9 +299,9 @@ def test_a_held_out_set_that_cannot_be_read_is_told(world, tmp_path):
 
 
 def test_quality_is_of_the_generated_against_the_training_images(world, audited):
-    from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
     from copyscope.copying.embed import embed
     from copyscope.copying.quality import quality
+    from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 
     vectors = [embed(Corpus.open(path), SscdDistilled()).vectors for path in (world.generated, world.train)]
     expected = quality(*vectors, "sscd_distilled").as_dict()

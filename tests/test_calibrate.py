@@ -11,12 +11,12 @@ import pytest
 
 from copyscope import worlds
 from copyscope.copying import calibrate
-from copyscope.copying.descriptors.pdq import Pdq
-from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors.pdq import Pdq
+from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.imaging import images
 
 

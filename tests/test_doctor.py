@@ -9,8 +9,8 @@ import os
 import pytest
 
 from copyscope import doctor
-from copyscope.copying.descriptors import _onnx
 from copyscope.data import assets
+from copyscope.detection.descriptors import _onnx
 from copyscope.doctor import EXTRAS, examine
 
 

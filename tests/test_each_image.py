@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copyscope.copying.descriptors import Descriptor
 from copyscope.copying.each_image import values_of_each
 from copyscope.copying.embed import AHEAD_BYTES, embed
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
+from copyscope.detection.descriptors import Descriptor
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging import images, rgb
 

@@ -17,11 +17,11 @@ import pytest
 from copyscope import worlds
 from copyscope.copying import embed as embed_module
 from copyscope.copying import store as store_module
-from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.copying.store import ContentStore
 from copyscope.data import corpus as corpus_module
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors.phash import Phash
 from copyscope.errors import CopyscopeError, InputError
 from copyscope.imaging import images
 from tests.pictures import fill
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_told(folder, tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from copyscope.copying.descriptors.phash import Phash
+from copyscope.detection.descriptors.phash import Phash
 from copyscope.copying.embed import embed
 from copyscope.corpus import Corpus
 plain = Phash.describe

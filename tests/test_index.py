@@ -545,7 +545,9 @@ def test_a_changed_manifest_is_said_at_once(index):
 
 
 def test_other_weights_are_refused(index, world, monkeypatch):
-    monkeypatch.setattr("copyscope.copying.descriptors.sscd_distilled.SscdDistilled.fingerprint", lambda self: "other")
+    monkeypatch.setattr(
+        "copyscope.detection.descriptors.sscd_distilled.SscdDistilled.fingerprint", lambda self: "other"
+    )
     with pytest.raises(InputError, match="other weights"):
         index.match(first(world, 1))
 

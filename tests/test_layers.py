@@ -20,7 +20,7 @@ ROOF = {
     "cli_serving", "doctor", "demo", "deduplication", "experiment", "plan", "prepare", "recheck", "watch", "finding",
     "guard", "serve", "serve_connections", "__init__", "__main__",
 }  # fmt: skip
-TORCH = {"copying/descriptors/sscd.py", "copying/descriptors/clip.py"}
+TORCH = {"detection/descriptors/sscd.py", "detection/descriptors/clip.py"}
 
 
 def imports(path):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from copyscope import parts
-from copyscope.copying.descriptors.phash import Phash
-from copyscope.copying.descriptors.sscd import Sscd
+from copyscope.detection.descriptors.phash import Phash
+from copyscope.detection.descriptors.sscd import Sscd
 from copyscope.errors import PartError
 
 

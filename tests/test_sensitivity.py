@@ -11,7 +11,6 @@ from copyscope import worlds
 from copyscope.copying import sensitivity
 from copyscope.copying.alterations import KINDS
 from copyscope.copying.answer import MUST_SEE
-from copyscope.copying.descriptors.phash import Phash
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.embed import embed
 from copyscope.copying.registration import Register
@@ -19,6 +18,7 @@ from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors.phash import Phash
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

@@ -257,7 +257,7 @@ def pipeline(tmp_path_factory):
 
 
 def test_a_clip_folder_with_code_of_its_own_is_refused(tmp_path):
-    from copyscope.copying.descriptors.clip import Clip
+    from copyscope.detection.descriptors.clip import Clip
 
     folder = tiny_clip(tmp_path / "clip")
     assert Clip(str(folder)).dim == 16

@@ -9,7 +9,8 @@ import platform
 import shutil
 from typing import Any
 
-from .copying.descriptors import _onnx
+from copyscope.detection.descriptors import _onnx
+
 from .data import assets
 from .machine import MEMORY, cores, memory
 

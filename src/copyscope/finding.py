@@ -25,7 +25,8 @@ from .errors import InputError
 from .imaging import images
 
 if TYPE_CHECKING:
-    from .copying.descriptors import Descriptor
+    from copyscope.detection.descriptors import Descriptor
+
     from .diffusion.denoiser import NearestImage
 
 KEPT_BYTES = 256 * 2**20

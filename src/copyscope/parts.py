@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from .errors import MissingExtra, PartError
 
 SHELVES = {
-    "descriptors": "copyscope.copying.descriptors",
+    "descriptors": "copyscope.detection.descriptors",
     "measures": "copyscope.copying.measures",
     "models": "copyscope.diffusion.models",
     "mitigations": "copyscope.diffusion.mitigations",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from copyscope import parts
-from copyscope.copying.descriptors import Descriptor
+from copyscope.detection.descriptors import Descriptor
 from copyscope.imaging import images
 from copyscope.worlds import alter, picture
 

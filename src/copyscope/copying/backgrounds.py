@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.descriptors import Descriptor
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 
 from .components import merged
-from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, Work, compute, embed
 

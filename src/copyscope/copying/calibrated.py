@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors import Descriptor
 from copyscope.errors import InputError
 
 from . import index_files as files
 from .blank import blank_among
 from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
 from .codes import Rows
-from .descriptors import Descriptor
 from .duplicates import Groups
 from .embed import Embeddings, embed
 from .insets import Canvases

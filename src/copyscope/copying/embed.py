@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.descriptors import Descriptor, Image
 from copyscope.documents import read_json
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError, ImageError, InputError
@@ -27,7 +28,6 @@ from copyscope.files import file_sha256, save_array, told, whole, write_file, wr
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
-from .descriptors import Descriptor, Image
 from .each_image import values_of_each
 from .ledger import Ledger, Store
 from .protocols import protocol

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import copyscope
 from copyscope.data.corpus import Corpus
+from copyscope.detection.descriptors import Descriptor
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -31,7 +32,6 @@ from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
 from .codes import rotation
-from .descriptors import Descriptor
 from .duplicates import duplicates
 from .embed import Embeddings, embed
 from .hits import TABLE, Hit, answers, table

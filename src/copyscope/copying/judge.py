@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.detection.descriptors import Descriptor
 from copyscope.stats import Estimate
 
 from . import calibrate
 from .blank import blank_rows, without_rows
 from .calibrate import Baseline
-from .descriptors import Descriptor
 from .duplicates import Groups
 from .edges import Edges
 from .embed import Embeddings

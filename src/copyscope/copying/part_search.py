@@ -19,12 +19,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from copyscope.detection.descriptors import Descriptor
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
 
-from .descriptors import Descriptor
 from .embed import Embeddings, Work, compute
 from .insets import CORE, places
 from .match import combine

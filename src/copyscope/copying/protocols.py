@@ -8,9 +8,8 @@ import inspect
 from typing import Any
 
 from copyscope import parts
+from copyscope.detection.descriptors import Descriptor
 from copyscope.errors import MissingExtra, PartError
-
-from .descriptors import Descriptor
 
 
 @dataclasses.dataclass(frozen=True)

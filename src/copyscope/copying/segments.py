@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from copyscope.detection.descriptors import Descriptor
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -20,7 +21,6 @@ from . import index_files as files
 from . import row_table
 from .coarse import DIM, coarse_vectors
 from .codes import Block, Rows, encode
-from .descriptors import Descriptor
 from .embed import Embeddings
 from .precision import PRECISIONS, Stored, Vectors, kinds, shorten
 from .row_table import RowTable

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.descriptors import Descriptor
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file, write_parquet
@@ -34,7 +35,6 @@ from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
 from .blank import blank_rows
 from .causes import representatives
-from .descriptors import Descriptor
 from .duplicates import Groups
 from .edges import Edges
 from .embed import Embeddings, embed

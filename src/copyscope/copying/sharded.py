@@ -32,13 +32,13 @@ from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import table_in
 from copyscope.data.storage import Storage, file_system, join, reason
+from copyscope.detection.descriptors import Descriptor
 from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import replace_file
 from copyscope.machine import Progress
 
-from .descriptors import Descriptor
 from .embed import Embeddings, Same, Work, fill
 from .ledger import Ledger
 from .pieces import Held, by_pieces

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from copyscope import parts, worlds
-from copyscope.copying.descriptors import _onnx, sscd
-from copyscope.copying.descriptors.clip import Clip
-from copyscope.copying.descriptors.pdq import Pdq
-from copyscope.copying.descriptors.phash import Phash
-from copyscope.copying.descriptors.sscd import HALF, IMAGENET, Sscd
-from copyscope.copying.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.descriptors import _onnx, sscd
+from copyscope.detection.descriptors.clip import Clip
+from copyscope.detection.descriptors.pdq import Pdq
+from copyscope.detection.descriptors.phash import Phash
+from copyscope.detection.descriptors.sscd import HALF, IMAGENET, Sscd
+from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.errors import InputError, MissingExtra, PartError
 from copyscope.imaging import images
 from tests.models import tiny_torchscript
