@@ -17,9 +17,9 @@ from copyscope.copying.duplicates import Groups
 from copyscope.copying.embed import Embeddings
 from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
-from copyscope.copying.measures import Item, complexity_view
 from copyscope.copying.search import Nearest
 from copyscope.data.corpus import Corpus
+from copyscope.detection.measures import Item, complexity_view
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

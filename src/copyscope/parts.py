@@ -21,7 +21,7 @@ from .errors import MissingExtra, PartError
 
 SHELVES = {
     "descriptors": "copyscope.detection.descriptors",
-    "measures": "copyscope.copying.measures",
+    "measures": "copyscope.detection.measures",
     "models": "copyscope.diffusion.models",
     "mitigations": "copyscope.diffusion.mitigations",
     "signals": "copyscope.diffusion.signals",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from copyscope import parts
-from copyscope.copying.measures import Item, Measure, complexity_view
+from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.worlds import picture
 
 CAPTIONS = ["a red fox", "a fox", "one of many foxes in the snow"]

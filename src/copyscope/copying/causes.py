@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
+from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
@@ -22,7 +23,6 @@ from .embed import Embeddings, Work, compute
 from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
 from .match import Matches
-from .measures import Item, Measure, complexity_view
 from .replication import Verdict
 from .sharing import CaptionSharing, caption_sharing
 from .sharing_streamed import sharing_of

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from copyscope.copying.measures import Item, Measure
 from copyscope.imaging.images import luma
+
+from . import Item, Measure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from copyscope.copying.measures import Item, Measure
+from . import Item, Measure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from copyscope.copying.measures import Item, Measure
+from . import Item, Measure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from copyscope.copying.measures import Item, Measure
+from . import Item, Measure
 
 
 @dataclasses.dataclass(frozen=True)

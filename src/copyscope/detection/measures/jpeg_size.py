@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from copyscope.copying.measures import Item, Measure
 from copyscope.imaging.images import encode
+
+from . import Item, Measure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from copyscope.copying.measures import Item, Measure
-from copyscope.copying.measures.entropy import Entropy
-from copyscope.copying.measures.jpeg_size import JpegSize
+from . import Item, Measure
+from .entropy import Entropy
+from .jpeg_size import JpegSize
 
 
 @dataclasses.dataclass(frozen=True)

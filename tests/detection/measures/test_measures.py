@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from copyscope import parts
-from copyscope.copying.measures import Item, Measure, complexity_view
+from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.imaging import images
 
 NAMES = parts.names("measures")
