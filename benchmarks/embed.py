@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope.copying.embed import BATCH, embed
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import _onnx
 from copyscope.detection.descriptors.sscd import Sscd
+from copyscope.detection.embedding.embed import BATCH, embed
 from copyscope.imaging import images
 from record import record
 

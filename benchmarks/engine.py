@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from copyscope import worlds
-from copyscope.copying import sharded
-from copyscope.copying.embed import embed
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding import parquet
+from copyscope.detection.embedding.embed import embed
 from copyscope.engine import Processes, Ray
 from copyscope.imaging import images
 from record import record
@@ -54,10 +54,10 @@ def main() -> None:
         assert len(set(vectors.values())) == 1, "the same to the bit"
         again = Path(name) / "parts"
         began = time.perf_counter()
-        sharded.write(Corpus.open(folder), again, "sscd-distilled", engine=ways["processes"])
+        parquet.write(Corpus.open(folder), again, "sscd-distilled", engine=ways["processes"])
         written = time.perf_counter() - began
         began = time.perf_counter()
-        sharded.write(Corpus.open(folder), again, "sscd-distilled", engine=ways["processes"])
+        parquet.write(Corpus.open(folder), again, "sscd-distilled", engine=ways["processes"])
         resumed = time.perf_counter() - began
     asked = {key: getattr(options, key) for key in ("n", "side", "workers", "rounds")}
     result = {

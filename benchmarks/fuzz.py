@@ -133,7 +133,7 @@ def container(kind: str, folder: Path, rng: np.random.Generator) -> Path:
 
 def run_images(seed: int, n: int, folder: Path) -> dict[str, int]:
     """Describe a folder of n mutated images; raises AssertionError where a row is lost."""
-    from copyscope.copying.embed import embed
+    from copyscope.detection.embedding.embed import embed
 
     rng = np.random.default_rng([seed, 1])
     whole = pictures(rng)

@@ -168,7 +168,7 @@ class Written:
         report(folder / "guard.jsonl")
 
     def _embeddings(self, folder: Path) -> None:
-        from copyscope.copying.embed import Embeddings
+        from copyscope.detection.embedding.embed import Embeddings
 
         found = Embeddings.load(folder)
         found.vectors[:2] @ found.vectors[:2].T

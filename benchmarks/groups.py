@@ -27,10 +27,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from copyscope.copying.duplicates import Groups, duplicates
-from copyscope.copying.embed import embed
-from copyscope.copying.protocols import protocol
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.protocols import protocol
 from copyscope.errors import ImageError
 from copyscope.imaging import images
 from copyscope.stats import proportion

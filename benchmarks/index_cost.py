@@ -31,15 +31,15 @@ from copyscope import Corpus, Index, embed, worlds
 from copyscope.copying import calibrated, segments
 from copyscope.copying import index as index_module
 from copyscope.copying import index_files as files
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.index import _answers
 from copyscope.copying.insets import Canvases
 from copyscope.copying.precision import PRECISIONS, Stored, kinds, shorten
-from copyscope.copying.protocols import protocol
 from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from copyscope.data import assets
+from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.protocols import protocol
 from index import near
 from measured import MB, Watched
 from record import RESULTS, record

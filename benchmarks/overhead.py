@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
 from copyscope.copying import coarse, codes, insets, windows
-from copyscope.copying.protocols import protocol
 from copyscope.copying.verify import Verify
+from copyscope.detection.embedding.protocols import protocol
 from copyscope.diffusion.generate import sample
 from record import record
 

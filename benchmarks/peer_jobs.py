@@ -184,9 +184,9 @@ def imagededup_cnn(folder: Path) -> Ready:
 def ours_of_files(protocol: str, threshold: float | None = None) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
         from copyscope.copying.duplicates import duplicates
-        from copyscope.copying.embed import embed
-        from copyscope.copying.protocols import protocol as named
         from copyscope.data.corpus import Corpus
+        from copyscope.detection.embedding.embed import embed
+        from copyscope.detection.embedding.protocols import protocol as named
 
         def work() -> Found:
             rules = named(protocol)

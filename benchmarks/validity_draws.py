@@ -18,11 +18,11 @@ from copyscope.copying import alterations, calibrate, edges, match, part_search,
 from copyscope.copying.calibrate import alike_by_hash
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.edges import Edges
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
-from copyscope.copying.protocols import protocol
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
+from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.protocols import protocol
 from validity_pools import KINDS, Pool, _write_arrays
 
 HELD_OUT, UNSEEN = 400, 210

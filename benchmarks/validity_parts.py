@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.copying import part_search
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.match import combine
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.imaging.images import Image
 
 BATCH = 32

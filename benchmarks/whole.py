@@ -36,11 +36,11 @@ import numpy as np
 import pyarrow as pa
 
 from copyscope.copying import cells
-from copyscope.copying.embed import Work, embed
-from copyscope.copying.store import KEY
 from copyscope.data.corpus import Corpus
 from copyscope.data.table import SCHEMA
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.cache import KEY
+from copyscope.detection.embedding.embed import Work, embed
 from copyscope.imaging import images
 from vectors import near
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from copyscope import parts
 from copyscope.cli import main
-from copyscope.copying.protocols import PROTOCOLS
+from copyscope.detection.embedding.protocols import PROTOCOLS
 from copyscope.diffusion.applied import PRESETS
 from copyscope.diffusion.generate import SampleRecipe
 from copyscope.diffusion.mitigations import SAMPLING, TRAINING

@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 
 from copyscope import Guard, Index, Policy, audit
 from copyscope.copying.backgrounds import over_all, plain_id
-from copyscope.copying.embed import embed
 from copyscope.copying.found_copies import match_sets
-from copyscope.copying.protocols import protocol
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.protocols import protocol
 
 FAST = "sscd-distilled"
 

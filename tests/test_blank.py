@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from copyscope import Corpus, Index, check, worlds
 from copyscope.cli import main
 from copyscope.copying.blank import blank_rows
-from copyscope.copying.embed import embed
 from copyscope.copying.lookup import lookup
+from copyscope.detection.embedding.embed import embed
 from copyscope.imaging import images
 
 FAST = "sscd-distilled"

@@ -14,11 +14,11 @@ from copyscope.copying import causes as module
 from copyscope.copying import exposure as exposure_module
 from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
 from copyscope.copying.duplicates import Groups
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
 from copyscope.copying.search import Nearest
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.measures import Item, complexity_view
 from copyscope.imaging import images
 from copyscope.stats import proportion

@@ -22,9 +22,9 @@ from copyscope.copying import components as components_module
 from copyscope.copying import duplicates as duplicates_module
 from copyscope.copying.cells import Cells, in_cells, nearest
 from copyscope.copying.components import Closest, by_cells, components
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.search import search
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.engine import Processes
 from copyscope.errors import InputError
 

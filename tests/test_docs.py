@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import parts
 from copyscope.cli import main
-from copyscope.copying.protocols import PROTOCOLS
+from copyscope.detection.embedding.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(copyscope.__file__).parent
@@ -290,12 +290,12 @@ def test_the_keys_of_the_other_commands_are_those_documented(command, world, tmp
 
 
 def test_the_keys_of_embeddings_in_parts_are_those_documented(world, tmp_path):
-    from copyscope.copying import sharded
+    from copyscope.detection.embedding import parquet
     from tests.test_engine import Backwards
 
     (tmp_path / "list.txt").write_text("0000.png\n")
     given = {"engine": Backwards(), "without": tmp_path / "list.txt"}
-    manifest, _ = sharded.write(world.train, tmp_path / "out", "phash", **given)
+    manifest, _ = parquet.write(world.train, tmp_path / "out", "phash", **given)
     keys = {key for key in key_paths(manifest) if not key.startswith(("without", "removed."))}
     assert sorted(keys) == sorted(documented("### Embeddings in parts"))
     assert sorted(manifest["without"]) == sorted(

@@ -14,9 +14,9 @@ from copyscope.copying import components as components_module
 from copyscope.copying import duplicates as module
 from copyscope.copying.components import components
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.embed import Embeddings, embed
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

@@ -9,10 +9,10 @@ import pytest
 
 from copyscope import parts, worlds
 from copyscope.copying.edges import Edges
-from copyscope.copying.embed import embed
 from copyscope.copying.match import match
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
 from copyscope.imaging import images
 
 EDGES = Edges()

@@ -30,12 +30,14 @@ import copyscope
 from copyscope import engine as engine_module
 from copyscope import worlds
 from copyscope.cli import main
-from copyscope.copying import components, pieces, sharded, spread_components, spread_search
+from copyscope.copying import components, spread_components, spread_search
 from copyscope.copying import search as search_module
 from copyscope.copying.cells import Cells
-from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.search import search
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding import batches
+from copyscope.detection.embedding import parquet as sharded
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
@@ -298,7 +300,7 @@ def test_ray_sends_no_reports_of_its_use(cluster) -> None:
 def test_the_same_vectors_and_rows_as_on_one_machine(
     tmp_path, engine: Engine, store: ObjectStore, layout: str, where: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pieces, "SIZES", (5, 2, 1))
+    monkeypatch.setattr(batches, "SIZES", (5, 2, 1))
     LAYOUTS[layout](tmp_path / "data")
     origin = tmp_path / "data" if where == "disk" else store.upload(tmp_path / "data", f"{engine}-{layout}")
     told: list[tuple[str, int, int]] = []
@@ -318,7 +320,7 @@ def test_the_same_vectors_and_rows_as_on_one_machine(
 
 @pytest.mark.sscd
 def test_a_network_gives_the_same_bits_whatever_the_pieces(tmp_path, engine: Engine, monkeypatch) -> None:
-    monkeypatch.setattr(pieces, "SIZES", (6, 2, 1))
+    monkeypatch.setattr(batches, "SIZES", (6, 2, 1))
     rng = np.random.default_rng(0)
     write(tmp_path / "data", {f"{n:02d}.png": images.encode(worlds.picture(rng)[0], "png") for n in range(20)})
     one = embed(tmp_path / "data", "sscd-distilled", cache=tmp_path / "a")
@@ -327,7 +329,7 @@ def test_a_network_gives_the_same_bits_whatever_the_pieces(tmp_path, engine: Eng
 
 
 def test_nothing_is_described_twice_and_new_images_alone_are(tmp_path, log: Path, engine: Engine, monkeypatch) -> None:
-    monkeypatch.setattr(pieces, "SIZES", (5, 2, 1))
+    monkeypatch.setattr(batches, "SIZES", (5, 2, 1))
     as_tars(tmp_path / "data")
     descriptor = Logged(str(log))
     first = embed(tmp_path / "data", descriptor, cache=tmp_path / "cache", engine=engine)
@@ -344,8 +346,8 @@ def test_an_image_that_kills_its_worker_is_a_row_and_tried_again(
     tmp_path, log: Path, engine: Engine, monkeypatch
 ) -> None:
     monkeypatch.setattr(engine_module, "TRIES", 2)
-    monkeypatch.setattr(pieces, "SIZES", (6, 1))
-    monkeypatch.setattr(pieces, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
+    monkeypatch.setattr(batches, "SIZES", (6, 1))
+    monkeypatch.setattr(batches, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
     write(
         tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)} | {"06a.png": colour(*DEADLY)}
     )
@@ -388,7 +390,7 @@ def test_a_shard_that_cannot_be_read_is_its_rows(tmp_path, log: Path, engine: En
 
 
 def test_where_nothing_can_be_done_it_stops(tmp_path, log: Path, engine: Engine, monkeypatch) -> None:
-    monkeypatch.setattr(pieces, "GIVE_UP", 1)
+    monkeypatch.setattr(batches, "GIVE_UP", 1)
     monkeypatch.setattr(engine_module, "TRIES", 1)
     write(tmp_path / "data", {f"{number}.png": noise(number) for number in range(8)})
     (tmp_path / "weights-pid").write_text("x")
@@ -407,7 +409,7 @@ def test_pieces_are_neighbours_and_added_images_move_few_of_them(tmp_path) -> No
     as_tars(tmp_path / "tars")
     for name in ("parquet", "tars"):
         corpus = Corpus.open(tmp_path / name)
-        found = list(pieces.cut(corpus, np.arange(16), 6))
+        found = list(batches.cut(corpus, np.arange(16), 6))
         assert np.concatenate(found).tolist() == list(range(16))
         paths = corpus.paths()
         assert all(len({paths[row] for row in piece}) == 1 and len(piece) <= 6 for piece in found)
@@ -417,14 +419,14 @@ def test_pieces_are_neighbours_and_added_images_move_few_of_them(tmp_path) -> No
         table = pa.table({"id": names, "image": [f"/data/{name}" for name in names]})
         return {
             tuple(names[row] for row in piece)
-            for piece in pieces.cut(Corpus(table, "/data", "folder"), np.arange(len(names)), 64)
+            for piece in batches.cut(Corpus(table, "/data", "folder"), np.arange(len(names)), 64)
         }
 
     before, after = cut(ids), cut(sorted([*ids, "02000a.png"]))
     assert 60 < len(before) < 200
     assert len(after - before) <= 3
     few = dataclasses.replace(Corpus.open(tmp_path / "tars"))
-    assert len(list(pieces.cut(few, np.arange(16), 1))) == 16
+    assert len(list(batches.cut(few, np.arange(16), 1))) == 16
 
 
 def test_a_small_corpus_has_a_piece_for_every_worker(tmp_path, log: Path) -> None:
@@ -432,7 +434,7 @@ def test_a_small_corpus_has_a_piece_for_every_worker(tmp_path, log: Path) -> Non
     engine = Counts()
     embed(tmp_path / "data", Logged(str(log)), cache=tmp_path / "cache", engine=engine)
     assert 5 <= len(engine.sizes) <= 16
-    assert max(engine.sizes) <= pieces.LEAST
+    assert max(engine.sizes) <= batches.LEAST
     assert described(log) == sum(engine.sizes) == 150
 
 
@@ -477,8 +479,8 @@ def script(folder: Path, frame: str) -> subprocess.CompletedProcess[str]:
 def test_a_piece_of_a_tar_holds_so_many_bytes(tmp_path, monkeypatch) -> None:
     write_tar(tmp_path / "a.tar", {f"{number}.png": noise(number, 40) for number in range(9)})
     corpus = Corpus.open(tmp_path / "a.tar")
-    monkeypatch.setattr(pieces, "BYTES", 3 * len(noise(0, 40)) + 100)
-    assert max(len(piece) for piece in pieces.cut(corpus, np.arange(9), 10**6)) == 3
+    monkeypatch.setattr(batches, "BYTES", 3 * len(noise(0, 40)) + 100)
+    assert max(len(piece) for piece in batches.cut(corpus, np.arange(9), 10**6)) == 3
 
 
 # Searching
@@ -718,7 +720,7 @@ def test_a_job_that_was_killed_goes_on_and_no_part_is_made_twice(tmp_path, log: 
 
 def test_what_is_lost_is_said_and_made_the_next_time(tmp_path, log: Path, monkeypatch) -> None:
     monkeypatch.setattr(sharded, "SIZES", (6, 1))
-    monkeypatch.setattr(pieces, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
+    monkeypatch.setattr(batches, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
     write(tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)})
     manifest, _ = sharded.write(tmp_path / "data", tmp_path / "out", "phash", engine=Loses("07.png"))
     assert (manifest["n"], manifest["n_missing"]) == (11, 1)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from copyscope.copying import gallery as module
-from copyscope.copying.embed import Embeddings
 from copyscope.copying.gallery import gallery
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.imaging import images
 
 TRAIN = 40

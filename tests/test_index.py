@@ -27,9 +27,9 @@ from copyscope.copying.coarse import coarse_vectors
 from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.index import TABLE, table
 from copyscope.copying.locate import Found, locate
-from copyscope.copying.protocols import protocol as named_protocol
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

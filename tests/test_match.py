@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying.embed import embed
 from copyscope.copying.match import Matches, match
 from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.embedding.embed import embed
 from copyscope.imaging import images
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 from copyscope import parts, worlds
 from copyscope.copying import part_search, sensitivity
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.embed import embed
 from copyscope.copying.judge import judge
 from copyscope.copying.match import match, rests_on_part
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

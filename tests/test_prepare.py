@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying.embed import embed
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.prepare import DataRecipe, prepare, source

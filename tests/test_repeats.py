@@ -9,10 +9,10 @@ import pytest
 
 from copyscope import worlds
 from copyscope.copying import repeats as module
-from copyscope.copying.embed import embed
 from copyscope.copying.repeats import repeated_outputs
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.embedding.embed import embed
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

@@ -11,12 +11,12 @@ import pytest
 from copyscope import parts, worlds
 from copyscope.copying import alterations
 from copyscope.copying.edges import Edges
-from copyscope.copying.embed import Embeddings, embed
 from copyscope.copying.match import match
 from copyscope.copying.part_search import PartSearch
 from copyscope.copying.registration import Register
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.imaging import images
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ _HOMES = {
     "Audit": "copying.audit",
     "Corpus": "data.corpus",
     "CopyscopeError": "errors",
-    "Embeddings": "copying.embed",
+    "Embeddings": "detection.embedding.embed",
     "Estimate": "stats",
     "Experiment": "experiment",
     "Groups": "copying.duplicates",
@@ -37,7 +37,7 @@ _HOMES = {
     "TrainRecipe": "diffusion.train",
     "audit": "copying.audit",
     "duplicates": "copying.duplicates",
-    "embed": "copying.embed",
+    "embed": "detection.embedding.embed",
     "fetch": "data.assets",
     "generate": "diffusion.generate",
     "lint": "copying.lint",
@@ -53,13 +53,13 @@ __all__ = [*sorted(_HOMES), "__version__"]
 if TYPE_CHECKING:
     from copyscope.data.assets import fetch as fetch
     from copyscope.data.corpus import Corpus as Corpus
+    from copyscope.detection.embedding.embed import Embeddings as Embeddings
+    from copyscope.detection.embedding.embed import embed as embed
 
     from .copying.audit import Audit as Audit
     from .copying.audit import audit as audit
     from .copying.duplicates import Groups as Groups
     from .copying.duplicates import duplicates as duplicates
-    from .copying.embed import Embeddings as Embeddings
-    from .copying.embed import embed as embed
     from .copying.index import Index as Index
     from .copying.lint import Lint as Lint
     from .copying.lint import lint as lint

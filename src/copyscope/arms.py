@@ -31,9 +31,10 @@ from .prepare import prepare
 from .stats import Floats
 
 if TYPE_CHECKING:
+    from copyscope.detection.embedding.embed import Embeddings
+
     from .copying.agreement import Head
     from .copying.audit import Audit
-    from .copying.embed import Embeddings
     from .diffusion.generate import SampleRecipe
     from .diffusion.train import Run
 
@@ -310,7 +311,7 @@ def _cosines(head: Head, captions: Sequence[str], vectors: Floats) -> dict[str, 
 
 
 def _embedded(arm: Arm, corpus: Corpus, progress: Progress | None) -> Embeddings:
-    from .copying.embed import embed
+    from copyscope.detection.embedding.embed import embed
 
     return embed(corpus, arm.audit.protocol, progress=progress)
 

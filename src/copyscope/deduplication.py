@@ -10,10 +10,10 @@ import numpy as np
 
 from copyscope.curation.curate import down_weight, kept_rows, remove
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 
 from .copying.duplicates import duplicates
-from .copying.embed import embed
-from .copying.protocols import protocol as named_protocol
 from .copying.same_picture import compare_pixels
 from .files import safe_cell, write_file
 from .machine import Progress

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 
-from .copying.embed import Embeddings, embed
-from .copying.protocols import protocol as named_protocol
 from .copying.search import search
 from .errors import InputError
 from .imaging import images

@@ -176,7 +176,7 @@ def plan(
     of whoever wrote it; what `settings` ask for is taken in any case. Raises InputError, which names the arm where it
     is of one, the table and the field, and PartError for an unknown part or one that is not trusted.
     """
-    from .copying.protocols import protocol
+    from copyscope.detection.embedding.protocols import protocol
 
     tables = recipes.read_toml(toml)
     if not trust_parts:

@@ -171,7 +171,7 @@ class _Distinct:
 
     def add(self, corpus: Corpus, rows: list[int], limit: int, progress: Progress | None) -> list[int]:
         """Those of `rows` that join the set, in order, at most `limit` of them (0 = all)."""
-        from .copying.embed import embed
+        from copyscope.detection.embedding.embed import embed
 
         described = embed(corpus.take(rows), DESCRIPTOR, progress=progress)
         joined: list[int] = []

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 
 from .copying import calibrate
 from .copying.blank import blank_rows, without_rows
 from .copying.duplicates import duplicates
 from .copying.edges import Edges
-from .copying.embed import Embeddings, embed
 from .copying.match import match
-from .copying.protocols import protocol as named_protocol
 from .copying.registration import Register
 from .copying.replication import Calibration, verdict
 from .copying.verify import Verify

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from copyscope import parts
 from copyscope.cli import main
-from copyscope.copying.embed import Embeddings
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.errors import InputError
 
 FAST = ["-p", "sscd-distilled"]
@@ -318,7 +318,9 @@ def test_the_report_of_a_lint_is_made_again(world, tmp_path):
 
 def test_a_file_where_results_should_go_is_told_before_the_work(world, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("copyscope.copying.embed.compute", lambda *given, **options: pytest.fail("worked first"))
+    monkeypatch.setattr(
+        "copyscope.detection.embedding.embed.compute", lambda *given, **options: pytest.fail("worked first")
+    )
     commands = [("audit", world.generated, world.train), ("lint", world.train), ("embed", world.train)]
     commands += [("match", world.generated, world.train), ("duplicates", world.train), ("demo", "--yes")]
     for command in commands:

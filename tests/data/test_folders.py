@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from copyscope.cli import main
-from copyscope.copying.embed import embed
 from copyscope.data import storage
 from copyscope.data.corpus import Corpus
 from copyscope.data.storage import OUTSIDE
+from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
 from copyscope.files import NOT_REGULAR
 from tests.pictures import fill, write

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import fsspec.config
 import pytest
 
-from copyscope.copying.embed import embed
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
 from tests.data.test_object_store import LAYOUTS
 from tests.pictures import fill, write

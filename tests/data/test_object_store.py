@@ -14,10 +14,10 @@ import pytest
 import s3fs
 from PIL import Image
 
-from copyscope.copying.embed import embed
 from copyscope.data import shards, storage
 from copyscope.data.corpus import Corpus
 from copyscope.data.retry import Patience
+from copyscope.detection.embedding.embed import embed
 from copyscope.errors import ImageError, InputError
 from tests.data.test_shards import parquet, write_tar
 from tests.object_store import BUCKET, ObjectStore

@@ -107,7 +107,7 @@ def audit(
 
     Writes summary.json, Parquet tables and report.html with -o DIR.
     """
-    from copyscope.copying.protocols import protocol as named
+    from copyscope.detection.embedding.protocols import protocol as named
 
     if fail_over is not None and not 0 <= fail_over <= 1:
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")

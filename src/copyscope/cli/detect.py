@@ -91,12 +91,12 @@ def embed(
     With --engine each worker writes its own Parquet parts, into a folder that all of them reach, or to a URL
     (s3://bucket/name).
     """
-    from copyscope.copying.protocols import protocol as named
+    from copyscope.detection.embedding.protocols import protocol as named
 
     if engine:
         summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
     else:
-        from copyscope.copying.embed import embed as run
+        from copyscope.detection.embedding.embed import embed as run
         from copyscope.files import write_file
 
         if "://" in out:
@@ -119,8 +119,8 @@ def embed(
 
 
 def _embed_by(engine: str, corpus: Corpus, out: str, protocol: str, without: str | None) -> dict[str, Any]:
-    from copyscope.copying.protocols import protocol as named
-    from copyscope.copying.sharded import write
+    from copyscope.detection.embedding.parquet import write
+    from copyscope.detection.embedding.protocols import protocol as named
     from copyscope.engine import open_engine
 
     if "://" not in out:
@@ -154,9 +154,9 @@ def duplicates(
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
     from copyscope.copying.duplicates import duplicates as run
-    from copyscope.copying.embed import embed as describe
-    from copyscope.copying.protocols import protocol as named
     from copyscope.copying.results import write_table
+    from copyscope.detection.embedding.embed import embed as describe
+    from copyscope.detection.embedding.protocols import protocol as named
 
     check_out(out)
     rules, who = named(protocol), opened_engine(engine)

@@ -70,7 +70,7 @@ def parts_(
     as_json: AsJson = False,
 ) -> None:
     """List the protocols and every part: how it is called and what it is."""
-    from copyscope.copying.protocols import catalogue
+    from copyscope.detection.embedding.protocols import catalogue
 
     listing = catalogue(shelf)
     if as_json:

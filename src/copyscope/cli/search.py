@@ -77,8 +77,8 @@ def match(
         )
     queries, references = pictures
     from copyscope.copying.found_copies import match_sets
-    from copyscope.copying.protocols import protocol as named
     from copyscope.copying.results import write_table
+    from copyscope.detection.embedding.protocols import protocol as named
 
     with progress_bar() as progress:
         summary, table = match_sets(

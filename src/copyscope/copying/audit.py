@@ -17,6 +17,8 @@ import copyscope
 from copyscope import parts
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
@@ -26,12 +28,10 @@ from .causes import Causes, causes
 from .cells import how_searched, in_cells
 from .classical import classical_tests
 from .duplicates import Groups, duplicates
-from .embed import embed
 from .gallery import gallery
 from .judge import Judgement, judge
 from .match import Matches
 from .part_search import PartSearch
-from .protocols import protocol as named_protocol
 from .quality import quality
 from .repeats import SAME, repeated_outputs
 from .replication import FDR, dataset_similarity, similarity

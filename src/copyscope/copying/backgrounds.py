@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings, Work, compute, embed
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 
 from .components import merged
 from .duplicates import Groups
-from .embed import Embeddings, Work, compute, embed
 
 DIFFERENT = 2.0
 """Grey levels by which white and black as a background must differ on average: an edge alone is no transparency."""

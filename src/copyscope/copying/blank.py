@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from .embed import Embeddings, Work, compute
 from .verify import Verify
 
 PIECE_ROWS = 65536

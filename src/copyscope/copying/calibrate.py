@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
@@ -21,7 +22,6 @@ from .answer import OWN_LEVEL
 from .components import components
 from .duplicates import Groups
 from .edges import Edges
-from .embed import Embeddings, embed
 from .match import Matches, match, rests_on_part
 from .part_search import PartSearch
 from .registration import Register

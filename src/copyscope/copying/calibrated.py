@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.errors import InputError
 
 from . import index_files as files
@@ -22,7 +23,6 @@ from .blank import blank_among
 from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
 from .codes import Rows
 from .duplicates import Groups
-from .embed import Embeddings, embed
 from .insets import Canvases
 from .locate import locate
 from .search import search

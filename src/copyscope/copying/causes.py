@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
+from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
 from .duplicates import Groups
-from .embed import Embeddings, Work, compute
 from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
 from .match import Matches

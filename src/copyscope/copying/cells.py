@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from copyscope import stats
 from copyscope.data.assets import cache_folder
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.files import told
 from copyscope.machine import Progress, cores, let_go, locked, room
 from copyscope.stats import Estimate
 
 from .cell_files import BLOCK, DONE, PIECE, SCHEMA, Vectors, make, pieces
-from .embed import Embeddings
 from .search import NOTHING, Best, Nearest, one_blas_thread, search
 
 EXACT_ROWS = 1_000_000

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
@@ -21,7 +22,6 @@ from copyscope.machine import Progress, let_go
 
 from .cells import in_cells
 from .components import ROUNDING, by_cells, components, merged
-from .embed import Embeddings, Work, compute
 from .pixel_groups import join_turned, same_picture_groups
 from .search import Nearest, search
 from .sharing import normalise

@@ -11,10 +11,10 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.machine import Progress
 
 from .duplicates import Groups
-from .embed import Embeddings
 from .match import Matches
 from .sharing import normalise
 

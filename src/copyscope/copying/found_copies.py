@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.protocols import Protocol
 
 from .backgrounds import over_all
 from .blank import blank_rows, without_rows
-from .embed import embed
 from .hits import Hit, is_copy
 from .match import Matches, is_identical, match
-from .protocols import Protocol
 from .verify import Verify
 
 LISTED = 100

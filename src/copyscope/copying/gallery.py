@@ -12,11 +12,10 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.errors import ImageError
 from copyscope.imaging import images
 from copyscope.machine import cores
-
-from .embed import Embeddings
 
 SIDE = 192
 QUALITY = 78

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.protocols import Protocol
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -33,11 +36,8 @@ from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
 from .codes import rotation
 from .duplicates import duplicates
-from .embed import Embeddings, embed
 from .hits import TABLE, Hit, answers, table
 from .precision import checked
-from .protocols import Protocol
-from .protocols import protocol as named_protocol
 from .segments import State, load, merge, precision_of, write_segment
 from .verify import Verify
 from .windows import look, look_at

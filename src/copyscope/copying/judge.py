@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.stats import Estimate
 
 from . import calibrate
@@ -18,7 +19,6 @@ from .blank import blank_rows, without_rows
 from .calibrate import Baseline
 from .duplicates import Groups
 from .edges import Edges
-from .embed import Embeddings
 from .match import Matches, match
 from .part_search import PartSearch
 from .registration import Register

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import parts, stats
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
@@ -23,9 +25,7 @@ from copyscope.machine import Progress
 from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from .cells import how_searched, in_cells
 from .duplicates import duplicates
-from .embed import Embeddings, embed
 from .gallery import gallery
-from .protocols import protocol as named_protocol
 from .results import failures, load_result, save_result, versions
 
 SCHEMA = "copyscope.lint/1"

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 
 from .cells import nearest
-from .embed import Embeddings
 from .search import NOTHING, Nearest
 from .spread_search import nearest_by
 from .verify import Verify

@@ -20,12 +20,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
 
-from .embed import Embeddings, Work, compute
 from .insets import CORE, places
 from .match import combine
 from .search import one_blas_thread

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.machine import Progress
 
 from .coarse import coarse_candidates, coarse_vectors_of
 from .components import merged
-from .embed import Embeddings
 from .same_picture import compare_pixels, looks
 from .templates import SYMMETRIES
 from .verify import Verify

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.machine import Progress
 
 from .duplicates import duplicates
-from .embed import Embeddings
 from .sharing import normalise
 from .verify import Verify
 

@@ -18,11 +18,10 @@ import pyarrow.compute
 
 import copyscope
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import AGAIN, safe_cell, unwritable, write_file, write_parquet
-
-from .embed import Embeddings
 
 SUMS = "SHA256SUMS"
 """Checksums of the tables and the summary, as `sha256sum --check` reads them; results of version 0.1 have none."""

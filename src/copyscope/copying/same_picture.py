@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.embed import Work, compute
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
 from .confirm import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
-from .embed import Work, compute
 from .search import one_blas_thread
 from .templates import Planes, turned
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
@@ -21,7 +22,6 @@ from . import index_files as files
 from . import row_table
 from .coarse import DIM, coarse_vectors
 from .codes import Block, Rows, encode
-from .embed import Embeddings
 from .precision import PRECISIONS, Stored, Vectors, kinds, shorten
 from .row_table import RowTable
 from .verify import Verify

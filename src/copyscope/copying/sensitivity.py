@@ -24,6 +24,7 @@ from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file, write_parquet
@@ -37,7 +38,6 @@ from .blank import blank_rows
 from .causes import representatives
 from .duplicates import Groups
 from .edges import Edges
-from .embed import Embeddings, embed
 from .match import Matches, match
 from .part_search import PartSearch
 from .registration import Register

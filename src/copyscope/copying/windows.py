@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.data.storage import failure
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.embed import Work, compute, embed
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
 
-from .embed import Work, compute, embed
 from .insets import SIDE as SIDE_OF_CANVAS
 from .insets import Canvases, canvas
 from .verify import Verify

@@ -28,13 +28,13 @@ from copyscope.files import file_sha256, save_array, told, whole, write_file, wr
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
+from .cache import KEY, ContentStore, Rotten
 from .each_image import values_of_each
-from .ledger import Ledger, Store
+from .image_status import Ledger, Store
 from .protocols import protocol
-from .store import KEY, ContentStore, Rotten
 
 if TYPE_CHECKING:
-    from .cells import Cells
+    from copyscope.copying.cells import Cells
 
 BATCH = 8
 BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
@@ -135,10 +135,10 @@ class Embeddings:
 
         Raises InputError when it is not complete.
         """
-        from . import sharded
+        from . import parquet
 
-        if "://" in str(folder) or sharded.is_sharded(folder):
-            return sharded.load(folder)
+        if "://" in str(folder) or parquet.is_sharded(folder):
+            return parquet.load(folder)
         folder = Path(folder)
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
@@ -244,7 +244,7 @@ def _make(
             # What the store has need not be remembered.
             store.refresh()
     else:
-        from .pieces import fill_by  # which is made of what is here
+        from .batches import fill_by  # which is made of what is here
 
         fill_by(open_engine(engine), corpus, rows, work, store, ledger, progress)
     with told(store.folder):

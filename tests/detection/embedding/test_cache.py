@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope.copying import store as store_module
-from copyscope.copying.store import KEY, ContentStore
+from copyscope.detection.embedding import cache as store_module
+from copyscope.detection.embedding.cache import KEY, ContentStore
 
 
 def keys_of(numbers):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from copyscope import parts
-from copyscope.copying.protocols import PROTOCOLS, protocol
 from copyscope.detection.descriptors.clip import Clip
 from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.descriptors.sscd import Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.embedding.protocols import PROTOCOLS, protocol
 from copyscope.errors import PartError
 
 

@@ -21,9 +21,9 @@ from copyscope.errors import CopyscopeError
 from copyscope.files import told
 from copyscope.machine import Progress
 
+from .cache import KEY, ContentStore
 from .embed import Work, fill
-from .ledger import Ledger
-from .store import KEY, ContentStore
+from .image_status import Ledger
 
 SIZES = (512, 16, 1)
 """Images of a piece at most, and of what is cut of one that is lost."""

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copyscope.copying.each_image import values_of_each
-from copyscope.copying.embed import AHEAD_BYTES, embed
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.embedding.each_image import values_of_each
+from copyscope.detection.embedding.embed import AHEAD_BYTES, embed
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging import images, rgb
 
@@ -148,7 +148,7 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
 
 
 def test_batches_wait_where_their_files_are_large(tmp_path, monkeypatch):
-    from copyscope.copying import embed as module
+    from copyscope.detection.embedding import embed as module
 
     assert AHEAD_BYTES <= 128 << 20
     folder = folder_of(tmp_path, **{f"x{n}": grey_png(30, 30 + n) for n in range(20)})

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 
 from copyscope import worlds
-from copyscope.copying import embed as embed_module
-from copyscope.copying import store as store_module
-from copyscope.copying.embed import GROUP, Embeddings, Work, compute, embed
-from copyscope.copying.store import ContentStore
 from copyscope.data import corpus as corpus_module
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.phash import Phash
+from copyscope.detection.embedding import cache as store_module
+from copyscope.detection.embedding import embed as embed_module
+from copyscope.detection.embedding.cache import ContentStore
+from copyscope.detection.embedding.embed import GROUP, Embeddings, Work, compute, embed
 from copyscope.errors import CopyscopeError, InputError
 from copyscope.imaging import images
 from tests.pictures import fill
@@ -133,7 +133,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from copyscope.detection.descriptors.phash import Phash
-from copyscope.copying.embed import embed
+from copyscope.detection.embedding.embed import embed
 from copyscope.corpus import Corpus
 plain = Phash.describe
 def slow(self, given):

@@ -39,11 +39,11 @@ from copyscope.errors import ImageError, InputError
 from copyscope.files import replace_file
 from copyscope.machine import Progress
 
+from .batches import Held, by_pieces
+from .cache import IN_MEMORY, KEY
 from .embed import Embeddings, Same, Work, fill
-from .ledger import Ledger
-from .pieces import Held, by_pieces
+from .image_status import Ledger
 from .protocols import protocol
-from .store import IN_MEMORY, KEY
 
 SCHEMA = "copyscope.embeddings-parts/1"
 MANIFEST = "embeddings.json"

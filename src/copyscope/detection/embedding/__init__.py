@@ -1,0 +1,1 @@
+"""Images -> descriptor vectors, each image once, cached by content."""
