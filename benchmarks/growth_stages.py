@@ -39,8 +39,8 @@ def make(n: int, folder: Path) -> None:
 
 
 def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.copying.cells import Cells
     from copyscope.copying.duplicates import components
+    from copyscope.detection.search.ivf import Cells
 
     cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS),
                  lambda cells: {"cells": len(cells.centres), "memory_mb": machine.memory() // MB})  # fmt: skip
@@ -53,7 +53,7 @@ def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
 
 
 def exact(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.copying.search import search
+    from copyscope.detection.search.exact import search
 
     tell("exact", lambda: search(truth["queries"], vectors, K, workers=THREADS),
          lambda found: {"copies_found": copies(found.index, truth)})  # fmt: skip
@@ -68,7 +68,7 @@ def all_pairs(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
 def faiss(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
     import faiss
 
-    from copyscope.copying import cells as cells_module
+    from copyscope.detection.search import ivf as cells_module
 
     faiss.omp_set_num_threads(THREADS)
     n, queries = len(vectors), truth["queries"]

@@ -25,12 +25,12 @@ import numpy as np
 import altered
 from copyscope import Corpus, stats
 from copyscope.copying.coarse import coarse_vectors
-from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.insets import Canvases
 from copyscope.copying.locate import locate
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from copyscope.data import assets
+from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from record import record
 from search import THREADS
 from vectors import DIM, clustered

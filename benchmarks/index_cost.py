@@ -33,13 +33,13 @@ from copyscope.copying import index as index_module
 from copyscope.copying import index_files as files
 from copyscope.copying.index import _answers
 from copyscope.copying.insets import Canvases
-from copyscope.copying.precision import PRECISIONS, Stored, kinds, shorten
-from copyscope.copying.search import search
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import Looks
 from copyscope.data import assets
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.search.exact import search
+from copyscope.detection.search.quantized import PRECISIONS, Stored, kinds, shorten
 from index import near
 from measured import MB, Watched
 from record import RESULTS, record

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from copyscope import stats
-from copyscope.copying import cell_files
-from copyscope.copying import cells as cells_module
-from copyscope.copying.cells import Cells
 from copyscope.copying.components import components
-from copyscope.copying.search import search
+from copyscope.detection.search import ivf as cells_module
+from copyscope.detection.search import ivf_files
+from copyscope.detection.search.exact import search
+from copyscope.detection.search.ivf import Cells
 from measured import MB, Watched
 from record import record
 from search import THREADS
@@ -102,10 +102,10 @@ def inverted_file(vectors: np.ndarray, queries: np.ndarray, source: np.ndarray, 
 
     faiss.omp_set_num_threads(THREADS)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, count, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.max_points_per_centroid = cell_files.ROUNDS, cell_files.SAMPLED_PER_CELL
+    index.cp.niter, index.cp.max_points_per_centroid = ivf_files.ROUNDS, ivf_files.SAMPLED_PER_CELL
 
     def build() -> None:
-        index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * cell_files.SAMPLED_PER_CELL))]))
+        index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * ivf_files.SAMPLED_PER_CELL))]))
         for start in range(0, len(vectors), BLOCK):
             index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
 

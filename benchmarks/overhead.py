@@ -28,9 +28,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
-from copyscope.copying import coarse, codes, insets, windows
+from copyscope.copying import coarse, insets, windows
 from copyscope.copying.verify import Verify
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.search import binary_codes
 from copyscope.diffusion.generate import sample
 from record import record
 
@@ -129,11 +130,13 @@ def count(call: Any) -> float:
 def others(looks: int) -> dict[str, float]:
     """10^9 operations, of whole numbers too, of what is done for a picture beside the descriptor, estimated."""
     verify = Verify()
-    bits = codes.rotation(DIM).shape[1]
+    bits = binary_codes.rotation(DIM).shape[1]
     # A row: XOR, count of bits and sum a word, and one comparison.
     scan = ROWS * (3 * bits / 64 + 1)
     # Two searches by coarse pixels, mirrored and not, besides those by the descriptor; their codes have as many bits.
-    search = looks * (2 * DIM * (bits + codes.KEPT) + scan) + 2 * (2 * coarse.DIM * (bits + codes.KEPT) + scan)
+    search = looks * (2 * DIM * (bits + binary_codes.KEPT) + scan) + 2 * (
+        2 * coarse.DIM * (bits + binary_codes.KEPT) + scan
+    )
     # Three planes; transforms of real numbers; a complex product and sum is 8.
     size = verify.size
     templates = 1 + len(verify.zooms)

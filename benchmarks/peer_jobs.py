@@ -51,8 +51,8 @@ def load(folder: Path, **options: Any) -> np.ndarray:
 
 def ours(by_cells: bool) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
-        from copyscope.copying.cells import Cells
         from copyscope.copying.duplicates import components
+        from copyscope.detection.search.ivf import Cells
 
         def work() -> Found:
             vectors = load(folder, mmap_mode="r")
@@ -77,7 +77,7 @@ def faiss_index(kind: str) -> Callable[[Path], Ready]:
                 index = faiss.IndexFlatIP(d)
             elif kind == "ivf":
                 # As many cells, probes and sampled rows as ours.
-                from copyscope.copying.cells import NEAR, how_many
+                from copyscope.detection.search.ivf import NEAR, how_many
 
                 index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, how_many(n), faiss.METRIC_INNER_PRODUCT)
                 index.nprobe, index.cp.niter, index.cp.max_points_per_centroid = NEAR, 8, 32

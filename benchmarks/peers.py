@@ -32,7 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 import measured
 from copyscope import stats
-from copyscope.copying.cells import NEAR
+from copyscope.detection.search.ivf import NEAR
 from peer_jobs import FILES, THRESHOLD, VECTORS, Rival
 from record import RESULTS, record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from copyscope.copying.cells import NEAR
+from copyscope.detection.search.ivf import NEAR
 from scale_jobs import EDGE, HOUR, Assumed, Plan, Rates
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope.copying.search import search
+from copyscope.detection.search.exact import search
 from measured import MB, Watched
 from record import record
 from vectors import DIM, clustered

@@ -26,10 +26,10 @@ from copyscope.copying.calibrate import Baseline
 from copyscope.copying.match import Matches, combine
 from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
-from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 from copyscope.stats import bootstrap, proportion
 from record import record

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from copyscope.copying import cells
 from copyscope.data.corpus import Corpus
 from copyscope.data.table import SCHEMA
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.cache import KEY
 from copyscope.detection.embedding.embed import Work, embed
+from copyscope.detection.search import ivf
 from copyscope.imaging import images
 from vectors import near
 
@@ -67,7 +67,7 @@ def main() -> None:
     arguments.add_argument("--stage", choices=("prepare", *STAGES), nargs="+", default=list(STAGES))
     arguments.add_argument("--within", type=float, default=0.35, help="similarity within a cluster")
     arguments.add_argument("--folder", type=Path, help="where the set is kept, and used again (a temporary one)")
-    arguments.add_argument("--exact", type=int, default=cells.EXACT_ROWS, help="rows up to which all are compared")
+    arguments.add_argument("--exact", type=int, default=ivf.EXACT_ROWS, help="rows up to which all are compared")
     arguments.add_argument("--name", default="whole", help="of the result")
     arguments.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
 
 def run(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     folder: Path = options.folder
-    cells.EXACT_ROWS = options.exact
+    ivf.EXACT_ROWS = options.exact
     with Watch() as watch:
         if stage == "prepare":
             prepare(folder, options.n, options.within)
@@ -113,7 +113,7 @@ def work(stage: str, train: Corpus, generated: Corpus, options: dict[str, Any]) 
         described = embed(train, SPEC, **options)
         if stage == "embed":
             return {"n": len(described.rows)}
-        return duplicates(cells.in_cells(described, **options), 0.75, **options).summary()
+        return duplicates(ivf.in_cells(described, **options), 0.75, **options).summary()
     if stage == "lint":
         lint = copyscope.lint(train, SPEC, **options)
         kept = ("sentence", "captions", "actions", "search")

@@ -14,10 +14,11 @@ import pytest
 
 import copyscope
 from copyscope.copying import audit as audit_module
-from copyscope.copying import cells, same_files
 from copyscope.copying import judge as judge_module
+from copyscope.copying import same_files
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.protocols import PROTOCOLS
+from copyscope.detection.search import ivf
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.report.terminal import audit_figures
@@ -367,9 +368,9 @@ def test_the_share_above_is_above_the_protocols_threshold(world, audited, monkey
 
 
 def test_an_audit_by_cells_that_miss_nothing_is_the_exact_one_and_tells_its_recall(world, audited, monkeypatch):
-    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
-    monkeypatch.setattr(cells, "SHARE", 1)
-    monkeypatch.setattr(cells, "NEAR", 99)
+    monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
+    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "NEAR", 99)
     found = copyscope.audit(world.generated, world.train, world.held_out, "sscd-distilled")
     assert audited.summary["search"] == {"method": "exact", "cells": None, "recall": None}
     assert found.summary["search"]["method"] == "cells"

@@ -16,10 +16,10 @@ from copyscope.copying.causes import COMPLEXITY, Profile, causes, representative
 from copyscope.copying.duplicates import Groups
 from copyscope.copying.exposure import Exposure, exposure
 from copyscope.copying.match import Matches
-from copyscope.copying.search import Nearest
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.measures import Item, complexity_view
+from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

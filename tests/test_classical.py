@@ -17,7 +17,7 @@ from copyscope.copying.classical import (
     ratio_test,
 )
 from copyscope.copying.match import Matches
-from copyscope.copying.search import search
+from copyscope.detection.search.exact import search
 
 
 def test_distance_is_euclidean_on_unit_vectors():

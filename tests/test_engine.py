@@ -30,14 +30,15 @@ import copyscope
 from copyscope import engine as engine_module
 from copyscope import worlds
 from copyscope.cli import main
-from copyscope.copying import components, spread_components, spread_search
-from copyscope.copying import search as search_module
-from copyscope.copying.cells import Cells
-from copyscope.copying.search import search
+from copyscope.copying import components, spread_components
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding import batches
 from copyscope.detection.embedding import parquet as sharded
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.search import distributed
+from copyscope.detection.search import exact as search_module
+from copyscope.detection.search.exact import search
+from copyscope.detection.search.ivf import Cells
 from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
@@ -488,8 +489,8 @@ def test_a_piece_of_a_tar_holds_so_many_bytes(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_a_search_in_ranges_is_the_search(engine: Engine, monkeypatch, labels: bool) -> None:
-    monkeypatch.setattr(spread_search, "SCORES", 0)
-    monkeypatch.setattr(spread_search, "RANGE", 1)
+    monkeypatch.setattr(distributed, "SCORES", 0)
+    monkeypatch.setattr(distributed, "RANGE", 1)
     rng = np.random.default_rng(0)
     # A product with one row rounds otherwise: the last block of references, and below one query a worker.
     n, m = 300, 3 * search_module.REFERENCE_BLOCK + 1
@@ -505,7 +506,7 @@ def test_a_search_in_ranges_is_the_search(engine: Engine, monkeypatch, labels: b
     for some, k in ((n, 1), (n, 7), (2, 7)):
         mine = own | ({"query_labels": own["query_labels"][:some]} if labels else {})
         one = search(queries[:some], references, k, workers=2, **mine)
-        other = spread_search.search_by(
+        other = distributed.search_by(
             engine, queries[:some], references, k, workers=2, progress=lambda *values: told.append(values), **mine
         )
         assert other.score.tobytes() == one.score.tobytes()
@@ -515,13 +516,13 @@ def test_a_search_in_ranges_is_the_search(engine: Engine, monkeypatch, labels: b
 
 
 def test_the_order_of_answers_changes_nothing(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(spread_search, "SCORES", 0)
+    monkeypatch.setattr(distributed, "SCORES", 0)
     monkeypatch.setattr(search_module, "REFERENCE_BLOCK", 4)
     rng = np.random.default_rng(1)
     queries, references = (rng.integers(-1, 2, (size, 3)).astype(np.float32) for size in (9, 50))
     for m, k in ((50, 4), (3, 5), (0, 2)):
         one = search(queries, references[:m], k, workers=1)
-        other = spread_search.search_by(Backwards(), queries, references[:m], k, workers=1)
+        other = distributed.search_by(Backwards(), queries, references[:m], k, workers=1)
         assert other.index.tobytes() == one.index.tobytes()
         assert other.score.tobytes() == one.score.tobytes()
     as_folder(tmp_path / "data")
@@ -531,12 +532,12 @@ def test_the_order_of_answers_changes_nothing(monkeypatch, tmp_path) -> None:
 
 
 def test_a_search_that_lost_a_range_is_no_answer(monkeypatch) -> None:
-    monkeypatch.setattr(spread_search, "SCORES", 0)
+    monkeypatch.setattr(distributed, "SCORES", 0)
     monkeypatch.setattr(search_module, "REFERENCE_BLOCK", 4)
     vectors = np.eye(10, dtype=np.float32)
     message = "References 4 to 7 of 10 were not searched: as asked for by the test"
     with pytest.raises(CopyscopeError, match=message):
-        spread_search.search_by(Backwards(lose=(1,)), vectors, vectors, 2)
+        distributed.search_by(Backwards(lose=(1,)), vectors, vectors, 2)
 
 
 @pytest.fixture
@@ -600,11 +601,11 @@ def test_cells_that_a_worker_does_not_have_are_told(tmp_path) -> None:
 
 
 def test_an_audit_and_a_lint_are_the_same(world, tmp_path, store: ObjectStore, monkeypatch) -> None:
-    monkeypatch.setattr(spread_search, "SCORES", 0)
+    monkeypatch.setattr(distributed, "SCORES", 0)
     options = {"cache": tmp_path / "cache", "workers": 2}
     calls: list[int] = []
-    plain = spread_search.search_by
-    monkeypatch.setattr(spread_search, "search_by", lambda *given, **known: calls.append(1) or plain(*given, **known))
+    plain = distributed.search_by
+    monkeypatch.setattr(distributed, "search_by", lambda *given, **known: calls.append(1) or plain(*given, **known))
     for work in (
         lambda **more: copyscope.audit(world.generated, world.train, world.held_out, "phash", **options, **more),
         lambda **more: copyscope.lint(world.train, "phash", **options, **more),

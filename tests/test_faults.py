@@ -19,7 +19,7 @@ import pytest
 
 from copyscope import Corpus, embed, files, machine
 from copyscope.cli import main
-from copyscope.copying import cell_files, cells
+from copyscope.detection.search import ivf, ivf_files
 from copyscope.errors import InputError
 from copyscope.thresholds import Threshold, Thresholds
 from tests.pictures import fill
@@ -154,26 +154,26 @@ def vectors(n=64):
 @pytest.fixture
 def small_blocks(monkeypatch):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(cell_files, "BLOCK", 16)
+    monkeypatch.setattr(ivf_files, "BLOCK", 16)
 
 
 @pytest.mark.parametrize("name", ["near.part", "keys.part"])
 def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, small_blocks, monkeypatch, name):
-    wanted = cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    wanted = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
 
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cell_files, "_scatter", die)
+    monkeypatch.setattr(ivf_files, "_scatter", die)
     with pytest.raises(KeyboardInterrupt):
-        cells.Cells.build(vectors(), 4, folder=tmp_path / "b")
+        ivf.Cells.build(vectors(), 4, folder=tmp_path / "b")
     monkeypatch.undo()
-    monkeypatch.setattr(cell_files, "BLOCK", 16)
+    monkeypatch.setattr(ivf_files, "BLOCK", 16)
     with (tmp_path / "b" / name).open("r+b") as file:
         size = file.seek(0, 2)
         file.seek(size * 7 // 8)
         file.write(bytes(size // 8))  # half of the last block has its length, and none of its bytes
-    found = cells.Cells.build(vectors(), 4, folder=tmp_path / "b")
+    found = ivf.Cells.build(vectors(), 4, folder=tmp_path / "b")
     for name in ("near", "rows", "halves", "first"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
@@ -182,7 +182,7 @@ def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, s
 def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_blocks, how):
     from copyscope.copying.components import by_cells
 
-    whole = cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    whole = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
     label, closest = by_cells(whole, 0.5, k=2, floor=0.1)
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.np[yz]")}
     assert len(wanted) == 7
@@ -190,7 +190,7 @@ def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_
         (tmp_path / "a" / name).write_bytes(
             {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}[how]
         )
-        found = cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+        found = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
         again, near = by_cells(found, 0.5, k=2, floor=0.1)
         for one, other in ((again, label), (near.index, closest.index), (near.score, closest.score)):
             np.testing.assert_array_equal(one, other)
@@ -205,7 +205,7 @@ def test_cells_are_on_the_disk_before_they_say_that_they_are_whole(tmp_path, sma
         on_disk.add(os.fstat(file).st_ino)
 
     def rename(one, other):
-        if Path(other).name == cell_files.DONE:
+        if Path(other).name == ivf_files.DONE:
             missing.extend(
                 each.name for each in tmp_path.glob("a/*.npy") if each.stat().st_ino not in on_disk
             )  # fmt: skip
@@ -214,8 +214,8 @@ def test_cells_are_on_the_disk_before_they_say_that_they_are_whole(tmp_path, sma
     missing = []
     monkeypatch.setattr(os, "fsync", remember)
     monkeypatch.setattr(os, "replace", rename)
-    cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
-    assert (tmp_path / "a" / cell_files.DONE).is_file()
+    ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    assert (tmp_path / "a" / ivf_files.DONE).is_file()
     assert missing == []
 
 
@@ -225,7 +225,7 @@ def test_cells_on_a_full_disk_are_an_error_and_do_not_end_the_process(tmp_path, 
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device"):
-        cells.Cells.build(vectors(), 4, folder=tmp_path / "a")
+        ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
 
 
 # Locks, clocks, files that go away

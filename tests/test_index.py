@@ -21,15 +21,15 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import Corpus, Index, parts, worlds
 from copyscope.cli import main
-from copyscope.copying import codes as codes_module
 from copyscope.copying import index_files, insets
 from copyscope.copying.coarse import coarse_vectors
-from copyscope.copying.codes import Block, Rows, encode, rotation
 from copyscope.copying.index import TABLE, table
 from copyscope.copying.locate import Found, locate
 from copyscope.copying.verify import Verify
 from copyscope.copying.windows import look
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.search import binary_codes as codes_module
+from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

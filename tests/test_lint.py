@@ -11,8 +11,8 @@ import pytest
 
 import copyscope
 from copyscope import stats, worlds
-from copyscope.copying import cells
 from copyscope.copying import lint as module
+from copyscope.detection.search import ivf
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.report import render_lint
@@ -212,9 +212,9 @@ def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
 
 
 def test_many_images_say_of_captions_what_few_do(world, linted, monkeypatch):
-    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
-    monkeypatch.setattr(cells, "SHARE", 1)
-    monkeypatch.setattr(cells, "NEAR", 99)
+    monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
+    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "NEAR", 99)
     monkeypatch.setattr(module, "PIECE", 7)
     monkeypatch.setattr(module, "CARDS", 3)
     told = set()
@@ -230,9 +230,9 @@ def test_many_images_say_of_captions_what_few_do(world, linted, monkeypatch):
 
 
 def test_of_many_images_a_sample_counts_shared_captions_and_every_card_is_of_all(world, linted, monkeypatch):
-    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
-    monkeypatch.setattr(cells, "SHARE", 1)
-    monkeypatch.setattr(cells, "NEAR", 99)
+    monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
+    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "NEAR", 99)
     monkeypatch.setattr(module, "COUNTED", 30)
     found = run(world.train)
     assert found.tables["risk"].equals(linted.tables["risk"])

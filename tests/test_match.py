@@ -9,11 +9,11 @@ import pytest
 
 from copyscope import worlds
 from copyscope.copying.match import Matches, match
-from copyscope.copying.search import Nearest
 from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.search.exact import search
 
-from .copying.search import search
 from .errors import InputError
 from .imaging import images
 

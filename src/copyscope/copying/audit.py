@@ -19,13 +19,13 @@ from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from .backgrounds import grouped_with_source, over_all
 from .causes import Causes, causes
-from .cells import how_searched, in_cells
 from .classical import classical_tests
 from .duplicates import Groups, duplicates
 from .gallery import gallery

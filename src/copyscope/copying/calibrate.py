@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.search.distributed import nearest_by
+from copyscope.detection.search.exact import search
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
@@ -26,8 +28,6 @@ from .match import Matches, match, rests_on_part
 from .part_search import PartSearch
 from .registration import Register
 from .replication import Calibration
-from .search import search
-from .spread_search import nearest_by
 from .verify import Verify
 
 LOOK_ALIKE_BITS, SAME_GROUP_BITS = 31, 64

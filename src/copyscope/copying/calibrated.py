@@ -16,16 +16,16 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.search.binary_codes import Rows
+from copyscope.detection.search.exact import search
 from copyscope.errors import InputError
 
 from . import index_files as files
 from .blank import blank_among
 from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
-from .codes import Rows
 from .duplicates import Groups
 from .insets import Canvases
 from .locate import locate
-from .search import search
 from .segments import State, drop
 from .verify import Verify
 from .windows import Looks, look_at

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
+from copyscope.detection.search.ivf import nearest
 from copyscope.stats import Floats
 
-from .cells import nearest
 from .duplicates import Groups
 from .match import Matches
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.search.exact import NOTHING, Nearest, search
 from copyscope.machine import Progress
 
-from .search import NOTHING, Nearest, search
 from .templates import SYMMETRIES, shrinking, turned, unit_templates
 
 if TYPE_CHECKING:

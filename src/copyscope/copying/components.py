@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.search.exact import NOTHING, Nearest, one_blas_thread
+from copyscope.detection.search.ivf import Cells
 from copyscope.engine import Engine, open_engine
 from copyscope.files import replace_file, sweep, told
 from copyscope.machine import Progress, cores, let_go, locked, room
-
-from .cells import Cells
-from .search import NOTHING, Nearest, one_blas_thread
 
 BLOCK = 1024
 LOT = 32768

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.search.exact import Nearest, search
+from copyscope.detection.search.ivf import in_cells
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, let_go
 
-from .cells import in_cells
 from .components import ROUNDING, by_cells, components, merged
 from .pixel_groups import join_turned, same_picture_groups
-from .search import Nearest, search
 from .sharing import normalise
 from .verify import Verify
 

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import cores
 
-from .search import one_blas_thread
 from .templates import shrinking
 
 Planes = NDArray[np.float32]

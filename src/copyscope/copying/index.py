@@ -22,6 +22,8 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.search.binary_codes import rotation
+from copyscope.detection.search.quantized import checked
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -34,10 +36,8 @@ from .backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
 from .coarse import DIM
-from .codes import rotation
 from .duplicates import duplicates
 from .hits import TABLE, Hit, answers, table
-from .precision import checked
 from .segments import State, load, merge, precision_of, write_segment
 from .verify import Verify
 from .windows import look, look_at

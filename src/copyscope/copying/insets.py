@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
-from .search import one_blas_thread
 from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
 
 SIDE = 64

@@ -18,12 +18,12 @@ from copyscope import parts, stats
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
-from .cells import how_searched, in_cells
 from .duplicates import duplicates
 from .gallery import gallery
 from .results import failures, load_result, save_result, versions

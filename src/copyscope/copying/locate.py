@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.search.binary_codes import Rows
+from copyscope.detection.search.exact import NOTHING, Nearest
+
 from .coarse import coarse_vectors, turned_vectors
-from .codes import Rows
 from .insets import find
 from .match import combine
-from .search import NOTHING, Nearest
 from .templates import SYMMETRIES
 from .verify import Verify
 from .windows import BOXES, Looks

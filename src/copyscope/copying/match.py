@@ -12,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.search.distributed import nearest_by
+from copyscope.detection.search.exact import NOTHING, Nearest
+from copyscope.detection.search.ivf import nearest
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 
-from .cells import nearest
-from .search import NOTHING, Nearest
-from .spread_search import nearest_by
 from .verify import Verify
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
@@ -28,7 +29,6 @@ from copyscope.machine import Progress
 
 from .insets import CORE, places
 from .match import combine
-from .search import one_blas_thread
 from .templates import inverse_norms, shrinking, summed_areas, unit_templates
 from .verify import Verify
 from .windows import canvases

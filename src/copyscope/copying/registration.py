@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import Progress, cores
 
-from .search import one_blas_thread
 from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
 from .verify import Verify
 

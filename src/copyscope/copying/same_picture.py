@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Work, compute
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
 from .confirm import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
-from .search import one_blas_thread
 from .templates import Planes, turned
 
 PAIRS, FINE_PAIRS = 4096, 256

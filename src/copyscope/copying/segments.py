@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.search.binary_codes import Block, Rows, encode
+from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, kinds, shorten
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from . import index_files as files
 from . import row_table
 from .coarse import DIM, coarse_vectors
-from .codes import Block, Rows, encode
-from .precision import PRECISIONS, Stored, Vectors, kinds, shorten
 from .row_table import RowTable
 from .verify import Verify
 from .windows import BOXES, window_thumbnails, window_vectors

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.search.ivf import Cells
 from copyscope.engine import Engine, Lost
 from copyscope.errors import CopyscopeError, InputError
 
-from .cells import Cells
 from .components import Closest, Labels, begin, go_through
 
 

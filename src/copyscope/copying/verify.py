@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Work, compute
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
 from .coarse import coarse_vectors, turned_vectors
-from .search import one_blas_thread
 from .templates import SYMMETRIES, Planes, fourier, inverse_norms, shrinking, summed_areas, turned, unit_templates
 
 Spectra = NDArray[np.complex64]

@@ -34,7 +34,7 @@ from .image_status import Ledger, Store
 from .protocols import protocol
 
 if TYPE_CHECKING:
-    from copyscope.copying.cells import Cells
+    from copyscope.detection.search.ivf import Cells
 
 BATCH = 8
 BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20

@@ -16,9 +16,9 @@ from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import CopyscopeError
 from copyscope.machine import Progress, cores
 
-from . import search as searching
-from .cells import Cells, nearest
-from .search import Nearest, query_block, search
+from . import exact as searching
+from .exact import Nearest, query_block, search
+from .ivf import Cells, nearest
 
 RANGE = 16
 """A task has no more than so many blocks of references."""

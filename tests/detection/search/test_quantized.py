@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index
 from copyscope.cli import main
-from copyscope.copying import index_files, precision, row_table
-from copyscope.copying.codes import Block, Rows, encode, rotation
-from copyscope.copying.precision import PRECISIONS, Stored, checked, kinds, shorten
+from copyscope.copying import index_files, row_table
+from copyscope.detection.search import quantized
+from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
+from copyscope.detection.search.quantized import PRECISIONS, Stored, checked, kinds, shorten
 from copyscope.errors import InputError
 
 FAST = "sscd-distilled"
@@ -98,7 +99,7 @@ def test_what_is_read_is_float32_however_it_is_asked_for(short):
 
 
 def test_a_mapped_file_is_let_go_of_and_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "RELEASED_ABOVE", 0)
+    monkeypatch.setattr(quantized, "RELEASED_ABOVE", 0)
     vectors = unit(np.random.default_rng(4), 4000)
     index_files.write_array(tmp_path, "0123456789abcdef.vectors", vectors)
     stored = Stored(index_files.map_array(tmp_path, "0123456789abcdef.vectors"))

@@ -27,8 +27,8 @@ from copyscope.files import told
 from copyscope.machine import Progress, cores, let_go, locked, room
 from copyscope.stats import Estimate
 
-from .cell_files import BLOCK, DONE, PIECE, SCHEMA, Vectors, make, pieces
-from .search import NOTHING, Best, Nearest, one_blas_thread, search
+from .exact import NOTHING, Best, Nearest, one_blas_thread, search
+from .ivf_files import BLOCK, DONE, PIECE, SCHEMA, Vectors, make, pieces
 
 EXACT_ROWS = 1_000_000
 """Up to so many rows are searched exactly."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope.copying import search as search_module
-from copyscope.copying.search import NOTHING, search
+from copyscope.detection.search import exact as search_module
+from copyscope.detection.search.exact import NOTHING, search
 from copyscope.errors import InputError
 
 

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope.files import replace_file, save_array, sweep, sync
 from copyscope.machine import Progress, let_go, room
 
-from .search import faiss_for, search
+from .exact import faiss_for, search
 
 SAMPLED_PER_CELL, ROUNDS = 32, 8
 BLOCK, PIECE = 32768, 16384

@@ -16,15 +16,15 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from copyscope.copying import cell_files
-from copyscope.copying import cells as cells_module
 from copyscope.copying import components as components_module
 from copyscope.copying import duplicates as duplicates_module
-from copyscope.copying.cells import Cells, in_cells, nearest
 from copyscope.copying.components import Closest, by_cells, components
-from copyscope.copying.search import search
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.search import ivf as cells_module
+from copyscope.detection.search import ivf_files
+from copyscope.detection.search.exact import search
+from copyscope.detection.search.ivf import Cells, in_cells, nearest
 from copyscope.engine import Processes
 from copyscope.errors import InputError
 
@@ -267,7 +267,7 @@ def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_e
     first = made.rows[made.first][np.argsort(made.rows)]
     np.testing.assert_array_equal(first, [*range(300), *range(100, 200), *range(100, 110)])
     keys = np.zeros(len(some), np.uint64)  # as if all had one
-    found = cell_files._first(keys, made.halves)
+    found = ivf_files._first(keys, made.halves)
     equal = (made.halves[:, None] == made.halves[found][:, None]).all(axis=(1, 2))
     assert equal.all()
 
@@ -288,8 +288,8 @@ def killed_after(monkeypatch, module, name, n):
 
 def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, monkeypatch):
     whole = Cells.build(vectors, 64)
-    monkeypatch.setattr(cell_files, "BLOCK", 256)
-    monkeypatch.setattr(cell_files, "room", lambda: 200_000)
+    monkeypatch.setattr(ivf_files, "BLOCK", 256)
+    monkeypatch.setattr(ivf_files, "room", lambda: 200_000)
     made = Cells.build(vectors, 64)
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
         np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
@@ -297,10 +297,10 @@ def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, mon
 
 @pytest.mark.parametrize("n", [0, 1, 5, 24])
 def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path, monkeypatch, n):
-    monkeypatch.setattr(cell_files, "BLOCK", 256)
+    monkeypatch.setattr(ivf_files, "BLOCK", 256)
     whole = Cells.build(vectors, 64)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, cell_files, "search", n)
+        calls = killed_after(patch, ivf_files, "search", n)
         if n < 24:
             with pytest.raises(KeyboardInterrupt):
                 Cells.build(vectors, 64, folder=tmp_path)
@@ -311,7 +311,7 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
         with (tmp_path / "near.part").open("ab") as file:
             file.write(b"x" * 1000)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, cell_files, "search", 24 - n)
+        calls = killed_after(patch, ivf_files, "search", 24 - n)
         made = Cells.build(vectors, 64, folder=tmp_path)
         assert len(calls) == 24 - n, "what was done is not done again"
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
@@ -399,7 +399,7 @@ def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeyp
         assert victim.wait() in (0, -signal.SIGKILL)
     assert kills > 2
     assert not list((tmp_path / "cells").glob(".*.tmp"))
-    monkeypatch.setattr(cell_files, "BLOCK", 256)
+    monkeypatch.setattr(ivf_files, "BLOCK", 256)
     label, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     assert same(np.load(tmp_path / "label.npy"), label)
     np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress, cores
 
-from .precision import Stored, Vectors
-from .search import NOTHING, Nearest, faiss_for, one_blas_thread, search
+from .exact import NOTHING, Nearest, faiss_for, one_blas_thread, search
+from .quantized import Stored, Vectors
 
 Codes = NDArray[np.uint8]
 
