@@ -33,15 +33,15 @@ from copyscope import stats
 from copyscope.copying import calibrate
 from copyscope.copying.classical import classical_tests
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.match import match
 from copyscope.copying.replication import verdict
-from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd import Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching.match import match
+from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images
 from copyscope.worlds import light_copy
 from record import RESULTS, record

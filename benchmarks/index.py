@@ -24,12 +24,12 @@ import numpy as np
 
 import altered
 from copyscope import Corpus, stats
-from copyscope.copying.coarse import coarse_vectors
-from copyscope.copying.insets import Canvases
-from copyscope.copying.locate import locate
-from copyscope.copying.verify import Verify
-from copyscope.copying.windows import Looks
 from copyscope.data import assets
+from copyscope.detection.matching.local_search import locate
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.partial_copies import Canvases
+from copyscope.detection.matching.tiny_image import coarse_vectors
+from copyscope.detection.matching.windows import Looks
 from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from record import record
 from search import THREADS

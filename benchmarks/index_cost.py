@@ -32,12 +32,12 @@ from copyscope.copying import calibrated, segments
 from copyscope.copying import index as index_module
 from copyscope.copying import index_files as files
 from copyscope.copying.index import _answers
-from copyscope.copying.insets import Canvases
-from copyscope.copying.verify import Verify
-from copyscope.copying.windows import Looks
 from copyscope.data import assets
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.partial_copies import Canvases
+from copyscope.detection.matching.windows import Looks
 from copyscope.detection.search.exact import search
 from copyscope.detection.search.quantized import PRECISIONS, Stored, kinds, shorten
 from index import near

@@ -28,9 +28,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
-from copyscope.copying import coarse, insets, windows
-from copyscope.copying.verify import Verify
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching import partial_copies, tiny_image, windows
+from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search import binary_codes
 from copyscope.diffusion.generate import sample
 from record import record
@@ -135,7 +135,7 @@ def others(looks: int) -> dict[str, float]:
     scan = ROWS * (3 * bits / 64 + 1)
     # Two searches by coarse pixels, mirrored and not, besides those by the descriptor; their codes have as many bits.
     search = looks * (2 * DIM * (bits + binary_codes.KEPT) + scan) + 2 * (
-        2 * coarse.DIM * (bits + binary_codes.KEPT) + scan
+        2 * tiny_image.DIM * (bits + binary_codes.KEPT) + scan
     )
     # Three planes; transforms of real numbers; a complex product and sum is 8.
     size = verify.size
@@ -147,9 +147,9 @@ def others(looks: int) -> dict[str, float]:
     found_in = 3 * 8 * size * (size // 2 + 1) + transform(size) + 2 * size**2
     compare = prepared + candidates * mirrored * 2 * templates * found_in
     if looks > 1:
-        size = insets.SIDE
+        size = partial_copies.SIDE
         place = 3 * transform(size) + 3 * 8 * size * (size // 2 + 1) + transform(size) + 2 * size**2
-        compare += 3 * transform(size) + verify.top * 2 * len(insets.SHARES) * place
+        compare += 3 * transform(size) + verify.top * 2 * len(partial_copies.SHARES) * place
     # Bilinear, one axis after the other: every pixel that is read, and made, counts twice two, in three planes.
     side = protocol("sscd-288").load().size
     cuts = SIDE**2 + (looks - 1) * (SIDE * windows.SIDE) ** 2

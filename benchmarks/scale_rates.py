@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from copyscope.copying.components import components, merged
-from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
+from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images
 from record import record
 from vectors import DIM, clustered

@@ -38,11 +38,11 @@ import copyscope
 from copyscope import Corpus, stats, worlds
 from copyscope.copying.alterations import KINDS, alter
 from copyscope.copying.calibrate import look_alikes
-from copyscope.copying.match import match
-from copyscope.copying.registration import Register
-from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.match import match
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 from copyscope.imaging import images
 from record import record
 

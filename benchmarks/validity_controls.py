@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from copyscope.copying import alterations
 from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.calibrate import Baseline
-from copyscope.copying.match import Matches, combine
-from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
-from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching.match import Matches, combine
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 from copyscope.stats import bootstrap, proportion

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying import alterations, calibrate, edges, match, part_search, registration, verify
+from copyscope.copying import alterations, calibrate
 from copyscope.copying.calibrate import alike_by_hash
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.edges import Edges
-from copyscope.copying.match import combine
-from copyscope.copying.registration import Register
-from copyscope.copying.verify import Verify
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching import edges, match, ncc, part_search, registration
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import combine
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 from validity_pools import KINDS, Pool, _write_arrays
 
 HELD_OUT, UNSEEN = 400, 210
@@ -78,7 +79,7 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
 @functools.cache
 def _sources() -> str:
     """Digest of what makes a draw."""
-    modules = [alterations, calibrate, edges, match, part_search, registration, verify]
+    modules = [alterations, calibrate, edges, match, part_search, registration, ncc]
     sources = [*map(inspect.getsource, modules), Path(__file__).read_text(encoding="utf-8")]
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""The search for parts (copyscope.copying.part_search) over a pool of benchmarks/validity.py.
+"""The search for parts (copyscope.detection.matching.part_search) over a pool of benchmarks/validity.py.
 
 An audit lays its training images over every picture. Here training sets are drawn from one pool again and again, so
 that what a training image scores in a picture is computed once, for the draws in which it is among the candidates.
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying import part_search
-from copyscope.copying.match import combine
-from copyscope.copying.part_search import PartSearch
-from copyscope.copying.verify import Verify
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching import part_search
+from copyscope.detection.matching.match import combine
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
 from copyscope.imaging.images import Image
 
 BATCH = 32

@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 import altered
 from copyscope import parts
 from copyscope.copying import alterations
-from copyscope.copying.registration import Register
-from copyscope.copying.verify import Verify
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 from copyscope.imaging import images
 from validity_parts import Parts
 

@@ -12,11 +12,11 @@ import pytest
 from copyscope import worlds
 from copyscope.copying import calibrate
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images
 
 

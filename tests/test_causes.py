@@ -15,9 +15,9 @@ from copyscope.copying import exposure as exposure_module
 from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
 from copyscope.copying.duplicates import Groups
 from copyscope.copying.exposure import Exposure, exposure
-from copyscope.copying.match import Matches
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, complexity_view
 from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images

@@ -16,7 +16,7 @@ from copyscope.copying.classical import (
     neighbourhood_test,
     ratio_test,
 )
-from copyscope.copying.match import Matches
+from copyscope.detection.matching.match import Matches
 from copyscope.detection.search.exact import search
 
 

@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import Corpus, Index, parts, worlds
 from copyscope.cli import main
-from copyscope.copying import index_files, insets
-from copyscope.copying.coarse import coarse_vectors
+from copyscope.copying import index_files
 from copyscope.copying.index import TABLE, table
-from copyscope.copying.locate import Found, locate
-from copyscope.copying.verify import Verify
-from copyscope.copying.windows import look
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.matching import partial_copies
+from copyscope.detection.matching.local_search import Found, locate
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.tiny_image import coarse_vectors
+from copyscope.detection.matching.windows import look
 from copyscope.detection.search import binary_codes as codes_module
 from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from copyscope.errors import InputError
@@ -284,15 +285,15 @@ def overlap(one, other):
 def test_a_place_is_found_mirrored_too_and_a_flat_picture_scores_nothing():
     rng = np.random.default_rng(5)
     thumbnail = images.resize(worlds.picture(rng)[0], (32, 32))
-    canvas = np.full((1, insets.SIDE, insets.SIDE, 3), 120, np.uint8)
+    canvas = np.full((1, partial_copies.SIDE, partial_copies.SIDE, 3), 120, np.uint8)
     canvas[0, 10:42, 20:52] = thumbnail[:, ::-1]
-    pictures = insets.Canvases.of(canvas, np.array([[64, 64]]))
-    scores, boxes = insets.find(pictures, thumbnail[None], np.array([[0, -1]]))
+    pictures = partial_copies.Canvases.of(canvas, np.array([[64, 64]]))
+    scores, boxes = partial_copies.find(pictures, thumbnail[None], np.array([[0, -1]]))
     assert scores[0, 0] > 0.99
     assert boxes[0, 0] == pytest.approx([20 / 64, 10 / 64, 0.5, 0.5], abs=0.04)
     assert np.isnan(scores[0, 1])
-    flat = insets.Canvases.of(np.full_like(canvas, 120), np.array([[64, 64]]))
-    assert insets.find(flat, thumbnail[None], np.array([[0]]))[0][0, 0] == pytest.approx(0, abs=1e-3)
+    flat = partial_copies.Canvases.of(np.full_like(canvas, 120), np.array([[64, 64]]))
+    assert partial_copies.find(flat, thumbnail[None], np.array([[0]]))[0][0, 0] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_picture_that_shows_a_quarter_of_a_training_image_is_found_among_crops(world, tmp_path):

@@ -10,15 +10,23 @@ from PIL import Image, ImageDraw
 
 from copyscope import worlds
 from copyscope.copying import same_picture as module
-from copyscope.copying.confirm import SMALL, Placement, agreement, overlay, refined, resampling, tiles_of
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.pixel_groups import join_turned
 from copyscope.copying.same_picture import compare_pixels
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.deduplication import deduplicated, write_list
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.tile_comparison import (
+    SMALL,
+    Placement,
+    agreement,
+    overlay,
+    refined,
+    resampling,
+    tiles_of,
+)
 from copyscope.imaging import images
 
 WORDS = ["river", "stone", "window", "garden", "letter", "market", "candle", "engine", "forest", "island", "planet"]

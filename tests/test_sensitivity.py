@@ -12,13 +12,13 @@ from copyscope.copying import sensitivity
 from copyscope.copying.alterations import KINDS
 from copyscope.copying.answer import MUST_SEE
 from copyscope.copying.duplicates import duplicates
-from copyscope.copying.registration import Register
 from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

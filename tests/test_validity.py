@@ -10,13 +10,13 @@ import pytest
 
 from copyscope import parts, worlds
 from copyscope.copying import alterations
-from copyscope.copying.edges import Edges
-from copyscope.copying.match import match
-from copyscope.copying.part_search import PartSearch
-from copyscope.copying.registration import Register
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import match
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.matching.registration import Register
 from copyscope.imaging import images
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ _HOMES = {
     "Guard": "guard",
     "Index": "copying.index",
     "Lint": "copying.lint",
-    "Matches": "copying.match",
+    "Matches": "detection.matching.match",
     "Policy": "guard",
     "Run": "diffusion.train",
     "SampleRecipe": "diffusion.generate",
@@ -41,7 +41,7 @@ _HOMES = {
     "fetch": "data.assets",
     "generate": "diffusion.generate",
     "lint": "copying.lint",
-    "match": "copying.match",
+    "match": "detection.matching.match",
     "mitigate": "diffusion.mitigate",
     "nearest": "finding",
     "observe": "diffusion.mitigate",
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from copyscope.data.corpus import Corpus as Corpus
     from copyscope.detection.embedding.embed import Embeddings as Embeddings
     from copyscope.detection.embedding.embed import embed as embed
+    from copyscope.detection.matching.match import Matches as Matches
+    from copyscope.detection.matching.match import match as match
 
     from .copying.audit import Audit as Audit
     from .copying.audit import audit as audit
@@ -63,8 +65,6 @@ if TYPE_CHECKING:
     from .copying.index import Index as Index
     from .copying.lint import Lint as Lint
     from .copying.lint import lint as lint
-    from .copying.match import Matches as Matches
-    from .copying.match import match as match
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .diffusion.mitigate import mitigate as mitigate

@@ -14,15 +14,15 @@ from typing import Any
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.matching.blank import blank_rows, without_rows
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import match
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register
 
 from .copying import calibrate
-from .copying.blank import blank_rows, without_rows
 from .copying.duplicates import duplicates
-from .copying.edges import Edges
-from .copying.match import match
-from .copying.registration import Register
 from .copying.replication import Calibration, verdict
-from .copying.verify import Verify
 from .errors import InputError
 from .stats import Estimate
 

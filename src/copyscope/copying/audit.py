@@ -19,6 +19,9 @@ from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.matching.match import Matches
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
@@ -30,15 +33,12 @@ from .classical import classical_tests
 from .duplicates import Groups, duplicates
 from .gallery import gallery
 from .judge import Judgement, judge
-from .match import Matches
-from .part_search import PartSearch
 from .quality import quality
 from .repeats import SAME, repeated_outputs
 from .replication import FDR, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
 from .same_files import refuse_same_files
 from .sensitivity import GROUPS
-from .verify import Verify
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import Matches, match, rests_on_part
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.matching.registration import Register
 from copyscope.detection.search.distributed import nearest_by
 from copyscope.detection.search.exact import search
 from copyscope.engine import Engine
@@ -23,12 +28,7 @@ from copyscope.stats import Estimate
 from .answer import OWN_LEVEL
 from .components import components
 from .duplicates import Groups
-from .edges import Edges
-from .match import Matches, match, rests_on_part
-from .part_search import PartSearch
-from .registration import Register
 from .replication import Calibration
-from .verify import Verify
 
 LOOK_ALIKE_BITS, SAME_GROUP_BITS = 31, 64
 RULE = (

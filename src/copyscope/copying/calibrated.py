@@ -16,19 +16,19 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.blank import blank_among
+from copyscope.detection.matching.local_search import locate
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.partial_copies import Canvases
+from copyscope.detection.matching.windows import Looks, look_at
 from copyscope.detection.search.binary_codes import Rows
 from copyscope.detection.search.exact import search
 from copyscope.errors import InputError
 
 from . import index_files as files
-from .blank import blank_among
 from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
 from .duplicates import Groups
-from .insets import Canvases
-from .locate import locate
 from .segments import State, drop
-from .verify import Verify
-from .windows import Looks, look_at
 
 # Training images that stand in where nothing was held out; each is looked at ten times.
 SAMPLE = 500

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
@@ -22,7 +23,6 @@ from copyscope.machine import Progress
 from .duplicates import Groups
 from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
-from .match import Matches
 from .replication import Verdict
 from .sharing import CaptionSharing, caption_sharing
 from .sharing_streamed import sharing_of

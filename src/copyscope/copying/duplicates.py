@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest, search
 from copyscope.detection.search.ivf import in_cells
 from copyscope.engine import Engine
@@ -25,7 +26,6 @@ from copyscope.machine import Progress, let_go
 from .components import ROUNDING, by_cells, components, merged
 from .pixel_groups import join_turned, same_picture_groups
 from .sharing import normalise
-from .verify import Verify
 
 BLOCK, PIECE = 1024, 16384
 STARS = 64

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.match import Matches
 from copyscope.machine import Progress
 
 from .duplicates import Groups
-from .match import Matches
 from .sharing import normalise
 
 PIECE = 65_536

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import Protocol
+from copyscope.detection.matching.blank import blank_rows, without_rows
+from copyscope.detection.matching.match import Matches, is_identical, match
+from copyscope.detection.matching.ncc import Verify
 
 from .backgrounds import over_all
-from .blank import blank_rows, without_rows
 from .hits import Hit, is_copy
-from .match import Matches, is_identical, match
-from .verify import Verify
 
 LISTED = 100
 """Most copies that a summary lists; the table of matches has all."""

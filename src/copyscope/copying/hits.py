@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import stats
+from copyscope.detection.matching.local_search import WHOLE, Found, locate
+from copyscope.detection.matching.match import is_identical
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.windows import Box, Looks
 from copyscope.errors import InputError
 
-from .locate import WHOLE, Found, locate
-from .match import is_identical
 from .segments import Kept, State
-from .verify import Verify
-from .windows import Box, Looks
 
 SAME_TO_ROUNDING = 0.996
 """Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""

@@ -22,6 +22,10 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.matching.blank import blank_among, blank_rows, without_rows
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.tiny_image import DIM
+from copyscope.detection.matching.windows import look, look_at
 from copyscope.detection.search.binary_codes import rotation
 from copyscope.detection.search.quantized import checked
 from copyscope.engine import Engine
@@ -33,14 +37,10 @@ from copyscope.trust import check_spec
 
 from . import index_files as files
 from .backgrounds import SUFFIX, joined_by_source, over_all, plain_id
-from .blank import blank_among, blank_rows, without_rows
 from .calibrated import calibrate, forget, recalibrate
-from .coarse import DIM
 from .duplicates import duplicates
 from .hits import TABLE, Hit, answers, table
 from .segments import State, load, merge, precision_of, write_segment
-from .verify import Verify
-from .windows import look, look_at
 
 __all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.blank import blank_rows, without_rows
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import Matches, match
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.matching.registration import Register
 from copyscope.stats import Estimate
 
 from . import calibrate
-from .blank import blank_rows, without_rows
 from .calibrate import Baseline
 from .duplicates import Groups
-from .edges import Edges
-from .match import Matches, match
-from .part_search import PartSearch
-from .registration import Register
 from .replication import FDR, Calibration, Planted, Verdict, verdict
 from .sensitivity import GROUPS, Copies, planted_copies
-from .verify import Verify
 
 LOOK_ALIKES = pa.schema(
     {"id": pa.string(), "match": pa.string()} | dict.fromkeys(("score", "verified", "combined"), pa.float32())

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.templates import SYMMETRIES
+from copyscope.detection.matching.tiny_image import coarse_candidates, coarse_vectors_of
 from copyscope.machine import Progress
 
-from .coarse import coarse_candidates, coarse_vectors_of
 from .components import merged
 from .same_picture import compare_pixels, looks
-from .templates import SYMMETRIES
-from .verify import Verify
 
 PIECE = 4096
 NEXT = 2

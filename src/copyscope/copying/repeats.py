@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from copyscope import stats
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.ncc import Verify
 from copyscope.machine import Progress
 
 from .duplicates import duplicates
 from .sharing import normalise
-from .verify import Verify
 
 LEAST = 3
 """Fewest generations of one picture that count as repeated: two that agree are found by chance among many prompts."""

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Work, compute
+from copyscope.detection.matching.templates import Planes, turned
+from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
-
-from .confirm import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
-from .templates import Planes, turned
 
 PAIRS, FINE_PAIRS = 4096, 256
 """Pairs whose small views, and whose large ones, are in memory at one time."""

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.tiny_image import DIM, coarse_vectors
+from copyscope.detection.matching.windows import BOXES, window_thumbnails, window_vectors
 from copyscope.detection.search.binary_codes import Block, Rows, encode
 from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, kinds, shorten
 from copyscope.errors import InputError
@@ -22,10 +25,7 @@ from copyscope.machine import Progress
 
 from . import index_files as files
 from . import row_table
-from .coarse import DIM, coarse_vectors
 from .row_table import RowTable
-from .verify import Verify
-from .windows import BOXES, window_thumbnails, window_vectors
 
 # Of the vectors [d bits] and of the coarse vectors [48 bits].
 Directions = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -25,6 +25,12 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.matching.blank import blank_rows
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import Matches, match
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.matching.registration import Register
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import told, write_file, write_parquet
@@ -34,14 +40,8 @@ from copyscope.machine import Progress, cores
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
-from .blank import blank_rows
 from .causes import representatives
 from .duplicates import Groups
-from .edges import Edges
-from .match import Matches, match
-from .part_search import PartSearch
-from .registration import Register
-from .verify import Verify
 
 GROUPS = 200
 """Copies are planted of so many training groups, unless told otherwise."""

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copyscope.copying.verify import Verify
-from copyscope.copying.windows import look
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.each_image import values_of_each
 from copyscope.detection.embedding.embed import AHEAD_BYTES, embed
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.windows import look
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging import images, rgb
 

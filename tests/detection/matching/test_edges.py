@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from copyscope import parts, worlds
-from copyscope.copying.edges import Edges
-from copyscope.copying.match import match
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching.edges import Edges
+from copyscope.detection.matching.match import match
+from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images
 
 EDGES = Edges()
@@ -105,7 +105,7 @@ def test_members_of_the_own_group_do_not_count():
 def test_pieces_and_workers_change_nothing(monkeypatch):
     train, queries = scenes(30), scenes(20, 1)
     whole = EDGES.nearest(queries, train, workers=1)
-    monkeypatch.setattr("copyscope.copying.edges.CHUNK", 7)
+    monkeypatch.setattr("copyscope.detection.matching.edges.CHUNK", 7)
     for found, expected in zip(EDGES.nearest(queries, train, workers=2), whole, strict=True):
         assert np.allclose(found, expected, atol=1e-6)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying.match import Matches, match
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching.match import Matches, match
+from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 

@@ -7,10 +7,10 @@ import pytest
 from skimage.transform import AffineTransform, warp
 
 from copyscope import worlds
-from copyscope.copying import registration
-from copyscope.copying.registration import Register, worst_place
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.matching import registration
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.registration import Register, worst_place
 from copyscope.imaging import images
 
 SIZE = Register().size

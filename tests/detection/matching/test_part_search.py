@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from copyscope import parts, worlds
-from copyscope.copying import part_search, sensitivity
+from copyscope.copying import sensitivity
 from copyscope.copying.duplicates import duplicates
 from copyscope.copying.judge import judge
-from copyscope.copying.match import match, rests_on_part
-from copyscope.copying.part_search import PartSearch
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching import part_search
+from copyscope.detection.matching.match import match, rests_on_part
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.part_search import PartSearch
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

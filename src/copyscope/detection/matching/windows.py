@@ -16,9 +16,9 @@ from copyscope.detection.embedding.embed import Work, compute, embed
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
 
-from .insets import SIDE as SIDE_OF_CANVAS
-from .insets import Canvases, canvas
-from .verify import Verify
+from .ncc import Verify
+from .partial_copies import SIDE as SIDE_OF_CANVAS
+from .partial_copies import Canvases, canvas
 
 Box = tuple[float, float, float, float]
 SIDE, STRIDE = 0.5, 0.25

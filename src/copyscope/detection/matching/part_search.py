@@ -27,10 +27,10 @@ from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
 
-from .insets import CORE, places
 from .match import combine
+from .ncc import Verify
+from .partial_copies import CORE, places
 from .templates import inverse_norms, shrinking, summed_areas, unit_templates
-from .verify import Verify
 from .windows import canvases
 
 VERSION = 1

@@ -20,7 +20,7 @@ from copyscope.machine import Progress
 from .templates import SYMMETRIES, shrinking, turned, unit_templates
 
 if TYPE_CHECKING:
-    from .verify import Verify
+    from .ncc import Verify
 
 SIDE = 4
 DIM = 3 * SIDE**2

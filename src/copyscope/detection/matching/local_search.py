@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from copyscope.detection.search.binary_codes import Rows
 from copyscope.detection.search.exact import NOTHING, Nearest
 
-from .coarse import coarse_vectors, turned_vectors
-from .insets import find
 from .match import combine
+from .ncc import Verify
+from .partial_copies import find
 from .templates import SYMMETRIES
-from .verify import Verify
+from .tiny_image import coarse_vectors, turned_vectors
 from .windows import BOXES, Looks
 
 Own = tuple[NDArray[np.int64], NDArray[np.int64]]

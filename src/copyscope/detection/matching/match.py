@@ -18,7 +18,7 @@ from copyscope.detection.search.ivf import nearest
 from copyscope.engine import Engine
 from copyscope.machine import Progress
 
-from .verify import Verify
+from .ncc import Verify
 
 if TYPE_CHECKING:
     from .edges import Edges

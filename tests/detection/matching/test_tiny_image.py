@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying import coarse as coarse_module
-from copyscope.copying.coarse import DIM, coarse_candidates, coarse_vectors, coarse_vectors_of, turned_vectors
-from copyscope.copying.templates import SYMMETRIES, turned
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.matching import tiny_image as coarse_module
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.templates import SYMMETRIES, turned
+from copyscope.detection.matching.tiny_image import (
+    DIM,
+    coarse_candidates,
+    coarse_vectors,
+    coarse_vectors_of,
+    turned_vectors,
+)
 from copyscope.imaging import images
 
 

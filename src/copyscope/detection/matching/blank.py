@@ -14,7 +14,7 @@ from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from .verify import Verify
+from .ncc import Verify
 
 PIECE_ROWS = 65536
 RULE = "cells within 3 + (12 + 8 noise) / side of the median, noise <= 5"

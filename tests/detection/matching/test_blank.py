@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index, check, worlds
 from copyscope.cli import main
-from copyscope.copying.blank import blank_rows
 from copyscope.copying.lookup import lookup
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.matching.blank import blank_rows
 from copyscope.imaging import images
 
 FAST = "sscd-distilled"

@@ -21,8 +21,8 @@ from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
-from .coarse import coarse_vectors, turned_vectors
 from .templates import SYMMETRIES, Planes, fourier, inverse_norms, shrinking, summed_areas, turned, unit_templates
+from .tiny_image import coarse_vectors, turned_vectors
 
 Spectra = NDArray[np.complex64]
 

@@ -9,10 +9,10 @@ from skimage.feature import match_template
 from skimage.util import view_as_windows
 
 from copyscope import worlds
-from copyscope.copying import verify as verify_module
-from copyscope.copying.templates import SYMMETRIES, turned
-from copyscope.copying.verify import Verify
 from copyscope.data.corpus import Corpus
+from copyscope.detection.matching import ncc as verify_module
+from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.matching.templates import SYMMETRIES, turned
 from copyscope.imaging import images
 
 

@@ -22,8 +22,8 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import Progress, cores
 
+from .ncc import Verify
 from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
-from .verify import Verify
 
 Planes = NDArray[np.float32]
 Spectra = NDArray[np.complex64]
