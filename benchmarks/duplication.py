@@ -32,10 +32,10 @@ import numpy as np
 from copyscope import stats
 from copyscope.copying import calibrate
 from copyscope.copying.classical import classical_tests
-from copyscope.copying.duplicates import duplicates
 from copyscope.copying.replication import verdict
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd import Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed

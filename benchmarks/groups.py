@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from copyscope.copying.duplicates import Groups, duplicates
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import Groups, duplicates
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.errors import ImageError

@@ -39,7 +39,7 @@ def make(n: int, folder: Path) -> None:
 
 
 def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.copying.duplicates import components
+    from copyscope.detection.dedup.groups import components
     from copyscope.detection.search.ivf import Cells
 
     cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS),
@@ -60,7 +60,7 @@ def exact(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
 
 
 def all_pairs(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.copying.duplicates import components
+    from copyscope.detection.dedup.groups import components
 
     tell("all_pairs", lambda: components(vectors, DUPLICATES, workers=THREADS), lambda label: grouped(label, truth))
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from copyscope import stats
-from copyscope.copying.components import components
+from copyscope.detection.dedup.components import components
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files
 from copyscope.detection.search.exact import search

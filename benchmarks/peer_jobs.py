@@ -51,7 +51,7 @@ def load(folder: Path, **options: Any) -> np.ndarray:
 
 def ours(by_cells: bool) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
-        from copyscope.copying.duplicates import components
+        from copyscope.detection.dedup.groups import components
         from copyscope.detection.search.ivf import Cells
 
         def work() -> Found:
@@ -183,8 +183,8 @@ def imagededup_cnn(folder: Path) -> Ready:
 
 def ours_of_files(protocol: str, threshold: float | None = None) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
-        from copyscope.copying.duplicates import duplicates
         from copyscope.data.corpus import Corpus
+        from copyscope.detection.dedup.groups import duplicates
         from copyscope.detection.embedding.embed import embed
         from copyscope.detection.embedding.protocols import protocol as named
 

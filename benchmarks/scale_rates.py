@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from copyscope.copying.components import components, merged
 from copyscope.data import assets
+from copyscope.detection.dedup.components import components, merged
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images

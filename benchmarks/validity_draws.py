@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from copyscope.copying import alterations, calibrate
 from copyscope.copying.calibrate import alike_by_hash
-from copyscope.copying.duplicates import duplicates
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching import edges, match, ncc, part_search, registration

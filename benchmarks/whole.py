@@ -107,7 +107,7 @@ def run(stage: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(stage: str, train: Corpus, generated: Corpus, options: dict[str, Any]) -> dict[str, Any]:
     import copyscope
-    from copyscope.copying.duplicates import duplicates
+    from copyscope.detection.dedup.groups import duplicates
 
     if stage in ("embed", "duplicates"):
         described = embed(train, SPEC, **options)

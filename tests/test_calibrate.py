@@ -11,8 +11,8 @@ import pytest
 
 from copyscope import worlds
 from copyscope.copying import calibrate
-from copyscope.copying.duplicates import duplicates
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import Embeddings, embed

@@ -13,9 +13,9 @@ from copyscope import parts
 from copyscope.copying import causes as module
 from copyscope.copying import exposure as exposure_module
 from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
-from copyscope.copying.duplicates import Groups
 from copyscope.copying.exposure import Exposure, exposure
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, complexity_view

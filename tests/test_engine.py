@@ -30,8 +30,9 @@ import copyscope
 from copyscope import engine as engine_module
 from copyscope import worlds
 from copyscope.cli import main
-from copyscope.copying import components, spread_components
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup import components
+from copyscope.detection.dedup import distributed as spread_components
 from copyscope.detection.embedding import batches
 from copyscope.detection.embedding import parquet as sharded
 from copyscope.detection.embedding.embed import Embeddings, embed

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import stats
-from copyscope.copying import logistic, sharing
+from copyscope.copying import logistic
 from copyscope.copying.explain import (
     _midranks,
     clustered_correlation,
@@ -23,7 +23,8 @@ from copyscope.copying.explain import (
     risk_action,
 )
 from copyscope.copying.logistic import Effect, effect, firth, worth
-from copyscope.copying.sharing import caption_sharing, normalise
+from copyscope.detection.dedup import caption_overlap
+from copyscope.detection.dedup.caption_overlap import caption_sharing, normalise
 
 # --- captions
 
@@ -78,7 +79,7 @@ def test_small_blocks_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch)
         [" ".join(rng.choice(vocabulary, rng.integers(4, 10), replace=False)) for _ in range(rng.integers(0, 3))]
         for _ in range(120)
     ]
-    monkeypatch.setattr(sharing, "_BLOCK", 10)
+    monkeypatch.setattr(caption_overlap, "_BLOCK", 10)
     found = caption_sharing(captions)
     assert (found.shared.tolist(), found.near_shared.tolist()) == brute_force(captions)
 
@@ -94,12 +95,12 @@ def test_a_template_for_all_stops_at_the_limit() -> None:
     """Past NEAR_LIMIT distinct near captions the count is a lower bound, and the work and memory are bounded."""
     n = 1000
     found = caption_sharing([[f"a photo of a small thing number{row} on the white table"] for row in range(n)])
-    assert (found.near_shared >= sharing.NEAR_LIMIT).all()
+    assert (found.near_shared >= caption_overlap.NEAR_LIMIT).all()
     assert (found.near_shared < n).all()
 
 
 def test_below_the_limit_the_count_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "NEAR_LIMIT", 5000)
+    monkeypatch.setattr(caption_overlap, "NEAR_LIMIT", 5000)
     n = 1000
     found = caption_sharing([[f"a photo of a small thing number{row} on the white table"] for row in range(n)])
     assert (found.near_shared == n - 1).all()

@@ -180,7 +180,7 @@ def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, s
 
 @pytest.mark.parametrize("how", ["empty", "half", "zeros"])
 def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_blocks, how):
-    from copyscope.copying.components import by_cells
+    from copyscope.detection.dedup.components import by_cells
 
     whole = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
     label, closest = by_cells(whole, 0.5, k=2, floor=0.1)

@@ -149,7 +149,7 @@ def test_the_summary_is_json_in_utf_8(tmp_path):
 )
 def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_path):
     from copyscope.data.removals import read_list
-    from copyscope.deduplication import write_list
+    from copyscope.detection.dedup.deduplicate import write_list
 
     save_result(tmp_path, {}, {}, "", {"some": pa.table({"id": [text, "end"], "score": [-0.5, -1.0]})})
     row = {"id": text, "kept_id": text, "group": 1, "score": -0.5, "pixels": 0.5}

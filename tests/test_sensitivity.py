@@ -11,10 +11,10 @@ from copyscope import worlds
 from copyscope.copying import sensitivity
 from copyscope.copying.alterations import KINDS
 from copyscope.copying.answer import MUST_SEE
-from copyscope.copying.duplicates import duplicates
 from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.matching.ncc import Verify

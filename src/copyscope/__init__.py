@@ -26,7 +26,7 @@ _HOMES = {
     "Embeddings": "detection.embedding.embed",
     "Estimate": "stats",
     "Experiment": "experiment",
-    "Groups": "copying.duplicates",
+    "Groups": "detection.dedup.groups",
     "Guard": "guard",
     "Index": "copying.index",
     "Lint": "copying.lint",
@@ -36,7 +36,7 @@ _HOMES = {
     "SampleRecipe": "diffusion.generate",
     "TrainRecipe": "diffusion.train",
     "audit": "copying.audit",
-    "duplicates": "copying.duplicates",
+    "duplicates": "detection.dedup.groups",
     "embed": "detection.embedding.embed",
     "fetch": "data.assets",
     "generate": "diffusion.generate",
@@ -53,6 +53,8 @@ __all__ = [*sorted(_HOMES), "__version__"]
 if TYPE_CHECKING:
     from copyscope.data.assets import fetch as fetch
     from copyscope.data.corpus import Corpus as Corpus
+    from copyscope.detection.dedup.groups import Groups as Groups
+    from copyscope.detection.dedup.groups import duplicates as duplicates
     from copyscope.detection.embedding.embed import Embeddings as Embeddings
     from copyscope.detection.embedding.embed import embed as embed
     from copyscope.detection.matching.match import Matches as Matches
@@ -60,8 +62,6 @@ if TYPE_CHECKING:
 
     from .copying.audit import Audit as Audit
     from .copying.audit import audit as audit
-    from .copying.duplicates import Groups as Groups
-    from .copying.duplicates import duplicates as duplicates
     from .copying.index import Index as Index
     from .copying.lint import Lint as Lint
     from .copying.lint import lint as lint

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.blank import blank_rows, without_rows
@@ -21,7 +22,6 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
 
 from .copying import calibrate
-from .copying.duplicates import duplicates
 from .copying.replication import Calibration, verdict
 from .errors import InputError
 from .stats import Estimate

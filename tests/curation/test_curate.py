@@ -143,7 +143,7 @@ def test_a_group_weighs_as_much_as_one_image(corpus):
 
 def test_the_groups_of_the_other_tower_fit(world):
     """Plain arrays, as `duplicates` gives them."""
-    from copyscope.copying.duplicates import duplicates
+    from copyscope.detection.dedup.groups import duplicates
     from copyscope.detection.embedding.embed import embed
     from copyscope.parts import load
 

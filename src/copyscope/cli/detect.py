@@ -153,8 +153,8 @@ def duplicates(
     engine: EngineSpec = None,
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
-    from copyscope.copying.duplicates import duplicates as run
     from copyscope.copying.results import write_table
+    from copyscope.detection.dedup.groups import duplicates as run
     from copyscope.detection.embedding.embed import embed as describe
     from copyscope.detection.embedding.protocols import protocol as named
 

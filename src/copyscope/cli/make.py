@@ -87,7 +87,7 @@ def curate(
     from copyscope.curation.captions import conditioned
     from copyscope.curation.curate import duplicate, subset
     from copyscope.curation.export import write
-    from copyscope.deduplication import deduplicated, write_list
+    from copyscope.detection.dedup.deduplicate import deduplicated, write_list
 
     check_out(out)
     dropped: list[dict[str, Any]] = []

@@ -17,6 +17,8 @@ import copyscope
 from copyscope import parts
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.backgrounds import grouped_with_source, over_all
+from copyscope.detection.dedup.groups import Groups, duplicates
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.match import Matches
@@ -27,10 +29,8 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .backgrounds import grouped_with_source, over_all
 from .causes import Causes, causes
 from .classical import classical_tests
-from .duplicates import Groups, duplicates
 from .gallery import gallery
 from .judge import Judgement, judge
 from .quality import quality

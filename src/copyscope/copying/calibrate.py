@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
+from copyscope.detection.dedup.components import components
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import Matches, match, rests_on_part
@@ -26,8 +28,6 @@ from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
 from .answer import OWN_LEVEL
-from .components import components
-from .duplicates import Groups
 from .replication import Calibration
 
 LOOK_ALIKE_BITS, SAME_GROUP_BITS = 31, 64

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.blank import blank_among
@@ -27,7 +28,6 @@ from copyscope.errors import InputError
 
 from . import index_files as files
 from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
-from .duplicates import Groups
 from .segments import State, drop
 
 # Training images that stand in where nothing was held out; each is looked at ten times.

@@ -14,18 +14,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
+from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing
+from copyscope.detection.dedup.caption_overlap_streamed import sharing_of
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
-from .duplicates import Groups
 from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
 from .replication import Verdict
-from .sharing import CaptionSharing, caption_sharing
-from .sharing_streamed import sharing_of
 
 CONTROLS = 2000
 UNCOPIED_CARDS = 100

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.search.ivf import nearest
 from copyscope.stats import Floats
-
-from .duplicates import Groups
 
 
 def distance(score: Floats) -> Floats:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope.copying.logistic import Effect, effect, firth, worth
-from copyscope.copying.sharing import CaptionSharing, caption_sharing, normalise
+from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing, normalise
 from copyscope.stats import Correlation, Estimate, Floats
 
 __all__ = [

@@ -11,12 +11,11 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.detection.dedup.caption_overlap import normalise
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.matching.match import Matches
 from copyscope.machine import Progress
-
-from .duplicates import Groups
-from .sharing import normalise
 
 PIECE = 65_536
 KNOWN = 0.5

@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.backgrounds import over_all
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
 
-from .backgrounds import over_all
 from .hits import Hit, is_copy
 
 LISTED = 100

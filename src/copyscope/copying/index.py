@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 import copyscope
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import Protocol
@@ -36,9 +38,7 @@ from copyscope.machine import Progress, locked
 from copyscope.trust import check_spec
 
 from . import index_files as files
-from .backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from .calibrated import calibrate, forget, recalibrate
-from .duplicates import duplicates
 from .hits import TABLE, Hit, answers, table
 from .segments import State, load, merge, precision_of, write_segment
 

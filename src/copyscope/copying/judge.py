@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.matching.blank import blank_rows, without_rows
@@ -22,7 +23,6 @@ from copyscope.stats import Estimate
 
 from . import calibrate
 from .calibrate import Baseline
-from .duplicates import Groups
 from .replication import FDR, Calibration, Planted, Verdict, verdict
 from .sensitivity import GROUPS, Copies, planted_copies
 

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
+from copyscope.detection.dedup.caption_overlap import normalise
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.machine import Progress
-
-from .duplicates import duplicates
-from .sharing import normalise
 
 LEAST = 3
 """Fewest generations of one picture that count as repeated: two that agree are found by chance among many prompts."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.blank import blank_rows
@@ -41,7 +42,6 @@ from copyscope.machine import Progress, cores
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
 from .causes import representatives
-from .duplicates import Groups
 
 GROUPS = 200
 """Copies are planted of so many training groups, unless told otherwise."""

@@ -11,9 +11,9 @@ from PIL import Image
 
 from copyscope import parts, worlds
 from copyscope.copying import sensitivity
-from copyscope.copying.duplicates import duplicates
 from copyscope.copying.judge import judge
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.matching import part_search
 from copyscope.detection.matching.match import match, rests_on_part

@@ -16,10 +16,10 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from copyscope.copying import components as components_module
-from copyscope.copying import duplicates as duplicates_module
-from copyscope.copying.components import Closest, by_cells, components
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup import components as components_module
+from copyscope.detection.dedup import groups as duplicates_module
+from copyscope.detection.dedup.components import Closest, by_cells, components
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files

@@ -14,7 +14,7 @@ class CaptionUniqueness(Measure):
     """1 / (1 + number of other images that share or nearly share a caption): 1 = nobody else's, near 0 = everybody's.
 
     The share of images under that caption which this image makes up. NaN for an image without captions. What counts
-    as sharing: `copyscope.copying.sharing.caption_sharing`.
+    as sharing: `copyscope.detection.dedup.caption_overlap.caption_sharing`.
     """
 
     unit: ClassVar[str] = "1 / images with that caption"

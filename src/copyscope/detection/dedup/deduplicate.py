@@ -12,11 +12,11 @@ from copyscope.curation.curate import down_weight, kept_rows, remove
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.files import safe_cell, write_file
+from copyscope.machine import Progress
 
-from .copying.duplicates import duplicates
-from .copying.same_picture import compare_pixels
-from .files import safe_cell, write_file
-from .machine import Progress
+from .groups import duplicates
+from .same_picture import compare_pixels
 
 HOW = ("keep-one", "down-weight", "remove")
 COLUMNS = ("id", "kept_id", "group", "score", "pixels")

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from copyscope import worlds
-from copyscope.copying import same_picture as module
-from copyscope.copying.duplicates import duplicates
-from copyscope.copying.pixel_groups import join_turned
-from copyscope.copying.same_picture import compare_pixels
 from copyscope.data.corpus import Corpus
-from copyscope.deduplication import deduplicated, write_list
+from copyscope.detection.dedup import same_picture as module
+from copyscope.detection.dedup.deduplicate import deduplicated, write_list
+from copyscope.detection.dedup.groups import duplicates
+from copyscope.detection.dedup.pixel_groups import join_turned
+from copyscope.detection.dedup.same_picture import compare_pixels
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.matching.ncc import Verify

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import worlds
-from copyscope.copying import components as components_module
-from copyscope.copying import duplicates as module
-from copyscope.copying.components import components
-from copyscope.copying.duplicates import duplicates
 from copyscope.data.corpus import Corpus
+from copyscope.detection.dedup import components as components_module
+from copyscope.detection.dedup import groups as module
+from copyscope.detection.dedup.components import components
+from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.errors import InputError

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from copyscope.machine import Progress
 
-from . import sharing
-from .sharing import CaptionSharing, alike, incidence, normalise, reached
+from . import caption_overlap
+from .caption_overlap import CaptionSharing, alike, incidence, normalise, reached
 
 PIECE = 65_536
 _PAIRS = 2**18  # of a caption that streams past and one that is held, looked at at one time
@@ -153,7 +153,7 @@ class _Held:
         by = self._words[indexed] * self._span + self.sizes[owner[indexed]]
         indexed, self._by = indexed[np.argsort(by, kind="stable")], np.sort(by)
         self._owner, self._left = owner[indexed], (self.sizes[owner] - place)[indexed]
-        self._room = np.full(len(bags), sharing.NEAR_LIMIT)
+        self._room = np.full(len(bags), caption_overlap.NEAR_LIMIT)
         self._classes = classes
         self._known: dict[int, int] = {}
 

@@ -20,7 +20,7 @@ from copyscope.imaging import images
 from copyscope.imaging.images import Image
 
 from .components import merged
-from .duplicates import Groups
+from .groups import Groups
 
 DIFFERENT = 2.0
 """Grey levels by which white and black as a background must differ on average: an edge alone is no transparency."""

@@ -234,7 +234,7 @@ def _done(
 ) -> Iterator[int]:
     """The end of each of the stretches `spans` of places, when its pairs are joined."""
     if engine is not None:
-        from .spread_components import Asked, by_engine
+        from .distributed import Asked, by_engine
 
         asked = Asked(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
         yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)

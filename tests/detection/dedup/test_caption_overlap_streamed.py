@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope.copying import sharing, sharing_streamed
-from copyscope.copying.sharing import caption_sharing
-from copyscope.copying.sharing_streamed import sharing_of
+from copyscope.detection.dedup import caption_overlap, caption_overlap_streamed
+from copyscope.detection.dedup.caption_overlap import caption_sharing
+from copyscope.detection.dedup.caption_overlap_streamed import sharing_of
 
 # Long enough to be nearly equal, of few enough words to be it often.
 words = st.lists(st.sampled_from("abcdefgh"), min_size=4, max_size=9)
@@ -28,8 +28,8 @@ def test_what_is_asked_about_is_as_among_all(captions: list[list[str]], random: 
     asked = np.array(sorted(random.sample(range(len(captions)), random.randint(0, len(captions)))), np.int64)
     every = caption_sharing(captions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharing_streamed, "PIECE", piece)
-        patch.setattr(sharing_streamed, "_PAIRS", piece)
+        patch.setattr(caption_overlap_streamed, "PIECE", piece)
+        patch.setattr(caption_overlap_streamed, "_PAIRS", piece)
         found = ask(captions, asked)
     assert found.shared.tolist() == every.shared[asked].tolist()
     assert found.near_shared.tolist() == every.near_shared[asked].tolist()
@@ -50,19 +50,19 @@ def test_a_template_for_all_stops_at_the_limit_and_its_captions_still_count_for_
     # Its own caption again; those of 2,000 others, twice, that are one near caption; and of the rest of those asked
     # about as many as the limit leaves, twice.
     assert (found.shared == 1).all()
-    assert (found.near_shared <= 2 * (n - 1000) + 2 * sharing.NEAR_LIMIT).all()
-    assert (found.near_shared >= 2 * (sharing.NEAR_LIMIT - 1)).all()
+    assert (found.near_shared <= 2 * (n - 1000) + 2 * caption_overlap.NEAR_LIMIT).all()
+    assert (found.near_shared >= 2 * (caption_overlap.NEAR_LIMIT - 1)).all()
 
 
 def test_below_the_limit_the_count_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "NEAR_LIMIT", 5000)
+    monkeypatch.setattr(caption_overlap, "NEAR_LIMIT", 5000)
     n = 600
     found = ask([[f"a photo of a small thing number{row} on the white table"] for row in range(n)], np.arange(300))
     assert (found.near_shared == n - 1).all()
 
 
 def test_images_without_captions_are_none_and_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing_streamed, "PIECE", 2)
+    monkeypatch.setattr(caption_overlap_streamed, "PIECE", 2)
     told: list[tuple[str, int, int]] = []
     captions: list[Any] = [None, [], ["a"], ["!"], ["a"]]
     found = ask(captions, np.arange(5), lambda *said: told.append(said))

@@ -23,9 +23,9 @@ from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, let_go
 
+from .caption_overlap import normalise
 from .components import ROUNDING, by_cells, components, merged
 from .pixel_groups import join_turned, same_picture_groups
-from .sharing import normalise
 
 BLOCK, PIECE = 1024, 16384
 STARS = 64

@@ -1,0 +1,1 @@
+"""Near-duplicate groups of a training set, by pictures and by captions."""
