@@ -30,9 +30,6 @@ from pathlib import Path
 import numpy as np
 
 from copyscope import stats
-from copyscope.copying import calibrate
-from copyscope.copying.classical import classical_tests
-from copyscope.copying.replication import verdict
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
@@ -42,6 +39,9 @@ from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.verdict import calibration as calibrate
+from copyscope.detection.verdict.baselines import classical_tests
+from copyscope.detection.verdict.verdict import verdict
 from copyscope.imaging import images
 from copyscope.worlds import light_copy
 from record import RESULTS, record

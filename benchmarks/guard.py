@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import Corpus, Guard, Index, Policy, Run, SampleRecipe, stats
-from copyscope.copying.quality import frechet_distance
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.verdict.quality import frechet_distance
 from copyscope.diffusion.generate import sample
 from copyscope.imaging import images
 from record import record

@@ -9,7 +9,7 @@ held-out captions. What is there is not made again. The pictures are read from n
 (emoji-datasource-google; Apache-2.0), Twemoji (emoji-datasource-twitter; CC BY 4.0), Fluent 3D and emojibase (MIT).
 
 Beside the model's images there are planted copies of training pictures of symbols on which registration was not tuned
-(its bands were chosen on every third symbol), in every kind of `copyscope.copying.alterations`. A column is a score
+(its bands were chosen on every third symbol), in every kind of `copyscope.detection.verdict.alterations`. A column is a score
 of `Matches` or of `Register`; its rate is the share that lies above every held-out picture, look-alikes taken out as an
 audit does: p = 1 / (m + 1). "min rank" is the smallest of the three ranks, calibrated in the same way.
 
@@ -36,13 +36,13 @@ from numpy.typing import NDArray
 
 import copyscope
 from copyscope import Corpus, stats, worlds
-from copyscope.copying.alterations import KINDS, alter
-from copyscope.copying.calibrate import look_alikes
 from copyscope.data import assets
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.verdict.alterations import KINDS, alter
+from copyscope.detection.verdict.calibration import look_alikes
 from copyscope.imaging import images
 from record import record
 

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 import validity_draws as draws
 import validity_pools as pools
 from copyscope import stats
-from copyscope.copying import answer, calibrate, replication
-from copyscope.copying.replication import Calibration, Planted, verdict
+from copyscope.detection.verdict import answer, calibration
+from copyscope.detection.verdict import verdict as replication
+from copyscope.detection.verdict.verdict import Calibration, Planted, verdict
 from record import record
 from validity_counts import Cell, Outcome, counted, rows_of_tables
 from validity_draws import Draw
@@ -111,7 +112,7 @@ class Audits:
         method = self.method.split()[0]
         differs = None
         if method == "held-out":
-            differs = calibrate.differs(self.known_vectors[some], pool.vectors[rows], pool.vectors[one.train])
+            differs = calibration.differs(self.known_vectors[some], pool.vectors[rows], pool.vectors[one.train])
         found = verdict(scores, Calibration(method, self.known[some], 0, ""), planted=planted, differs=differs)
         right, wrong = int(found.copied[:n].sum()), int(found.copied[n:].sum())
         rate = found.estimated_rate
@@ -127,7 +128,7 @@ class Audits:
 
 def run(spec: str, methods: Sequence[str], n_draws: int, work: Path) -> dict[Cell, list[Outcome]]:
     """Outcomes of one corpus and protocol; what the same sources found before is taken as it is."""
-    sources = [Audits, replication, answer, calibrate, stats]
+    sources = [Audits, replication, answer, calibration, stats]
     facts = "".join(map(inspect.getsource, sources)) + repr((draws._sources(), spec, methods, n_draws))
     file = work / f"outcomes-{spec.replace(':', '-')}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.json"
     if file.exists():

@@ -20,16 +20,16 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying import alterations
-from copyscope.copying.answer import MUST_SEE
-from copyscope.copying.calibrate import Baseline
-from copyscope.copying.replication import Calibration, Planted, verdict
 from copyscope.data import assets
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching.match import Matches, combine
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.search.exact import Nearest
+from copyscope.detection.verdict import alterations
+from copyscope.detection.verdict.answer import MUST_SEE
+from copyscope.detection.verdict.calibration import Baseline
+from copyscope.detection.verdict.verdict import Calibration, Planted, verdict
 from copyscope.imaging import images
 from copyscope.stats import bootstrap, proportion
 from record import record

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.copying import alterations, calibrate
-from copyscope.copying.calibrate import alike_by_hash
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
@@ -24,6 +22,8 @@ from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import combine
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.verdict import alterations, calibration
+from copyscope.detection.verdict.calibration import alike_by_hash
 from validity_pools import KINDS, Pool, _write_arrays
 
 HELD_OUT, UNSEEN = 400, 210
@@ -79,7 +79,7 @@ def draw(pool: Pool, split: str, seed: int) -> Draw:
 @functools.cache
 def _sources() -> str:
     """Digest of what makes a draw."""
-    modules = [alterations, calibrate, edges, match, part_search, registration, ncc]
+    modules = [alterations, calibration, edges, match, part_search, registration, ncc]
     sources = [*map(inspect.getsource, modules), Path(__file__).read_text(encoding="utf-8")]
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:12]
 
@@ -179,6 +179,6 @@ def baseline(pool: Pool, rows_of_train: Rows) -> tuple[Scores, Rows]:
         {"cache": pool.folder / "cache", "workers": 1},
     )
     groups = duplicates(train, protocol(pool.protocol).duplicates, **options)
-    picture = calibrate._pictures(train, groups, options)
+    picture = calibration._pictures(train, groups, options)
     _, some = np.unique(picture, return_index=True)
     return score(pool, rows_of_train[some], rows_of_train, picture[some], picture), rows_of_train[some]

@@ -21,7 +21,7 @@ import validity
 import validity_draws as draws
 import validity_pools as pools
 from copyscope import stats
-from copyscope.copying.replication import FDR, _columns
+from copyscope.detection.verdict.verdict import FDR, _columns
 from record import record
 
 EACH = 20

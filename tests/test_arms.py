@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from copyscope import arms, experiment, machine, plan, stats
-from copyscope.copying import quality
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding import embed
+from copyscope.detection.verdict import quality
 from copyscope.errors import InputError
 from tests.cli.test_make import check_keys
 from tests.test_docs import documented

@@ -14,11 +14,11 @@ import pytest
 
 import copyscope
 from copyscope.copying import audit as audit_module
-from copyscope.copying import judge as judge_module
-from copyscope.copying import same_files
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.protocols import PROTOCOLS
 from copyscope.detection.search import ivf
+from copyscope.detection.verdict import judge as judge_module
+from copyscope.detection.verdict import same_files
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.report.terminal import audit_figures
@@ -300,9 +300,9 @@ def test_a_held_out_set_that_cannot_be_read_is_told(world, tmp_path):
 
 
 def test_quality_is_of_the_generated_against_the_training_images(world, audited):
-    from copyscope.copying.quality import quality
     from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
     from copyscope.detection.embedding.embed import embed
+    from copyscope.detection.verdict.quality import quality
 
     vectors = [embed(Corpus.open(path), SscdDistilled()).vectors for path in (world.generated, world.train)]
     expected = quality(*vectors, "sscd_distilled").as_dict()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from copyscope import parts, worlds
-from copyscope.copying import alterations
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.edges import Edges
@@ -17,6 +16,7 @@ from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.verdict import alterations
 from copyscope.imaging import images
 
 ROOT = Path(__file__).parents[1]

@@ -32,8 +32,8 @@ from .stats import Floats
 
 if TYPE_CHECKING:
     from copyscope.detection.embedding.embed import Embeddings
+    from copyscope.detection.verdict.text_alignment import Head
 
-    from .copying.agreement import Head
     from .copying.audit import Audit
     from .diffusion.generate import SampleRecipe
     from .diffusion.train import Run
@@ -220,7 +220,7 @@ def _general(
     progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Estimates of the images that the arm makes of held-out captions; `real`: all held-out images."""
-    from .copying.quality import quality
+    from copyscope.detection.verdict.quality import quality
 
     recipe = dataclasses.replace(arm.sample, n_images=len(prompts))
     generated = _made(arm, arm.folder / "general", recipe, timings, progress, captions=prompts)
@@ -241,7 +241,7 @@ def reference(arm: Arm, real: Embeddings, head: Head | None, progress: Progress 
 
     The same for all arms of these data, and so kept beside them.
     """
-    from .copying.quality import quality
+    from copyscope.detection.verdict.quality import quality
 
     path = arm.images / "reference.json"
     if path.is_file():
@@ -281,7 +281,7 @@ def _made(
 
 def _head(arm: Arm, real: Embeddings) -> Head | None:
     """The head from captions to images, fitted on captioned held-out images that nothing was made of; None of few."""
-    from .copying.agreement import LEAST, fit
+    from copyscope.detection.verdict.text_alignment import LEAST, fit
 
     place = {int(row): position for position, row in enumerate(real.rows)}
     rows = [row for row in _captioned(real.corpus)[arm.audit.general :] if row in place]
@@ -302,7 +302,7 @@ def _agreement(head: Head, described: Embeddings) -> dict[str, Any]:
 
 def _cosines(head: Head, captions: Sequence[str], vectors: Floats) -> dict[str, Any]:
     """Mean agreement of captions [n] and image vectors [n d]."""
-    from .copying.agreement import agreement
+    from copyscope.detection.verdict.text_alignment import agreement
 
     if not captions:
         return NOTHING

@@ -20,9 +20,9 @@ from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.verdict import calibration as calibrate
+from copyscope.detection.verdict.verdict import Calibration, verdict
 
-from .copying import calibrate
-from .copying.replication import Calibration, verdict
 from .errors import InputError
 from .stats import Estimate
 

@@ -25,20 +25,20 @@ from copyscope.detection.matching.match import Matches
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.search.ivf import how_searched, in_cells
+from copyscope.detection.verdict.baselines import classical_tests
+from copyscope.detection.verdict.judge import Judgement, judge
+from copyscope.detection.verdict.quality import quality
+from copyscope.detection.verdict.repeated_outputs import SAME, repeated_outputs
+from copyscope.detection.verdict.same_files import refuse_same_files
+from copyscope.detection.verdict.sensitivity import GROUPS
+from copyscope.detection.verdict.verdict import FDR, dataset_similarity, similarity
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
 from .causes import Causes, causes
-from .classical import classical_tests
 from .gallery import gallery
-from .judge import Judgement, judge
-from .quality import quality
-from .repeats import SAME, repeated_outputs
-from .replication import FDR, dataset_similarity, similarity
 from .results import failures, load_result, save_result, versions
-from .same_files import refuse_same_files
-from .sensitivity import GROUPS
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000

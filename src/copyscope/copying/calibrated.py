@@ -24,10 +24,10 @@ from copyscope.detection.matching.partial_copies import Canvases
 from copyscope.detection.matching.windows import Looks, look_at
 from copyscope.detection.search.binary_codes import Rows
 from copyscope.detection.search.exact import search
+from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
 from copyscope.errors import InputError
 
 from . import index_files as files
-from .calibrate import RULE, alike_by_file, alike_by_hash, look_alikes
 from .segments import State, drop
 
 # Training images that stand in where nothing was held out; each is looked at ten times.

@@ -20,12 +20,12 @@ from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings, Work, compute
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
+from copyscope.detection.verdict.verdict import Verdict
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
 from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
-from .replication import Verdict
 
 CONTROLS = 2000
 UNCOPIED_CARDS = 100

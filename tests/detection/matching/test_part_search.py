@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 
 from copyscope import parts, worlds
-from copyscope.copying import sensitivity
-from copyscope.copying.judge import judge
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import embed
@@ -19,6 +17,8 @@ from copyscope.detection.matching import part_search
 from copyscope.detection.matching.match import match, rests_on_part
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.verdict import sensitivity
+from copyscope.detection.verdict.judge import judge
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

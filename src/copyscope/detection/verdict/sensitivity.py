@@ -20,6 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from copyscope.copying.causes import representatives
 from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
@@ -41,7 +42,6 @@ from copyscope.machine import Progress, cores
 
 from .alterations import KINDS, VERSION, alter
 from .answer import MUST_SEE
-from .causes import representatives
 
 GROUPS = 200
 """Copies are planted of so many training groups, unless told otherwise."""

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying import sensitivity
-from copyscope.copying.alterations import KINDS
-from copyscope.copying.answer import MUST_SEE
-from copyscope.copying.replication import Calibration, Planted, verdict
-from copyscope.copying.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.verdict import sensitivity
+from copyscope.detection.verdict.alterations import KINDS
+from copyscope.detection.verdict.answer import MUST_SEE
+from copyscope.detection.verdict.sensitivity import LEAST, SHARE, planted_copies
+from copyscope.detection.verdict.verdict import Calibration, Planted, verdict
 from copyscope.errors import InputError
 from copyscope.imaging import images
 

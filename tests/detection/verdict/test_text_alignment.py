@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from copyscope.copying import agreement as agreements
-from copyscope.copying.agreement import agreement, fit
+from copyscope.detection.verdict import text_alignment as agreements
+from copyscope.detection.verdict.text_alignment import agreement, fit
 
 
 def planted(seed, n=240, e=24, d=16, noise=0.3):

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope.copying import quality as q
+from copyscope.detection.verdict import quality as q
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "quality.json").read_text(encoding="utf-8"))
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "quality.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying import repeats as module
-from copyscope.copying.repeats import repeated_outputs
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.verdict import repeated_outputs as module
+from copyscope.detection.verdict.repeated_outputs import repeated_outputs
 from copyscope.imaging import images
 from copyscope.stats import proportion
 from copyscope.worlds import write_metadata

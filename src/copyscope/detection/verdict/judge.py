@@ -21,10 +21,10 @@ from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
 from copyscope.stats import Estimate
 
-from . import calibrate
-from .calibrate import Baseline
-from .replication import FDR, Calibration, Planted, Verdict, verdict
+from . import calibration as calibrate
+from .calibration import Baseline
 from .sensitivity import GROUPS, Copies, planted_copies
+from .verdict import FDR, Calibration, Planted, Verdict, verdict
 
 LOOK_ALIKES = pa.schema(
     {"id": pa.string(), "match": pa.string()} | dict.fromkeys(("score", "verified", "combined"), pa.float32())

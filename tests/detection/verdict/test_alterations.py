@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from copyscope.copying.alterations import KINDS, LONGEST, alter
+from copyscope.detection.verdict.alterations import KINDS, LONGEST, alter
 from copyscope.imaging import images
 from copyscope.worlds import picture
 

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from copyscope.copying.classical import (
+from copyscope.detection.matching.match import Matches
+from copyscope.detection.search.exact import search
+from copyscope.detection.verdict.baselines import (
     SIZES,
     ClassicalTest,
     authenticity_test,
@@ -16,8 +18,6 @@ from copyscope.copying.classical import (
     neighbourhood_test,
     ratio_test,
 )
-from copyscope.detection.matching.match import Matches
-from copyscope.detection.search.exact import search
 
 
 def test_distance_is_euclidean_on_unit_vectors():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from copyscope import worlds
-from copyscope.copying import calibrate
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.matching.ncc import Verify
+from copyscope.detection.verdict import calibration
 from copyscope.imaging import images
 
 
@@ -36,8 +36,8 @@ def described(world, tmp_path_factory):
 
 def test_look_alikes_are_removed_and_counted(described):
     train, held, groups, cache = described
-    found, matches, alike = calibrate.held_out(held, train, groups, Verify(), cache=cache)
-    assert {"!bytes.png", "!light.png"} <= set(calibrate.removed_ids(held, alike))
+    found, matches, alike = calibration.held_out(held, train, groups, Verify(), cache=cache)
+    assert {"!bytes.png", "!light.png"} <= set(calibration.removed_ids(held, alike))
     assert found.n_removed == alike.sum() < 5
     assert len(found.scores) == len(held.rows) - found.n_removed == len(matches.queries.rows)
     # The vectors are still those of the rows: the removed stand first in the folder.
@@ -51,7 +51,7 @@ def test_look_alikes_are_removed_and_counted(described):
 
 def test_the_baseline_leaves_out_an_images_own_group(described):
     train, _, groups, cache = described
-    baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
+    baseline = calibration.baseline(train, groups, Verify(), cache=cache)
     found, scores = baseline.calibration, baseline.similarity
     similarity = train.vectors @ train.vectors.T
     similarity[groups.label[:, None] == groups.label[None, :]] = -2
@@ -62,9 +62,9 @@ def test_the_baseline_leaves_out_an_images_own_group(described):
 
 def test_the_baseline_is_sampled_by_seed(described, monkeypatch):
     train, _, groups, cache = described
-    monkeypatch.setattr(calibrate, "BASELINE_SAMPLE", 20)
+    monkeypatch.setattr(calibration, "BASELINE_SAMPLE", 20)
     draws = [
-        np.sort(calibrate.baseline(train, groups, Verify(), seed=seed, cache=cache).calibration.scores, axis=0)
+        np.sort(calibration.baseline(train, groups, Verify(), seed=seed, cache=cache).calibration.scores, axis=0)
         for seed in (0, 0, 1)
     ]
     assert len(draws[0]) == 20
@@ -75,7 +75,7 @@ def test_the_baseline_is_sampled_by_seed(described, monkeypatch):
 def test_a_training_set_of_one_picture_calibrates_nothing(tmp_path):
     (tmp_path / "a.png").write_bytes(images.encode(worlds.picture(np.random.default_rng(0))[0], "png"))
     train = embed(Corpus.open(tmp_path), SscdDistilled())
-    baseline = calibrate.baseline(train, duplicates(train, 0.75), Verify())
+    baseline = calibration.baseline(train, duplicates(train, 0.75), Verify())
     assert len(baseline.calibration.scores) == len(baseline.own) == 0
     assert np.isnan(baseline.similarity).all()
 
@@ -89,15 +89,15 @@ def test_a_look_alike_is_within_31_bits_and_no_further(monkeypatch, tmp_path):
         hashes[1 + row, :bits] *= -1
     described = [Embeddings(corpus.take(rows), np.arange(len(rows)), hashes[rows], "", "") for rows in ([0], [1, 2, 3])]
     by_size = {1: described[0], 3: described[1]}
-    monkeypatch.setattr(calibrate, "embed", lambda corpus, part, **rest: by_size[len(corpus)])
+    monkeypatch.setattr(calibration, "embed", lambda corpus, part, **rest: by_size[len(corpus)])
     kept = []
-    monkeypatch.setattr(calibrate, "match", lambda clean, *rest, **options: kept.append(clean) or stop())
+    monkeypatch.setattr(calibration, "match", lambda clean, *rest, **options: kept.append(clean) or stop())
 
     def stop():
         raise StopIteration
 
     with pytest.raises(StopIteration):
-        calibrate.held_out(described[1], described[0], SimpleNamespace(label=None), Verify())
+        calibration.held_out(described[1], described[0], SimpleNamespace(label=None), Verify())
     # The first is another file than the training image, of the same hash.
     assert kept[0].ids == ["3.png"]
 
@@ -108,8 +108,8 @@ def test_a_held_out_image_that_is_gone_since_is_left_out_rather_than_mixed_up(de
     again = embed(Corpus.open(tmp_path / "h"), SscdDistilled(), cache=tmp_path / "cache")
     gone = again.ids[5]
     (tmp_path / "h" / gone).unlink()
-    found, matches, alike = calibrate.held_out(again, train, groups, Verify(), cache=tmp_path / "cache")
-    assert gone in calibrate.removed_ids(again, alike)
+    found, matches, alike = calibration.held_out(again, train, groups, Verify(), cache=tmp_path / "cache")
+    assert gone in calibration.removed_ids(again, alike)
     assert gone not in matches.queries.ids
     assert len(found.scores) == len(again.rows) - alike.sum()
 
@@ -118,15 +118,15 @@ def test_the_baselines_sample_is_one_image_a_picture_under_its_own_label(describ
     train, _, groups, cache = described
     # Pictures anywhere in the corpus: labels do not run with the positions.
     label = groups.label[np.random.default_rng(0).permutation(len(train.rows))]
-    monkeypatch.setattr(calibrate, "_pictures", lambda *given: label)
+    monkeypatch.setattr(calibration, "_pictures", lambda *given: label)
     seen = []
-    plain = calibrate.match
+    plain = calibration.match
     monkeypatch.setattr(
-        calibrate,
+        calibration,
         "match",
         lambda sample, *rest, **options: seen.append((sample, options)) or plain(sample, *rest, **options),
     )
-    calibrate.baseline(train, groups, Verify(), cache=cache)
+    calibration.baseline(train, groups, Verify(), cache=cache)
     sample, options = seen[0]
     position = np.searchsorted(train.rows, sample.rows)
     np.testing.assert_array_equal(options["own"], label[position])
@@ -141,12 +141,12 @@ def test_pictures_are_told_by_hash_and_within_a_group_by_a_wider_bound(described
     for row, bits in enumerate((0, 31, 100, 164, 229)):
         hashes[row, :bits] *= -1
     monkeypatch.setattr(
-        calibrate, "embed", lambda corpus, part, **rest: SimpleNamespace(rows=np.arange(5), vectors=hashes)
+        calibration, "embed", lambda corpus, part, **rest: SimpleNamespace(rows=np.arange(5), vectors=hashes)
     )
     options = {"workers": 1}
 
     def pictures(label):
-        found = calibrate._pictures(few, SimpleNamespace(label=np.array(label)), options)
+        found = calibration._pictures(few, SimpleNamespace(label=np.array(label)), options)
         return [found.tolist().index(each) for each in found]
 
     # 31 bits apart are one picture in any group; 64 in one group; 65 in none.
@@ -165,16 +165,16 @@ def test_held_out_images_of_one_kind_do_not_differ_however_much_is_copied(copies
     train, held = vectors(0, 300, 0), vectors(1, 200, 0)
     generated = vectors(2, 100, 0)
     generated[:copies] = train[:copies]
-    assert calibrate.differs(held, generated, train) is None
+    assert calibration.differs(held, generated, train) is None
 
 
 def test_held_out_images_of_another_kind_are_told_with_both_medians():
     train, held, generated = vectors(0, 300, 0), vectors(1, 200, 1), vectors(2, 100, 0)
-    said = calibrate.differs(held, generated, train)
+    said = calibration.differs(held, generated, train)
     for one, other in ((held, train), (generated, train), (generated, held)):
         assert f"{np.median(np.median(one @ other.T, axis=1)):.3f}" in said
-    assert calibrate.differs(held, vectors(2, 100, 1), train) is None
-    assert calibrate.differs(held[:1], generated, train) is None
+    assert calibration.differs(held, vectors(2, 100, 1), train) is None
+    assert calibration.differs(held[:1], generated, train) is None
 
 
 @pytest.mark.parametrize(("n", "told"), [(16, False), (400, True)])
@@ -182,13 +182,13 @@ def test_a_handful_of_images_does_not_tell_another_kind(n, told):
     train, held = vectors(0, 300, 0), vectors(1, 200, 1)
     # One in eight is of the held-out images' kind: 94 % of the pairs have the generated image nearer.
     generated = np.concatenate([vectors(2, n - n // 8, 0), vectors(3, n // 8, 1)])
-    assert (calibrate.differs(held, generated, train) is not None) == told
+    assert (calibration.differs(held, generated, train) is not None) == told
 
 
 def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(described):
     train, held, groups, cache = described
-    baseline = calibrate.baseline(train, groups, Verify(), cache=cache)
-    found, matches = calibrate.controls(held, train, groups, Verify(), cache=cache)
+    baseline = calibration.baseline(train, groups, Verify(), cache=cache)
+    found, matches = calibration.controls(held, train, groups, Verify(), cache=cache)
     beyond = baseline.beyond(matches.evidence, matches.pixels, found.scores)
     names = held.ids
     assert beyond[names.index("!bytes.png")]
@@ -206,7 +206,7 @@ def test_with_controls_a_copy_is_beyond_what_training_images_are_to_one_another(
 
 def test_pairs_of_one_prompt_and_seed_tell_how_often_the_tuned_model_is_nearer(described):
     train, held, groups, cache = described
-    _, matches = calibrate.controls(held, train, groups, Verify(), cache=cache)
+    _, matches = calibration.controls(held, train, groups, Verify(), cache=cache)
     n = len(held.rows)
 
     def with_keys(prompts, seeds):
@@ -215,12 +215,12 @@ def test_pairs_of_one_prompt_and_seed_tell_how_often_the_tuned_model_is_nearer(d
 
     prompts = [f"prompt {row % 7}" for row in range(len(held.corpus))]
     mine, theirs = with_keys(prompts, range(len(held.corpus))), with_keys(prompts, [*range(len(held.corpus))][::-1])
-    assert calibrate.nearer_than_control(matches, theirs) is None
-    assert calibrate.nearer_than_control(mine, with_keys(prompts, [0] * len(held.corpus))) is None
-    same = calibrate.nearer_than_control(mine, mine)
+    assert calibration.nearer_than_control(matches, theirs) is None
+    assert calibration.nearer_than_control(mine, with_keys(prompts, [0] * len(held.corpus))) is None
+    same = calibration.nearer_than_control(mine, mine)
     assert (same.value, same.n) == (1, n)
     combined = matches.combined.max(axis=1)
     pairs = [(a, n - 1 - a) for a in range(n) if prompts[a] == prompts[n - 1 - a]]
-    found = calibrate.nearer_than_control(mine, theirs)
+    found = calibration.nearer_than_control(mine, theirs)
     assert found.n == len(pairs)
     assert found.value == pytest.approx(np.mean([combined[a] >= combined[b] for a, b in pairs]))

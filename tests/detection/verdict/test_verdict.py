@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from copyscope import stats
-from copyscope.copying import replication
-from copyscope.copying.replication import Calibration, Planted, dataset_similarity, similarity, verdict
+from copyscope.detection.verdict import verdict as replication
+from copyscope.detection.verdict.verdict import Calibration, Planted, dataset_similarity, similarity, verdict
 
 KINDS = ("light", "crop", "mirror", "part")
 

@@ -28,7 +28,7 @@ from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
 from .answer import OWN_LEVEL
-from .replication import Calibration
+from .verdict import Calibration
 
 LOOK_ALIKE_BITS, SAME_GROUP_BITS = 31, 64
 RULE = (

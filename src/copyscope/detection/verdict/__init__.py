@@ -1,0 +1,1 @@
+"""Scores -> what may be said: calibration, p-values, rates, sensitivity, baselines."""
