@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 
-from copyscope.copying.logistic import effect, firth, worth
+from copyscope.detection.causes.firth import effect, firth, worth
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import copyscope
 from copyscope import Corpus, stats, thresholds
-from copyscope.copying.logistic import firth
+from copyscope.detection.causes.firth import firth
 from copyscope.diffusion import Run, SampleRecipe, observed
 from copyscope.diffusion.generate import generate, sample, seeds_of
 from copyscope.diffusion.models import Model

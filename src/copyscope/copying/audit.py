@@ -17,6 +17,7 @@ import copyscope
 from copyscope import parts
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
+from copyscope.detection.causes.causes import Causes, causes
 from copyscope.detection.dedup.backgrounds import grouped_with_source, over_all
 from copyscope.detection.dedup.groups import Groups, duplicates
 from copyscope.detection.embedding.embed import embed
@@ -36,7 +37,6 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .causes import Causes, causes
 from .gallery import gallery
 from .results import failures, load_result, save_result, versions
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import copyscope
 from copyscope import parts, stats
 from copyscope.data.corpus import Corpus
+from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import Embeddings, embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -24,7 +25,6 @@ from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
 from .gallery import gallery
 from .results import failures, load_result, save_result, versions
 

@@ -20,10 +20,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope.copying.causes import representatives
 from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.causes.causes import representatives
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import Embeddings, embed

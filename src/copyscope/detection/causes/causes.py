@@ -24,8 +24,8 @@ from copyscope.detection.verdict.verdict import Verdict
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
-from .explain import Findings, explain, lint_action, risk_action
 from .exposure import exposure
+from .findings import Findings, explain, lint_action, risk_action
 
 CONTROLS = 2000
 UNCOPIED_CARDS = 100

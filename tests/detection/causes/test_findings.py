@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope import stats
-from copyscope.copying import logistic
-from copyscope.copying.explain import (
-    _midranks,
-    clustered_correlation,
-    explain,
-    lint_action,
-    risk_action,
-)
-from copyscope.copying.logistic import Effect, effect, firth, worth
+from copyscope.detection.causes import firth as logistic
+from copyscope.detection.causes.findings import _midranks, clustered_correlation, explain, lint_action, risk_action
+from copyscope.detection.causes.firth import Effect, effect, firth, worth
 from copyscope.detection.dedup import caption_overlap
 from copyscope.detection.dedup.caption_overlap import caption_sharing, normalise
 

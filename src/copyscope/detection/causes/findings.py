@@ -11,9 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
-from copyscope.copying.logistic import Effect, effect, firth, worth
 from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing, normalise
 from copyscope.stats import Correlation, Estimate, Floats
+
+from .firth import Effect, effect, firth, worth
 
 __all__ = [
     "CaptionSharing",

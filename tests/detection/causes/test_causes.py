@@ -10,11 +10,11 @@ import pytest
 from scipy.stats import beta
 
 from copyscope import parts
-from copyscope.copying import causes as module
-from copyscope.copying import exposure as exposure_module
-from copyscope.copying.causes import COMPLEXITY, Profile, causes, representatives
-from copyscope.copying.exposure import Exposure, exposure
 from copyscope.data.corpus import Corpus
+from copyscope.detection.causes import causes as module
+from copyscope.detection.causes import exposure as exposure_module
+from copyscope.detection.causes.causes import COMPLEXITY, Profile, causes, representatives
+from copyscope.detection.causes.exposure import Exposure, exposure
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.matching.match import Matches

@@ -1,0 +1,1 @@
+"""Why training images were copied, and what to do about each."""
