@@ -28,13 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from copyscope import Corpus, Index, embed, worlds
-from copyscope.copying import calibrated, segments
-from copyscope.copying import index as index_module
-from copyscope.copying import index_files as files
-from copyscope.copying.index import _answers
 from copyscope.data import assets
 from copyscope.detection.embedding.embed import Embeddings
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.index import calibration, segments
+from copyscope.detection.index import index as index_module
+from copyscope.detection.index import manifest as files
+from copyscope.detection.index.index import _answers
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.partial_copies import Canvases
 from copyscope.detection.matching.windows import Looks
@@ -163,8 +163,8 @@ def build(folder: Path, n: int, precision: str) -> dict[str, Any]:
 
     index_module._described = described
     index_module.write_segment = timed("write_seconds", segments.write_segment)
-    index_module.calibrate = timed("calibrate_seconds", calibrated.calibrate)
-    calibrated.look_alikes = lambda images, train, **_: np.zeros(len(images.rows), bool)
+    index_module.calibrate = timed("calibrate_seconds", calibration.calibrate)
+    calibration.look_alikes = lambda images, train, **_: np.zeros(len(images.rows), bool)
     Verify.thumbnails = lambda self, which, *given, **options: (  # type: ignore[method-assign]
         shades if which is corpus else real(self, which, *given, **options)
     )

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import Corpus, Guard, Index, Policy, guard, guard_log, parts, recipes
 from copyscope.cli import main
-from copyscope.copying.index import Hit
+from copyscope.detection.index.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.makers import Made

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from copyscope import Guard, Policy
-from copyscope.copying.index import Hit
+from copyscope.detection.index.index import Hit
 from copyscope.diffusion import pictures, returned
 from copyscope.errors import InputError, Refused
 

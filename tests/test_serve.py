@@ -731,7 +731,7 @@ def test_it_stops_within_its_time_and_a_little_more(index):
     """Two look-ups that never look at the clock, and a connection half open."""
     script = """
 import sys, threading, time
-from copyscope.copying.index import Index
+from copyscope.detection.index.index import Index
 plain = Index.match
 def match(self, *arguments, **options):
     if threading.current_thread() is not threading.main_thread():

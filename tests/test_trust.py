@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index, model_folders, parts, recipes, thresholds
 from copyscope.cli import main
-from copyscope.copying import index_files
+from copyscope.detection.index import manifest as index_files
 from copyscope.errors import InputError, PartError
 from copyscope.plan import plan
 from copyscope.trust import check_spec, check_specs

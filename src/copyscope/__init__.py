@@ -28,7 +28,7 @@ _HOMES = {
     "Experiment": "experiment",
     "Groups": "detection.dedup.groups",
     "Guard": "guard",
-    "Index": "copying.index",
+    "Index": "detection.index.index",
     "Lint": "copying.lint",
     "Matches": "detection.matching.match",
     "Policy": "guard",
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from copyscope.detection.dedup.groups import duplicates as duplicates
     from copyscope.detection.embedding.embed import Embeddings as Embeddings
     from copyscope.detection.embedding.embed import embed as embed
+    from copyscope.detection.index.index import Index as Index
     from copyscope.detection.matching.match import Matches as Matches
     from copyscope.detection.matching.match import match as match
 
     from .copying.audit import Audit as Audit
     from .copying.audit import audit as audit
-    from .copying.index import Index as Index
     from .copying.lint import Lint as Lint
     from .copying.lint import lint as lint
     from .diffusion.generate import SampleRecipe as SampleRecipe

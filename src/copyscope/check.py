@@ -6,10 +6,10 @@ import dataclasses
 import math
 import time
 
+from copyscope.detection.index.hits import Hit, is_copy
+from copyscope.detection.index.index import Index
 from copyscope.imaging.header import size_of
 
-from .copying.hits import Hit, is_copy
-from .copying.index import Index
 from .errors import CopyscopeError, ImageError
 from .imaging import images
 

@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from copyscope.detection.index.index import Hit, Index
 from copyscope.imaging.images import Image
 
 from . import guard_log
-from .copying.index import Hit, Index
 from .errors import InputError, Refused
 from .guard_log import Record
 from .thresholds import Thresholds

@@ -24,10 +24,10 @@ from typing import Annotated, Any
 import numpy as np
 
 import copyscope
+from copyscope.detection.index.index import Index
 
 from .check import Answer, OutOfTime, answer
 from .console import note
-from .copying.index import Index
 from .errors import CopyscopeError, ImageError, InputError, MissingExtra
 from .machine import cores
 

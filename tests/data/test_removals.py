@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from copyscope.cli import main
-from copyscope.copying.index import Index
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.data.removals import ids_of, leave_out, read_list
+from copyscope.detection.index.index import Index
 from copyscope.errors import InputError
 from tests.data.test_shards import write_tar
 from tests.pictures import fill, picture, write

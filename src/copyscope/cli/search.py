@@ -31,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from copyscope.copying.index import Index
+    from copyscope.detection.index.index import Index
 
 
 def match(
@@ -63,7 +63,7 @@ def match(
     """
     check_out(out)
     if index:
-        from copyscope.copying.index import Index
+        from copyscope.detection.index.index import Index
 
         if engine:
             raise InputError("An index is searched by this process alone.\nLeave out --engine")
@@ -181,8 +181,8 @@ def index(
 
     Without TRAIN and other options it says what the index is. What was given is done in the order of the options.
     """
-    from copyscope.copying.index import Index
     from copyscope.data.removals import Removed, ids_of, leave_out, read_list
+    from copyscope.detection.index.index import Index
 
     check_out(out)
     if add and not train:

@@ -14,11 +14,10 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import over_all
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import Protocol
+from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
-
-from .hits import Hit, is_copy
 
 LISTED = 100
 """Most copies that a summary lists; the table of matches has all."""

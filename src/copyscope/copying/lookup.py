@@ -15,13 +15,13 @@ import pyarrow.compute
 import copyscope
 from copyscope import stats
 from copyscope.data.corpus import Corpus
+from copyscope.detection.index.index import Hit, Index, table
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .found_copies import blank_said, copies_in_index, sentence_of_index
 from .gallery import QUALITY, ROWS, previews
-from .index import Hit, Index, table
 from .results import load_result, save_result, versions
 
 SCHEMA = "copyscope.index-matches/1"

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index
 from copyscope.cli import main
-from copyscope.copying import index_files, row_table
+from copyscope.detection.index import manifest as index_files
+from copyscope.detection.index import row_table
 from copyscope.detection.search import quantized
 from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from copyscope.detection.search.quantized import PRECISIONS, Stored, checked, kinds, shorten
@@ -324,7 +325,9 @@ def test_what_a_killed_build_left_is_gone_before_the_next_one_writes(world, tmp_
     folder.mkdir()
     (folder / "0123456789abcdef.vectors.npy").write_bytes(b"half")
     seen = []
-    monkeypatch.setattr("copyscope.copying.index.write_segment", lambda *_: seen.extend(os.listdir(folder)) or 1 / 0)
+    monkeypatch.setattr(
+        "copyscope.detection.index.index.write_segment", lambda *_: seen.extend(os.listdir(folder)) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         Index.build(first(world, 2), folder, FAST)
     assert "0123456789abcdef.vectors.npy" not in seen

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import index_files as files
+from . import manifest as files
 
 SCHEMA = pa.schema(
     {"id": pa.string(), "caption": pa.string(), "sha256": pa.string()}

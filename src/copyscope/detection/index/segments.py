@@ -23,7 +23,7 @@ from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, ki
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from . import index_files as files
+from . import manifest as files
 from . import row_table
 from .row_table import RowTable
 

@@ -27,7 +27,7 @@ from copyscope.detection.search.exact import search
 from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
 from copyscope.errors import InputError
 
-from . import index_files as files
+from . import manifest as files
 from .segments import State, drop
 
 # Training images that stand in where nothing was held out; each is looked at ten times.

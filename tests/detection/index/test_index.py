@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import Corpus, Index, parts, worlds
 from copyscope.cli import main
-from copyscope.copying import index_files
-from copyscope.copying.index import TABLE, table
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.index import manifest as index_files
+from copyscope.detection.index.index import TABLE, table
 from copyscope.detection.matching import partial_copies
 from copyscope.detection.matching.local_search import Found, locate
 from copyscope.detection.matching.ncc import Verify
@@ -475,7 +475,7 @@ def test_all_of_an_index_without_held_out_images_may_be_removed(world, tmp_path)
 
 
 def test_many_small_additions_are_merged(index, world, monkeypatch):
-    monkeypatch.setattr("copyscope.copying.index.COMPACT_ABOVE", 2)
+    monkeypatch.setattr("copyscope.detection.index.index.COMPACT_ABOVE", 2)
     for row in range(40, 43):
         index.add(first(world, row + 1, row))
     assert index.summary()["n_segments"] <= 2

@@ -37,8 +37,8 @@ from copyscope.imaging.images import Image
 from copyscope.machine import Progress, locked
 from copyscope.trust import check_spec
 
-from . import index_files as files
-from .calibrated import calibrate, forget, recalibrate
+from . import manifest as files
+from .calibration import calibrate, forget, recalibrate
 from .hits import TABLE, Hit, answers, table
 from .segments import State, load, merge, precision_of, write_segment
 

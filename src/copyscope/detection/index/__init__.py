@@ -1,0 +1,1 @@
+"""A training set on disk, in which a picture is looked up at once."""
