@@ -283,8 +283,8 @@ def _generate(
 
 def main() -> None:
     """Builds the set in a temporary folder, audits it, records what was found."""
-    from copyscope.copying.audit import audit
     from copyscope.data import assets
+    from copyscope.detection.audit import audit
     from record import record
 
     with tempfile.TemporaryDirectory() as temporary:

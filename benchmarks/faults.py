@@ -523,7 +523,7 @@ def main() -> None:
             environment = os.environ | {"LD_PRELOAD": str(library(root)), "OMP_NUM_THREADS": "1"}
             environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             sys.exit(subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode)
-        from copyscope.copying import audit
+        from copyscope.detection import audit
         from copyscope.detection.search import ivf
 
         ivf.EXACT_ROWS = 10  # so that a few images are searched by cells

@@ -80,8 +80,8 @@ class Written:
         import torch
 
         from copyscope import Corpus, Index, TrainRecipe, embed, train, worlds
-        from copyscope.copying.audit import audit
-        from copyscope.copying.lint import lint
+        from copyscope.detection.audit import audit
+        from copyscope.detection.lint import lint
         from copyscope.diffusion import checkpoints
         from copyscope.guard_log import Record
         from copyscope.thresholds import Threshold, Thresholds

@@ -174,7 +174,7 @@ def tower(monkeypatch):
 
     monkeypatch.setattr("copyscope.diffusion.train.train", counted("train", fake_train))
     monkeypatch.setattr("copyscope.diffusion.generate.generate", counted("generate", fake_generate))
-    monkeypatch.setattr("copyscope.copying.audit.audit", lambda generated, *rest, **options: QuickAudit(generated))
+    monkeypatch.setattr("copyscope.detection.audit.audit", lambda generated, *rest, **options: QuickAudit(generated))
     monkeypatch.setattr("copyscope.arms.text_vectors", quick_text)
     return calls
 

@@ -246,7 +246,7 @@ def test_a_file_system_without_locks_is_said_in_two_lines(tmp_path, monkeypatch,
 def test_a_clock_that_jumps_back_makes_no_run_of_less_than_no_time(tmp_path, monkeypatch):
     import time
 
-    from copyscope.copying.lint import lint
+    from copyscope.detection.lint import lint
 
     fill(tmp_path / "in", "a.png", "b.png", "c.png")
     now = iter(range(10**6, 0, -1000))

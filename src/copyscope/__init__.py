@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Audit": "copying.audit",
+    "Audit": "detection.audit",
     "Corpus": "data.corpus",
     "CopyscopeError": "errors",
     "Embeddings": "detection.embedding.embed",
@@ -29,18 +29,18 @@ _HOMES = {
     "Groups": "detection.dedup.groups",
     "Guard": "guard",
     "Index": "detection.index.index",
-    "Lint": "copying.lint",
+    "Lint": "detection.lint",
     "Matches": "detection.matching.match",
     "Policy": "guard",
     "Run": "diffusion.train",
     "SampleRecipe": "diffusion.generate",
     "TrainRecipe": "diffusion.train",
-    "audit": "copying.audit",
+    "audit": "detection.audit",
     "duplicates": "detection.dedup.groups",
     "embed": "detection.embedding.embed",
     "fetch": "data.assets",
     "generate": "diffusion.generate",
-    "lint": "copying.lint",
+    "lint": "detection.lint",
     "match": "detection.matching.match",
     "mitigate": "diffusion.mitigate",
     "nearest": "finding",
@@ -53,18 +53,18 @@ __all__ = [*sorted(_HOMES), "__version__"]
 if TYPE_CHECKING:
     from copyscope.data.assets import fetch as fetch
     from copyscope.data.corpus import Corpus as Corpus
+    from copyscope.detection.audit import Audit as Audit
+    from copyscope.detection.audit import audit as audit
     from copyscope.detection.dedup.groups import Groups as Groups
     from copyscope.detection.dedup.groups import duplicates as duplicates
     from copyscope.detection.embedding.embed import Embeddings as Embeddings
     from copyscope.detection.embedding.embed import embed as embed
     from copyscope.detection.index.index import Index as Index
+    from copyscope.detection.lint import Lint as Lint
+    from copyscope.detection.lint import lint as lint
     from copyscope.detection.matching.match import Matches as Matches
     from copyscope.detection.matching.match import match as match
 
-    from .copying.audit import Audit as Audit
-    from .copying.audit import audit as audit
-    from .copying.lint import Lint as Lint
-    from .copying.lint import lint as lint
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .diffusion.mitigate import mitigate as mitigate

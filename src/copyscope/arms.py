@@ -31,10 +31,10 @@ from .prepare import prepare
 from .stats import Floats
 
 if TYPE_CHECKING:
+    from copyscope.detection.audit import Audit
     from copyscope.detection.embedding.embed import Embeddings
     from copyscope.detection.verdict.text_alignment import Head
 
-    from .copying.audit import Audit
     from .diffusion.generate import SampleRecipe
     from .diffusion.train import Run
 
@@ -122,7 +122,7 @@ def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
 
 def audited(arm: Arm, generated: Corpus, progress: Progress | None) -> Audit:
     """The arm's audit of some images of it."""
-    from .copying.audit import audit
+    from copyscope.detection.audit import audit
 
     training, held_out = prepare(arm.data, arm.images)
     # A small model draws one picture an image: nothing is set into a part of another.
@@ -172,7 +172,7 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
 def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:
     """What `arm.json` holds; `outcomes.parquet` and `sheet.parquet` are written on the way."""
-    from .copying.results import write_table
+    from copyscope.detection.results import write_table
 
     began = time.monotonic()
     training, held_out = prepare(arm.data, arm.images)
@@ -206,8 +206,9 @@ def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:
 
 def _trained(arm: Arm, training: Corpus, held_out: Corpus | None, progress: Progress | None) -> Run:
     """The arm's run, trained here unless it is there already."""
+    from copyscope.detection.watch import make_watch
+
     from .diffusion.train import train
-    from .watch import make_watch
 
     watched = arm.train.sample_every or arm.train.stop_at_replication
     watch = make_watch(training, held_out, arm.audit.protocol) if watched else None

@@ -53,7 +53,8 @@ class Experiment:
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
-        from .copying.results import save_result
+        from copyscope.detection.results import save_result
+
         from .report.experiment import render
 
         return save_result(folder, self.summary, self.tables, render(self))
@@ -61,7 +62,7 @@ class Experiment:
     @classmethod
     def load(cls, folder: str | Path) -> Experiment:
         """What `save` wrote. Raises InputError when the folder holds no such result."""
-        from .copying.results import load_result
+        from copyscope.detection.results import load_result
 
         return cls(*load_result(folder, SCHEMA))
 

@@ -46,7 +46,7 @@ NOISE = "gaussian_noise(scale=0.1)"
 class AuditRecipe:
     """How the images of an arm are judged.
 
-    protocol, fdr, seed: as in `copyscope.copying.audit.audit`. clip: a local folder, or "". general: how many images an
+    protocol, fdr, seed: as in `copyscope.detection.audit.audit`. clip: a local folder, or "". general: how many images an
     arm makes of captions of held-out images as well. recheck: for how many prompts, at most, whose image the first of
     the listed arms copied and an arm did not, it is tried to bring the copy back. attempts: images of each kind of try.
     """

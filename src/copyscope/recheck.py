@@ -117,7 +117,7 @@ def regained(rows: Iterable[Mapping[str, Any]], kinds: Sequence[str] = KINDS) ->
 
 
 def _recheck(arm: Arm, progress: Progress | None) -> dict[str, Any]:
-    from .copying.results import write_table
+    from copyscope.detection.results import write_table
 
     assert arm.first is not None
     began = time.monotonic()

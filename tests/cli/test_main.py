@@ -264,7 +264,7 @@ def test_the_gate_opens_at_its_rate_and_stays_shut_where_nothing_is_known(world,
 
 
 def test_options_reach_the_audit(world, monkeypatch):
-    from copyscope.copying import audit
+    from copyscope.detection import audit
 
     seen = {}
 
@@ -346,7 +346,7 @@ def test_stopped_by_the_keyboard_it_says_how_to_go_on(world, capsys, monkeypatch
     def stop(*given, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("copyscope.copying.audit.audit", stop)
+    monkeypatch.setattr("copyscope.detection.audit.audit", stop)
     monkeypatch.setattr(sys, "argv", ["copyscope", "audit", str(world.generated), str(world.train)])
     with pytest.raises(SystemExit) as stopped:
         main.main()

@@ -130,7 +130,7 @@ def audit(
             }
         )
         return
-    from copyscope.copying.audit import audit as run
+    from copyscope.detection.audit import audit as run
 
     check_out(out)
     with progress_bar() as progress:

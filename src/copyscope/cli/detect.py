@@ -49,7 +49,7 @@ def lint(
     engine: EngineSpec = None,
 ) -> None:
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
-    from copyscope.copying.lint import lint as run
+    from copyscope.detection.lint import lint as run
 
     check_out(out)
     with progress_bar() as progress:
@@ -153,10 +153,10 @@ def duplicates(
     engine: EngineSpec = None,
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""
-    from copyscope.copying.results import write_table
     from copyscope.detection.dedup.groups import duplicates as run
     from copyscope.detection.embedding.embed import embed as describe
     from copyscope.detection.embedding.protocols import protocol as named
+    from copyscope.detection.results import write_table
 
     check_out(out)
     rules, who = named(protocol), opened_engine(engine)

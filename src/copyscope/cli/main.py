@@ -99,12 +99,12 @@ def report(
     """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
     guard's log, a report and a Parquet table beside it."""
     from copyscope import experiment
-    from copyscope.copying import audit, lint, lookup
-    from copyscope.copying.results import read_schema
+    from copyscope.detection import audit, lint, lookup
+    from copyscope.detection.results import read_schema
     from copyscope.files import whole
 
     if folder.is_file():
-        from copyscope.copying.results import write_table
+        from copyscope.detection.results import write_table
         from copyscope.files import write_file
         from copyscope.guard_log import as_table, load, summed_up
         from copyscope.report.guard import render
@@ -166,9 +166,9 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train the small model on real captioned pictures, let it make images, and see which of them are copies."""
-    from copyscope.copying.audit import audit as run
     from copyscope.data import assets
     from copyscope.demo import SOURCE, make, score
+    from copyscope.detection.audit import audit as run
     from copyscope.report.terminal import estimate
 
     check_out(out)

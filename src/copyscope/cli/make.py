@@ -180,10 +180,10 @@ def train(
     Duplicates, captions, model and all else are in the recipe: a TOML file, the preset dcr-2023, or the defaults.
     """
     need_torch("Training")
+    from copyscope.detection.watch import make_watch
     from copyscope.diffusion.train import PRESETS, TrainRecipe
     from copyscope.diffusion.train import train as run
     from copyscope.recipes import as_dict
-    from copyscope.watch import make_watch
 
     resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS, trust_parts), mitigation)
     if watch:

@@ -104,7 +104,7 @@ class PartsWish(enum.Enum):
 def check_out(out: Path | None) -> None:
     """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
     if out:
-        from copyscope.copying.results import check_folder
+        from copyscope.detection.results import check_folder
 
         check_folder(out)
 

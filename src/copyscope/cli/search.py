@@ -76,9 +76,9 @@ def match(
             "To search an index add --index DIR"
         )
     queries, references = pictures
-    from copyscope.copying.found_copies import match_sets
-    from copyscope.copying.results import write_table
     from copyscope.detection.embedding.protocols import protocol as named
+    from copyscope.detection.match_sentences import match_sets
+    from copyscope.detection.results import write_table
 
     with progress_bar() as progress:
         summary, table = match_sets(
@@ -110,7 +110,7 @@ def _match_in_index(
     as_json: bool,
     workers: int | None,
 ) -> None:
-    from copyscope.copying.lookup import lookup
+    from copyscope.detection.lookup import lookup
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
@@ -131,7 +131,7 @@ def _match_in_index(
 
 def _print_copies(summary: dict[str, Any], n: int) -> None:
     """What was found in sentences: the first of n copies, then how many of how many images."""
-    from copyscope.copying.found_copies import lines_of
+    from copyscope.detection.match_sentences import lines_of
 
     for line in lines_of(summary["copies"][:10], n):
         print(printable(line))

@@ -1,1 +1,1 @@
-"""Find copies: which images copy training images, why, and how sure that is. Never imports `copyscope.diffusion`."""
+"""Tower 1: look at images. Is it a copy, of what, why. Never imports `copyscope.diffusion`."""

@@ -32,7 +32,7 @@ REPEATS, OF_A_REPEAT = 20, 10
 
 
 class Result(Protocol):
-    """What a page needs of a result; `copyscope.copying.audit.Audit` and `copyscope.copying.lint.Lint` are such."""
+    """What a page needs of a result; `copyscope.detection.audit.Audit` and `copyscope.detection.lint.Lint` are such."""
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from copyscope import Guard, Index, Policy, audit
-from copyscope.copying.found_copies import match_sets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import over_all, plain_id
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol
+from copyscope.detection.match_sentences import match_sets
 
 FAST = "sscd-distilled"
 

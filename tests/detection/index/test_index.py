@@ -594,7 +594,7 @@ def test_two_processes_read_while_a_third_appends(index, world):
 @pytest.mark.parametrize("moment", ["write_segment", "write_manifest"])
 def test_a_killed_writer_leaves_what_was_there_and_its_rest_is_taken_away(index, world, moment):
     code = (
-        "import os, sys, copyscope\nfrom copyscope.copying import index as module, index_files\n"
+        "import os, sys, copyscope\nfrom copyscope.detection import index as module, index_files\n"
         "def die(*arguments):\n    os.kill(os.getpid(), 9)\n"
         "place = index_files if sys.argv[3] == 'write_manifest' else module\n"
         "real = getattr(place, sys.argv[3])\n"

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index, check, worlds
 from copyscope.cli import main
-from copyscope.copying.lookup import lookup
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.lookup import lookup
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.imaging import images
 

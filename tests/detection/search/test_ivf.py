@@ -356,7 +356,7 @@ SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from copyscope.copying import cell_files, cells, components
+from copyscope.detection import cell_files, cells, components
 folder = Path(sys.argv[1])
 cell_files.BLOCK, cell_files.room = 256, lambda: 200_000
 components.LOT, components._stretch = 500, lambda *_: 500

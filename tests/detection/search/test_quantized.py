@@ -289,7 +289,7 @@ def test_a_scale_that_is_damaged_is_said(built, tmp_path):
 def test_a_build_that_is_killed_and_started_again_is_the_same_index(built, world, tmp_path, moment):
     """Killed in the middle of its n-th file: what lies there is taken for nothing, and goes when it is built again."""
     code = (
-        "import os, sys, copyscope\nfrom copyscope.copying import index_files\n"
+        "import os, sys, copyscope\nfrom copyscope.detection import index_files\n"
         "real, left = index_files.sync, [int(sys.argv[4])]\n"
         "def sync(file):\n"
         "    left[0] -= 1\n"

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from copyscope.copying import gallery as module
-from copyscope.copying.gallery import gallery
 from copyscope.data.corpus import Corpus
+from copyscope.detection import previews as module
 from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.previews import gallery
 from copyscope.imaging import images
 
 TRAIN = 40

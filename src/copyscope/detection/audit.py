@@ -37,7 +37,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .gallery import gallery
+from .previews import gallery
 from .results import failures, load_result, save_result, versions
 
 SCHEMA = "copyscope.audit/1"

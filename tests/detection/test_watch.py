@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import copyscope
-from copyscope import stats, watch
+from copyscope import stats
+from copyscope.detection import watch
 from copyscope.errors import InputError
 
 FAST = "sscd-distilled"

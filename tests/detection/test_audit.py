@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 import copyscope
-from copyscope.copying import audit as audit_module
 from copyscope.data.corpus import Corpus
+from copyscope.detection import audit as audit_module
 from copyscope.detection.embedding.protocols import PROTOCOLS
 from copyscope.detection.search import ivf
 from copyscope.detection.verdict import judge as judge_module

@@ -22,9 +22,8 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.verdict import calibration as calibrate
 from copyscope.detection.verdict.verdict import Calibration, verdict
-
-from .errors import InputError
-from .stats import Estimate
+from copyscope.errors import InputError
+from copyscope.stats import Estimate
 
 Watch = Callable[[Path, Sequence[str], int], Estimate]
 """(folder of samples, their prompts, training step) -> replication rate."""

@@ -25,7 +25,7 @@ from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 
-from .gallery import gallery
+from .previews import gallery
 from .results import failures, load_result, save_result, versions
 
 SCHEMA = "copyscope.lint/1"

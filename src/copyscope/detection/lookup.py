@@ -20,8 +20,8 @@ from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from .found_copies import blank_said, copies_in_index, sentence_of_index
-from .gallery import QUALITY, ROWS, previews
+from .match_sentences import blank_said, copies_in_index, sentence_of_index
+from .previews import QUALITY, ROWS, previews
 from .results import load_result, save_result, versions
 
 SCHEMA = "copyscope.index-matches/1"

@@ -11,7 +11,7 @@ import pytest
 
 import copyscope
 from copyscope import stats, worlds
-from copyscope.copying import lint as module
+from copyscope.detection import lint as module
 from copyscope.detection.search import ivf
 from copyscope.errors import InputError
 from copyscope.imaging import images

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from copyscope import Corpus, Index, stats, worlds
 from copyscope.cli import main
-from copyscope.copying import lookup as module
-from copyscope.copying.lookup import Lookup, lookup
+from copyscope.detection import lookup as module
+from copyscope.detection.lookup import Lookup, lookup
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from tests.test_report import embedded

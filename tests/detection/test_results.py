@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from copyscope.copying import results
-from copyscope.copying.results import check_folder, load_result, read_schema, save_result
+from copyscope.detection import results
+from copyscope.detection.results import check_folder, load_result, read_schema, save_result
 from copyscope.errors import InputError
 from copyscope.files import write_file
 
@@ -220,7 +220,7 @@ def test_parquet_of_ours_tells_its_rot(tmp_path):
 def test_a_report_of_a_summary_that_lacks_all_is_no_traceback(kind, values, tmp_path, monkeypatch, capsys):
     from copyscope import experiment
     from copyscope.cli import main
-    from copyscope.copying import audit, lint, lookup
+    from copyscope.detection import audit, lint, lookup
 
     schema = {"audit": audit, "lint": lint, "lookup": lookup, "experiment": experiment}[kind].SCHEMA
     (tmp_path / "summary.json").write_text(json.dumps({"schema": schema} | values))
