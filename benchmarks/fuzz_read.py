@@ -83,8 +83,8 @@ class Written:
         from copyscope.detection.audit import audit
         from copyscope.detection.lint import lint
         from copyscope.diffusion import checkpoints
+        from copyscope.diffusion.thresholds import Threshold, Thresholds
         from copyscope.guard_log import Record
-        from copyscope.thresholds import Threshold, Thresholds
 
         self.folder = folder
         made = worlds.world(folder / "world", n_train=16, n_generated=6, n_held_out=20, seed=5)
@@ -157,7 +157,7 @@ class Written:
         checkpoints.read(folder, self.network, {}, self.optimizer)
 
     def _thresholds(self, folder: Path) -> None:
-        from copyscope.thresholds import Thresholds
+        from copyscope.diffusion.thresholds import Thresholds
 
         found = Thresholds.load(folder / "thresholds.json", "m", "s")
         found.flagged({spec: np.array([0.1, np.nan]) for spec in found.signals})

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import Corpus, stats, thresholds
+from copyscope import Corpus, stats
 from copyscope.detection.causes.firth import firth
-from copyscope.diffusion import Run, SampleRecipe, observed
+from copyscope.diffusion import Run, SampleRecipe, observed, thresholds
 from copyscope.diffusion.generate import generate, sample, seeds_of
 from copyscope.diffusion.models import Model
 from copyscope.diffusion.scores import learned, scores

@@ -20,8 +20,8 @@ import pytest
 from copyscope import Corpus, embed, files, machine
 from copyscope.cli import main
 from copyscope.detection.search import ivf, ivf_files
+from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError
-from copyscope.thresholds import Threshold, Thresholds
 from tests.pictures import fill
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"

@@ -30,11 +30,11 @@ from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.makers import Made
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
+from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard_log import Record, read_log, summed_up
 from copyscope.imaging import images
 from copyscope.report.guard import render
-from copyscope.thresholds import Threshold, Thresholds
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, train_and_held_out
 

@@ -18,7 +18,7 @@ from copyscope.curation import curate
 from copyscope.diffusion import data
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
-from copyscope.diffusion.encoded import Texts
+from copyscope.diffusion.encoded_cache import Texts
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
 from tests.test_train import N, Tiny, recipe, write_corpus

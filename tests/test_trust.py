@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, model_folders, parts, recipes, thresholds
+from copyscope import Corpus, Index, model_folders, parts, recipes
 from copyscope.cli import main
 from copyscope.detection.index import manifest as index_files
+from copyscope.diffusion import thresholds
 from copyscope.errors import InputError, PartError
 from copyscope.plan import plan
 from copyscope.trust import check_spec, check_specs

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from copyscope.detection.index.index import Hit, Index
+from copyscope.diffusion.thresholds import Thresholds
 from copyscope.imaging.images import Image
 
 from . import guard_log
 from .errors import InputError, Refused
 from .guard_log import Record
-from .thresholds import Thresholds
 
 if TYPE_CHECKING:
     from .diffusion.denoiser import FindNearest

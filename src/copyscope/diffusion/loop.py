@@ -28,7 +28,7 @@ from . import applied, checkpoints
 from .applied import Mitigations, training_rng
 from .data import SAMPLES, CaptionPolicy, Pictures, WeightedSampler, draw, said, stream
 from .denoiser import Conditioning
-from .encoded import Texts
+from .encoded_cache import Texts
 from .mitigations import TRAINING, Batch, OnCaption
 from .models import Trainable
 

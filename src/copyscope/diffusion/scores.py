@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from copyscope import thresholds
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 from copyscope.stats import Floats
 
-from . import applied, observed
+from . import applied, observed, thresholds
 from .denoiser import Step
 from .generate import SampleRecipe, block_size, made_with, opened, sample, seeds_of
 from .mitigations import PROMPTS, SAMPLING

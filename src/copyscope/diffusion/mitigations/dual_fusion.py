@@ -11,7 +11,7 @@ from torch import Tensor
 from copyscope.data.corpus import Corpus
 from copyscope.diffusion.data import WeightedSampler
 from copyscope.diffusion.denoiser import Conditioning
-from copyscope.diffusion.encoded import Others
+from copyscope.diffusion.encoded_cache import Others
 from copyscope.diffusion.models import Trainable
 from copyscope.errors import InputError
 

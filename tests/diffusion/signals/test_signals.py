@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import parts, thresholds, worlds
+from copyscope import parts, worlds
 from copyscope.cli import main
-from copyscope.diffusion import attribution, observed, sampling
+from copyscope.diffusion import attribution, observed, sampling, thresholds
 from copyscope.diffusion.denoiser import Conditioning, Request
 from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, sample, seeds_of
 from copyscope.diffusion.models import _pipelines

@@ -25,7 +25,7 @@ from copyscope.diffusion import checkpoints, data, loop
 from copyscope.diffusion import train as training
 from copyscope.diffusion.applied import Mitigations, training_rng
 from copyscope.diffusion.denoiser import Conditioning
-from copyscope.diffusion.encoded import Texts
+from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.mitigations import Batch
 from copyscope.diffusion.mitigations.dual_fusion import DualFusion
 from copyscope.diffusion.mitigations.mix_up import MixUp

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .documents import read_json
-from .errors import InputError
-from .files import replace_file
-from .stats import Floats
-from .trust import check_specs
+from copyscope.documents import read_json
+from copyscope.errors import InputError
+from copyscope.files import replace_file
+from copyscope.stats import Floats
+from copyscope.trust import check_specs
 
 SCHEMA = "copyscope.thresholds/1"
 
