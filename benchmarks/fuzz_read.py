@@ -82,8 +82,8 @@ class Written:
         from copyscope import Corpus, Index, TrainRecipe, embed, train, worlds
         from copyscope.detection.audit import audit
         from copyscope.detection.lint import lint
-        from copyscope.diffusion import checkpoints
         from copyscope.diffusion.thresholds import Threshold, Thresholds
+        from copyscope.diffusion.training import checkpoints
         from copyscope.guard_log import Record
 
         self.folder = folder
@@ -144,7 +144,7 @@ class Written:
         report(folder)
 
     def _run(self, folder: Path) -> None:
-        from copyscope.diffusion.train import Run
+        from copyscope.diffusion.training.train import Run
 
         run = Run.open(folder)
         # What the commands read of a run.
@@ -152,7 +152,7 @@ class Written:
             getattr(run, each)
 
     def _checkpoint(self, folder: Path) -> None:
-        from copyscope.diffusion import checkpoints
+        from copyscope.diffusion.training import checkpoints
 
         checkpoints.read(folder, self.network, {}, self.optimizer)
 

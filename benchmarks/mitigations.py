@@ -28,12 +28,12 @@ from accelerate import Accelerator
 
 from copyscope import Corpus, parts
 from copyscope.diffusion import SampleRecipe, TrainRecipe
-from copyscope.diffusion.data import Pictures
 from copyscope.diffusion.generate import sample
-from copyscope.diffusion.loop import Loop
 from copyscope.diffusion.mitigations import NEAREST, SAMPLING, TRAINING, OnCaption
 from copyscope.diffusion.models import Model
-from copyscope.diffusion.train import train
+from copyscope.diffusion.training.data import Pictures
+from copyscope.diffusion.training.loop import Loop
+from copyscope.diffusion.training.train import train
 from copyscope.finding import nearest
 from pictures import corpus
 from record import record

@@ -19,7 +19,7 @@ import torch
 
 from copyscope import Corpus, parts
 from copyscope.diffusion.generate import SampleRecipe, generate, sample
-from copyscope.diffusion.train import TrainRecipe, train
+from copyscope.diffusion.training.train import TrainRecipe, train
 from pictures import corpus
 from record import record
 

@@ -81,7 +81,7 @@ def replace(patch):
             made.append(f"{out.parent.name}/{out.name}")
         return fake_generate(model, out, recipe, **options)
 
-    patch.setattr("copyscope.diffusion.train.train", train)
+    patch.setattr("copyscope.diffusion.training.train.train", train)
     patch.setattr("copyscope.diffusion.generate.generate", generate)
     patch.setattr("copyscope.arms.text_vectors", quick_text)
     patch.setattr("copyscope.report.render", lambda audit: "an arm's own page takes a second to draw")
@@ -321,7 +321,7 @@ def test_an_engine_of_many_hands_trains_a_shared_run_once_at_a_time(toml, fakes,
         inside.remove(out)
         return found
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", train)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", train)
     at_once = threading.Barrier(3)
 
     def engine(function, planned):
@@ -360,7 +360,7 @@ def test_a_failed_training_is_an_error_of_every_arm_that_shares_it(toml, fakes, 
             raise InputError("The loss is not a number.\nLower the learning rate")
         return fake_train(train_set, out, recipe, **options)
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", fail)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
     found = experiment.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors["short"] is None
@@ -437,13 +437,13 @@ def test_an_arm_that_runs_out_of_memory_or_fails_otherwise_is_a_row_and_stops_no
             raise MemoryError
         return fake_train(train_set, out, recipe, **options)
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", fail)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
     found = experiment.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors["short"] is None
     assert errors["plain"] == errors["noised"] == "out of memory"
     monkeypatch.setattr(arms, "audited", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.\n2 GiB")))
-    monkeypatch.setattr("copyscope.diffusion.train.train", fake_train)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", fake_train)
     found = experiment.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors == {"short": None} | dict.fromkeys(("plain", "noised"), "RuntimeError: CUDA out of memory. 2 GiB")

@@ -424,6 +424,6 @@ def test_the_check_of_names_sees_them():
 
 
 def test_the_patch_of_a_script_of_diffusers_is_the_one_that_is_tested():
-    from tests.test_training_data import PATCH
+    from tests.diffusion.training.test_data import PATCH
 
     assert PATCH.strip() in (ROOT / "docs/training.md").read_text()

@@ -172,7 +172,7 @@ def tower(monkeypatch):
 
         return call
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", counted("train", fake_train))
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", counted("train", fake_train))
     monkeypatch.setattr("copyscope.diffusion.generate.generate", counted("generate", fake_generate))
     monkeypatch.setattr("copyscope.detection.audit.audit", lambda generated, *rest, **options: QuickAudit(generated))
     monkeypatch.setattr("copyscope.arms.text_vectors", quick_text)
@@ -185,7 +185,7 @@ def done(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("copyscope.report.render", lambda audit: "an arm's own page takes a second to draw")
-        patch.setattr("copyscope.diffusion.train.train", fake_train)
+        patch.setattr("copyscope.diffusion.training.train.train", fake_train)
         patch.setattr("copyscope.diffusion.generate.generate", fake_generate)
         patch.setattr("copyscope.arms.text_vectors", quick_text)
         found = experiment.run(write_toml(world, folder, 20), folder / "out", settings=["seeds=[1]"])
@@ -327,7 +327,7 @@ def test_an_arm_that_fails_is_a_row_and_is_tried_again(toml, tower, tmp_path, mo
         return fake_train(train_set, out, recipe, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("copyscope.diffusion.train.train", fail)
+        patch.setattr("copyscope.diffusion.training.train.train", fail)
         found = experiment.run(toml, tmp_path / "out")
     assert found.summary["n_failed"] == 2
     failed = arms(found)["fixed-full-seed0"]
@@ -341,7 +341,7 @@ def test_an_arm_that_fails_is_a_row_and_is_tried_again(toml, tower, tmp_path, mo
         states.append([row["state"] for row in experiment.status(toml, tmp_path / "out")])
         return fake_train(*arguments, **options)
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", look)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", look)
     found = experiment.run(toml, tmp_path / "out")
     assert (found.summary["n_failed"], found.summary["n_done"]) == (0, 4)
     assert states[0] == ["done", "under way", "done", "failed"]
@@ -351,7 +351,7 @@ def test_where_every_arm_fails_the_first_error_is_told(toml, tmp_path, monkeypat
     def fail(*arguments, **options):
         raise InputError("The loss is not a number.\nLower the learning rate")
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", fail)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
     with pytest.raises(InputError, match=r"fixed-none-seed0: The loss is not a number"):
         experiment.run(toml, tmp_path / "out")
 
@@ -385,7 +385,7 @@ def test_unreadable_images_count_against_the_model(toml, tmp_path, monkeypatch):
         (Path(made.origin) / "0000.png").write_bytes(b"")
         return Corpus.open(made.origin)
 
-    monkeypatch.setattr("copyscope.diffusion.train.train", fake_train)
+    monkeypatch.setattr("copyscope.diffusion.training.train.train", fake_train)
     monkeypatch.setattr("copyscope.diffusion.generate.generate", torn)
     settings = ["grid={}", "train.conditioning=instance"]
     row = experiment.run(toml, tmp_path / "out", settings=settings).table.to_pylist()[0]

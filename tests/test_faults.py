@@ -103,7 +103,7 @@ def test_prepared_images_are_on_the_disk_before_they_have_their_names(tmp_path, 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
     torch = pytest.importorskip("torch")
-    from copyscope.diffusion import checkpoints
+    from copyscope.diffusion.training import checkpoints
 
     network = torch.nn.Linear(2, 2)
     checkpoints.write(tmp_path, 1, network, {}, torch.optim.AdamW(network.parameters()), keep=2)

@@ -32,9 +32,9 @@ _HOMES = {
     "Lint": "detection.lint",
     "Matches": "detection.matching.match",
     "Policy": "guard",
-    "Run": "diffusion.train",
+    "Run": "diffusion.training.train",
     "SampleRecipe": "diffusion.generate",
-    "TrainRecipe": "diffusion.train",
+    "TrainRecipe": "diffusion.training.train",
     "audit": "detection.audit",
     "duplicates": "detection.dedup.groups",
     "embed": "detection.embedding.embed",
@@ -45,7 +45,7 @@ _HOMES = {
     "mitigate": "diffusion.mitigate",
     "nearest": "finding",
     "observe": "diffusion.mitigate",
-    "train": "diffusion.train",
+    "train": "diffusion.training.train",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
@@ -64,14 +64,14 @@ if TYPE_CHECKING:
     from copyscope.detection.lint import lint as lint
     from copyscope.detection.matching.match import Matches as Matches
     from copyscope.detection.matching.match import match as match
+    from copyscope.diffusion.training.train import Run as Run
+    from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
+    from copyscope.diffusion.training.train import train as train
 
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .diffusion.mitigate import mitigate as mitigate
     from .diffusion.mitigate import observe as observe
-    from .diffusion.train import Run as Run
-    from .diffusion.train import TrainRecipe as TrainRecipe
-    from .diffusion.train import train as train
     from .errors import CopyscopeError as CopyscopeError
     from .experiment import Experiment as Experiment
     from .finding import nearest as nearest

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from copyscope.detection.audit import Audit
     from copyscope.detection.embedding.embed import Embeddings
     from copyscope.detection.verdict.text_alignment import Head
+    from copyscope.diffusion.training.train import Run
 
     from .diffusion.generate import SampleRecipe
-    from .diffusion.train import Run
 
 #: What an audit says beside the outcomes of its images: name -> where in its summary.
 AUDITED = {
@@ -207,8 +207,7 @@ def _run_arm(arm: Arm, progress: Progress | None) -> dict[str, Any]:
 def _trained(arm: Arm, training: Corpus, held_out: Corpus | None, progress: Progress | None) -> Run:
     """The arm's run, trained here unless it is there already."""
     from copyscope.detection.watch import make_watch
-
-    from .diffusion.train import train
+    from copyscope.diffusion.training.train import train
 
     watched = arm.train.sample_every or arm.train.stop_at_replication
     watch = make_watch(training, held_out, arm.audit.protocol) if watched else None

@@ -29,8 +29,9 @@ from .prepare import DataRecipe
 from .trust import check_specs
 
 if TYPE_CHECKING:
+    from copyscope.diffusion.training.train import TrainRecipe
+
     from .diffusion.generate import SampleRecipe
-    from .diffusion.train import TrainRecipe
 
 T = TypeVar("T")
 
@@ -238,8 +239,9 @@ def _listed(recipe: ExperimentRecipe, grid: Mapping[str, Any]) -> list[Listed]:
 def _arm(
     recipe: ExperimentRecipe, audit: AuditRecipe, folder: Path, one: Listed, cell: dict[str, Any], seed: int
 ) -> Arm:
+    from copyscope.diffusion.training.train import TrainRecipe
+
     from .diffusion.generate import SampleRecipe
-    from .diffusion.train import TrainRecipe
 
     values = one.values | cell
     tables = {name: dict(getattr(recipe, name)) for name in VARIED}

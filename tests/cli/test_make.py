@@ -11,7 +11,7 @@ import pytest
 
 from copyscope.cli import main
 from copyscope.data.corpus import Corpus
-from copyscope.diffusion.train import Run
+from copyscope.diffusion.training.train import Run
 from copyscope.errors import InputError
 from tests.cli.test_main import FAST, run
 from tests.test_docs import documented, key_paths

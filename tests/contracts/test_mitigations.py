@@ -30,7 +30,7 @@ from copyscope.diffusion.mitigations import (
     OnLoss,
     OnNoise,
 )
-from copyscope.diffusion.train import TrainRecipe, train
+from copyscope.diffusion.training.train import TrainRecipe, train
 
 MODEL = "small_unet(size=32, components=24, channels=(32, 32), tokens=8)"
 CAPTIONS = ["a red disc on sand", "a blue bar in deep snow", "two rings, one of them green", "a cross"]

@@ -16,7 +16,7 @@ from copyscope.diffusion.denoiser import NearestImage, guided
 from copyscope.diffusion.generate import SampleRecipe, block_size, generate, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.models.small_unet import SmallUNet
-from copyscope.diffusion.train import Run, TrainRecipe, train
+from copyscope.diffusion.training.train import Run, TrainRecipe, train
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
 

@@ -181,8 +181,8 @@ def train(
     """
     need_torch("Training")
     from copyscope.detection.watch import make_watch
-    from copyscope.diffusion.train import PRESETS, TrainRecipe
-    from copyscope.diffusion.train import train as run
+    from copyscope.diffusion.training.train import PRESETS, TrainRecipe
+    from copyscope.diffusion.training.train import train as run
     from copyscope.recipes import as_dict
 
     resolved = mitigated(recipe_of(TrainRecipe, recipe, settings, "train", PRESETS, trust_parts), mitigation)

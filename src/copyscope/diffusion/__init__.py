@@ -15,27 +15,28 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
-    "CaptionPolicy": "data",
-    "CaptionedImages": "data",
-    "PRESETS": "train",
-    "Run": "train",
+    "CaptionPolicy": "training.data",
+    "CaptionedImages": "training.data",
+    "PRESETS": "training.train",
+    "Run": "training.train",
     "SampleRecipe": "generate",
-    "TrainRecipe": "train",
-    "WeightedSampler": "data",
-    "collate": "data",
+    "TrainRecipe": "training.train",
+    "WeightedSampler": "training.data",
+    "collate": "training.data",
 }
 
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from .data import CaptionedImages as CaptionedImages
-    from .data import CaptionPolicy as CaptionPolicy
-    from .data import WeightedSampler as WeightedSampler
-    from .data import collate as collate
+    from copyscope.diffusion.training.data import CaptionedImages as CaptionedImages
+    from copyscope.diffusion.training.data import CaptionPolicy as CaptionPolicy
+    from copyscope.diffusion.training.data import WeightedSampler as WeightedSampler
+    from copyscope.diffusion.training.data import collate as collate
+    from copyscope.diffusion.training.train import PRESETS as PRESETS
+    from copyscope.diffusion.training.train import Run as Run
+    from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
+
     from .generate import SampleRecipe as SampleRecipe
-    from .train import PRESETS as PRESETS
-    from .train import Run as Run
-    from .train import TrainRecipe as TrainRecipe
 
 
 def __getattr__(name: str) -> Any:

@@ -16,9 +16,9 @@ from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from . import data
 from .denoiser import Conditioning
 from .models import Trainable
+from .training import data
 
 
 class Texts:

@@ -23,14 +23,15 @@ from copyscope.files import is_bare
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from . import applied, checkpoints, observed, sampling
+from . import applied, observed, sampling
 from .denoiser import Ask, Conditioning, FindNearest, Guided, Predict, Request, Step, guided
 from .mitigations import NEAREST, PROMPTS, SAMPLING
 from .models import Image, Model
 from .signals import Signal
+from .training import checkpoints
 
 if TYPE_CHECKING:
-    from .train import Run
+    from copyscope.diffusion.training.train import Run
 
 SCHEMA = "copyscope.generated/1"
 METADATA = "metadata.jsonl"
@@ -285,7 +286,7 @@ def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
 
 def opened(model: Model | Run | str | os.PathLike[str], trust_parts: bool = False) -> tuple[Model, Run | None]:
     """The model, and the run it is of, if it is of one. trust_parts: as in `Run.open`."""
-    from .train import Run
+    from copyscope.diffusion.training.train import Run
 
     if isinstance(model, Model):
         return model, None

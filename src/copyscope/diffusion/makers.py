@@ -177,10 +177,11 @@ class Maker(abc.ABC):
 
 def kind_of(made_by: Any) -> type[Maker]:
     """The Maker of calls of a pipeline, a model or run, or a function."""
+    from copyscope.diffusion.training.train import Run
+
     from .function_maker import FunctionCall
     from .model_maker import ModelCall
     from .pipeline_maker import OtherPipelineCall, PipelineCall, is_pipeline, is_text_pipeline
-    from .train import Run
 
     if is_pipeline(made_by):
         return PipelineCall

@@ -23,7 +23,7 @@ from .models import Model
 from .signals import Signal, Watch
 
 if TYPE_CHECKING:
-    from .train import Run
+    from copyscope.diffusion.training.train import Run
 
 
 FITTED, LEAST = 0.2, 10

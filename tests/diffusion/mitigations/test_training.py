@@ -21,19 +21,19 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from copyscope import Corpus, parts, worlds
-from copyscope.diffusion import checkpoints, data, loop
-from copyscope.diffusion import train as training
 from copyscope.diffusion.applied import Mitigations, training_rng
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.mitigations import Batch
 from copyscope.diffusion.mitigations.dual_fusion import DualFusion
 from copyscope.diffusion.mitigations.mix_up import MixUp
-from copyscope.diffusion.train import Run, train
+from copyscope.diffusion.training import checkpoints, data, loop
+from copyscope.diffusion.training import train as training
+from copyscope.diffusion.training.train import Run, train
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
+from tests.diffusion.training.test_train import EVENTFUL, LONG, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
 from tests.processes import ROOT, in_two_processes
-from tests.test_train import EVENTFUL, LONG, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
 
 
 def part(spec):

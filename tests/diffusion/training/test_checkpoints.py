@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 import torch
 
-from copyscope.diffusion import checkpoints
+from copyscope.diffusion.training import checkpoints
 from copyscope.errors import TrainingError
 
 

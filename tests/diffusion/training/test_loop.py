@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from copyscope import Corpus, parts
-from copyscope.diffusion import checkpoints, data, loop
 from copyscope.diffusion.applied import Mitigations
-from copyscope.diffusion.train import train
+from copyscope.diffusion.training import checkpoints, data, loop
+from copyscope.diffusion.training.train import train
 from copyscope.imaging import images
-from tests.test_train import SPEC, N, Tiny, recipe, result, watcher, write_corpus
+from tests.diffusion.training.test_train import SPEC, N, Tiny, recipe, result, watcher, write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,18 @@ from copyscope.curation import captions as wording
 from copyscope.curation import curate
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.diffusion import applied
+from copyscope.diffusion.mitigations import TRAINING
+from copyscope.diffusion.models import Trainable
 from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
 from copyscope.files import is_bare, whole
 from copyscope.machine import Progress
 from copyscope.trust import check_specs
 
-from . import applied, checkpoints
+from . import checkpoints
 from .data import Pictures
 from .loop import SCHEMA, Loop, Watch
-from .mitigations import TRAINING
-from .models import Trainable
 
 
 @dataclasses.dataclass(frozen=True)

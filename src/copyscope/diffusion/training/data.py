@@ -22,13 +22,12 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from copyscope import machine
 from copyscope.data.corpus import Corpus
+from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.mitigations import OnCaption
+from copyscope.diffusion.models import Trainable
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-
-from .applied import Mitigations, training_rng
-from .mitigations import OnCaption
-from .models import Trainable
 
 if TYPE_CHECKING:
     from .train import TrainRecipe

@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from copyscope import Corpus, worlds
-from copyscope.diffusion import checkpoints, data
-from copyscope.diffusion import train as training
 from copyscope.diffusion.denoiser import Conditioning
 from copyscope.diffusion.models import Trainable
-from copyscope.diffusion.train import PRESETS, Run, TrainRecipe, train
+from copyscope.diffusion.training import checkpoints, data
+from copyscope.diffusion.training import train as training
+from copyscope.diffusion.training.train import PRESETS, Run, TrainRecipe, train
 from copyscope.errors import InputError, MissingExtra, TrainingError
 from copyscope.imaging import images
 from copyscope.stats import Estimate
@@ -104,7 +104,7 @@ class Net(torch.nn.Module):
         return self.last(torch.nn.functional.silu(self.first(scaled) + told[..., None, None]))
 
 
-SPEC = "tests.test_train:Tiny"
+SPEC = "tests.diffusion.training.test_train:Tiny"
 N = 12
 
 

@@ -18,19 +18,20 @@ from torch import Tensor
 
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.diffusion import applied
+from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.encoded_cache import Texts
+from copyscope.diffusion.mitigations import TRAINING, Batch, OnCaption
+from copyscope.diffusion.models import Trainable
 from copyscope.errors import InputError, TrainingError
 from copyscope.files import sync
 from copyscope.imaging import images
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
-from . import applied, checkpoints
-from .applied import Mitigations, training_rng
+from . import checkpoints
 from .data import SAMPLES, CaptionPolicy, Pictures, WeightedSampler, draw, said, stream
-from .denoiser import Conditioning
-from .encoded_cache import Texts
-from .mitigations import TRAINING, Batch, OnCaption
-from .models import Trainable
 
 if TYPE_CHECKING:
     from .train import TrainRecipe
@@ -298,7 +299,7 @@ class Loop:
 
     def _samples(self, folder: Path) -> Corpus:
         """Samples of training captions drawn by the seed, each once before any comes again."""
-        from .generate import SampleRecipe, generate
+        from copyscope.diffusion.generate import SampleRecipe, generate
 
         recipe = self.recipe
         order = stream(recipe.seed, SAMPLES).permutation(self.readable)

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from copyscope import Corpus
 from copyscope.curation import curate
-from copyscope.diffusion import data
 from copyscope.diffusion.applied import Mitigations
-from copyscope.diffusion.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
 from copyscope.diffusion.encoded_cache import Texts
+from copyscope.diffusion.training import data
+from copyscope.diffusion.training.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
-from tests.test_train import N, Tiny, recipe, write_corpus
+from tests.diffusion.training.test_train import N, Tiny, recipe, write_corpus
 
 
 @pytest.fixture(scope="module")
