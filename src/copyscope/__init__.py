@@ -42,9 +42,9 @@ _HOMES = {
     "generate": "diffusion.generate",
     "lint": "detection.lint",
     "match": "detection.matching.match",
-    "mitigate": "diffusion.mitigate",
+    "mitigate": "diffusion.pipelines.mitigate",
     "nearest": "finding",
-    "observe": "diffusion.mitigate",
+    "observe": "diffusion.pipelines.mitigate",
     "train": "diffusion.training.train",
 }
 
@@ -64,14 +64,14 @@ if TYPE_CHECKING:
     from copyscope.detection.lint import lint as lint
     from copyscope.detection.matching.match import Matches as Matches
     from copyscope.detection.matching.match import match as match
+    from copyscope.diffusion.pipelines.mitigate import mitigate as mitigate
+    from copyscope.diffusion.pipelines.mitigate import observe as observe
     from copyscope.diffusion.training.train import Run as Run
     from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
     from copyscope.diffusion.training.train import train as train
 
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
-    from .diffusion.mitigate import mitigate as mitigate
-    from .diffusion.mitigate import observe as observe
     from .errors import CopyscopeError as CopyscopeError
     from .experiment import Experiment as Experiment
     from .finding import nearest as nearest

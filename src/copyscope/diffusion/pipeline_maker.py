@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copyscope.diffusion.pipelines.mitigate import observe
 from copyscope.errors import InputError
 
 from . import applied, returned
 from .denoiser import FindNearest
 from .makers import OUTPUTS, Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator, has_length
-from .mitigate import observe
 from .mitigations import NEAREST, PROMPTS, SAMPLING, OnCaption
 from .models import Image, _pipelines
 from .models.stable_diffusion import StableDiffusion

@@ -37,7 +37,7 @@ FLOWS = ("sd3", "flux")
 CLASSES = {"sd1": "StableDiffusion", "sd2": "StableDiffusion", "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3"}
 CLASSES |= {"flux": "Flux"}
 TEXTS = ["a red fish", "two blue houses by the sea"]
-HERE = "tests.test_mitigate"
+HERE = "tests.diffusion.pipelines.test_mitigate"
 
 
 # Parts of our own, one a door

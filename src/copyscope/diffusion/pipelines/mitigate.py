@@ -24,17 +24,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from copyscope.diffusion import applied
+from copyscope.diffusion import observed as signals_of
+from copyscope.diffusion.denoiser import Ask, Conditioning, FindNearest, Guided, Request, Step, guided
+from copyscope.diffusion.mitigations import (
+    GUIDANCE,
+    NEAREST,
+    NEEDS,
+    NULL,
+    PROMPTS,
+    SAMPLING,
+    Mitigation,
+    OnCaption,
+    OnDenoiser,
+    OnNoise,
+)
+from copyscope.diffusion.models import _pipelines
+from copyscope.diffusion.models.stable_diffusion import StableDiffusion
+from copyscope.diffusion.signals import Signal
 from copyscope.errors import InputError
 
-from . import applied
-from . import observed as signals_of
-from .denoiser import Ask, Conditioning, FindNearest, Guided, Request, Step, guided
-from .mitigations import GUIDANCE, NEAREST, NEEDS, NULL, PROMPTS, SAMPLING, Mitigation, OnCaption, OnDenoiser, OnNoise
-from .models import _pipelines
-from .models.stable_diffusion import StableDiffusion
-from .network_calls import NetworkCall, same, told_by
-from .pipeline_calls import PROMPTS_OF, CaptionsOnly, captions_only, lock_of, rewritten, seeds_of, wrapped_calls
-from .signals import Signal
+from .network_call import NetworkCall, same, told_by
+from .patched_pipeline import PROMPTS_OF, CaptionsOnly, captions_only, lock_of, rewritten, seeds_of, wrapped_calls
 
 OnStep = Callable[[StableDiffusion, Step], None]
 POSITIONS = ("sample", "timestep")

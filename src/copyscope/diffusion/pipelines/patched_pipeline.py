@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from copyscope.diffusion import applied
+from copyscope.diffusion.mitigations import NEEDS, PROMPTS, SAMPLING, OnCaption
+from copyscope.diffusion.models import _pipelines
+from copyscope.diffusion.observed import Observed
 from copyscope.errors import InputError
-
-from . import applied
-from .mitigations import NEEDS, PROMPTS, SAMPLING, OnCaption
-from .models import _pipelines
-from .observed import Observed
 
 PROMPTS_OF = ("prompt", "prompt_2", "prompt_3")
 MARK = "_copyscope_wrapped"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Ask, Conditioning, Step, guided
-from .models import _pipelines
-from .models._schedules import Flow, VariancePreserving
-from .models.stable_diffusion import StableDiffusion
+from copyscope.diffusion.denoiser import Ask, Conditioning, Step, guided
+from copyscope.diffusion.models import _pipelines
+from copyscope.diffusion.models._schedules import Flow, VariancePreserving
+from copyscope.diffusion.models.stable_diffusion import StableDiffusion
 
 Forward = Callable[..., Any]
 

@@ -1,0 +1,1 @@
+"""Mitigations and signals inside a diffusers pipeline."""
