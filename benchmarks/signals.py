@@ -31,7 +31,7 @@ from copyscope.detection.causes.firth import firth
 from copyscope.diffusion import Run, SampleRecipe, observed, thresholds
 from copyscope.diffusion.generate import generate, sample, seeds_of
 from copyscope.diffusion.models import Model
-from copyscope.diffusion.scores import learned, scores
+from copyscope.diffusion.prompts.signal_scores import learned, scores
 from record import record
 
 SPECS = (

@@ -45,7 +45,7 @@ def calibrate(
     """
     need_torch("A guard")
     from copyscope.diffusion.generate import SampleRecipe, prompts_in
-    from copyscope.diffusion.scores import calibrate as run
+    from copyscope.diffusion.prompts.signal_scores import calibrate as run
 
     resolved = mitigated(recipe_of(SampleRecipe, recipe, settings, "sample", {}, trust_parts), mitigation)
     signals = resolved.signals + tuple(signal or ()) or (USUAL,)

@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 import copyscope
 from copyscope import parts, worlds
 from copyscope.cli import main
-from copyscope.diffusion import attribution, observed, sampling, thresholds
+from copyscope.diffusion import observed, sampling, thresholds
 from copyscope.diffusion.denoiser import Conditioning, Request
 from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, sample, seeds_of
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import Observed, fingerprint
-from copyscope.diffusion.scores import calibrate, learned, scores
+from copyscope.diffusion.prompts import attribution
+from copyscope.diffusion.prompts.signal_scores import calibrate, learned, scores
 from copyscope.diffusion.signals import _attention, bright_ending
 from copyscope.errors import InputError, PartError
 from tests.contracts.test_mitigations import CAPTIONS, MODEL, model
@@ -565,7 +566,7 @@ def test_calibration_watches_prompts_as_mitigations_rewrite_them(monkeypatch):
         told.extend(prompts)
         return scores(model, prompts, *given, **options)
 
-    monkeypatch.setattr("copyscope.diffusion.scores.scores", spy)
+    monkeypatch.setattr("copyscope.diffusion.prompts.signal_scores.scores", spy)
     signals, rewrite = ("text_conditional_norm",), ("random_numbers(n=2, probability=1.0)",)
     recipe = SampleRecipe(steps=1, guidance=2.0, signals=signals, mitigations=rewrite)
     calibrate(model(), ["a red disc"] * 3, recipe, rate=0.5)
@@ -580,7 +581,7 @@ def test_signals_that_learn_nothing_or_have_learned_stay_as_they_are():
     found = learned(model(), ["a", "b"], [1, 2], dataclasses.replace(recipe, signals=("latent_update_norm", specs[0])))
     assert found[1] == specs[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("copyscope.diffusion.scores.block_size", lambda *given: 1)
+        patch.setattr("copyscope.diffusion.prompts.signal_scores.block_size", lambda *given: 1)
         one_by_one = learned(model(), ["a", "b"], [1, 2], dataclasses.replace(recipe, signals=("latent_update_norm",)))
     whole, parted = (parts.load("signals", each) for each in (found[0], one_by_one[0]))
     assert (parted.mean, parted.deviation) == (

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from copyscope.diffusion import applied, observed, thresholds
+from copyscope.diffusion.denoiser import Step
+from copyscope.diffusion.generate import SampleRecipe, block_size, made_with, opened, sample, seeds_of
+from copyscope.diffusion.mitigations import PROMPTS, SAMPLING
+from copyscope.diffusion.models import Model
+from copyscope.diffusion.signals import Signal, Watch
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 from copyscope.stats import Floats
-
-from . import applied, observed, thresholds
-from .denoiser import Step
-from .generate import SampleRecipe, block_size, made_with, opened, sample, seeds_of
-from .mitigations import PROMPTS, SAMPLING
-from .models import Model
-from .signals import Signal, Watch
 
 if TYPE_CHECKING:
     from copyscope.diffusion.training.train import Run

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from copyscope.diffusion import applied, generate, sampling
+from copyscope.diffusion.denoiser import Conditioning, Predict, text_conditional_norm
+from copyscope.diffusion.mitigations import NULL
+from copyscope.diffusion.models import Model
 from copyscope.errors import InputError
-
-from . import applied, generate, sampling
-from .denoiser import Conditioning, Predict, text_conditional_norm
-from .mitigations import NULL
-from .models import Model
 
 
 class Weighed(NamedTuple):

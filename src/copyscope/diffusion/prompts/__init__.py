@@ -1,0 +1,1 @@
+"""Score prompts before images are made."""
