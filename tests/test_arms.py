@@ -250,7 +250,7 @@ def test_agreement_tells_images_of_their_captions_from_others(done, monkeypatch)
 
 
 def test_text_vectors_are_means_over_the_tokens_that_count():
-    from copyscope.diffusion.text import TextEncoder
+    from copyscope.diffusion.text.encoder import TextEncoder
 
     captions = ["a red disc", "a blue square on sand, number 12", "a red disc"]
     found = arms.text_vectors(captions)

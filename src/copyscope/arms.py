@@ -323,7 +323,7 @@ def _captioned(corpus: Corpus) -> list[int]:
 
 @functools.cache
 def _encoder() -> Any:
-    from .diffusion.text import TextEncoder
+    from copyscope.diffusion.text.encoder import TextEncoder
 
     return TextEncoder()
 

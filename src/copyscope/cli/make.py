@@ -151,7 +151,7 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
     if not Path(how).is_dir():
         raise InputError(f"--captions {how} is no folder of a model.\nThere are also: paraphrase, wordnet")
     need_torch("A captioning model")
-    from copyscope.diffusion.captioner import Captioner
+    from copyscope.diffusion.text.captioner import Captioner
 
     captioner = Captioner(how)
     return add_captions(corpus, seen, seed=seed)

@@ -29,7 +29,7 @@ from copyscope.diffusion.mitigations.random_caption import RandomCaption
 from copyscope.diffusion.mitigations.random_numbers import RandomNumbers
 from copyscope.diffusion.mitigations.random_tokens import RandomTokens
 from copyscope.diffusion.mitigations.word_repetition import WordRepetition
-from copyscope.diffusion.vocabulary import _KNOWN, vocabulary
+from copyscope.diffusion.text.vocabulary import _KNOWN, vocabulary
 from copyscope.errors import InputError, PartError
 
 CAPTION = "TWO DOGS SIT ON A RED SOFA"
@@ -42,7 +42,7 @@ def bert():
     """The packaged MiniLM's: whole words, and pieces of words with ##."""
     from transformers import AutoTokenizer
 
-    from copyscope.diffusion.text import _packaged
+    from copyscope.diffusion.text.encoder import _packaged
 
     return AutoTokenizer.from_pretrained(_packaged(), local_files_only=True)
 

@@ -11,7 +11,7 @@ import torch
 
 from copyscope import parts, worlds
 from copyscope.diffusion.models.small_unet import SmallUNet, _cosines
-from copyscope.diffusion.text import TextEncoder
+from copyscope.diffusion.text.encoder import TextEncoder
 from copyscope.errors import InputError, MissingExtra, PartError
 from copyscope.imaging import images
 

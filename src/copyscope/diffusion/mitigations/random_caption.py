@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from copyscope.diffusion.vocabulary import drawn, vocabulary
+from copyscope.diffusion.text.vocabulary import drawn, vocabulary
 
 from . import TRAINING, OnCaption
 from ._checks import check_probability, check_whole

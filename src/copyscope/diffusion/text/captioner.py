@@ -15,7 +15,7 @@ from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 from copyscope.model_folders import refuse_code
 
-from .text import quiet
+from .encoder import quiet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from copyscope.errors import InputError
 from copyscope.model_folders import refuse_code
 
-from .text import _packaged
+from .encoder import _packaged
 
 _KNOWN: dict[int, tuple[str, ...]] = {}
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from copyscope.diffusion.captioner import Captioner, _Draw  # noqa: E402
+from copyscope.diffusion.text.captioner import Captioner, _Draw  # noqa: E402
 from copyscope.errors import InputError  # noqa: E402
 from tests.models import tiny_blip  # noqa: E402
 
