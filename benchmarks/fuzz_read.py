@@ -84,7 +84,7 @@ class Written:
         from copyscope.detection.lint import lint
         from copyscope.diffusion.thresholds import Threshold, Thresholds
         from copyscope.diffusion.training import checkpoints
-        from copyscope.guard_log import Record
+        from copyscope.guard.log import Record
 
         self.folder = folder
         made = worlds.world(folder / "world", n_train=16, n_generated=6, n_held_out=20, seed=5)

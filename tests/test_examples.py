@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from copyscope import Corpus, Guard, Index
-from copyscope.guard_log import read_log
+from copyscope.guard.log import read_log
 from copyscope.imaging import images
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, train_and_held_out

@@ -27,11 +27,11 @@ _HOMES = {
     "Estimate": "stats",
     "Experiment": "experiment",
     "Groups": "detection.dedup.groups",
-    "Guard": "guard",
+    "Guard": "guard.guard",
     "Index": "detection.index.index",
     "Lint": "detection.lint",
     "Matches": "detection.matching.match",
-    "Policy": "guard",
+    "Policy": "guard.guard",
     "Run": "diffusion.training.train",
     "SampleRecipe": "diffusion.generate",
     "TrainRecipe": "diffusion.training.train",
@@ -69,14 +69,14 @@ if TYPE_CHECKING:
     from copyscope.diffusion.training.train import Run as Run
     from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
     from copyscope.diffusion.training.train import train as train
+    from copyscope.guard.guard import Guard as Guard
+    from copyscope.guard.guard import Policy as Policy
 
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .errors import CopyscopeError as CopyscopeError
     from .experiment import Experiment as Experiment
     from .finding import nearest as nearest
-    from .guard import Guard as Guard
-    from .guard import Policy as Policy
     from .stats import Estimate as Estimate
 
 

@@ -106,7 +106,7 @@ def report(
     if folder.is_file():
         from copyscope.detection.results import write_table
         from copyscope.files import write_file
-        from copyscope.guard_log import as_table, load, summed_up
+        from copyscope.guard.log import as_table, load, summed_up
         from copyscope.report.guard import render
 
         log = load(folder)

@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copyscope.diffusion.models import Image
 from copyscope.errors import InputError
-
-from .models import Image
 
 ROUNDING = 1e-3
 """How far floats may lie outside 0..1; or one step of their type at 1, where that is more."""

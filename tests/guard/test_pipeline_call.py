@@ -13,13 +13,13 @@ from PIL import Image
 
 import copyscope
 from copyscope import Guard, Policy
-from copyscope.diffusion.makers import kind_of
 from copyscope.diffusion.models import _pipelines
-from copyscope.diffusion.pipeline_maker import OtherPipelineCall, PipelineCall
 from copyscope.errors import InputError
+from copyscope.guard.calls import kind_of
+from copyscope.guard.pipeline_call import OtherPipelineCall, PipelineCall
+from tests.guard.test_guard import RESEEDS, Listed, actions, arrays, generators
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded
-from tests.test_guard import RESEEDS, Listed, actions, arrays, generators
 
 TEXTS = ["a red fish", "two blue houses by the sea", "a dog"]
 NEGATIVE = ["grey", "people", "noise"]

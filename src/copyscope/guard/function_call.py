@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from copyscope.diffusion import applied
+from copyscope.diffusion.denoiser import FindNearest
+from copyscope.diffusion.mitigations import SAMPLING, OnCaption
 from copyscope.errors import InputError
 
-from . import applied, returned
-from .denoiser import FindNearest
-from .makers import OUTPUTS, Ladder, Made, Maker, SeedOf, Watching, generator, has_length
-from .mitigations import SAMPLING, OnCaption
+from . import returned
+from .calls import OUTPUTS, Ladder, Made, Maker, SeedOf, Watching, generator, has_length
 
 SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

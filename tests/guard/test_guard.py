@@ -22,17 +22,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Guard, Index, Policy, guard, guard_log, parts, recipes
+from copyscope import Corpus, Guard, Index, Policy, parts, recipes
 from copyscope.cli import main
 from copyscope.detection.index.index import Hit
 from copyscope.diffusion import applied
 from copyscope.diffusion.generate import SampleRecipe, sample
-from copyscope.diffusion.makers import Made
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
 from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError, PartError, Refused
-from copyscope.guard_log import Record, read_log, summed_up
+from copyscope.guard import guard
+from copyscope.guard import log as guard_log
+from copyscope.guard.calls import Made
+from copyscope.guard.log import Record, read_log, summed_up
 from copyscope.imaging import images
 from copyscope.report.guard import render
 from tests.models import tiny_stable_diffusion
@@ -352,7 +354,7 @@ def test_a_log_may_be_a_pipe_or_written_only(tmp_path):
 
 
 def test_the_keys_of_a_record_are_those_documented():
-    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
     section = page.partition("\n### Guard log\n")[2].partition("\n## ")[0]
     names = [field.name for field in dataclasses.fields(Record)]
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == ["schema", *names]
@@ -607,7 +609,7 @@ def test_an_image_that_is_no_copy_lets_its_batch_end(pipe):
 
 
 def test_a_signal_above_its_line_is_logged_or_counts(pipe):
-    from copyscope.diffusion.pipeline_maker import PipelineCall
+    from copyscope.guard.pipeline_call import PipelineCall
 
     line = Threshold(0.0, 0.01, 100, 0)
     lines = Thresholds(fingerprint(PipelineCall.model(pipe)), "", {"text_conditional_norm": line})

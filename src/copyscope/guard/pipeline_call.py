@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from copyscope.diffusion import applied
+from copyscope.diffusion.denoiser import FindNearest
+from copyscope.diffusion.mitigations import NEAREST, PROMPTS, SAMPLING, OnCaption
+from copyscope.diffusion.models import Image, _pipelines
+from copyscope.diffusion.models.stable_diffusion import StableDiffusion
 from copyscope.diffusion.pipelines.mitigate import observe
 from copyscope.errors import InputError
 
-from . import applied, returned
-from .denoiser import FindNearest
-from .makers import OUTPUTS, Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator, has_length
-from .mitigations import NEAREST, PROMPTS, SAMPLING, OnCaption
-from .models import Image, _pipelines
-from .models.stable_diffusion import StableDiffusion
+from . import returned
+from .calls import OUTPUTS, Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator, has_length
 
 LIKE_PROMPTS = ("prompt_", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
 """How the arguments begin that hold something a prompt, beside `prompt`; the images of a prompt stand side by side."""

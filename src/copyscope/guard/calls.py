@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .denoiser import FindNearest, Step
-from .models import Image, Model
+from copyscope.diffusion.denoiser import FindNearest, Step
+from copyscope.diffusion.models import Image, Model
+
 from .pictures import delivered
 
 SeedOf = Callable[[int], int]
@@ -179,9 +180,9 @@ def kind_of(made_by: Any) -> type[Maker]:
     """The Maker of calls of a pipeline, a model or run, or a function."""
     from copyscope.diffusion.training.train import Run
 
-    from .function_maker import FunctionCall
-    from .model_maker import ModelCall
-    from .pipeline_maker import OtherPipelineCall, PipelineCall, is_pipeline, is_text_pipeline
+    from .function_call import FunctionCall
+    from .model_call import ModelCall
+    from .pipeline_call import OtherPipelineCall, PipelineCall, is_pipeline, is_text_pipeline
 
     if is_pipeline(made_by):
         return PipelineCall

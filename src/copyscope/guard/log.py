@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import __version__, stats
-from .documents import parse_json
-from .errors import InputError
+from copyscope import __version__, stats
+from copyscope.documents import parse_json
+from copyscope.errors import InputError
 
 SCHEMA, OLD_SCHEMA = "copyscope.guard_log/2", "copyscope.guard_log/1"
 START = re.compile(rb'{"schema": "copyscope\.guard_log/[12]"')

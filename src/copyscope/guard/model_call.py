@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from copyscope.diffusion import applied, observed
+from copyscope.diffusion.denoiser import FindNearest, Step
+from copyscope.diffusion.generate import SampleRecipe, opened, sample
+from copyscope.diffusion.mitigations import NEAREST, PROMPTS, SAMPLING
+from copyscope.diffusion.models import Image, Model
 from copyscope.errors import InputError
 
-from . import applied, observed
-from .denoiser import FindNearest, Step
-from .generate import SampleRecipe, opened, sample
-from .makers import Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays
-from .mitigations import NEAREST, PROMPTS, SAMPLING
-from .models import Image, Model
+from .calls import Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays
 
 
 class ModelCall(Maker):

@@ -32,15 +32,16 @@ import numpy as np
 
 from copyscope.detection.index.index import Hit, Index
 from copyscope.diffusion.thresholds import Thresholds
+from copyscope.errors import InputError, Refused
 from copyscope.imaging.images import Image
 
-from . import guard_log
-from .errors import InputError, Refused
-from .guard_log import Record
+from . import log as guard_log
+from .log import Record
 
 if TYPE_CHECKING:
-    from .diffusion.denoiser import FindNearest
-    from .diffusion.makers import Made, Maker
+    from copyscope.diffusion.denoiser import FindNearest
+
+    from .calls import Made, Maker
 
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
@@ -201,18 +202,18 @@ class Guarded:
     __kind: type[Maker]
 
     def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
-        from .diffusion import makers
+        from . import calls
 
         if isinstance(pipe, Guarded):
             raise InputError("The pipeline is guarded already.\nGuard the bare one, with the index of both")
-        own = {"guard": guard, "kind": makers.kind_of(pipe), "lock": _lock_of(pipe), "pipe": pipe}
+        own = {"guard": guard, "kind": calls.kind_of(pipe), "lock": _lock_of(pipe), "pipe": pipe}
         for name, value in own.items():
             object.__setattr__(self, f"_Guarded__{name}", value)
         with self.__lock:
             self.__check()
 
     def __check(self) -> None:
-        from .diffusion import observed
+        from copyscope.diffusion import observed
 
         guard, pipe, policy = self.__guard, self.__pipe, self.__guard.policy
         self.__kind.check(pipe, policy.ladder[: policy.tries - 1], guard.nearest)
@@ -236,7 +237,7 @@ class Guarded:
             return _Call(self.__guard, self.__maker, arguments, options).run()
 
     def __maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
-        from .diffusion.makers import Watching
+        from .calls import Watching
 
         guard = self.__guard
         signals = tuple(guard.thresholds.signals) if guard.thresholds else ()
@@ -254,7 +255,7 @@ class Guarded:
 
         @functools.wraps(found)
         def method(*arguments: Any, **options: Any) -> Any:
-            from .diffusion.returned import refuse_images
+            from .returned import refuse_images
 
             with self.__lock:
                 result = found(*arguments, **options)

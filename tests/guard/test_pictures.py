@@ -17,8 +17,8 @@ from PIL import Image
 
 from copyscope import Guard, Policy
 from copyscope.detection.index.index import Hit
-from copyscope.diffusion import pictures, returned
 from copyscope.errors import InputError, Refused
+from copyscope.guard import pictures, returned
 
 CASES = hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 
