@@ -319,7 +319,7 @@ def test_the_keys_of_an_index_and_of_its_matches_are_those_documented(world, tmp
 
 
 def test_the_keys_of_a_check_are_those_documented(world, tmp_path):
-    from copyscope.check import SCHEMA, answer
+    from copyscope.serve.check import SCHEMA, answer
 
     index = copyscope.Index.build(
         copyscope.Corpus.open(world.train).take(range(4)), tmp_path / "index", "sscd-distilled"

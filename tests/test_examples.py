@@ -22,7 +22,7 @@ from copyscope.guard.log import read_log
 from copyscope.imaging import images
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, train_and_held_out
-from tests.test_serve import FAST, Service
+from tests.serve.test_app import FAST, Service
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMPTS = ["a red fox", "two houses by the sea"]

@@ -48,7 +48,7 @@ def serve(
     if not 0 < rate < 1:
         raise InputError(f"--rate is a share between 0 and 1, not {rate}.\nFor 1 % write --rate 0.01")
     from copyscope.detection.index.index import Index
-    from copyscope.serve import Settings, run
+    from copyscope.serve.app import Settings, run
 
     settings = Settings(
         host,

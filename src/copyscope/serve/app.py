@@ -24,12 +24,12 @@ from typing import Annotated, Any
 import numpy as np
 
 import copyscope
+from copyscope.console import note
 from copyscope.detection.index.index import Index
+from copyscope.errors import CopyscopeError, ImageError, InputError, MissingExtra
+from copyscope.machine import cores
 
 from .check import Answer, OutOfTime, answer
-from .console import note
-from .errors import CopyscopeError, ImageError, InputError, MissingExtra
-from .machine import cores
 
 try:
     import uvicorn
@@ -42,7 +42,7 @@ try:
     from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .serve_connections import bound_logs, most_connections, protocol
+    from .connections import bound_logs, most_connections, protocol
 except ModuleNotFoundError as missing:
     raise MissingExtra("`copyscope serve`", missing.name or "fastapi", "serve") from None
 

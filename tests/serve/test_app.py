@@ -21,11 +21,12 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, serve
+from copyscope import Corpus, Index
 from copyscope.cli import main
 from copyscope.errors import InputError
 from copyscope.imaging import images
-from copyscope.serve import Settings
+from copyscope.serve import app
+from copyscope.serve.app import Settings
 
 FAST = "sscd-distilled"
 PNG = {"content-type": "image/png"}
@@ -53,7 +54,7 @@ def unseen(world):
 @contextlib.contextmanager
 def served(index, **settings):
     """A client of a service in this process."""
-    api = serve.app(index, Settings(**{"rate": 0.05, "local": False, "workers": 1} | settings))
+    api = app.app(index, Settings(**{"rate": 0.05, "local": False, "workers": 1} | settings))
     with TestClient(api, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
@@ -296,7 +297,7 @@ def test_with_a_token_any_host_is_answered(index):
 
 def test_others_are_not_served_without_a_token(index):
     with pytest.raises(InputError, match=r"(?s)open to others\.\nPut a token"):
-        serve.run(index, Settings("0.0.0.0", 0))
+        app.run(index, Settings("0.0.0.0", 0))
 
 
 def test_settings_do_not_show_the_token():
@@ -399,11 +400,11 @@ def test_a_look_up_that_is_over_its_time_gives_its_worker_back(index, copied):
 
 
 def test_a_search_in_an_index_looks_at_the_clock(index, copied):
-    from copyscope.check import OutOfTime, answer
+    from copyscope.serve.check import OutOfTime, answer
 
     ticks = iter([0.0, 0.5, *[0.9] * 3, *[2.0] * 1000])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("copyscope.check.time.perf_counter", lambda: next(ticks))
+        patch.setattr("copyscope.serve.check.time.perf_counter", lambda: next(ticks))
         with pytest.raises(OutOfTime):
             answer(index, copied, 10**6, 3, True, 0.05, seconds=1)
     assert next(ticks) == 2.0
@@ -447,7 +448,7 @@ def test_no_request_that_fits_its_description_or_nearly_does_breaks_it(token, in
     schemathesis.serializer("image/png", "image/jpeg", "image/webp")(
         lambda _, value: value if isinstance(value, bytes) else str(value).encode()
     )
-    api = serve.app(index, Settings(local=False, workers=1, token=token))
+    api = app.app(index, Settings(local=False, workers=1, token=token))
     schema = schemathesis.openapi.from_asgi("/openapi.json", api, headers={"host": "127.0.0.1"})
     headers = {"host": "127.0.0.1"} | ({"authorization": f"Bearer {token}"} if token else {})
     seen = set()
@@ -631,7 +632,7 @@ def run(*words, **environment):
 def test_what_cannot_be_served_is_said_in_two_lines(index, tmp_path, monkeypatch):
     monkeypatch.delenv("COPYSCOPE_TOKEN", raising=False)
     (tmp_path / "empty").write_text("\n")
-    with serve._listening(Settings(port=0)) as taken:
+    with app._listening(Settings(port=0)) as taken:
         port = taken.getsockname()[1]
         for words, said in {
             (index.folder, "--rate", 5): "--rate is a share between 0 and 1",
@@ -712,12 +713,12 @@ def test_two_thousand_half_sent_requests_do_not_stand_open_nor_fill_the_log(inde
 def test_a_log_is_a_few_lines_however_often_it_is_written(caplog, monkeypatch):
     import logging
 
-    from copyscope import serve_connections
+    from copyscope.serve import connections
 
     logger = logging.getLogger("copyscope-test")
-    logger.addFilter(serve_connections.FewLines())
+    logger.addFilter(connections.FewLines())
     now = [100.0]
-    monkeypatch.setattr(serve_connections.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
     with caplog.at_level(logging.ERROR):
         for _ in range(146_112):
             logger.error("socket.accept() out of system resource")

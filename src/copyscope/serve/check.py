@@ -8,10 +8,9 @@ import time
 
 from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.index.index import Index
+from copyscope.errors import CopyscopeError, ImageError
+from copyscope.imaging import images
 from copyscope.imaging.header import size_of
-
-from .errors import CopyscopeError, ImageError
-from .imaging import images
 
 SCHEMA = "copyscope.check/1"
 
