@@ -24,8 +24,8 @@ from copyscope.diffusion.applied import PRESETS
 from copyscope.diffusion.generate import SampleRecipe
 from copyscope.diffusion.mitigations import SAMPLING, TRAINING
 from copyscope.diffusion.training.train import TrainRecipe
-from copyscope.plan import AuditRecipe, ExperimentRecipe
-from copyscope.prepare import DataRecipe
+from copyscope.experiment.plan import AuditRecipe, ExperimentRecipe
+from copyscope.experiment.prepare import DataRecipe
 from copyscope.report import leaderboard, plots
 from copyscope.report.svg import ROLES
 

@@ -94,7 +94,7 @@ def test_a_data_set_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
 
 
 def test_prepared_images_are_on_the_disk_before_they_have_their_names(tmp_path, synced):
-    from copyscope.prepare import prepare
+    from copyscope.experiment.prepare import prepare
 
     fill(tmp_path / "in", "a.png", "b.png")
     prepare({"train": str(tmp_path / "in")}, tmp_path / "out")

@@ -17,7 +17,7 @@ from copyscope.cli import main
 from copyscope.detection.index import manifest as index_files
 from copyscope.diffusion import thresholds
 from copyscope.errors import InputError, PartError
-from copyscope.plan import plan
+from copyscope.experiment.plan import plan
 from copyscope.trust import check_spec, check_specs
 from tests.models import tiny_clip, tiny_stable_diffusion, tiny_torchscript
 

@@ -25,7 +25,7 @@ _HOMES = {
     "CopyscopeError": "errors",
     "Embeddings": "detection.embedding.embed",
     "Estimate": "stats",
-    "Experiment": "experiment",
+    "Experiment": "experiment.run",
     "Groups": "detection.dedup.groups",
     "Guard": "guard.guard",
     "Index": "detection.index.index",
@@ -69,13 +69,13 @@ if TYPE_CHECKING:
     from copyscope.diffusion.training.train import Run as Run
     from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
     from copyscope.diffusion.training.train import train as train
+    from copyscope.experiment.run import Experiment as Experiment
     from copyscope.guard.guard import Guard as Guard
     from copyscope.guard.guard import Policy as Policy
 
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .errors import CopyscopeError as CopyscopeError
-    from .experiment import Experiment as Experiment
     from .finding import nearest as nearest
     from .stats import Estimate as Estimate
 

@@ -22,7 +22,7 @@ from copyscope.data import parquet_pages
 from copyscope.data.table import MAX_NAME, MAX_TEXT, Rows
 from copyscope.data.tar_headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
-from copyscope.plan import plan
+from copyscope.experiment.plan import plan
 
 PNG = io.BytesIO()
 Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(PNG, "PNG")

@@ -218,11 +218,11 @@ def test_parquet_of_ours_tells_its_rot(tmp_path):
 @pytest.mark.parametrize("kind", ["audit", "lint", "lookup", "experiment"])
 @pytest.mark.parametrize("values", [{}, {"verdict": "x", "arms": 5, "copies": 1, "n": "x", "protocol": [1]}])
 def test_a_report_of_a_summary_that_lacks_all_is_no_traceback(kind, values, tmp_path, monkeypatch, capsys):
-    from copyscope import experiment
     from copyscope.cli import main
     from copyscope.detection import audit, lint, lookup
+    from copyscope.experiment import run
 
-    schema = {"audit": audit, "lint": lint, "lookup": lookup, "experiment": experiment}[kind].SCHEMA
+    schema = {"audit": audit, "lint": lint, "lookup": lookup, "experiment": run}[kind].SCHEMA
     (tmp_path / "summary.json").write_text(json.dumps({"schema": schema} | values))
     monkeypatch.setattr("sys.argv", ["copyscope", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:

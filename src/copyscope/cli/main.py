@@ -98,9 +98,9 @@ def report(
 ) -> None:
     """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
     guard's log, a report and a Parquet table beside it."""
-    from copyscope import experiment
     from copyscope.detection import audit, lint, lookup
     from copyscope.detection.results import read_schema
+    from copyscope.experiment import run as experiment
     from copyscope.files import whole
 
     if folder.is_file():

@@ -34,7 +34,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from copyscope.data.corpus import Corpus
-    from copyscope.experiment import Experiment
+    from copyscope.experiment.run import Experiment
     from copyscope.machine import Progress
 
 T = TypeVar("T")
@@ -277,8 +277,8 @@ def run_experiment(
 ) -> None:
     """Run every arm that is not finished; run again, it goes on. -o gets report.html, summary.json and tables."""
     need_torch("An experiment")
-    from copyscope import experiment as experiments
-    from copyscope.plan import plan
+    from copyscope.experiment import run as experiments
+    from copyscope.experiment.plan import plan
 
     planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     if dry_run:
@@ -302,7 +302,7 @@ def experiment_status(
     import pyarrow as pa
 
     need_torch("An experiment")
-    from copyscope.experiment import status
+    from copyscope.experiment.run import status
 
     rows = status(toml, out, settings=settings or (), trust_parts=trust_parts)
     if as_json:
@@ -322,8 +322,8 @@ def experiment_report(
 ) -> None:
     """Make tables and report of the arms that are finished so far."""
     need_torch("An experiment")
-    from copyscope.experiment import collect
-    from copyscope.plan import plan
+    from copyscope.experiment.plan import plan
+    from copyscope.experiment.run import collect
 
     planned = plan(toml, out, settings or (), trust_parts=trust_parts)
     check_out(planned.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from copyscope.leaderboard import DEAREST, place
+from copyscope.experiment.leaderboard import DEAREST, place
 
 from . import plots, wording
 from .svg import ROLES, inline

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from copyscope import arms as one_arm
-from copyscope import experiment, plan, stats, worlds
+from copyscope import stats, worlds
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError, PartError
+from copyscope.experiment import arm as one_arm
+from copyscope.experiment import plan, run
 from copyscope.imaging import images
 from copyscope.report.experiment import render
 
@@ -175,7 +176,7 @@ def tower(monkeypatch):
     monkeypatch.setattr("copyscope.diffusion.training.train.train", counted("train", fake_train))
     monkeypatch.setattr("copyscope.diffusion.generate.generate", counted("generate", fake_generate))
     monkeypatch.setattr("copyscope.detection.audit.audit", lambda generated, *rest, **options: QuickAudit(generated))
-    monkeypatch.setattr("copyscope.arms.text_vectors", quick_text)
+    monkeypatch.setattr("copyscope.experiment.arm.text_vectors", quick_text)
     return calls
 
 
@@ -187,8 +188,8 @@ def done(world, tmp_path_factory):
         patch.setattr("copyscope.report.render", lambda audit: "an arm's own page takes a second to draw")
         patch.setattr("copyscope.diffusion.training.train.train", fake_train)
         patch.setattr("copyscope.diffusion.generate.generate", fake_generate)
-        patch.setattr("copyscope.arms.text_vectors", quick_text)
-        found = experiment.run(write_toml(world, folder, 20), folder / "out", settings=["seeds=[1]"])
+        patch.setattr("copyscope.experiment.arm.text_vectors", quick_text)
+        found = run.run(write_toml(world, folder, 20), folder / "out", settings=["seeds=[1]"])
     return found, folder / "out"
 
 
@@ -241,7 +242,7 @@ def test_contrasts_are_paired_and_each_key_is_compared_with_its_first_value(done
 
 
 def test_several_seeds_are_compared_each_and_on_average(toml, tower, tmp_path):
-    found = experiment.run(toml, tmp_path / "out", settings=["seeds=[0, 1]", "grid.train.duplication=['none']"])
+    found = run.run(toml, tmp_path / "out", settings=["seeds=[0, 1]", "grid.train.duplication=['none']"])
     rows = [row for row in found.tables["contrasts"].to_pylist() if row["measure"] == "similarity_mean"]
     assert [(row["seed"], row["n"]) for row in rows] == [(0, N), (1, N), (None, 2)]
     assert "fixed · none · seed 1" in render(found)
@@ -265,7 +266,7 @@ def test_curves_and_sheets_are_of_every_arm(done):
 def test_the_summary_is_plain_and_what_is_saved_is_loaded(done):
     found, folder = done
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
-    again = experiment.Experiment.load(folder)
+    again = run.Experiment.load(folder)
     assert again.summary == found.summary
     assert again.table.equals(found.table)
     assert again.summary["sentence"].startswith("From 0.0 % (fixed · none")
@@ -275,12 +276,12 @@ def test_the_summary_is_plain_and_what_is_saved_is_loaded(done):
 
 
 def test_a_second_run_does_nothing_and_says_the_same(toml, tower, tmp_path):
-    first = experiment.run(toml, tmp_path / "out")
+    first = run.run(toml, tmp_path / "out")
     assert tower == ["train", "generate"] * 4
-    second = experiment.run(toml, tmp_path / "out")
+    second = run.run(toml, tmp_path / "out")
     assert tower == ["train", "generate"] * 4
     assert first.table.equals(second.table)
-    assert [row["state"] for row in experiment.status(toml, tmp_path / "out")] == ["done"] * 4
+    assert [row["state"] for row in run.status(toml, tmp_path / "out")] == ["done"] * 4
 
 
 def test_what_was_stopped_goes_on_with_the_arm_it_was_in(toml, tower, tmp_path, monkeypatch):
@@ -293,30 +294,30 @@ def test_what_was_stopped_goes_on_with_the_arm_it_was_in(toml, tower, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("copyscope.diffusion.generate.generate", stop)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(toml, tmp_path / "out")
-    states = [row["state"] for row in experiment.status(toml, tmp_path / "out")]
+            run.run(toml, tmp_path / "out")
+    states = [row["state"] for row in run.status(toml, tmp_path / "out")]
     assert states == ["done", "under way", "to do", "to do"]
-    partial = experiment.collect(plan.plan(toml, tmp_path / "out"))
+    partial = run.collect(plan.plan(toml, tmp_path / "out"))
     assert [row["answer"] is None for row in partial.table.to_pylist()] == [False, True, True, True]
     assert partial.summary["sentence"].startswith("1 of 4 arms are finished.")
     assert "not finished" in render(partial)
     tower.clear()
-    assert experiment.run(toml, tmp_path / "out").summary["n_done"] == 4
+    assert run.run(toml, tmp_path / "out").summary["n_done"] == 4
     assert tower == ["train", "generate"] * 3
 
 
 def test_more_values_and_seeds_keep_the_arms_there_are(toml, tower, tmp_path):
-    experiment.run(toml, tmp_path / "out", settings=["grid.train.duplication=['none']"])
+    run.run(toml, tmp_path / "out", settings=["grid.train.duplication=['none']"])
     tower.clear()
-    assert experiment.run(toml, tmp_path / "out", settings=["seeds=[0, 3]"]).summary["n_done"] == 8
+    assert run.run(toml, tmp_path / "out", settings=["seeds=[0, 3]"]).summary["n_done"] == 8
     assert tower == ["train", "generate"] * 6
 
 
 def test_other_values_are_refused_before_anything_runs(toml, tower, tmp_path):
-    experiment.run(toml, tmp_path / "out", settings=["grid.train.duplication=['none']"])
+    run.run(toml, tmp_path / "out", settings=["grid.train.duplication=['none']"])
     tower.clear()
     with pytest.raises(InputError, match=r"begun with train.steps = 40, and now it is 50"):
-        experiment.run(toml, tmp_path / "out", settings=["train.steps=50"])
+        run.run(toml, tmp_path / "out", settings=["train.steps=50"])
     assert tower == []
 
 
@@ -328,21 +329,21 @@ def test_an_arm_that_fails_is_a_row_and_is_tried_again(toml, tower, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr("copyscope.diffusion.training.train.train", fail)
-        found = experiment.run(toml, tmp_path / "out")
+        found = run.run(toml, tmp_path / "out")
     assert found.summary["n_failed"] == 2
     failed = arms(found)["fixed-full-seed0"]
     assert failed["error"].startswith("The loss is not a number")
     assert failed["replication_rate"] is None
     assert "The loss is not a number" in render(found)
-    assert [row["state"] for row in experiment.status(toml, tmp_path / "out")] == ["done", "failed", "done", "failed"]
+    assert [row["state"] for row in run.status(toml, tmp_path / "out")] == ["done", "failed", "done", "failed"]
     states = []
 
     def look(*arguments, **options):
-        states.append([row["state"] for row in experiment.status(toml, tmp_path / "out")])
+        states.append([row["state"] for row in run.status(toml, tmp_path / "out")])
         return fake_train(*arguments, **options)
 
     monkeypatch.setattr("copyscope.diffusion.training.train.train", look)
-    found = experiment.run(toml, tmp_path / "out")
+    found = run.run(toml, tmp_path / "out")
     assert (found.summary["n_failed"], found.summary["n_done"]) == (0, 4)
     assert states[0] == ["done", "under way", "done", "failed"]
 
@@ -353,7 +354,7 @@ def test_where_every_arm_fails_the_first_error_is_told(toml, tmp_path, monkeypat
 
     monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
     with pytest.raises(InputError, match=r"fixed-none-seed0: The loss is not a number"):
-        experiment.run(toml, tmp_path / "out")
+        run.run(toml, tmp_path / "out")
 
 
 def test_an_engine_runs_the_arms_in_any_order(toml, tower, tmp_path):
@@ -361,21 +362,21 @@ def test_an_engine_runs_the_arms_in_any_order(toml, tower, tmp_path):
         for arm in reversed(planned):
             function(arm)
 
-    found = experiment.run(toml, tmp_path / "out", engine=backwards)
-    plain = experiment.run(toml, tmp_path / "other")
+    found = run.run(toml, tmp_path / "out", engine=backwards)
+    plain = run.run(toml, tmp_path / "other")
     left = ["train_seconds", "seconds", *(f"seconds_per_image{end}" for end in ("", "_low", "_high"))]
     assert found.table.drop_columns(left).equals(plain.table.drop_columns(left))
 
 
 def test_an_arm_can_be_sent_to_another_process(toml, tmp_path):
     arm = plan.plan(toml, tmp_path / "out").arms[1]
-    function, sent = pickle.loads(pickle.dumps((experiment.run_arm, arm)))
-    assert (function, sent) == (experiment.run_arm, arm)
+    function, sent = pickle.loads(pickle.dumps((run.run_arm, arm)))
+    assert (function, sent) == (run.run_arm, arm)
 
 
 def test_progress_names_the_arm(toml, tower, tmp_path):
     told = []
-    experiment.run(toml, tmp_path / "out", progress=lambda label, done, total: told.append(label))
+    run.run(toml, tmp_path / "out", progress=lambda label, done, total: told.append(label))
     assert "instance-full-seed0: training" in told
 
 
@@ -388,7 +389,7 @@ def test_unreadable_images_count_against_the_model(toml, tmp_path, monkeypatch):
     monkeypatch.setattr("copyscope.diffusion.training.train.train", fake_train)
     monkeypatch.setattr("copyscope.diffusion.generate.generate", torn)
     settings = ["grid={}", "train.conditioning=instance"]
-    row = experiment.run(toml, tmp_path / "out", settings=settings).table.to_pylist()[0]
+    row = run.run(toml, tmp_path / "out", settings=settings).table.to_pylist()[0]
     assert (row["n_missing"], row["replication_rate_n"]) == (1, N - 1)
     assert row["replication_rate"] == row["own_copy_rate"] == pytest.approx(9 / 29)
     assert row["replication_rate_high"] == stats.proportion(9, N - 1, missing=1).high
@@ -443,7 +444,7 @@ def test_a_grid_over_the_data_prepares_each_and_pairs_nothing(toml, tower, tmp_p
     settings = ["grid={}", "grid.data.n_train=[20, 40]"]
     planned = plan.plan(toml, tmp_path / "out", settings)
     assert [arm.images.name for arm in planned.arms] == ["data-n_train=20", "data-n_train=40"]
-    found = experiment.run(toml, tmp_path / "out", settings=settings)
+    found = run.run(toml, tmp_path / "out", settings=settings)
     assert [len(Corpus.open(arm.images / "train")) for arm in planned.arms] == [20, 40]
     assert [row["data.n_train"] for row in found.table.to_pylist()] == [20, 40]
     assert found.tables["contrasts"].num_rows == 0
@@ -473,7 +474,7 @@ def test_the_report_opens_in_a_browser(done, visit, size, scheme):
 
 
 def test_the_experiments_of_the_project_are_valid(tmp_path):
-    folder = Path(__file__).parents[1] / "experiments"
+    folder = Path(__file__).parents[2] / "experiments"
     files = sorted(folder.glob("*.toml"))
     assert files
     for path in files:

@@ -18,14 +18,16 @@ from typing import Any
 import pyarrow as pa
 
 import copyscope
+from copyscope import recipes
 from copyscope.data.parquet_pages import read_table
+from copyscope.documents import read_json
+from copyscope.errors import InputError
+from copyscope.machine import Progress
 
-from . import arms, outcomes, recheck, recipes
-from .arms import run_arm
-from .documents import read_json
-from .errors import InputError
+from . import arm as arms
+from . import outcomes, recheck
+from .arm import run_arm
 from .leaderboard import leaderboard
-from .machine import Progress
 from .plan import Arm, Plan, plan
 from .prepare import prepare
 
@@ -54,8 +56,7 @@ class Experiment:
     def save(self, folder: str | Path) -> Path:
         """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
         from copyscope.detection.results import save_result
-
-        from .report.experiment import render
+        from copyscope.report.experiment import render
 
         return save_result(folder, self.summary, self.tables, render(self))
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from copyscope.curation import captions
 from copyscope.data.corpus import Corpus
+from copyscope.documents import read_json
+from copyscope.machine import Progress
+from copyscope.stats import Estimate, proportion
 
-from . import arms, outcomes
-from .curation import captions
-from .documents import read_json
-from .machine import Progress
+from . import arm as arms
+from . import outcomes
 from .plan import NOISE, Arm
-from .stats import Estimate, proportion
 
 #: Measure -> what it is, for reports.
 MEASURES = {
@@ -172,8 +173,8 @@ COLUMNS = [
 
 def _generated(arm: Arm, kind: str, asked: Sequence[Prompt], progress: Progress | None) -> Corpus:
     """Images of the arm's run under its own mitigations; the k-th of each kind begins from the same noise."""
-    from .diffusion.generate import generate
-    from .finding import nearest
+    from copyscope.diffusion.generate import generate
+    from copyscope.finding import nearest
 
     mitigations = (NOISE, *arm.sample.mitigations) if kind == "noise" else arm.sample.mitigations
     seed = int(np.random.SeedSequence([arm.sample.seed, SEEDS]).generate_state(1)[0])

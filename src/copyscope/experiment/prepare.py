@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from copyscope import recipes, worlds
+from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.data.table import SCHEMA
-
-from . import recipes, worlds
-from .data import assets
-from .documents import read_json
-from .errors import ImageError, InputError
-from .files import sync
-from .imaging import images
-from .machine import Progress
+from copyscope.documents import read_json
+from copyscope.errors import ImageError, InputError
+from copyscope.files import sync
+from copyscope.imaging import images
+from copyscope.machine import Progress
 
 DESCRIPTOR = "sscd_distilled"
 REST = "rest"

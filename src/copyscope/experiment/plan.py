@@ -23,15 +23,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import recipes
-from .errors import CopyscopeError, InputError
+from copyscope import recipes
+from copyscope.errors import CopyscopeError, InputError
+from copyscope.trust import check_specs
+
 from .prepare import DataRecipe
-from .trust import check_specs
 
 if TYPE_CHECKING:
+    from copyscope.diffusion.generate import SampleRecipe
     from copyscope.diffusion.training.train import TrainRecipe
-
-    from .diffusion.generate import SampleRecipe
 
 T = TypeVar("T")
 
@@ -239,9 +239,8 @@ def _listed(recipe: ExperimentRecipe, grid: Mapping[str, Any]) -> list[Listed]:
 def _arm(
     recipe: ExperimentRecipe, audit: AuditRecipe, folder: Path, one: Listed, cell: dict[str, Any], seed: int
 ) -> Arm:
+    from copyscope.diffusion.generate import SampleRecipe
     from copyscope.diffusion.training.train import TrainRecipe
-
-    from .diffusion.generate import SampleRecipe
 
     values = one.values | cell
     tables = {name: dict(getattr(recipe, name)) for name in VARIED}
@@ -283,9 +282,9 @@ def _compared(arms: Sequence[Arm]) -> Iterator[Arm]:
 
 def _check_parts(arms: Sequence[Arm]) -> None:
     """Raises PartError or InputError for an unknown model, mitigation or signal, or one that has no use where it is."""
-    from . import parts
-    from .diffusion import applied, observed
-    from .diffusion.mitigations import NEAREST, PROMPTS, SAMPLING, TRAINING
+    from copyscope import parts
+    from copyscope.diffusion import applied, observed
+    from copyscope.diffusion.mitigations import NEAREST, PROMPTS, SAMPLING, TRAINING
 
     # Once each: some mitigations want the model's tokenizer, which is read from disk.
     load = functools.cache(functools.partial(parts.load, "models"))

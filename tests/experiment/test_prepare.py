@@ -12,8 +12,8 @@ from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
+from copyscope.experiment.prepare import DataRecipe, prepare, source
 from copyscope.imaging import images
-from copyscope.prepare import DataRecipe, prepare, source
 
 
 @pytest.fixture(scope="module")

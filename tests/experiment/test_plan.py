@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from copyscope import experiment, plan
 from copyscope.errors import CopyscopeError, InputError
+from copyscope.experiment import plan, run
 
 TOML = """
 name = "listed"
@@ -143,6 +143,6 @@ def test_two_arms_never_get_one_folder(tmp_path):
 def test_the_state_of_listed_arms_is_told(tmp_path):
     path = tmp_path / "listed.toml"
     path.write_text(TOML.format(more=THREE))
-    states = experiment.status(path, tmp_path / "out")
+    states = run.status(path, tmp_path / "out")
     assert [row["state"] for row in states] == ["to do"] * 5
     assert not (tmp_path / "out").exists()

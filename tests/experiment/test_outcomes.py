@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from copyscope import outcomes, stats
+from copyscope import stats
+from copyscope.experiment import outcomes
 
 ROWS = [
     # id, source, match, copied, similarity, calibration images that score as high

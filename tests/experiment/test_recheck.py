@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import experiment, outcomes, recheck, stats
-from copyscope.arms import NOTHING, audited
+from copyscope import stats
 from copyscope.curation import captions
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
-from copyscope.plan import NOISE, plan
-from tests.test_arms import replace, write_toml
-from tests.test_experiment import fake_generate
+from copyscope.experiment import outcomes, recheck
+from copyscope.experiment import run as experiment
+from copyscope.experiment.arm import NOTHING, audited
+from copyscope.experiment.plan import NOISE, plan
+from tests.experiment.test_arm import replace, write_toml
+from tests.experiment.test_run import fake_generate
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope import stats
 from copyscope.data.parquet_pages import read_table
-
-from . import stats
-from .stats import Estimate, proportion
+from copyscope.stats import Estimate, proportion
 
 Flags = NDArray[np.bool_]
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from copyscope.stats import Estimate
+
 from .outcomes import over_seeds
-from .stats import Estimate
 
 COPIES, COST, FLOOR = "replication_rate_fixed", "general_frechet_distance", "real_frechet_distance"
 """What is compared: copies among images of training captions, by one line for all arms; distance of images of held-out

@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from copyscope import recipes, stats
+from copyscope.data import storage
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
+from copyscope.documents import read_json
+from copyscope.errors import CopyscopeError, ImageError, InputError, MissingExtra
+from copyscope.imaging import images
+from copyscope.machine import Progress, locked
+from copyscope.stats import Floats
 
-from . import outcomes, recipes, stats
-from .data import storage
-from .documents import read_json
-from .errors import CopyscopeError, ImageError, InputError, MissingExtra
-from .imaging import images
-from .machine import Progress, locked
+from . import outcomes
 from .plan import Arm
 from .prepare import prepare
-from .stats import Floats
 
 if TYPE_CHECKING:
     from copyscope.detection.audit import Audit
     from copyscope.detection.embedding.embed import Embeddings
     from copyscope.detection.verdict.text_alignment import Head
+    from copyscope.diffusion.generate import SampleRecipe
     from copyscope.diffusion.training.train import Run
-
-    from .diffusion.generate import SampleRecipe
 
 #: What an audit says beside the outcomes of its images: name -> where in its summary.
 AUDITED = {
@@ -164,7 +164,7 @@ def told(arm: Arm, progress: Progress | None) -> Progress | None:
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON in a file, whole or not at all."""
-    from .files import write_file
+    from copyscope.files import write_file
 
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -266,8 +266,8 @@ def _made(
     captions: Sequence[str] | None = None,
 ) -> Corpus:  # fmt: skip
     """Images of the arm's run; seconds and number are added to `timings` where any were made here."""
-    from .diffusion.generate import generate
-    from .finding import nearest
+    from copyscope.diffusion.generate import generate
+    from copyscope.finding import nearest
 
     find = nearest(arm.images / "train")
     before, began = sum(1 for _ in folder.glob("*.png")), time.monotonic()

@@ -1,6 +1,6 @@
 """Arms of a list: shared runs, images of held-out captions, text-image agreement, seconds an image, comparisons.
 
-The models copy by the rules of `tests.test_experiment`: every number that is asserted has one right value.
+The models copy by the rules of `tests.experiment.test_run`: every number that is asserted has one right value.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copyscope import arms, experiment, machine, plan, stats
+from copyscope import machine, stats
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding import embed
 from copyscope.detection.verdict import quality
 from copyscope.errors import InputError
+from copyscope.experiment import arm as arms
+from copyscope.experiment import plan, run
 from tests.cli.test_make import check_keys
+from tests.experiment.test_run import N, fake_generate, fake_train, quick_text
 from tests.test_docs import documented
-from tests.test_experiment import N, fake_generate, fake_train, quick_text
 
 TOML = """
 name = "listed"
@@ -83,7 +85,7 @@ def replace(patch):
 
     patch.setattr("copyscope.diffusion.training.train.train", train)
     patch.setattr("copyscope.diffusion.generate.generate", generate)
-    patch.setattr("copyscope.arms.text_vectors", quick_text)
+    patch.setattr("copyscope.experiment.arm.text_vectors", quick_text)
     patch.setattr("copyscope.report.render", lambda audit: "an arm's own page takes a second to draw")
     return made
 
@@ -94,7 +96,7 @@ def done(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("listed")
     with pytest.MonkeyPatch.context() as patch:
         made = replace(patch)
-        found = experiment.run(write_toml(world, folder), folder / "out", settings=["train.sample_every=20"])
+        found = run.run(write_toml(world, folder), folder / "out", settings=["train.sample_every=20"])
     return found, folder / "out", made
 
 
@@ -133,7 +135,7 @@ def test_every_arm_is_compared_with_the_first_listed_one(done):
 def test_contrasts_of_the_grid_stay_within_an_arm(toml, fakes, tmp_path):
     settings = ["grid.train.duplication=['none', 'full']", "seeds=[0, 1]", "audit.general=0", "audit.recheck=0"]
     settings += ["arms=[{name='plain'}, {name='noised', sample.mitigations=['gaussian_noise(scale=0.1)']}]"]
-    found = experiment.run(toml, tmp_path / "out", settings=settings)
+    found = run.run(toml, tmp_path / "out", settings=settings)
     table = [row for row in found.summary["contrasts"] if row["measure"] == "replication_rate"]
     said = {(row["key"], row["from"], row["to"], row["at"], row["seed"]) for row in table}
     by_arm = {("arm", "plain", "noised", cell, seed) for cell in ("none", "full") for seed in (0, 1, None)}
@@ -183,13 +185,13 @@ def test_prompts_of_ones_own_have_no_source(toml, fakes, tmp_path, monkeypatch):
         "copyscope.diffusion.generate.generate", lambda *asked, captions=None, **options: generate(*asked)
     )
     settings = ["arms=[]", "audit.recheck=0", "audit.general=0", "sample.prompts=text:a red disc"]
-    row = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
+    row = run.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     assert (row["replication_rate"]["n"], row["own_rate"]["n"]) == (N, 0)
 
 
 def test_too_few_held_out_captions_are_told_before_anything_runs(toml, fakes, tmp_path):
     with pytest.raises(InputError, match=r"asks for 121 held-out captions, and .*held-out has 120"):
-        experiment.run(toml, tmp_path / "out", settings=["audit.general=121"])
+        run.run(toml, tmp_path / "out", settings=["audit.general=121"])
     assert fakes == []
     assert not (tmp_path / "out" / "arms").exists()
 
@@ -210,16 +212,16 @@ def test_agreement_is_of_a_head_that_saw_other_images(toml, fakes, tmp_path, mon
         seen.append(list(captions))
         return quick_text(captions)
 
-    monkeypatch.setattr("copyscope.arms.text_vectors", text)
+    monkeypatch.setattr("copyscope.experiment.arm.text_vectors", text)
     settings = ["arms=[]", "audit.recheck=0", "audit.general=56"]
-    row = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
+    row = run.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     captions = [some[0] for some in Corpus.open(tmp_path / "out" / "data" / "held-out").captions]
     assert [len(some) for some in seen] == [64, N, 56, 56, 56]
     assert (seen[0], seen[2], seen[3]) == (captions[56:], captions[:56], captions[28:56] + captions[:28])
     assert seen[4] == seen[2]
     assert (row["agreement"]["n"], row["general_agreement"]["n"]) == (N, 56)
     assert row["agreement"]["low"] <= row["agreement"]["value"] <= row["agreement"]["high"]
-    few = experiment.run(toml, tmp_path / "few", settings=[*settings, "audit.general=57"])
+    few = run.run(toml, tmp_path / "few", settings=[*settings, "audit.general=57"])
     assert few.summary["arms"][0]["estimates"]["agreement"] == arms.NOTHING
     assert few.summary["arms"][0]["estimates"]["general_agreement"] == arms.NOTHING
 
@@ -268,19 +270,19 @@ def test_seconds_are_of_the_images_made_here(toml, fakes, tmp_path, monkeypatch)
         return fake_generate(model, out, recipe, **options)
 
     monkeypatch.setattr("copyscope.diffusion.generate.generate", slow)
-    first = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
+    first = run.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     found = first["seconds_per_image"]
     assert found["n"] == N + 8
     assert 0.6 / (N + 8) < found["value"] < 5 / (N + 8)
     assert 0 <= found["low"] <= found["value"] < found["high"]
     folder = tmp_path / "out" / "arms" / "seed0"
     (folder / "arm.json").unlink()
-    again = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
+    again = run.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     assert again["seconds_per_image"] == arms.NOTHING
     assert again | {"seconds_per_image": None} == first | {"seconds_per_image": None}
     (folder / "arm.json").unlink()
     shutil.rmtree(folder / "general")
-    once = experiment.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
+    once = run.run(toml, tmp_path / "out", settings=settings).summary["arms"][0]["estimates"]
     assert (once["seconds_per_image"]["n"], once["seconds_per_image"]["low"]) == (8, None)
     assert once["seconds_per_image"]["value"] < 1 / 8
 
@@ -290,13 +292,13 @@ def test_a_real_model_goes_all_the_way(world, tmp_path, monkeypatch):
     toml = tmp_path / "real.toml"
     toml.write_text(TOML.format(train=world.train, held_out=world.held_out))
     monkeypatch.setattr(
-        "copyscope.recheck.lost", lambda first, second, most: [(row["source_id"], row["prompt"]) for row in
+        "copyscope.experiment.recheck.lost", lambda first, second, most: [(row["source_id"], row["prompt"]) for row in
                                                                second.to_pylist()][:most]
     )  # fmt: skip
     settings = ["train.model=small_unet(size=16, components=8, channels=(32,))", "train.batch_size=4"]
     settings += ["train.steps=2", "train.tracker=none", "sample.n_images=6", "sample.steps=2", "audit.recheck=2"]
     settings += ["arms=[{name='plain'}, {name='noised', sample.mitigations=['gaussian_noise(scale=0.1)']}]"]
-    found = experiment.run(toml, tmp_path / "out", settings=settings)
+    found = run.run(toml, tmp_path / "out", settings=settings)
     assert found.summary["n_failed"] == 0
     assert len([path for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir()]) == 1
     noised = rows(found)["noised"]
@@ -306,7 +308,7 @@ def test_a_real_model_goes_all_the_way(world, tmp_path, monkeypatch):
     assert {name: noised["estimates"][name]["n"] for name in counts} == counts
     tried = Corpus.open(tmp_path / "out" / "arms" / "noised-seed0" / "recheck" / "noise")
     assert tried.table["recipe"][0].as_py().endswith("gaussian_noise(scale=0.1), gaussian_noise(scale=0.1)")
-    again = experiment.run(toml, tmp_path / "out", settings=settings)
+    again = run.run(toml, tmp_path / "out", settings=settings)
     assert again.table.equals(found.table)
 
 
@@ -329,12 +331,12 @@ def test_an_engine_of_many_hands_trains_a_shared_run_once_at_a_time(toml, fakes,
             at_once.wait()
             function(arm)
 
-        if function is experiment.run_arm:
+        if function is run.run_arm:
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(start, planned))
 
     settings = ["audit.general=0", "audit.recheck=0"]
-    found = experiment.run(toml, tmp_path / "out", settings=settings, engine=engine)
+    found = run.run(toml, tmp_path / "out", settings=settings, engine=engine)
     assert found.summary["n_done"] == 3
     assert most == [1, 1, 1]
 
@@ -361,7 +363,7 @@ def test_a_failed_training_is_an_error_of_every_arm_that_shares_it(toml, fakes, 
         return fake_train(train_set, out, recipe, **options)
 
     monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
-    found = experiment.run(toml, tmp_path / "out")
+    found = run.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors["short"] is None
     assert errors["plain"] == errors["noised"] == "The loss is not a number.\nLower the learning rate"
@@ -370,7 +372,7 @@ def test_a_failed_training_is_an_error_of_every_arm_that_shares_it(toml, fakes, 
 
 def test_an_experiment_of_the_version_before_goes_on(toml, fakes, tmp_path):
     settings = ["arms=[]", "audit.general=0", "audit.recheck=0"]
-    first = experiment.run(toml, tmp_path / "out", settings=settings)
+    first = run.run(toml, tmp_path / "out", settings=settings)
     folder = tmp_path / "out" / "arms" / "seed0"
     (tmp_path / "out" / "runs" / first.summary["arms"][0]["run"]).rename(folder / "run")
     recipe = json.loads((folder / "recipe.json").read_text())
@@ -382,12 +384,12 @@ def test_an_experiment_of_the_version_before_goes_on(toml, fakes, tmp_path):
     arm["estimates"] = {name: one for name, one in arm["estimates"].items() if name not in arms.MEASURES}
     (folder / "arm.json").write_text(json.dumps(arm))
     fakes.clear()
-    again = experiment.run(toml, tmp_path / "out", settings=settings)
+    again = run.run(toml, tmp_path / "out", settings=settings)
     assert fakes == []
     assert again.table["replication_rate"].equals(first.table["replication_rate"])
     assert again.summary["arms"][0]["estimates"]["agreement"] == arms.NOTHING
     with pytest.raises(InputError, match=r"begun with audit.general = 0, and now it is 3"):
-        experiment.run(toml, tmp_path / "out", settings=[*settings, "audit.general=3"])
+        run.run(toml, tmp_path / "out", settings=[*settings, "audit.general=3"])
 
 
 def test_how_far_an_arm_is_counts_the_scenario_it_is_in(toml, fakes, tmp_path, monkeypatch):
@@ -400,8 +402,8 @@ def test_how_far_an_arm_is_counts_the_scenario_it_is_in(toml, fakes, tmp_path, m
 
     monkeypatch.setattr("copyscope.diffusion.generate.generate", stop)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(toml, tmp_path / "out")
-    states = experiment.status(toml, tmp_path / "out")
+        run.run(toml, tmp_path / "out")
+    states = run.status(toml, tmp_path / "out")
     assert (states[0]["state"], states[0]["detail"]) == ("under way", "1 of 8 images (general)")
 
 
@@ -421,7 +423,7 @@ def test_keys_and_estimates_are_those_documented(done):
     assert set(found.summary["measures"]) <= set(names)
     assert all(list(row["estimates"]) == names for row in found.summary["arms"])
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
-    assert experiment.Experiment.load(done[1]).table.equals(found.table)
+    assert run.Experiment.load(done[1]).table.equals(found.table)
 
 
 def test_the_page_shows_listed_arms(done):
@@ -438,12 +440,12 @@ def test_an_arm_that_runs_out_of_memory_or_fails_otherwise_is_a_row_and_stops_no
         return fake_train(train_set, out, recipe, **options)
 
     monkeypatch.setattr("copyscope.diffusion.training.train.train", fail)
-    found = experiment.run(toml, tmp_path / "out")
+    found = run.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors["short"] is None
     assert errors["plain"] == errors["noised"] == "out of memory"
     monkeypatch.setattr(arms, "audited", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.\n2 GiB")))
     monkeypatch.setattr("copyscope.diffusion.training.train.train", fake_train)
-    found = experiment.run(toml, tmp_path / "out")
+    found = run.run(toml, tmp_path / "out")
     errors = {name: row["error"] for name, row in rows(found).items()}
     assert errors == {"short": None} | dict.fromkeys(("plain", "noised"), "RuntimeError: CUDA out of memory. 2 GiB")

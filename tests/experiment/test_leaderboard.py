@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from copyscope.leaderboard import leaderboard
+from copyscope.experiment.leaderboard import leaderboard
 
 
 def estimate(value, half=0.1, n=256):

@@ -1,0 +1,1 @@
+"""Train, sample and audit a grid of conditions, and compare them."""
