@@ -16,7 +16,7 @@ from copyscope.detection import lookup as module
 from copyscope.detection.lookup import Lookup, lookup
 from copyscope.errors import InputError
 from copyscope.imaging import images
-from tests.test_report import embedded
+from tests.report.test_report import embedded
 
 FAST = "sscd-distilled"
 

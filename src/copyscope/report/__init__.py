@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from . import plots, rows, wording
+from . import page_data, plots, wording
 
 if TYPE_CHECKING:
     import jinja2
@@ -50,9 +50,9 @@ def render(audit: Result) -> str:
     """
     from markupsafe import Markup
 
-    previews = rows.Previews(audit.tables.get("thumbnails"))
-    data = rows.collect(audit.tables, previews)
-    data["repeated"] = rows.repeated(audit.summary, previews, REPEATS, OF_A_REPEAT)
+    previews = page_data.Previews(audit.tables.get("thumbnails"))
+    data = page_data.collect(audit.tables, previews)
+    data["repeated"] = page_data.repeated(audit.summary, previews, REPEATS, OF_A_REPEAT)
     answer = str((audit.summary.get("verdict") or {}).get("answer"))
     look, sign = wording.ANSWERS.get(answer, wording.ANSWERS["cannot tell"])
     matches = [match for match, flag in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if flag]
@@ -82,8 +82,8 @@ def render(audit: Result) -> str:
 
 def render_lint(lint: Result) -> str:
     """What `lint` found as an HTML page, of the same make as an audit's; it has no section on generated images."""
-    previews = rows.Previews(lint.tables.get("thumbnails"))
-    data = rows.collect(lint.tables, previews)
+    previews = page_data.Previews(lint.tables.get("thumbnails"))
+    data = page_data.collect(lint.tables, previews)
     actions = _actions(data["risk"], lambda action, _: wording.lint_said(action, lint.summary))
     titles = {one["action"]: one["title"] for one in actions}
     n_repeated = sum(size - 1 for size in data["groups"]["size"])
@@ -105,7 +105,7 @@ def render_lint(lint: Result) -> str:
     )
 
 
-def _page(template: str, result: Result, data: dict[str, Any], previews: rows.Previews, **more: Any) -> str:
+def _page(template: str, result: Result, data: dict[str, Any], previews: page_data.Previews, **more: Any) -> str:
     """The page of `template`, given what all pages show and what only this one does (`more`)."""
     from markupsafe import Markup
 
@@ -119,8 +119,8 @@ def _page(template: str, result: Result, data: dict[str, Any], previews: rows.Pr
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            data=Markup(rows.embed(data | {"units": _units(summary)})),
-            images=Markup(rows.embed(previews.uris)),
+            data=Markup(page_data.embed(data | {"units": _units(summary)})),
+            images=Markup(page_data.embed(previews.uris)),
             previews_left_out=previews.left_out,
             recipe=json.dumps(summary.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True, default=str),
             action_filters=[(one["action"], one["title"].lower()) for one in more["actions"]],
@@ -207,7 +207,7 @@ def _actions(risk: Mapping[str, list[Any]], said: Callable[[str, list[int]], str
 
 def _figures(audit: Result) -> dict[str, str]:
     table = audit.tables.get("histograms")
-    names, scores = np.asarray(rows.column(table, "series"), dtype=object), rows.column(table, "score")
+    names, scores = np.asarray(page_data.column(table, "series"), dtype=object), page_data.column(table, "score")
     values = np.asarray([np.nan if score is None else score for score in scores], dtype=np.float64)
     series = {name: values[names == name] for name in plots.SERIES}
     threshold = (audit.summary.get("protocol") or {}).get("threshold")
@@ -228,7 +228,7 @@ def _units(summary: Mapping[str, Any]) -> dict[str, str]:
 def _scatters(table: pa.Table | None, units: Mapping[str, str]) -> list[str]:
     """One drawing for each complexity measure in the table."""
     numbers = {name: _floats(table, name) for name in _measures(table)}
-    copied = np.asarray([bool(flag) for flag in rows.column(table, "copied")], dtype=bool)
+    copied = np.asarray([bool(flag) for flag in page_data.column(table, "copied")], dtype=bool)
     score = _floats(table, "score")
     return [
         plots.scatter(name.replace("_", " "), units.get(name, ""), values, score, copied)
@@ -246,4 +246,4 @@ def _measures(table: pa.Table | None) -> list[str]:
 
 
 def _floats(table: pa.Table | None, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.asarray([np.nan if value is None else value for value in rows.column(table, name)], dtype=np.float64)
+    return np.asarray([np.nan if value is None else value for value in page_data.column(table, name)], dtype=np.float64)

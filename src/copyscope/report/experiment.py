@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import Result, _page, leaderboard, plots, rows, wording
+from . import Result, _page, leaderboard, page_data, plots, wording
 from .svg import ROLES, inline
 
 #: Number of an arm -> (heading, how it is written); a column that no arm has is left out.
@@ -74,12 +74,12 @@ def render(experiment: Result) -> str:
     named = [row | {"name": _name(row["label"], row["seed"], several)} for row in arms]
     curves = experiment.tables["curves"].to_pylist()
     names = {row["arm"]: row["name"] for row in named}
-    previews = rows.Previews(None)
+    previews = page_data.Previews(None)
     ranked = experiment.summary.get("leaderboard", [])
     return _page(
         "experiment.html.j2",
         experiment,
-        rows.collect({}, previews),
+        page_data.collect({}, previews),
         previews,
         kind="experiment",
         actions=[],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import Result, _page, rows
+from . import Result, _page, page_data
 
 TERMS = {
     "copy": "an image whose p-value, by the calibration of the index, is at most the policy's rate; or one that a "
@@ -17,11 +17,11 @@ SECTION_TERMS = {"rungs": list(TERMS)}
 
 def render(log: Result) -> str:
     """The log as an HTML page: text that holds everything the page needs, the same each time."""
-    previews = rows.Previews(None)
+    previews = page_data.Previews(None)
     return _page(
         "guard.html.j2",
         log,
-        rows.collect({}, previews),
+        page_data.collect({}, previews),
         previews,
         kind="guard",
         actions=[],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import STATIC_ROWS, Result, _page, rows, wording
+from . import STATIC_ROWS, Result, _page, page_data, wording
 
 SHOWN = 3
 """Matches of a picture that the page shows."""
@@ -31,13 +31,13 @@ SECTION_TERMS = {"pictures": [
 
 def render(found: Result) -> str:
     """The look-up as an HTML page: text that holds everything the page needs, the same each time."""
-    previews = rows.Previews(found.tables.get("thumbnails"))
+    previews = page_data.Previews(found.tables.get("thumbnails"))
     pictures = _pictures(found.tables, previews, found.summary.get("level"))
     static = zip(*(pictures[name][:STATIC_ROWS] for name in ("id", "error", "hits")), strict=True)
     return _page(
         "lookup.html.j2",
         found,
-        rows.collect({}, previews) | {"pictures": pictures},
+        page_data.collect({}, previews) | {"pictures": pictures},
         previews,
         kind="look-up",
         actions=[],
@@ -49,19 +49,21 @@ def render(found: Result) -> str:
     )
 
 
-def _pictures(tables: Mapping[str, pa.Table], previews: rows.Previews, level: float | None) -> dict[str, list[Any]]:
+def _pictures(
+    tables: Mapping[str, pa.Table], previews: page_data.Previews, level: float | None
+) -> dict[str, list[Any]]:
     """One row a picture: what is most likely a copy first, what cannot be read last."""
     names = ["query_id", "reference_id", "rank", "score", "verified", "combined", "p_value", "box", "source_box"]
     names += ["caption", "identical"]
     hits: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for values in zip(*(rows.column(tables.get("matches"), name) for name in names), strict=True):
+    for values in zip(*(page_data.column(tables.get("matches"), name) for name in names), strict=True):
         hit = dict(zip(names, values, strict=True))
         if hit["rank"] <= SHOWN:
             hits[hit["query_id"]].append(hit)
     order = sorted(hits, key=lambda one: -(hits[one][0]["combined"] or -1.0))
     failures = tables.get("failures")
-    errors = dict(zip(rows.column(failures, "id"), rows.column(failures, "error"), strict=True))
-    blank = dict.fromkeys(rows.column(tables.get("blank"), "id"), BLANK)
+    errors = dict(zip(page_data.column(failures, "id"), page_data.column(failures, "error"), strict=True))
+    blank = dict.fromkeys(page_data.column(tables.get("blank"), "id"), BLANK)
     sizes = _sizes(tables.get("thumbnails"))
     ids = [*order, *blank, *errors]
     first = [hits[one][0] if one in hits else {} for one in ids]
@@ -86,14 +88,14 @@ def _at_most(p_value: Any, level: Any) -> bool:
 
 def _sizes(table: pa.Table | None) -> dict[tuple[str, str], tuple[int, int]]:
     """(width, height) of the image that each preview was made of, where it is known."""
-    columns = (rows.column(table, name) for name in ("corpus", "id", "width", "height"))
+    columns = (page_data.column(table, name) for name in ("corpus", "id", "width", "height"))
     return {
         (corpus, one): (width, height) for corpus, one, width, height in zip(*columns, strict=True) if width and height
     }
 
 
 def _shown(
-    hit: Mapping[str, Any], previews: rows.Previews, sizes: Mapping[tuple[str, str], tuple[int, int]]
+    hit: Mapping[str, Any], previews: page_data.Previews, sizes: Mapping[tuple[str, str], tuple[int, int]]
 ) -> dict[str, Any]:
     kept = ("score", "verified", "combined", "p_value", "box", "caption")
     reference, source = hit["reference_id"], hit["source_box"]

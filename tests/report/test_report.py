@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.report import lookup, plots, render, render_lint, rows, wording
+from copyscope.report import lookup, page_data, plots, render, render_lint, wording
 from tests.audits import (
     HOSTILE,
     FakeResult,
@@ -170,7 +170,7 @@ TEXTS = st.text() | st.sampled_from(HOSTILE)
 
 @given(st.recursive(st.none() | TEXTS | st.integers() | st.booleans(), st.lists, max_leaves=8))
 def test_embedded_json_reads_back_and_cannot_end_its_element(data: Any) -> None:
-    text = rows.embed(data)
+    text = page_data.embed(data)
     assert "<" not in text
     assert json.dumps(json.loads(text)) == json.dumps(visible(data))
 
@@ -182,7 +182,7 @@ def visible(data: Any) -> Any:
 
 
 def test_hidden_characters_show() -> None:
-    assert rows.embed("a\x00b\u202ec") == '"a\ufffdb\ufffdc"'
+    assert page_data.embed("a\x00b\u202ec") == '"a\ufffdb\ufffdc"'
 
 
 def test_verdict_is_the_heading_with_rate_interval_and_calibration(page: str) -> None:
@@ -489,22 +489,25 @@ def test_a_strip_of_pictures_ends_with_the_last_one_there_is() -> None:
         id=list("abcdxy"), group=[0] * 4 + [1] * 2, size=[4] * 4 + [2] * 2, exact=[1] * 6, duplication=["full"] * 6,
         captions=[[]] * 6,
     )  # fmt: skip
-    assert rows.collect({"groups": groups}, rows.Previews(shots))["groups"]["img"] == [[0, None, 1], []]
+    assert page_data.collect({"groups": groups}, page_data.Previews(shots))["groups"]["img"] == [[0, None, 1], []]
 
 
 def test_captions_come_from_the_row_or_else_from_another_table() -> None:
     generated = table(id=["g", "h"], match=["a", "b"], match_captions=[["own"], None], copied=[True, True])
     groups = table(id=["a", "b"], group=[0, 0], size=[2, 2], exact=[1, 1], captions=[["other"], ["other"]])
-    found = rows.collect({"generated": generated, "groups": groups}, rows.Previews(None))
+    found = page_data.collect({"generated": generated, "groups": groups}, page_data.Previews(None))
     assert found["gallery"]["captions"] == [["own"], ["other"]]
     risk = table(id=["b", "z"], action=["keep", "keep"], captions=[None, None])
-    assert rows.collect({"risk": risk, "groups": groups}, rows.Previews(None))["risk"]["captions"] == [["other"], []]
+    assert page_data.collect({"risk": risk, "groups": groups}, page_data.Previews(None))["risk"]["captions"] == [
+        ["other"],
+        [],
+    ]
 
 
 def test_previews_keep_to_their_budget_and_to_known_formats() -> None:
     jpeg = b"\xff\xd8\xff" + b"0" * 99
     shots = table(corpus=["train"] * 4, id=list("abcd"), image=[jpeg, b"<svg onload=x>", jpeg, jpeg])
-    previews = rows.Previews(shots, budget=400)
+    previews = page_data.Previews(shots, budget=400)
     assert [previews.place("train", one) for one in "abcadx"] == [0, None, 1, 0, None, None]
     assert previews.left_out == 1
     assert all(uri.startswith("data:image/jpeg;base64,") for uri in previews.uris)
