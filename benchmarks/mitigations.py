@@ -34,7 +34,7 @@ from copyscope.diffusion.models import Model
 from copyscope.diffusion.training.data import Pictures
 from copyscope.diffusion.training.loop import Loop
 from copyscope.diffusion.training.train import train
-from copyscope.finding import nearest
+from copyscope.nearest_image import nearest
 from pictures import corpus
 from record import record
 

@@ -43,7 +43,7 @@ _HOMES = {
     "lint": "detection.lint",
     "match": "detection.matching.match",
     "mitigate": "diffusion.pipelines.mitigate",
-    "nearest": "finding",
+    "nearest": "nearest_image",
     "observe": "diffusion.pipelines.mitigate",
     "train": "diffusion.training.train",
 }
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from .diffusion.generate import SampleRecipe as SampleRecipe
     from .diffusion.generate import generate as generate
     from .errors import CopyscopeError as CopyscopeError
-    from .finding import nearest as nearest
+    from .nearest_image import nearest as nearest
     from .stats import Estimate as Estimate
 
 

@@ -241,7 +241,7 @@ def generate(
     need_torch("Generating")
     from copyscope.diffusion.generate import SampleRecipe
     from copyscope.diffusion.generate import generate as run
-    from copyscope.finding import nearest as find_nearest
+    from copyscope.nearest_image import nearest as find_nearest
     from copyscope.recipes import as_dict
 
     if prompt is not None and prompts is not None:

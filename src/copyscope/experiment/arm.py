@@ -267,7 +267,7 @@ def _made(
 ) -> Corpus:  # fmt: skip
     """Images of the arm's run; seconds and number are added to `timings` where any were made here."""
     from copyscope.diffusion.generate import generate
-    from copyscope.finding import nearest
+    from copyscope.nearest_image import nearest
 
     find = nearest(arm.images / "train")
     before, began = sum(1 for _ in folder.glob("*.png")), time.monotonic()

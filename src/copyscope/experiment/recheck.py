@@ -174,7 +174,7 @@ COLUMNS = [
 def _generated(arm: Arm, kind: str, asked: Sequence[Prompt], progress: Progress | None) -> Corpus:
     """Images of the arm's run under its own mitigations; the k-th of each kind begins from the same noise."""
     from copyscope.diffusion.generate import generate
-    from copyscope.finding import nearest
+    from copyscope.nearest_image import nearest
 
     mitigations = (NOISE, *arm.sample.mitigations) if kind == "noise" else arm.sample.mitigations
     seed = int(np.random.SeedSequence([arm.sample.seed, SEEDS]).generate_state(1)[0])
