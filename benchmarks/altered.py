@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope import worlds
+import worlds
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.stats import Estimate, proportion

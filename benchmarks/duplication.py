@@ -43,8 +43,8 @@ from copyscope.detection.verdict import calibration as calibrate
 from copyscope.detection.verdict.baselines import classical_tests
 from copyscope.detection.verdict.verdict import verdict
 from copyscope.imaging import images
-from copyscope.worlds import light_copy
 from record import RESULTS, record
+from worlds import light_copy
 
 FACTORS = (1, 2, 5, 60)
 N_COPIES, N_UNSEEN, N_HELD_OUT, X60_SOURCES = 50, 200, 300, 10

@@ -23,7 +23,8 @@ from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import _onnx
 from copyscope.detection.descriptors.sscd import Sscd
-from copyscope.detection.embedding.embed import BATCH, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.fill import BATCH
 from copyscope.imaging import images
 from record import record
 

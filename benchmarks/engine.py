@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from copyscope import worlds
+import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding import parquet
 from copyscope.detection.embedding.embed import embed

@@ -115,7 +115,7 @@ protocol = "phash"
 
 def inputs(folder: Path) -> None:
     """The images that all jobs have: a small world, and more training images to be added."""
-    from copyscope import worlds
+    import worlds
 
     made = worlds.world(folder / "world", n_train=16, n_generated=8, n_held_out=20, seed=3)
     for name, path in (("train", made.train), ("generated", made.generated), ("held-out", made.held_out)):

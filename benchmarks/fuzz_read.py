@@ -79,7 +79,8 @@ class Written:
     def __init__(self, folder: Path) -> None:
         import torch
 
-        from copyscope import Corpus, Index, TrainRecipe, embed, train, worlds
+        import worlds
+        from copyscope import Corpus, Index, TrainRecipe, embed, train
         from copyscope.detection.audit import audit
         from copyscope.detection.lint import lint
         from copyscope.diffusion.thresholds import Threshold, Thresholds
@@ -144,7 +145,7 @@ class Written:
         report(folder)
 
     def _run(self, folder: Path) -> None:
-        from copyscope.diffusion.training.train import Run
+        from copyscope.diffusion.run import Run
 
         run = Run.open(folder)
         # What the commands read of a run.
@@ -168,7 +169,7 @@ class Written:
         report(folder / "guard.jsonl")
 
     def _embeddings(self, folder: Path) -> None:
-        from copyscope.detection.embedding.embed import Embeddings
+        from copyscope.detection.embedding.embeddings import Embeddings
 
         found = Embeddings.load(folder)
         found.vectors[:2] @ found.vectors[:2].T
@@ -252,7 +253,8 @@ class Service:
     """`copyscope serve` on an index of a few images, in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        from copyscope import Corpus, Index, worlds
+        import worlds
+        from copyscope import Corpus, Index
 
         made = worlds.world(folder / "world", n_train=16, n_generated=4, n_held_out=40, seed=6)
         self.image = Corpus.open(made.train).read(2)

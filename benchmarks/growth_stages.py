@@ -39,7 +39,7 @@ def make(n: int, folder: Path) -> None:
 
 
 def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.detection.dedup.groups import components
+    from copyscope.detection.dedup.ivf_components import ivf_components
     from copyscope.detection.search.ivf import Cells
 
     cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS),
@@ -48,7 +48,7 @@ def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
     tell("search", lambda: cells.nearest(queries, K, workers=THREADS),
          lambda found: {"copies_found": copies(found.index, truth)})  # fmt: skip
     tell("recall", lambda: cells.recall(queries, workers=THREADS), lambda found: found.as_dict())
-    tell("groups", lambda: components(vectors, DUPLICATES, cells=cells, workers=THREADS),
+    tell("groups", lambda: ivf_components(cells, DUPLICATES, workers=THREADS)[0],
          lambda label: grouped(label, truth))  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def exact(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
 
 
 def all_pairs(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
-    from copyscope.detection.dedup.groups import components
+    from copyscope.detection.dedup.components import components
 
     tell("all_pairs", lambda: components(vectors, DUPLICATES, workers=THREADS), lambda label: grouped(label, truth))
 

@@ -27,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from copyscope import Corpus, Index, embed, worlds
+import worlds
+from copyscope import Corpus, Index, embed
 from copyscope.data import assets
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.index import calibration, segments
 from copyscope.detection.index import index as index_module

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import altered
-from copyscope import Index, stats, worlds
+import worlds
+from copyscope import Index, stats
 from copyscope.data import assets
 from copyscope.imaging import images
 from duplication import photographs

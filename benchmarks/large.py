@@ -24,6 +24,7 @@ import numpy as np
 
 from copyscope import stats
 from copyscope.detection.dedup.components import components
+from copyscope.detection.dedup.ivf_components import ivf_components
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files
 from copyscope.detection.search.exact import search
@@ -64,7 +65,7 @@ def measure(n: int, beside: bool) -> dict[str, Any]:
         recall, found["recall"] = timed(lambda: made_cells.recall(queries, workers=THREADS))
         found["recall"] |= recall.as_dict()
         _, found["exact_200_queries"] = timed(lambda: search(queries[::50], vectors, K, workers=THREADS))
-        label, found["groups"] = timed(lambda: components(vectors, DUPLICATES, cells=made_cells, workers=THREADS))
+        label, found["groups"] = timed(lambda: ivf_components(made_cells, DUPLICATES, workers=THREADS)[0])
         found["groups"] |= {
             "planted_pairs_found": share(label[twins[:, 0]] == label[twins[:, 1]]),
             "largest": int(np.bincount(label).max()),
@@ -83,7 +84,7 @@ def sampled(rng: np.random.Generator, path: Path) -> dict[str, Any]:
     held = np.ascontiguousarray(vectors)
     all_pairs, exact = timed(lambda: components(held, DUPLICATES, workers=THREADS))
     built, building = timed(lambda: Cells.build(held, workers=THREADS))
-    by_cells, quick = timed(lambda: components(held, DUPLICATES, cells=built, workers=THREADS))
+    by_cells, quick = timed(lambda: ivf_components(built, DUPLICATES, workers=THREADS)[0])
     # One pair a row: with the first of its group.
     _, first, inverse = np.unique(all_pairs, return_index=True, return_inverse=True)
     other = first[inverse]

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from copyscope import Guard, Index, Policy, SampleRecipe, parts, worlds
+import worlds
+from copyscope import Guard, Index, Policy, SampleRecipe, parts
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching import partial_copies, tiny_image, windows
 from copyscope.detection.matching.ncc import Verify

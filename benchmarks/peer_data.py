@@ -17,9 +17,9 @@ import numpy as np
 
 from copyscope.data import assets
 from copyscope.imaging import images
-from copyscope.worlds import alter
 from peers import COPIES, KINDS, PLAIN, TILE
 from vectors import SAME, made
+from worlds import alter
 
 
 def main() -> None:

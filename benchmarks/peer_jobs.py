@@ -51,13 +51,15 @@ def load(folder: Path, **options: Any) -> np.ndarray:
 
 def ours(by_cells: bool) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
-        from copyscope.detection.dedup.groups import components
+        from copyscope.detection.dedup.components import components
+        from copyscope.detection.dedup.ivf_components import ivf_components
         from copyscope.detection.search.ivf import Cells
 
         def work() -> Found:
             vectors = load(folder, mmap_mode="r")
-            cells = Cells.build(vectors, workers=THREADS) if by_cells else None
-            return components(vectors, THRESHOLD, cells=cells, workers=THREADS)
+            if by_cells:
+                return ivf_components(Cells.build(vectors, workers=THREADS), THRESHOLD, workers=THREADS)[0]
+            return components(vectors, THRESHOLD, workers=THREADS)
 
         return work
 

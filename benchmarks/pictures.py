@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from copyscope import Corpus, worlds
+import worlds
+from copyscope import Corpus
 from copyscope.curation import captions
 from copyscope.imaging import images
 

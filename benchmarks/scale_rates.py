@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from copyscope.data import assets
-from copyscope.detection.dedup.components import components, merged
+from copyscope.detection.dedup.components import components
+from copyscope.detection.dedup.near_pairs import merged
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from copyscope import Corpus, Index, worlds
+import worlds
+from copyscope import Corpus, Index
 from copyscope.imaging import images
 from copyscope.machine import cores
 from record import record

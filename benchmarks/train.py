@@ -19,7 +19,8 @@ import torch
 
 from copyscope import Corpus, parts
 from copyscope.diffusion.generate import SampleRecipe, generate, sample
-from copyscope.diffusion.training.train import TrainRecipe, train
+from copyscope.diffusion.recipe import TrainRecipe
+from copyscope.diffusion.training.train import train
 from pictures import corpus
 from record import record
 

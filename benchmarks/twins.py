@@ -9,9 +9,9 @@ held-out captions. What is there is not made again. The pictures are read from n
 (emoji-datasource-google; Apache-2.0), Twemoji (emoji-datasource-twitter; CC BY 4.0), Fluent 3D and emojibase (MIT).
 
 Beside the model's images there are planted copies of training pictures of symbols on which registration was not tuned
-(its bands were chosen on every third symbol), in every kind of `copyscope.detection.verdict.alterations`. A column is a score
-of `Matches` or of `Register`; its rate is the share that lies above every held-out picture, look-alikes taken out as an
-audit does: p = 1 / (m + 1). "min rank" is the smallest of the three ranks, calibrated in the same way.
+(its bands were chosen on every third symbol), in every kind of `copyscope.detection.verdict.alterations`. A column is a
+score of `Matches` or of `Register`; its rate is the share that lies above every held-out picture, look-alikes taken out
+as an audit does: p = 1 / (m + 1). "min rank" is the smallest of the three ranks, calibrated in the same way.
 
 "verdict" is `copyscope.audit` of copies and unseen together, end to end: how many of the copies are called, how many of
 the unseen. Expect 90 % or more of the copies and at most 5 % of what is called to be unseen.
@@ -35,9 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import Corpus, stats, worlds
+import worlds
+from copyscope import Corpus, stats
 from copyscope.data import assets
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register

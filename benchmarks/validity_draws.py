@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.dedup.groups import duplicates
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching import edges, match, ncc, part_search, registration
 from copyscope.detection.matching.edges import Edges

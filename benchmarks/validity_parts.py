@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching import part_search
 from copyscope.detection.matching.match import combine
 from copyscope.detection.matching.ncc import Verify

@@ -1,8 +1,9 @@
 """The corpora of benchmarks/validity.py, and what is computed of them once: vectors, thumbnails, hashes.
 
 A pool is some 1,100 real pictures of one kind, with the family of each. 200 of them are altered in every kind of
-`copyscope.detection.verdict.alterations`, twice: one of the two stands for what a model copies, the other for the audit's own
-sample of sensitivity. Training set, held-out set and unseen pictures are then drawn from the pool again and again.
+`copyscope.detection.verdict.alterations`, twice: one of the two stands for what a model copies, the other for the
+audit's own sample of sensitivity. Training set, held-out set and unseen pictures are then drawn from the pool again and
+again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import altered
 from copyscope import parts
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register

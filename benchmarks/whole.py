@@ -39,7 +39,8 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.table import SCHEMA
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.cache import KEY
-from copyscope.detection.embedding.embed import Work, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.search import ivf
 from copyscope.imaging import images
 from vectors import near

@@ -23,7 +23,7 @@ from copyscope.detection.embedding.protocols import PROTOCOLS
 from copyscope.diffusion.applied import PRESETS
 from copyscope.diffusion.generate import SampleRecipe
 from copyscope.diffusion.mitigations import SAMPLING, TRAINING
-from copyscope.diffusion.training.train import TrainRecipe
+from copyscope.diffusion.recipe import TrainRecipe
 from copyscope.experiment.plan import AuditRecipe, ExperimentRecipe
 from copyscope.experiment.prepare import DataRecipe
 from copyscope.report import leaderboard, plots

@@ -10,7 +10,7 @@ import pytest
 # As in copyscope.diffusion, before any test imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from copyscope import worlds
+from tests import worlds
 
 
 @pytest.fixture(autouse=True, scope="session")

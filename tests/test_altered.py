@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from benchmarks import altered
 
-from copyscope import worlds
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 TONES = ("", "light", "dark")
 

@@ -28,14 +28,15 @@ from typer.testing import CliRunner
 
 import copyscope
 from copyscope import engine as engine_module
-from copyscope import worlds
 from copyscope.cli import main
 from copyscope.data.corpus import Corpus
-from copyscope.detection.dedup import components
 from copyscope.detection.dedup import distributed as spread_components
+from copyscope.detection.dedup import ivf_components as components_module
+from copyscope.detection.dedup import near_pairs
 from copyscope.detection.embedding import batches
 from copyscope.detection.embedding import parquet as sharded
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search import distributed
 from copyscope.detection.search import exact as search_module
 from copyscope.detection.search.exact import search
@@ -44,6 +45,7 @@ from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
 from tests import engine_tasks as tasks
+from tests import worlds
 from tests.data.test_shards import parquet, write_tar
 from tests.engine_tasks import DEADLY, Logged, described
 from tests.object_store import BUCKET, ObjectStore
@@ -550,9 +552,9 @@ def in_stretches(monkeypatch) -> Any:
     rows[5500:] = rows[:500] + 0.03 * rng.standard_normal((500, 32))
     rows[100:130] = rows[7]
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    monkeypatch.setattr(components, "LOT", 500)
-    monkeypatch.setattr(components, "_stretch", lambda *_: 500)
-    return vectors, components.by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    monkeypatch.setattr(near_pairs, "LOT", 500)
+    monkeypatch.setattr(components_module, "_stretch", lambda *_: 500)
+    return vectors, components_module.ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
 
 
 def same_groups(found: Any, wanted: Any) -> bool:
@@ -563,7 +565,7 @@ def same_groups(found: Any, wanted: Any) -> bool:
 def test_groups_are_those_of_one_machine(in_stretches, tmp_path, engine: Engine) -> None:
     vectors, wanted = in_stretches
     made = Cells.build(vectors, 64, folder=tmp_path)
-    found = components.by_cells(made, 0.9, k=2, floor=0.7, engine=engine)
+    found = components_module.ivf_components(made, 0.9, k=2, floor=0.7, engine=engine)
     assert same_groups(found, wanted)
     np.testing.assert_array_equal(found[1].index, wanted[1].index)
     np.testing.assert_allclose(found[1].score, wanted[1].score, atol=1e-6)
@@ -575,9 +577,9 @@ def test_groups_that_lost_a_stretch_are_no_answer_and_go_on(in_stretches, tmp_pa
     made = Cells.build(vectors, 64, folder=tmp_path)
     told: list[int] = []
     with pytest.raises(CopyscopeError, match=r"1,000 to 1,499 of 6,000, in the order .* not looked for: as asked for"):
-        components.by_cells(made, 0.9, k=2, floor=0.7, engine=Backwards((2,)))
+        components_module.ivf_components(made, 0.9, k=2, floor=0.7, engine=Backwards((2,)))
     options = {"k": 2, "floor": 0.7, "progress": lambda label, done, total: told.append(done)}
-    found = components.by_cells(made, 0.9, engine=Backwards(), **options)
+    found = components_module.ivf_components(made, 0.9, engine=Backwards(), **options)
     assert told == list(range(500, 6001, 500))
     assert same_groups(found, wanted)
     np.testing.assert_array_equal(found[1].index, wanted[1].index)
@@ -585,13 +587,13 @@ def test_groups_that_lost_a_stretch_are_no_answer_and_go_on(in_stretches, tmp_pa
 
 def test_pairs_that_halves_cannot_tell_are_told_by_the_vectors(in_stretches, tmp_path, monkeypatch) -> None:
     vectors, _ = in_stretches
-    monkeypatch.setattr(components, "ROUNDING", 0.05)  # as if halves were worse
+    monkeypatch.setattr(near_pairs, "ROUNDING", 0.05)  # as if halves were worse
     made = Cells.build(vectors, 64, folder=tmp_path)
-    wanted = components.by_cells(Cells.build(vectors, 64), 0.9)
+    wanted = components_module.ivf_components(Cells.build(vectors, 64), 0.9)
     asked: list[int] = []
     real = np.einsum
     monkeypatch.setattr(np, "einsum", lambda *given: asked.append(len(given[1])) or real(*given))
-    found = components.by_cells(made, 0.9, engine=Backwards())
+    found = components_module.ivf_components(made, 0.9, engine=Backwards())
     assert sum(asked) > 100
     assert same_groups(found, wanted)
 

@@ -22,6 +22,7 @@ from copyscope.cli import main
 from copyscope.detection.search import ivf, ivf_files
 from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError
+from copyscope.files import write_table
 from tests.pictures import fill
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
@@ -107,7 +108,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
 
     network = torch.nn.Linear(2, 2)
     checkpoints.write(tmp_path, 1, network, {}, torch.optim.AdamW(network.parameters()), keep=2)
-    checkpoints.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     assert synced == {"state.json": True, "step-00000001": True, "a.parquet": True}
 
 
@@ -180,10 +181,10 @@ def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, s
 
 @pytest.mark.parametrize("how", ["empty", "half", "zeros"])
 def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_blocks, how):
-    from copyscope.detection.dedup.components import by_cells
+    from copyscope.detection.dedup.ivf_components import ivf_components
 
     whole = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
-    label, closest = by_cells(whole, 0.5, k=2, floor=0.1)
+    label, closest = ivf_components(whole, 0.5, k=2, floor=0.1)
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.np[yz]")}
     assert len(wanted) == 7
     for name, data in wanted.items():
@@ -191,7 +192,7 @@ def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_
             {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}[how]
         )
         found = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
-        again, near = by_cells(found, 0.5, k=2, floor=0.1)
+        again, near = ivf_components(found, 0.5, k=2, floor=0.1)
         for one, other in ((again, label), (near.index, closest.index), (near.score, closest.score)):
             np.testing.assert_array_equal(one, other)
         assert {path.name for path in (tmp_path / "a").glob("*.np[yz]")} == set(wanted)

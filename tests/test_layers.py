@@ -1,94 +1,157 @@
-"""The house: imports point down, the towers never meet, torch stays where it is needed, files stay small."""
+"""The layers of the package: imports point down, without circles; torch and Pillow stay where they are needed."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pkgutil
 from pathlib import Path
 
-import pytest
-
 import copyscope
 
 SOURCE = Path(copyscope.__file__).parent
-MODULES = sorted(SOURCE.rglob("*.py"))
-TOWERS = ("copying", "diffusion")
-# What stands on the towers; everything else outside them is the ground floor.
-ROOF = {
-    "arms", "check", "cli", "cli_auditing", "cli_looking", "cli_searching", "cli_making", "cli_options", "cli_guarding",
-    "cli_serving", "doctor", "demo", "deduplication", "experiment", "plan", "prepare", "recheck", "watch", "finding",
-    "guard", "serve", "serve_connections", "__init__", "__main__",
-}  # fmt: skip
-TORCH = {"detection/descriptors/sscd.py", "detection/descriptors/clip.py"}
+# A package imports those before it alone.
+LAYERS = [
+    "base", "data", "report", "curation",
+    "detection/measures", "detection/descriptors", "detection/embedding", "detection/search", "detection/matching",
+    "detection/dedup", "detection/verdict", "detection/causes", "detection/index", "detection",
+    "diffusion", "nearest", "guard", "serve", "experiment", "top", "cli", "main",
+]  # fmt: skip
+FILES = {"": "main", "__main__": "main", "demo": "top", "doctor": "top", "nearest_image": "nearest"}
+"""Files beside the packages that are no base."""
+TORCH = ("diffusion/", "guard/", "detection/descriptors/sscd.py", "detection/descriptors/clip.py")
+PILLOW = ("imaging/", "guard/", "detection/descriptors/phash.py", "detection/verdict/alterations.py")
+SHELVES = {
+    "detection/descriptors",
+    "detection/measures",
+    "diffusion/mitigations",
+    "diffusion/models",
+    "diffusion/signals",
+}
+MOST_FILES = 16
 
 
-def imports(path):
-    """Absolute dotted names that a file imports, anywhere in it, but for type checkers only."""
+def module_of(path: Path) -> str:
+    """ "detection.audit" of its file, "" of the package itself."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imported(path: Path, text: str) -> set[str]:
+    """Dotted names that a file imports, those inside functions too, those for type checkers alone left out."""
     package = ["copyscope", *path.relative_to(SOURCE).parts[:-1]]
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(text)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
+    found = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
 
 
-def room(name):
-    """Which room of the house a dotted name is in."""
+def own(name: str) -> str | None:
+    """The module of ours that an imported name is, or is of; None where it is not ours."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[0] == "copyscope" else None
+    if parts[0] != "copyscope":
+        return None
+    return next(".".join(parts[1:stop]) for stop in range(len(parts), 0, -1) if ".".join(parts[1:stop]) in MODULES)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_down(path):
-    own = path.relative_to(SOURCE)
-    floor = own.parts[0] if len(own.parts) > 1 else own.stem
-    reached = {room(name) for name in imports(path)} - {None}
-    if floor in TOWERS:
-        assert not reached & (set(TOWERS) - {floor}), "a tower imports the other"
-        assert not reached & (ROOF - {"__init__", "__main__"}), "a tower imports the roof"
-    elif floor == "report":
-        assert not reached & {*TOWERS, *ROOF}, "the report is a function of what it is given"
-    elif floor not in ROOF:
-        assert not reached & {*TOWERS, *ROOF, "report"}, "the ground floor imports what stands on it"
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules it imports."""
+    return {
+        module: {found for name in imported(path, path.read_text()) if (found := own(name)) is not None} - {module}
+        for module, path in MODULES.items()
+    }
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_torch_is_imported_where_it_is_needed_only(path):
-    where = path.relative_to(SOURCE).as_posix()
-    heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "diffusers"}
-    assert not heavy or where in TORCH or where.startswith("diffusion/")
+def layer(module: str) -> int:
+    """Place of a module's package in LAYERS."""
+    if module in FILES:
+        return LAYERS.index(FILES[module])
+    parts = module.split(".")
+    names = ("/".join(parts[:2]), parts[0])
+    return next((LAYERS.index(name) for name in names if name in LAYERS), 0)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_no_pickle_and_no_file_much_above_400_lines(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 440
-    assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "shelve", "marshal", "dill", "joblib"}
-    assert "allow_pickle=True" not in text
+def upward(edges: dict[str, set[str]]) -> list[str]:
+    """Imports of a higher layer; and between the towers, which never meet."""
+    found = []
+    for module, reached in edges.items():
+        for other in reached:
+            towers = {module.partition(".")[0], other.partition(".")[0]} == {"detection", "diffusion"}
+            if towers or layer(other) > layer(module):
+                found.append(f"{module} -> {other}")
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that reach themselves."""
+
+    def reaches(start: str) -> bool:
+        seen, left = set(), list(edges[start])
+        while left:
+            here = left.pop()
+            if here not in seen:
+                seen.add(here)
+                left.extend(edges[here])
+        return start in seen
+
+    # The package itself only loads names on first use.
+    return [module for module in edges if module and reaches(module)]
+
+
+def test_imports_point_down_without_circles():
+    edges = {module: reached - {""} for module, reached in graph().items()}
+    assert not upward(edges)
+    assert not circles(edges)
+
+
+def test_the_checks_see_what_they_forbid():
+    path = SOURCE / "diffusion" / "generate.py"
+    text = "def f():\n    from ..detection.audit import audit\n    from copyscope import cli\n"
+    edges = {"diffusion.generate": {own(name) for name in imported(path, text)}}
+    assert sorted(upward(edges)) == ["diffusion.generate -> cli", "diffusion.generate -> detection.audit"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def test_folders_are_small_libraries_are_imported_where_they_belong_and_no_pickle():
+    files = {folder: list(folder.glob("*.py")) for folder in {SOURCE, *(path.parent for path in MODULES.values())}}
+    full = {
+        str(folder.relative_to(SOURCE)): len(found)
+        for folder, found in files.items()
+        if folder.relative_to(SOURCE).as_posix() not in SHELVES
+        and len([path for path in found if not path.name.startswith("__")]) > MOST_FILES
+    }
+    assert not full
+    wrong = []
+    for path in MODULES.values():
+        where, text = path.relative_to(SOURCE).as_posix(), path.read_text()
+        libraries = {name.split(".")[0] for name in imported(path, text)}
+        wrong += [where] if libraries & {"torch", "transformers", "diffusers"} and not where.startswith(TORCH) else []
+        wrong += [where] if "PIL" in libraries and not where.startswith(PILLOW) else []
+        wrong += [where] if libraries & {"pickle", "shelve", "marshal", "dill", "joblib"} else []
+        wrong += [where] if "allow_pickle=True" in text else []
+    assert not wrong
 
 
 def test_every_module_imports_and_has_a_docstring():
     for module in pkgutil.walk_packages([str(SOURCE)], "copyscope."):
         if not module.name.endswith("__main__"):
             assert importlib.import_module(module.name).__doc__, module.name
-
-
-def test_the_check_sees_a_tower_that_imports_the_other(tmp_path, monkeypatch):
-    fake = SOURCE / "diffusion" / "train.py"
-    monkeypatch.setattr(Path, "read_text", lambda self: "from ..copying.audit import audit\nimport torch\n")
-    assert "copying" in {room(name) for name in imports(fake)}
-    with pytest.raises(AssertionError, match="tower"):
-        test_imports_point_down(fake)

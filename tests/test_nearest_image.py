@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("torch")
 import copyscope
-from copyscope import Corpus, nearest_image, worlds
+from copyscope import Corpus, nearest_image
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 
 def test_each_picture_finds_its_own_image_and_caption(world):

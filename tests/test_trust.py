@@ -147,7 +147,7 @@ def test_an_index_loads_no_weights_that_it_names(index, world, tmp_path):
 
 
 def run_of(folder, model):
-    from copyscope.diffusion.training.train import TrainRecipe
+    from copyscope.diffusion.recipe import TrainRecipe
 
     folder.mkdir()
     (folder / "summary.json").write_text("{}")
@@ -159,7 +159,7 @@ def run_of(folder, model):
 @pytest.mark.parametrize("model", ["evilmod:X", "small_unet(weights='w')"])
 def test_a_run_loads_no_model_but_one_of_the_shelf(tmp_path, evil, model):
     from copyscope.diffusion.generate import generate
-    from copyscope.diffusion.training.train import Run
+    from copyscope.diffusion.run import Run
 
     folder = run_of(tmp_path / "run", model)
     with pytest.raises(PartError) as caught:
@@ -176,7 +176,7 @@ def test_a_run_loads_no_model_but_one_of_the_shelf(tmp_path, evil, model):
     "text", ["[]", "3", '{"recipe": 3}', '{"recipe": []}', '{"recipe": {"steps": []}}', "[" * 9999]
 )
 def test_a_damaged_recipe_of_a_run_is_two_lines(tmp_path, text):
-    from copyscope.diffusion.training.train import Run
+    from copyscope.diffusion.run import Run
 
     folder = run_of(tmp_path / "run", "small_unet")
     (folder / "recipe.json").write_text(text)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
@@ -18,6 +19,7 @@ from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.verdict import alterations
 from copyscope.imaging import images
+from tests import worlds
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import worlds
 from copyscope.imaging import images
+from tests import worlds
 
 
 @pytest.fixture(scope="module")

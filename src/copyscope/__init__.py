@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__
 
 _HOMES = {
     "Audit": "detection.audit",
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from copyscope.detection.audit import audit as audit
     from copyscope.detection.dedup.groups import Groups as Groups
     from copyscope.detection.dedup.groups import duplicates as duplicates
-    from copyscope.detection.embedding.embed import Embeddings as Embeddings
     from copyscope.detection.embedding.embed import embed as embed
+    from copyscope.detection.embedding.embeddings import Embeddings as Embeddings
     from copyscope.detection.index.index import Index as Index
     from copyscope.detection.lint import Lint as Lint
     from copyscope.detection.lint import lint as lint
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from copyscope.detection.matching.match import match as match
     from copyscope.diffusion.pipelines.mitigate import mitigate as mitigate
     from copyscope.diffusion.pipelines.mitigate import observe as observe
-    from copyscope.diffusion.training.train import Run as Run
-    from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
+    from copyscope.diffusion.recipe import TrainRecipe as TrainRecipe
+    from copyscope.diffusion.run import Run as Run
     from copyscope.diffusion.training.train import train as train
     from copyscope.experiment.run import Experiment as Experiment
     from copyscope.guard.guard import Guard as Guard

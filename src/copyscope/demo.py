@@ -43,7 +43,8 @@ class Made:
 
 def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None) -> Made:
     """Prepares the pictures, trains the model and generates, all in `folder`; what is there already is kept."""
-    from copyscope.diffusion.training.train import TrainRecipe, train
+    from copyscope.diffusion.recipe import TrainRecipe
+    from copyscope.diffusion.training.train import train
     from copyscope.experiment.prepare import prepare
 
     from .diffusion.generate import SampleRecipe, generate

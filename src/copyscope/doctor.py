@@ -12,6 +12,7 @@ from typing import Any
 from copyscope.detection.descriptors import _onnx
 
 from .data import assets
+from .files import cache_folder
 from .machine import MEMORY, cores, memory
 
 EXTRAS = {
@@ -56,7 +57,7 @@ def _weights() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    root = assets.cache_folder()
+    root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from copyscope.data.storage import reason
+from copyscope.errors import reason
 
 from . import parts
 from .errors import CopyscopeError, MissingExtra, PartError

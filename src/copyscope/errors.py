@@ -59,3 +59,14 @@ class Refused(CopyscopeError):
     def __init__(self, message: str, records: Sequence[Any], images: Sequence[Any]) -> None:
         super().__init__(message)
         self.records, self.images = tuple(records), list(images)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be read, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -166,3 +168,32 @@ def told(cache: Path) -> Iterator[None]:
             f"Cannot write the cache in {cache}: {error.strerror or error}.\n"
             "Set COPYSCOPE_CACHE to a folder that can be written"
         ) from None
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file as `replace_file` does. Raises OSError."""
+    replace_file(path, lambda part: write_parquet(table, part))
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file as `replace_file` does. Raises OSError."""
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write a file of any kind as `replace_file` does. Raises OSError."""
+    replace_file(path, lambda part: part.write_bytes(data))
+
+
+def cache_folder(said: str | Path | None = None) -> Path:
+    """Where Copyscope keeps what it can make or fetch again: what is `said`, else $COPYSCOPE_CACHE, else `copyscope` in
+    the user's cache."""
+    if chosen := said or os.environ.get("COPYSCOPE_CACHE"):
+        return Path(chosen).expanduser()
+    home = Path.home()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "copyscope"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "copyscope"
+    return home / (".cache" if sys.platform != "darwin" else "Library/Caches") / "copyscope"

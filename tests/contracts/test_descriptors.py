@@ -11,7 +11,7 @@ import pytest
 from copyscope import parts
 from copyscope.detection.descriptors import Descriptor
 from copyscope.imaging import images
-from copyscope.worlds import alter, picture
+from tests.worlds import alter, picture
 
 # Parts that need an argument to be built at all are given one by a fixture of tests/models.py.
 NEEDS_MODEL = {"clip": "clip_folder"}

@@ -12,7 +12,7 @@ import pytest
 
 from copyscope import parts
 from copyscope.detection.measures import Item, Measure, complexity_view
-from copyscope.worlds import picture
+from tests.worlds import picture
 
 CAPTIONS = ["a red fox", "a fox", "one of many foxes in the snow"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from copyscope import Corpus, parts, worlds
+from copyscope import Corpus, parts
 from copyscope.diffusion import applied, sampling
 from copyscope.diffusion.denoiser import Ask, NearestImage, Request, Step, guided
 from copyscope.diffusion.generate import SampleRecipe, sample
@@ -30,7 +30,9 @@ from copyscope.diffusion.mitigations import (
     OnLoss,
     OnNoise,
 )
-from copyscope.diffusion.training.train import TrainRecipe, train
+from copyscope.diffusion.recipe import TrainRecipe
+from copyscope.diffusion.training.train import train
+from tests import worlds
 
 MODEL = "small_unet(size=32, components=24, channels=(32, 32), tokens=8)"
 CAPTIONS = ["a red disc on sand", "a blue bar in deep snow", "two rings, one of them green", "a cross"]

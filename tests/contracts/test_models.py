@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.diffusion import sampling
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.models import Model, Trainable
 from copyscope.imaging import images
+from tests import worlds
 
 CAPTIONS = ["a red disc on sand", "", "a blue bar", "a ring"]
 # Small ones; parts that need an argument get it from the fixture of that name.

@@ -22,6 +22,7 @@ import pytest
 
 from copyscope.data import assets
 from copyscope.errors import AssetError
+from copyscope.files import cache_folder
 
 PIXELS = b"RIFF....WEBP"
 
@@ -321,14 +322,14 @@ def test_every_asset_is_pinned() -> None:
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COPYSCOPE_CACHE", str(tmp_path))
-    assert assets.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("COPYSCOPE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert assets.cache_folder() == tmp_path / "xdg" / "copyscope"
+    assert cache_folder() == tmp_path / "xdg" / "copyscope"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(assets.sys, "platform", "linux")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert assets.cache_folder() == tmp_path / ".cache" / "copyscope"
+    assert cache_folder() == tmp_path / ".cache" / "copyscope"
 
 
 # What another process runs: the same fake client, slow, that says in a file when it was called.

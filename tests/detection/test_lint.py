@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import copyscope
-from copyscope import stats, worlds
+from copyscope import stats
 from copyscope.detection import lint as module
 from copyscope.detection.search import ivf
 from copyscope.errors import InputError
@@ -18,6 +18,7 @@ from copyscope.imaging import images
 from copyscope.report import render_lint
 from copyscope.report.terminal import lint_figures
 from copyscope.report.wording import lint_limits
+from tests import worlds
 
 
 def run(folder: Path) -> copyscope.Lint:

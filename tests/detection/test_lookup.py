@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, stats, worlds
+from copyscope import Corpus, Index, stats
 from copyscope.cli import main
 from copyscope.detection import lookup as module
 from copyscope.detection.lookup import Lookup, lookup
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 from tests.report.test_report import embedded
 
 FAST = "sscd-distilled"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection import previews as module
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.previews import gallery
 from copyscope.imaging import images
 

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import recipes, worlds
+from copyscope import recipes
 from copyscope.data.corpus import Corpus
 from copyscope.diffusion import generate as module
 from copyscope.diffusion.denoiser import NearestImage, guided
 from copyscope.diffusion.generate import SampleRecipe, block_size, generate, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.models.small_unet import SmallUNet
-from copyscope.diffusion.training.train import Run, TrainRecipe, train
+from copyscope.diffusion.recipe import TrainRecipe
+from copyscope.diffusion.run import Run
+from copyscope.diffusion.training.train import train
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
+from tests import worlds
 
 QUICK = SampleRecipe(n_images=5, steps=3)
 SIDE = 8

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
 from copyscope.experiment.prepare import DataRecipe, prepare, source
 from copyscope.imaging import images
+from tests import worlds
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from copyscope import stats, worlds
+from copyscope import stats
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError, PartError
 from copyscope.experiment import arm as one_arm
 from copyscope.experiment import plan, run
 from copyscope.imaging import images
 from copyscope.report.experiment import render
+from tests import worlds
 
 pytest_plugins = ("tests.browser",)
 N = 30

@@ -15,7 +15,7 @@ import copyscope
 from copyscope import Guard, Policy
 from copyscope.diffusion.models import _pipelines
 from copyscope.errors import InputError
-from copyscope.guard.calls import kind_of
+from copyscope.guard.kinds import kind_of
 from copyscope.guard.pipeline_call import OtherPipelineCall, PipelineCall
 from tests.guard.test_guard import RESEEDS, Listed, actions, arrays, generators
 from tests.models import tiny_stable_diffusion

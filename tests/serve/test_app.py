@@ -650,7 +650,7 @@ def test_what_cannot_be_served_is_said_in_two_lines(index, tmp_path, monkeypatch
 def test_a_missing_extra_is_named(index):
     code = (
         "import sys; sys.modules['fastapi'] = None; sys.argv[1:] = ['serve', sys.argv[1]]\n"
-        "from copyscope.cli import main; main()"
+        "from copyscope.cli.main import main; main()"
     )
     found = subprocess.run([sys.executable, "-c", code, index.folder], capture_output=True, text=True)
     assert found.returncode == 2

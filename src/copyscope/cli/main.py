@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from copyscope._version import __version__
 from copyscope.console import progress_bar, shield, show, show_json
 from copyscope.errors import CopyscopeError
 
@@ -43,9 +44,7 @@ def root(
 ) -> None:
     """Options before the command's name."""
     if version:
-        import copyscope
-
-        print(copyscope.__version__)
+        print(__version__)
         raise typer.Exit
 
 

@@ -181,7 +181,7 @@ def train(
     """
     need_torch("Training")
     from copyscope.detection.watch import make_watch
-    from copyscope.diffusion.training.train import PRESETS, TrainRecipe
+    from copyscope.diffusion.recipe import PRESETS, TrainRecipe
     from copyscope.diffusion.training.train import train as run
     from copyscope.recipes import as_dict
 

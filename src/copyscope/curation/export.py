@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 
 from copyscope.data.corpus import Corpus
 from copyscope.data.sidecars import is_image_name
-from copyscope.data.storage import reason
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
-from copyscope.errors import ImageError, InputError
+from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import sync
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores

@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from copyscope.errors import AssetError
-from copyscope.files import sync
+from copyscope.files import cache_folder, sync
 from copyscope.machine import Progress
+
+from .sidecars import write_metadata
 
 # Raised when a builder's output changes, so that what an older Copyscope built is built anew.
 LAYOUT = 1
@@ -82,19 +84,6 @@ class Asset:
         """sha256 (hex) over the packages' own checksums and the layout: what decides the folder's contents."""
         parts = [str(LAYOUT), *(f"{package} {package.checksum}" for package in self.packages)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def cache_folder(said: str | Path | None = None) -> Path:
-    """Where Copyscope keeps what it can make or fetch again: what is `said`, else $COPYSCOPE_CACHE, else `copyscope` in
-    the user's cache."""
-    if chosen := said or os.environ.get("COPYSCOPE_CACHE"):
-        return Path(chosen).expanduser()
-    home = Path.home()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "copyscope"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "copyscope"
-    return home / (".cache" if sys.platform != "darwin" else "Library/Caches") / "copyscope"
 
 
 def known() -> list[Asset]:
@@ -302,10 +291,10 @@ def _build_fluent_emoji(archives: dict[str, Path], folder: Path, progress: Progr
             if row is None:
                 continue
             pictures.extract(entry.replace(name=name, deep=False), images, filter="data")
-            lines.append(json.dumps({"file_name": f"images/{name}"} | row, ensure_ascii=False))
+            lines.append({"file_name": f"images/{name}"} | row)
             progress("images", done, len(members))
     progress("images", len(members), len(members))
-    (folder / "metadata.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_metadata(folder, lines)
     return len(lines)
 
 

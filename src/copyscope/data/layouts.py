@@ -9,7 +9,7 @@ import posixpath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copyscope.errors import InputError
+from copyscope.errors import InputError, reason
 from copyscope.files import NOT_REGULAR
 
 from .shards import chosen_ids, image_column, index_parquet, index_tar
@@ -22,7 +22,7 @@ from .sidecars import (
     read_metadata,
     read_sidecars,
 )
-from .storage import OUTSIDE, Listing, Storage, join, reason
+from .storage import OUTSIDE, Listing, Storage, join
 from .table import Rows
 
 _TABLES = (".jsonl", ".csv", ".tsv")

@@ -18,10 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope.errors import InputError
+from copyscope.errors import InputError, reason
 from copyscope.files import AGAIN, open_regular
-
-from .storage import reason
 
 MAX_PAGE = 1 << 30
 """Bytes that one page may decompress to (1 GiB). Writers make pages of 1 MiB, or of one value."""

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copyscope.documents import parse_json
-from copyscope.errors import ImageError
+from copyscope.errors import ImageError, reason
 
 from .parquet_pages import Chunk, Column, column_size, opened, records
 from .sidecars import is_image_name
-from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join, reason
+from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join
 from .table import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .tar_headers import TarDamage, members
 

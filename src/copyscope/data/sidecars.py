@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from copyscope.documents import MAX_LINE, parse_json
-from copyscope.errors import InputError
+from copyscope.errors import InputError, reason
 from copyscope.files import NOT_REGULAR
 
-from .storage import OUTSIDE, Listing, Storage, join, reason, within
+from .storage import OUTSIDE, Listing, Storage, join, within
 from .table import captions_of, clean, distinct, extras_of, texts
 
 _IMAGES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm"
@@ -335,3 +337,9 @@ def _parquet_records(path: str, file: Any, walk: bool) -> Iterator[tuple[str, di
         if isinstance(record, str):
             raise InputError(f"{path}, row {row}: {record}.\nRepair or remove the row")
         yield f"row {row}", record
+
+
+def write_metadata(folder: Path, rows: Sequence[dict[str, object]]) -> None:
+    """`metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from copyscope.errors import ImageError, InputError
+from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import NOT_REGULAR, open_regular
 
 from .retry import PATIENCE
@@ -348,17 +348,6 @@ def connect(origin: str) -> tuple[Storage, str]:
 def join(folder: str, name: str) -> str:
     """`name` inside `folder`, with `.` and `..` resolved; an absolute `name` stays."""
     return posixpath.normpath(posixpath.join(folder, name)) if folder else posixpath.normpath(name)
-
-
-def reason(error: BaseException) -> str:
-    """Why a file could not be read, in a few words."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def failure(error: BaseException) -> str:

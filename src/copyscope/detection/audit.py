@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-import copyscope
 from copyscope import parts
+from copyscope._version import __version__
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import Causes, causes
@@ -219,7 +219,7 @@ def audit(
     }
     summary = {
         "schema": SCHEMA,
-        "copyscope": copyscope.__version__,
+        "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
         "verdict": {

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-import copyscope
 from copyscope import parts, stats
+from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
-from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, Profile, representatives
-from copyscope.detection.dedup.groups import duplicates
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, Profile
+from copyscope.detection.dedup.groups import duplicates, representatives
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.engine import Engine
@@ -115,7 +116,7 @@ def lint(
     return Lint(
         {
             "schema": SCHEMA,
-            "copyscope": copyscope.__version__,
+            "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
             "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-import copyscope
 from copyscope import stats
+from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
 from copyscope.detection.index.index import Hit, Index, table
 from copyscope.errors import InputError
@@ -90,7 +90,7 @@ def lookup(
     return Lookup(
         {
             "schema": SCHEMA,
-            "copyscope": copyscope.__version__,
+            "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
             "sentence": sentence,

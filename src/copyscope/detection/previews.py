@@ -12,7 +12,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.errors import ImageError
 from copyscope.imaging import images
 from copyscope.machine import cores

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-import copyscope
+from copyscope._version import __version__
 from copyscope.data.parquet_pages import read_table
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import AGAIN, safe_cell, unwritable, write_file, write_parquet
@@ -105,7 +105,7 @@ def failures(described: dict[str, Embeddings]) -> pa.Table:
 
 def versions() -> dict[str, str]:
     """What the numbers were made with, for the recipe."""
-    found = {"python": platform.python_version(), "copyscope": copyscope.__version__}
+    found = {"python": platform.python_version(), "copyscope": __version__}
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 

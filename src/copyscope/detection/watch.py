@@ -13,17 +13,19 @@ from typing import Any
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
-from copyscope.detection.verdict import calibration as calibrate
 from copyscope.detection.verdict.verdict import Calibration, verdict
 from copyscope.errors import InputError
 from copyscope.stats import Estimate
+
+from .verdict import calibration as calibrate
 
 Watch = Callable[[Path, Sequence[str], int], Estimate]
 """(folder of samples, their prompts, training step) -> replication rate."""

@@ -29,14 +29,14 @@ __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from copyscope.diffusion.training.data import CaptionedImages as CaptionedImages
-    from copyscope.diffusion.training.data import CaptionPolicy as CaptionPolicy
-    from copyscope.diffusion.training.data import WeightedSampler as WeightedSampler
     from copyscope.diffusion.training.data import collate as collate
-    from copyscope.diffusion.training.train import PRESETS as PRESETS
-    from copyscope.diffusion.training.train import Run as Run
-    from copyscope.diffusion.training.train import TrainRecipe as TrainRecipe
+    from copyscope.diffusion.training.draws import CaptionPolicy as CaptionPolicy
+    from copyscope.diffusion.training.draws import WeightedSampler as WeightedSampler
 
     from .generate import SampleRecipe as SampleRecipe
+    from .recipe import PRESETS as PRESETS
+    from .recipe import TrainRecipe as TrainRecipe
+    from .run import Run as Run
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,8 @@ from torch import Tensor
 from copyscope import parts
 from copyscope.errors import InputError, PartError
 
-from .denoiser import Conditioning, Guided, Request
+from .conditioning import Conditioning
+from .denoiser import Guided, Request
 from .mitigations import (
     CROSS_ATTENTION,
     GUIDANCE,

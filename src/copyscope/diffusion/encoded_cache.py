@@ -16,15 +16,14 @@ from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
-from .denoiser import Conditioning
+from .conditioning import Conditioning
 from .models import Trainable
-from .training import data
 
 
 class Texts:
     """Conditioning of captions, for `train`: kept in memory from the first time it is asked for.
 
-    captions: encoded at once. others: kept like these once they come, all of them up to data.KEPT_BYTES. Of any more,
+    captions: encoded at once. others: kept like these once they come, all of them up to KEPT_BYTES. Of any more,
     such as a mitigation makes anew at every draw, those used last are kept, up to an eighth of that. cache: whether any
     are kept.
     """
@@ -39,7 +38,7 @@ class Texts:
         progress: Progress | None = None,
     ) -> None:
         self._model, own = model, set(captions)
-        self._room = data.KEPT_BYTES if cache else 0
+        self._room = KEPT_BYTES if cache else 0
         self._own, self._made = _Kept(self._room, own.union(others)), _Kept(self._room // 8)
         self.keep(own, progress)
 
@@ -113,12 +112,12 @@ class _Kept:
 class Others:
     """Images of another corpus with their captions, as a model is told of them: encoded when they are first drawn.
 
-    The middle square of an image is taken. Latents and texts are kept in memory, up to data.KEPT_BYTES each.
+    The middle square of an image is taken. Latents and texts are kept in memory, up to KEPT_BYTES each.
     """
 
     def __init__(self, corpus: Corpus, model: Trainable) -> None:
         self._corpus, self._model, self._texts = corpus, model, Texts(model, [], corpus.prompts)
-        self._latent = functools.lru_cache(data.KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
+        self._latent = functools.lru_cache(KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
 
     def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Conditioning]:
         """Latents [n c h w] and conditioning [n] of an image for each generator [n], all equally likely.
@@ -140,8 +139,12 @@ class Others:
         """Its latent, None if it cannot be read. One at a time, so that it is the same to the last bit at any time."""
         side = self._model.image_size
         try:
-            picture = data.cut(images.resize_short(images.decode(self._corpus.read(row)), side), side)
+            picture = images.cut(images.resize_short(images.decode(self._corpus.read(row)), side), side)
         except ImageError:
             return None
         with torch.no_grad():
             return self._model.encode([picture])[0].float().cpu()
+
+
+KEPT_BYTES = 2 * 2**30
+"""Latents, pictures and text states are kept in memory up to this many bytes each, beyond it made anew at each step."""

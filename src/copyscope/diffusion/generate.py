@@ -19,19 +19,19 @@ from copyscope import parts, recipes
 from copyscope.data.corpus import Corpus
 from copyscope.documents import read_json
 from copyscope.errors import InputError
-from copyscope.files import is_bare
+from copyscope.files import is_bare, write_bytes, write_json
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from . import applied, observed, sampling
-from .denoiser import Ask, Conditioning, FindNearest, Guided, Predict, Request, Step, guided
+from .conditioning import Conditioning
+from .denoiser import Ask, FindNearest, Guided, Predict, Request, Step, guided
 from .mitigations import NEAREST, PROMPTS, SAMPLING
 from .models import Image, Model
 from .signals import Signal
-from .training import checkpoints
 
 if TYPE_CHECKING:
-    from copyscope.diffusion.training.train import Run
+    from .run import Run
 
 SCHEMA = "copyscope.generated/1"
 METADATA = "metadata.jsonl"
@@ -172,7 +172,7 @@ def generate(
         if not (out / METADATA).is_file():
             _make(model, out, recipe, rows, nearest, progress)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            checkpoints.write_bytes(lines.encode(), out / METADATA)
+            write_bytes(lines.encode(), out / METADATA)
             (out / SCORES).unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or error
@@ -246,13 +246,13 @@ def _make(
         seeds, watched = [row["seed"] for row in batch], observed.Observed()
         pictures = sample(model, told, seeds, recipe, prompts=prompts, nearest=nearest, watched=watched)
         for row, picture in zip(batch, pictures, strict=True):
-            checkpoints.write_bytes(images.encode(picture, "png"), out / row["file_name"])
+            write_bytes(images.encode(picture, "png"), out / row["file_name"])
         if recipe.signals:
             found = {spec: each.tolist() for spec, each in watched.scores.items()}
             for place, row in enumerate(batch):
                 values = {spec: each[place] for spec, each in found.items()}
                 scores[row["file_name"]] = {spec: v if math.isfinite(v) else None for spec, v in values.items()}
-            checkpoints.write_json(scores, out / SCORES)
+            write_json(scores, out / SCORES)
         done += len(batch)
         if progress:
             progress("generating", done, len(rows))
@@ -286,7 +286,7 @@ def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
 
 def opened(model: Model | Run | str | os.PathLike[str], trust_parts: bool = False) -> tuple[Model, Run | None]:
     """The model, and the run it is of, if it is of one. trust_parts: as in `Run.open`."""
-    from copyscope.diffusion.training.train import Run
+    from .run import Run
 
     if isinstance(model, Model):
         return model, None
@@ -381,7 +381,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
         if out.exists() and not is_bare(out):
             raise InputError(f"{out} is not empty and holds no generated images.\nName another folder")
         out.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(identity | recipes.provenance(), path)
+        write_json(identity | recipes.provenance(), path)
         return
     try:
         saved = read_json(path, "Name another folder")

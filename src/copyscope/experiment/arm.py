@@ -33,10 +33,10 @@ from .prepare import prepare
 
 if TYPE_CHECKING:
     from copyscope.detection.audit import Audit
-    from copyscope.detection.embedding.embed import Embeddings
+    from copyscope.detection.embedding.embeddings import Embeddings
     from copyscope.detection.verdict.text_alignment import Head
     from copyscope.diffusion.generate import SampleRecipe
-    from copyscope.diffusion.training.train import Run
+    from copyscope.diffusion.run import Run
 
 #: What an audit says beside the outcomes of its images: name -> where in its summary.
 AUDITED = {

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from copyscope.report.leaderboard import DEAREST, Row, place
 from copyscope.stats import Estimate
 
 from .outcomes import over_seeds
@@ -16,10 +17,6 @@ from .outcomes import over_seeds
 COPIES, COST, FLOOR = "replication_rate_fixed", "general_frechet_distance", "real_frechet_distance"
 """What is compared: copies among images of training captions, by one line for all arms; distance of images of held-out
 captions, and what is left of it for images that are real."""
-DEAREST = 0.05
-"""Rows whose distance is more than this share above the plain model's come after all others."""
-
-Row = Mapping[str, Any]
 
 
 def leaderboard(arms: Sequence[Row]) -> list[dict[str, Any]]:
@@ -50,12 +47,6 @@ def leaderboard(arms: Sequence[Row]) -> list[dict[str, Any]]:
         rivals = [other for name, other in found.items() if grouped[name][0][1]["label"] == plain]
         row["frontier"] = not any(_beats(other, row) for other in rivals)
     return sorted(found.values(), key=lambda row: (place(row)[1] > 1 + DEAREST, *place(row)))
-
-
-def place(row: Row) -> tuple[float, float]:
-    """(copies, excess) of a row of the leaderboard as shares of the plain model's; infinite where there is none."""
-    copies, cost = row["fewer_copies"]["value"], row["excess"]["value"]
-    return (math.inf if copies is None else 1 - copies, math.inf if cost is None else 1 + cost)
 
 
 def _row(label: str, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from .prepare import DataRecipe
 
 if TYPE_CHECKING:
     from copyscope.diffusion.generate import SampleRecipe
-    from copyscope.diffusion.training.train import TrainRecipe
+    from copyscope.diffusion.recipe import TrainRecipe
 
 T = TypeVar("T")
 
@@ -47,9 +47,10 @@ NOISE = "gaussian_noise(scale=0.1)"
 class AuditRecipe:
     """How the images of an arm are judged.
 
-    protocol, fdr, seed: as in `copyscope.detection.audit.audit`. clip: a local folder, or "". general: how many images an
-    arm makes of captions of held-out images as well. recheck: for how many prompts, at most, whose image the first of
-    the listed arms copied and an arm did not, it is tried to bring the copy back. attempts: images of each kind of try.
+    protocol, fdr, seed: as in `copyscope.detection.audit.audit`. clip: a local folder, or "". general: how many images
+    an arm makes of captions of held-out images as well. recheck: for how many prompts, at most, whose image the
+    first of the listed arms copied and an arm did not, it is tried to bring the copy back. attempts: images of each
+    kind of try.
     """
 
     protocol: str = "sscd-288"
@@ -240,7 +241,7 @@ def _arm(
     recipe: ExperimentRecipe, audit: AuditRecipe, folder: Path, one: Listed, cell: dict[str, Any], seed: int
 ) -> Arm:
     from copyscope.diffusion.generate import SampleRecipe
-    from copyscope.diffusion.training.train import TrainRecipe
+    from copyscope.diffusion.recipe import TrainRecipe
 
     values = one.values | cell
     tables = {name: dict(getattr(recipe, name)) for name in VARIED}

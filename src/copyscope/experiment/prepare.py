@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from copyscope import recipes, worlds
+from copyscope import recipes
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
+from copyscope.data.sidecars import write_metadata
 from copyscope.data.table import SCHEMA
 from copyscope.documents import read_json
 from copyscope.errors import ImageError, InputError
@@ -208,7 +209,7 @@ def _write(folder: Path, corpus: Corpus, rows: Iterable[int], limit: int, size: 
         found.append({"file_name": name, "original_id": corpus.ids[row], **values})
         if limit and len(found) == limit:
             break
-    worlds.write_metadata(folder, found)
+    write_metadata(folder, found)
     return len(found)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-import copyscope
 from copyscope import recipes
+from copyscope._version import __version__
 from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import InputError
@@ -134,7 +134,7 @@ def collect(planned: Plan) -> Experiment:
     curves = pa.concat_tables([_of(arm, _curve(arm)) for arm in done])
     summary = {
         "schema": SCHEMA,
-        "copyscope": copyscope.__version__,
+        "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] or 0 for row in rows), 1),
         "name": planned.recipe.name,

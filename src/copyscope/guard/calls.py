@@ -176,21 +176,6 @@ class Maker(abc.ABC):
         return Pillow.new("RGB", image.size) if hasattr(image, "convert") else np.zeros_like(image)
 
 
-def kind_of(made_by: Any) -> type[Maker]:
-    """The Maker of calls of a pipeline, a model or run, or a function."""
-    from copyscope.diffusion.training.train import Run
-
-    from .function_call import FunctionCall
-    from .model_call import ModelCall
-    from .pipeline_call import OtherPipelineCall, PipelineCall, is_pipeline, is_text_pipeline
-
-    if is_pipeline(made_by):
-        return PipelineCall
-    if is_text_pipeline(made_by):
-        return OtherPipelineCall
-    return ModelCall if isinstance(made_by, (Model, Run)) else FunctionCall
-
-
 def has_length(value: Any, lengths: Collection[int], depth: int = 2) -> bool:
     """Whether an argument has one of these lengths, or one in it does: lists, tuples, arrays, values of a mapping."""
     if isinstance(value, (np.ndarray, Tensor)):

@@ -202,11 +202,11 @@ class Guarded:
     __kind: type[Maker]
 
     def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
-        from . import calls
+        from .kinds import kind_of
 
         if isinstance(pipe, Guarded):
             raise InputError("The pipeline is guarded already.\nGuard the bare one, with the index of both")
-        own = {"guard": guard, "kind": calls.kind_of(pipe), "lock": _lock_of(pipe), "pipe": pipe}
+        own = {"guard": guard, "kind": kind_of(pipe), "lock": _lock_of(pipe), "pipe": pipe}
         for name, value in own.items():
             object.__setattr__(self, f"_Guarded__{name}", value)
         with self.__lock:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from copyscope import __version__, stats
+from copyscope import stats
+from copyscope._version import __version__
 from copyscope.documents import parse_json
 from copyscope.errors import InputError
 

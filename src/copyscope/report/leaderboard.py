@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from copyscope.experiment.leaderboard import DEAREST, place
-
 from . import plots, wording
 from .svg import ROLES, inline
+
+DEAREST = 0.05
+"""Rows whose distance is more than this share above the plain model's come after all others."""
+Row = Mapping[str, Any]
 
 #: Number of a row's estimates -> (heading, how it is written); a column that no row has is left out.
 COLUMNS = {
@@ -128,3 +131,9 @@ def _place(row: Mapping[str, Any]) -> tuple[float, float]:
 def _number(row: Mapping[str, Any], name: str) -> float | None:
     value: float | None = (row["estimates"].get(name) or {}).get("value")
     return value
+
+
+def place(row: Row) -> tuple[float, float]:
+    """(copies, excess) of a row of the leaderboard as shares of the plain model's; infinite where there is none."""
+    copies, cost = row["fewer_copies"]["value"], row["excess"]["value"]
+    return (math.inf if copies is None else 1 - copies, math.inf if cost is None else 1 + cost)

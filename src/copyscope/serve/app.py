@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-import copyscope
+from copyscope._version import __version__
 from copyscope.console import note
 from copyscope.detection.index.index import Index
 from copyscope.errors import CopyscopeError, ImageError, InputError, MissingExtra
@@ -122,7 +122,7 @@ def app(index: Index, settings: Settings) -> FastAPI:
         desk.close()
 
     # The pages of /docs load their scripts from a host on the internet: they are left out.
-    api = FastAPI(title="Copyscope", version=copyscope.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    api = FastAPI(title="Copyscope", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     api.state.desk = desk
     api.add_middleware(_Meter, meters=meters)
     api.add_exception_handler(AnyHTTPException, _said)
@@ -182,7 +182,7 @@ def app(index: Index, settings: Settings) -> FastAPI:
     def health() -> Health:
         """Ready: how many images can be found, and by what."""
         about = index.summary()
-        return Health("ready", copyscope.__version__, about["n"], about["protocol"], about["fingerprint"])
+        return Health("ready", __version__, about["n"], about["protocol"], about["fingerprint"])
 
     @api.get(
         "/metrics",

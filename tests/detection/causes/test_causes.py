@@ -13,16 +13,16 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes import causes as module
 from copyscope.detection.causes import exposure as exposure_module
-from copyscope.detection.causes.causes import COMPLEXITY, Profile, causes, representatives
+from copyscope.detection.causes.causes import COMPLEXITY, Profile, causes
 from copyscope.detection.causes.exposure import Exposure, exposure
-from copyscope.detection.dedup.groups import Groups
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.dedup.groups import Groups, representatives
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, complexity_view
 from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
 from copyscope.stats import proportion
-from copyscope.worlds import write_metadata
+from tests.worlds import write_metadata
 
 # Training positions (0-based among the readable): 0 1 2 are one group with its caption, 3 4 another with captions of
 # their own, 5 6 a third, the rest are single. Position p is file t{p + 1}: t00 cannot be read.

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup import components as components_module
 from copyscope.detection.dedup import groups as module
 from copyscope.detection.dedup.components import components
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 
 def closure(adjacent):

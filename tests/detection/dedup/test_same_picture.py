@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup import same_picture as module
 from copyscope.detection.dedup.deduplicate import deduplicated, write_list
@@ -28,6 +27,7 @@ from copyscope.detection.matching.tile_comparison import (
     tiles_of,
 )
 from copyscope.imaging import images
+from tests import worlds
 
 WORDS = ["river", "stone", "window", "garden", "letter", "market", "candle", "engine", "forest", "island", "planet"]
 

@@ -15,7 +15,7 @@ import pdqhash
 import pytest
 from PIL import Image
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.detection.descriptors import _onnx, sscd
 from copyscope.detection.descriptors.clip import Clip
 from copyscope.detection.descriptors.pdq import Pdq
@@ -24,6 +24,7 @@ from copyscope.detection.descriptors.sscd import HALF, IMAGENET, Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.errors import InputError, MissingExtra, PartError
 from copyscope.imaging import images
+from tests import worlds
 from tests.models import tiny_torchscript
 
 pytestmark = pytest.mark.sscd

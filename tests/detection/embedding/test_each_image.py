@@ -15,7 +15,8 @@ from PIL import Image
 
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.each_image import values_of_each
-from copyscope.detection.embedding.embed import AHEAD_BYTES, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.fill import AHEAD_BYTES
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.windows import look
 from copyscope.errors import CopyscopeError, ImageError

@@ -14,16 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from copyscope import worlds
 from copyscope.data import corpus as corpus_module
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.embedding import cache as store_module
-from copyscope.detection.embedding import embed as embed_module
+from copyscope.detection.embedding import compute as compute_module
+from copyscope.detection.embedding import fill as fill_module
 from copyscope.detection.embedding.cache import ContentStore
-from copyscope.detection.embedding.embed import GROUP, Embeddings, Work, compute, embed
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import GROUP, Work
 from copyscope.errors import CopyscopeError, InputError
 from copyscope.imaging import images
+from tests import worlds
 from tests.pictures import fill
 
 
@@ -82,8 +86,8 @@ def test_another_spec_is_another_cache(folder, tmp_path):
 
 def test_batches_and_workers_change_nothing(folder, tmp_path, monkeypatch):
     plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "a", workers=1)
-    monkeypatch.setattr(embed_module, "BATCH", 5)
-    monkeypatch.setattr(embed_module, "GROUP", 2)
+    monkeypatch.setattr(fill_module, "BATCH", 5)
+    monkeypatch.setattr(fill_module, "GROUP", 2)
     other = embed(Corpus.open(folder), Phash(), cache=tmp_path / "b", workers=3)
     np.testing.assert_array_equal(plain.vectors, other.vectors)
 
@@ -175,7 +179,7 @@ def test_killed_at_any_moment_it_repeats_less_than_a_group_and_gives_the_same_by
     last = run(tmp_path / "killed", 0, log)
     assert last.wait(120) == 0
     # Each of the three kills costs at most the group under way and the batches in the workers' hands.
-    assert n <= described(log) <= n + 3 * (GROUP + 4 * embed_module.BATCH)
+    assert n <= described(log) <= n + 3 * (GROUP + 4 * fill_module.BATCH)
     for name in ("vectors.npy", "embeddings.parquet", "embeddings.json"):
         assert (tmp_path / "killed" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
 
@@ -250,7 +254,7 @@ def test_what_is_learnt_of_very_many_images_lies_in_a_file(folder, tmp_path, mon
 def test_very_many_images_are_described_lot_by_lot_each_content_once(folder, tmp_path, monkeypatch):
     shutil.copy(folder / "00.png", folder / "07a.png")
     plain = embed(Corpus.open(folder), Phash(), cache=tmp_path / "cache")
-    monkeypatch.setattr(embed_module, "LOT", 5)
+    monkeypatch.setattr(compute_module, "LOT", 5)
     described, told = [], []
 
     def describe(pictures):

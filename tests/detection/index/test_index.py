@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import Corpus, Index, parts, worlds
+from copyscope import Corpus, Index, parts
 from copyscope.cli import main
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.index import manifest as index_files
@@ -33,6 +33,7 @@ from copyscope.detection.search import binary_codes as codes_module
 from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 FAST = "sscd-distilled"
 
@@ -594,9 +595,9 @@ def test_two_processes_read_while_a_third_appends(index, world):
 @pytest.mark.parametrize("moment", ["write_segment", "write_manifest"])
 def test_a_killed_writer_leaves_what_was_there_and_its_rest_is_taken_away(index, world, moment):
     code = (
-        "import os, sys, copyscope\nfrom copyscope.detection import index as module, index_files\n"
+        "import os, sys, copyscope\nfrom copyscope.detection.index import index as module, manifest\n"
         "def die(*arguments):\n    os.kill(os.getpid(), 9)\n"
-        "place = index_files if sys.argv[3] == 'write_manifest' else module\n"
+        "place = manifest if sys.argv[3] == 'write_manifest' else module\n"
         "real = getattr(place, sys.argv[3])\n"
         "setattr(place, sys.argv[3], (lambda *a: (real(*a), die())) if sys.argv[3] == 'write_segment' else die)\n"
         "train = copyscope.Corpus.open(sys.argv[2])\n"

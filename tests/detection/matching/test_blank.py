@@ -10,13 +10,14 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from copyscope import Corpus, Index, worlds
+from copyscope import Corpus, Index
 from copyscope.cli import main
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.lookup import lookup
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.imaging import images
 from copyscope.serve import check
+from tests import worlds
 
 FAST = "sscd-distilled"
 

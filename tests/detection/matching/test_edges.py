@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.imaging import images
+from tests import worlds
 
 EDGES = Edges()
 

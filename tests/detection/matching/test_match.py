@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
@@ -15,6 +14,7 @@ from copyscope.detection.matching.match import Matches, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest
 from copyscope.imaging import images
+from tests import worlds
 
 
 @pytest.fixture(scope="module")

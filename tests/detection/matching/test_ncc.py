@@ -8,12 +8,12 @@ from PIL import Image
 from skimage.feature import match_template
 from skimage.util import view_as_windows
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.matching import ncc as verify_module
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.templates import SYMMETRIES, turned
 from copyscope.imaging import images
+from tests import worlds
 
 
 def brute(verify, query, reference):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embed import embed
@@ -21,6 +21,7 @@ from copyscope.detection.verdict import sensitivity
 from copyscope.detection.verdict.judge import judge
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 DESCRIPTOR = parts.load("descriptors", "pdq")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from skimage.transform import AffineTransform, warp
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.matching import registration
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register, worst_place
 from copyscope.imaging import images
+from tests import worlds
 
 SIZE = Register().size
 

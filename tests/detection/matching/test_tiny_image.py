@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.matching import tiny_image as coarse_module
 from copyscope.detection.matching.ncc import Verify
@@ -18,6 +17,7 @@ from copyscope.detection.matching.tiny_image import (
     turned_vectors,
 )
 from copyscope.imaging import images
+from tests import worlds
 
 
 def turned_picture(picture, symmetry):

@@ -17,10 +17,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.dedup import components as components_module
 from copyscope.detection.dedup import groups as duplicates_module
-from copyscope.detection.dedup.components import Closest, by_cells, components
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.dedup import ivf_components as components_module
+from copyscope.detection.dedup import near_pairs
+from copyscope.detection.dedup.ivf_components import ivf_components
+from copyscope.detection.dedup.near_pairs import Closest
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files
 from copyscope.detection.search.exact import search
@@ -147,21 +149,21 @@ def same(one, other):
 def test_with_all_cells_near_components_are_those_of_all_pairs_whatever_the_pieces(vectors, monkeypatch, crowd):
     monkeypatch.setattr(cells_module, "NEAR", 64)
     for name, value in (("LOT", 50), ("PIECE", 16), ("MANY", 20), ("CROWD", crowd)):
-        monkeypatch.setattr(components_module, name, value)
+        monkeypatch.setattr(near_pairs, name, value)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 800)  # cells lie in two
     some = np.concatenate([vectors[:900], np.repeat(vectors[:1], 40, axis=0), vectors[500:600]])
     for threshold in (0.7, 0.8, 0.85):
         _, wanted = every_pair(some, threshold)
         assert 1 < len(set(wanted.tolist())) < 900
-        assert same(components(some, threshold, cells=Cells.build(some, 8)), wanted)
+        assert same(ivf_components(Cells.build(some, 8), threshold)[0], wanted)
 
 
 def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monkeypatch):
-    monkeypatch.setattr(components_module, "LOT", 500)
+    monkeypatch.setattr(near_pairs, "LOT", 500)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 2000)
     made = Cells.build(vectors, 64)
     for threshold in (0.8, 0.99):
-        _, found = by_cells(made, threshold, k=2, floor=0.6)
+        _, found = ivf_components(made, threshold, k=2, floor=0.6)
         own = np.arange(len(vectors))
         wanted = made.nearest(vectors, 2, probes=cells_module.NEAR, query_labels=own, reference_labels=own)
         there = wanted.score >= 0.6 + 1e-3
@@ -174,7 +176,7 @@ def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monke
 
 def test_of_equal_rows_the_first_alone_is_close_to_anything(vectors):
     some = np.concatenate([vectors[:300], vectors[:50]])
-    _, found = by_cells(Cells.build(some, 4), 0.9, k=2, floor=0.6)
+    _, found = ivf_components(Cells.build(some, 4), 0.9, k=2, floor=0.6)
     assert (found.index[300:] == -1).all()
     assert (found.index < 300).all()
     assert (found.index[:300, 0] >= 0).mean() > 0.5
@@ -201,7 +203,7 @@ def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
     _, twins = copies(rng, vectors, 500, 0.04)
     hub = np.repeat(vectors[:1], 300, axis=0)
     every = np.concatenate([vectors, twins, hub]).astype(np.float32)
-    label = components(every, 0.95, cells=Cells.build(every, 64))
+    label = ivf_components(Cells.build(every, 64), 0.95)[0]
     pairs, wanted = every_pair(every, 0.95)
     both = {(a, b) for a, b in zip(*pairs, strict=True) if a < b}
     together = np.mean([label[a] == label[b] for a, b in both])
@@ -218,7 +220,7 @@ def test_a_chain_in_cells_is_split_into_stars_and_what_is_left_cell_by_cell(monk
     vectors = np.concatenate([np.pad(ring, ((0, 0), (0, 1))), star])
     threshold = float(np.cos(np.deg2rad(4.25)))
     every = dataclasses.replace(embedded(vectors), cells=Cells.build(vectors, 8))
-    joined = components(vectors, threshold, cells=every.cells)
+    joined = ivf_components(every.cells, threshold)[0]
     assert len(set(joined.tolist())) == 2
     for name, value in (("STARS", stars), ("PIECE", 50)):
         monkeypatch.setattr(duplicates_module, name, value)
@@ -320,24 +322,24 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
 
 
 def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(components_module, "LOT", 500)
+    monkeypatch.setattr(near_pairs, "LOT", 500)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 500)  # twelve of them
     made = Cells.build(vectors, 64, folder=tmp_path)
-    wanted, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    wanted, closest = ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     with monkeypatch.context() as patch:
         killed_after(patch, components_module, "go_through", 7)
         with pytest.raises(KeyboardInterrupt):
-            by_cells(made, 0.9, k=2, floor=0.7)
+            ivf_components(made, 0.9, k=2, floor=0.7)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 1000)
     with monkeypatch.context() as patch:
         calls = killed_after(patch, components_module, "go_through", 99)
-        label, found = by_cells(made, 0.9, k=2, floor=0.7)
+        label, found = ivf_components(made, 0.9, k=2, floor=0.7)
         assert len(calls) == 3
         assert same(label, wanted)
         np.testing.assert_array_equal(found.index, closest.index)
-        by_cells(made, 0.9, k=2, floor=0.7)
+        ivf_components(made, 0.9, k=2, floor=0.7)
         assert len(calls) == 3, "asked again, nothing is computed"
-        by_cells(made, 0.8, k=2, floor=0.7)
+        ivf_components(made, 0.8, k=2, floor=0.7)
         assert len(calls) > 3, "another threshold is another graph"
 
 
@@ -356,17 +358,18 @@ SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from copyscope.detection import cell_files, cells, components
+from copyscope.detection.dedup import ivf_components, near_pairs
+from copyscope.detection.search import ivf, ivf_files
 folder = Path(sys.argv[1])
-cell_files.BLOCK, cell_files.room = 256, lambda: 200_000
-components.LOT, components._stretch = 500, lambda *_: 500
-for module, name in ((cell_files, "search"), (cell_files, "_scatter"), (components, "go_through")):
+ivf_files.BLOCK, ivf_files.room = 256, lambda: 200_000
+near_pairs.LOT, ivf_components._stretch = 500, lambda *_: 500
+for module, name in ((ivf_files, "search"), (ivf_files, "_scatter"), (ivf_components, "go_through")):
     def slowly(*arguments, real=getattr(module, name), **options):
         time.sleep(0.03)
         return real(*arguments, **options)
     setattr(module, name, slowly)
-made = cells.Cells.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
-label, closest = components.by_cells(made, 0.9, k=2, floor=0.7)
+made = ivf.Cells.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
+label, closest = ivf_components.ivf_components(made, 0.9, k=2, floor=0.7)
 np.save(folder / "label.npy", label)
 np.save(folder / "closest.npy", closest.index)
 """
@@ -400,7 +403,7 @@ def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeyp
     assert kills > 2
     assert not list((tmp_path / "cells").glob(".*.tmp"))
     monkeypatch.setattr(ivf_files, "BLOCK", 256)
-    label, closest = by_cells(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    label, closest = ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
     assert same(np.load(tmp_path / "label.npy"), label)
     np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)
 

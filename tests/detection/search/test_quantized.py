@@ -289,13 +289,13 @@ def test_a_scale_that_is_damaged_is_said(built, tmp_path):
 def test_a_build_that_is_killed_and_started_again_is_the_same_index(built, world, tmp_path, moment):
     """Killed in the middle of its n-th file: what lies there is taken for nothing, and goes when it is built again."""
     code = (
-        "import os, sys, copyscope\nfrom copyscope.detection import index_files\n"
-        "real, left = index_files.sync, [int(sys.argv[4])]\n"
+        "import os, sys, copyscope\nfrom copyscope.detection.index import manifest\n"
+        "real, left = manifest.sync, [int(sys.argv[4])]\n"
         "def sync(file):\n"
         "    left[0] -= 1\n"
         "    left[0] or os.kill(os.getpid(), 9)\n"
         "    real(file)\n"
-        "index_files.sync = sync\n"
+        "manifest.sync = sync\n"
         "train, held = (copyscope.Corpus.open(each) for each in sys.argv[2:4])\n"
         "copyscope.Index.build(train.take(range(40)), sys.argv[1], 'sscd-distilled', held_out=held.take(range(25)),\n"
         "    precision='int8')\n"

@@ -3,7 +3,7 @@ import pytest
 
 from copyscope.detection.verdict.alterations import KINDS, LONGEST, alter
 from copyscope.imaging import images
-from copyscope.worlds import picture
+from tests.worlds import picture
 
 
 def scene(seed):

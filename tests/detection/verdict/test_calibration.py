@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.verdict import calibration
 from copyscope.imaging import images
+from tests import worlds
 
 
 @pytest.fixture(scope="module")

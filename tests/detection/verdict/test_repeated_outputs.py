@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
@@ -15,7 +14,8 @@ from copyscope.detection.verdict import repeated_outputs as module
 from copyscope.detection.verdict.repeated_outputs import repeated_outputs
 from copyscope.imaging import images
 from copyscope.stats import proportion
-from copyscope.worlds import write_metadata
+from tests import worlds
+from tests.worlds import write_metadata
 
 THRESHOLD = 0.75
 SIDE = 96

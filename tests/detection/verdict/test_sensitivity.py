@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from copyscope import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.phash import Phash
@@ -21,6 +20,7 @@ from copyscope.detection.verdict.sensitivity import LEAST, SHARE, planted_copies
 from copyscope.detection.verdict.verdict import Calibration, Planted, verdict
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from tests import worlds
 
 
 def described(folder, cache):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.curation.captions import paraphrases
 from copyscope.diffusion import applied, generate, sampling
-from copyscope.diffusion.denoiser import Ask, Conditioning, NearestImage, Request, Step, guided, text_conditional_norm
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Ask, NearestImage, Request, Step, guided, text_conditional_norm
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.mitigations import NEAREST, PROMPTS, prompt_optimisation, sharpness_aware_noise
 from copyscope.diffusion.mitigations._start import pull
@@ -29,6 +30,7 @@ from copyscope.diffusion.models import Model, Trainable
 from copyscope.diffusion.models.small_unet import SmallUNet
 from copyscope.diffusion.models.stable_diffusion import StableDiffusion
 from copyscope.errors import InputError, PartError
+from tests import worlds
 from tests.models import tiny_stable_diffusion
 
 CAPTIONS = ["a red disc", "snow", "two rings and more"]

@@ -15,23 +15,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from copyscope.diffusion import encoded_cache
+from copyscope.diffusion.training import draws
+
 pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from copyscope import Corpus, parts, worlds
+from copyscope import Corpus, parts
 from copyscope.diffusion.applied import Mitigations, training_rng
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.mitigations import Batch
 from copyscope.diffusion.mitigations.dual_fusion import DualFusion
 from copyscope.diffusion.mitigations.mix_up import MixUp
+from copyscope.diffusion.run import Run
 from copyscope.diffusion.training import checkpoints, data, loop
 from copyscope.diffusion.training import train as training
-from copyscope.diffusion.training.train import Run, train
+from copyscope.diffusion.training.train import train
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
+from tests import worlds
 from tests.diffusion.training.test_train import EVENTFUL, LONG, N, Stop, Tiny, recipe, result, stopped_at, write_corpus
 from tests.processes import ROOT, in_two_processes
 
@@ -221,7 +226,7 @@ def test_dual_fusion_with_a_folder_takes_its_images_and_their_captions(folder, t
     assert torch.equal(again[0], x0)
     assert len(reads) == N
     # Without memory they are read again, and are the same.
-    monkeypatch.setattr(data, "KEPT_BYTES", 0)
+    monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 0)
     fresh = dataclasses.replace(fusion)
     assert torch.equal(fresh.fuse(latents, told, rngs(200), model)[0], x0)
     assert len(reads) > 2 * N
@@ -408,8 +413,8 @@ def test_a_step_is_that_of_the_formulas(folder, tmp_path):
     options = recipe(steps=1, gradient_accumulation=2, caption_dropout=0.3, mitigations=mitigations)
     run = train(folder, tmp_path / "run", options)
     model, corpus = Tiny(seed=options.seed), Corpus.open(folder)
-    sampler = data.WeightedSampler.from_corpus(corpus, seed=options.seed)
-    drawn = data.draw(0, model, options, sampler, data.CaptionPolicy.from_corpus(corpus), Mitigations())
+    sampler = draws.WeightedSampler.from_corpus(corpus, seed=options.seed)
+    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), Mitigations())
     repetition, noise, _ = map(part, mitigations)
     rng = training_rng(options.seed, 0, 0)
     captions = [repetition.rewrite([f"picture {row}", f"the other {row}"], rng) for row in drawn.rows]
@@ -438,7 +443,7 @@ def test_who_is_told_nothing_stays_told_nothing(folder, tmp_path, monkeypatch):
     options = recipe(caption_dropout=0.4, mitigations=("token_noise(probability=1.0)", "mix_up", "dual_fusion"))
     train(folder, tmp_path / "run", options)
     corpus = Corpus.open(folder)
-    policy, sampler = data.CaptionPolicy.from_corpus(corpus), data.WeightedSampler.from_corpus(corpus, seed=0)
+    policy, sampler = draws.CaptionPolicy.from_corpus(corpus), draws.WeightedSampler.from_corpus(corpus, seed=0)
     dropped = [data.draw(step, Tiny(), options, sampler, policy, Mitigations()).dropped for step in range(12)]
     assert 20 < np.concatenate(dropped).sum() < 60
     null = Tiny().condition([""]).text
@@ -506,8 +511,8 @@ def test_memories_are_in_checkpoints_by_the_place_of_their_part(folder, tmp_path
 def losses_of_parts(folder, options):
     """Losses of the first step in each half of its batch, and their noise levels."""
     model, corpus = Tiny(seed=options.seed), Corpus.open(folder)
-    sampler = data.WeightedSampler.from_corpus(corpus, seed=options.seed)
-    drawn = data.draw(0, model, options, sampler, data.CaptionPolicy.from_corpus(corpus), Mitigations())
+    sampler = draws.WeightedSampler.from_corpus(corpus, seed=options.seed)
+    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), Mitigations())
     pictures = data.Pictures(corpus, model, options, None)
     found = []
     for half in (slice(0, 4), slice(4, 8)):
@@ -558,7 +563,7 @@ def test_how_new_captions_are_encoded_changes_no_bit(folder, tmp_path, monkeypat
     encode = Tiny.condition
     monkeypatch.setattr(Tiny, "condition", lambda self, captions: [calls.append(1), encode(self, captions)][1])
     monkeypatch.setattr(loop, "AHEAD", options.get("ahead", loop.AHEAD))
-    monkeypatch.setattr(data, "KEPT_BYTES", options.get("kept", data.KEPT_BYTES))
+    monkeypatch.setattr(encoded_cache, "KEPT_BYTES", options.get("kept", encoded_cache.KEPT_BYTES))
     told = dataclasses.replace(told, cache_text=options.get("cache_text", True))
     train(folder, tmp_path / "two", told)
     assert result(tmp_path / "one") == result(tmp_path / "two")
@@ -583,7 +588,7 @@ def test_captions_made_anew_are_not_kept_for_ever_and_the_training_sets_are(
             sizes.append(sum(one.text.nbytes for store in (self._own, self._made) for one in store.found.values()))
             return told
 
-    monkeypatch.setattr(data, "KEPT_BYTES", kept)
+    monkeypatch.setattr(encoded_cache, "KEPT_BYTES", kept)
     monkeypatch.setattr(loop, "Texts", Watched)
     monkeypatch.setattr(Tiny, "condition", lambda self, captions: [calls.extend(captions), plain(self, captions)][1])
     train(folder, tmp_path / "run", recipe(steps=150, checkpoint_every=150, mitigations=specs))
@@ -654,7 +659,7 @@ def test_dual_fusion_without_images_is_told_before_anything_is_read(folder, with
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_caption_that_an_image_has_twice_counts_twice(fresh):
-    policy, sampler = data.CaptionPolicy([["a", "a", "b"]], np.array([fresh])), data.WeightedSampler([1.0])
+    policy, sampler = draws.CaptionPolicy([["a", "a", "b"]], np.array([fresh])), draws.WeightedSampler([1.0])
     options, n = recipe(batch_size=3000), 3000
     _, captions, _ = data.said(0, options, sampler, policy, Mitigations((part("multiple_captions"),)))
     assert within(captions.count("b"), n, 1 / 3)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.diffusion import sampling
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.models.empirical import Empirical
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
+from tests import worlds
 
 SIDE = 2
 WEIGHTS = [1.0, 1.0, 2.0, 4.0, 0.0]

@@ -9,11 +9,12 @@ import scipy.fft
 import scipy.stats
 import torch
 
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.diffusion.models.small_unet import SmallUNet, _cosines
 from copyscope.diffusion.text.encoder import TextEncoder
 from copyscope.errors import InputError, MissingExtra, PartError
 from copyscope.imaging import images
+from tests import worlds
 
 TINY = SmallUNet(size=32, components=24, channels=(32, 32), tokens=8)
 

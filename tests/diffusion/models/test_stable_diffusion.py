@@ -13,7 +13,8 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.diffusion.generate import SampleRecipe, generate
 from copyscope.diffusion.models import _pipelines, _schedules
-from copyscope.diffusion.training.train import TrainRecipe, train
+from copyscope.diffusion.recipe import TrainRecipe
+from copyscope.diffusion.training.train import train
 from copyscope.errors import InputError, PartError
 from copyscope.imaging import images
 from tests.pipelines import (

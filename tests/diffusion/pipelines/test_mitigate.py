@@ -13,7 +13,8 @@ import torch
 import copyscope
 from copyscope import parts
 from copyscope.diffusion import applied, sampling
-from copyscope.diffusion.denoiser import Conditioning, NearestImage
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import NearestImage
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.mitigations import (
     CROSS_ATTENTION,

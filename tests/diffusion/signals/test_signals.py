@@ -15,10 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 import copyscope
-from copyscope import parts, worlds
+from copyscope import parts
 from copyscope.cli import main
 from copyscope.diffusion import observed, sampling, thresholds
-from copyscope.diffusion.denoiser import Conditioning, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request
 from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, sample, seeds_of
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models.empirical import Empirical
@@ -27,6 +28,7 @@ from copyscope.diffusion.prompts import attribution
 from copyscope.diffusion.prompts.signal_scores import calibrate, learned, scores
 from copyscope.diffusion.signals import _attention, bright_ending
 from copyscope.errors import InputError, PartError
+from tests import worlds
 from tests.contracts.test_mitigations import CAPTIONS, MODEL, model
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, small

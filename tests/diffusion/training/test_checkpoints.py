@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from copyscope.files import write_bytes, write_json, write_table
+
 pytest.importorskip("torch")
 import torch
 
@@ -230,14 +232,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
-    checkpoints.write_json({"a": "é"}, tmp_path / "a.json")
-    checkpoints.write_bytes(b"abc", tmp_path / "a.png")
-    checkpoints.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    write_json({"a": "é"}, tmp_path / "a.json")
+    write_bytes(b"abc", tmp_path / "a.png")
+    write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "é"}
     assert (tmp_path / "a.png").read_bytes() == b"abc"
     assert pq.read_table(tmp_path / "a.parquet")["a"].to_pylist() == [1]
     with pytest.raises(TypeError):
-        checkpoints.write_json({"a": object()}, tmp_path / "a.json")
+        write_json({"a": object()}, tmp_path / "a.json")
 
     def torn(table, path):
         path.write_bytes(b"to")
@@ -245,7 +247,7 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write_parquet", torn)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.write_table(pa.table({"a": [2]}), tmp_path / "a.parquet")
+        write_table(pa.table({"a": [2]}), tmp_path / "a.parquet")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "é"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.parquet", "a.png"]
 

@@ -18,7 +18,8 @@ from copyscope.curation import curate
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.training import data
-from copyscope.diffusion.training.data import CaptionedImages, CaptionPolicy, Pictures, WeightedSampler, collate, draw
+from copyscope.diffusion.training.data import CaptionedImages, Pictures, collate, draw
+from copyscope.diffusion.training.draws import CaptionPolicy, WeightedSampler
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
 from tests.diffusion.training.test_train import N, Tiny, recipe, write_corpus
@@ -306,12 +307,13 @@ train_dataloader = torch.utils.data.DataLoader(
     batch_size=args.train_batch_size,
 )
 """
-# In docs/training.md for people: ten lines.
+# In docs/training.md for people: eleven lines.
 PATCH = """
 -    pixel_values = torch.stack([example["pixel_values"] for example in examples])
 -    input_ids = torch.stack([example["input_ids"] for example in examples])
 -    shuffle=True,
-+from copyscope import Corpus, curate
++from copyscope import Corpus
++from copyscope.curation import curate
 +from copyscope.diffusion import CaptionedImages, WeightedSampler
 +corpus = curate.duplicate(Corpus.open(args.train_data_dir), "full", rate=0.05, factor=5, seed=args.seed)
 +train_dataset = CaptionedImages(corpus, args.resolution, seed=args.seed, flip=args.random_flip)
@@ -324,9 +326,9 @@ PATCH = """
 def patched(script):
     lines = PATCH.strip().splitlines()
     old, new = ([line[1:] for line in lines if line[0] == sign] for sign in "-+")
-    assert len(lines) == 10
-    script = script.replace("\ndef collate_fn", "\n".join(["", *new[:4], "", "def collate_fn"]))
-    for before, after in zip(old, new[4:], strict=True):
+    assert len(lines) == 11
+    script = script.replace("\ndef collate_fn", "\n".join(["", *new[:5], "", "def collate_fn"]))
+    for before, after in zip(old, new[5:], strict=True):
         assert script.count(before) == 1
         script = script.replace(before, after)
     return script

@@ -8,6 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from copyscope.diffusion import encoded_cache
+from copyscope.diffusion.training import draws
+
 pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file
@@ -32,7 +35,7 @@ def by_hand(folder, options, steps):
     """Losses and trained weights of the first steps, by the formulas and nothing of the loop."""
     model, told = parts.load("models", SPEC), recipe(**options)
     corpus = Corpus.open(folder)
-    policy, sampler = data.CaptionPolicy.from_corpus(corpus), data.WeightedSampler.from_corpus(corpus, seed=told.seed)
+    policy, sampler = draws.CaptionPolicy.from_corpus(corpus), draws.WeightedSampler.from_corpus(corpus, seed=told.seed)
     weights = list(model.network.parameters())
     optimizer = torch.optim.AdamW(weights, betas=told.betas, eps=told.epsilon, weight_decay=told.weight_decay)
     average, losses = [value.detach().clone() for value in weights], []
@@ -102,7 +105,7 @@ def test_what_is_kept_in_memory_changes_no_bit(folder, tmp_path, monkeypatch, op
     told = recipe(flip=True)
     train(folder, tmp_path / "one", told)
     if "kept" in options:
-        monkeypatch.setattr(data, "KEPT_BYTES", 0)
+        monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 0)
     else:
         told = dataclasses.replace(told, **options)
     train(folder, tmp_path / "two", told)

@@ -24,15 +24,18 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file, save_file
 
-from copyscope import Corpus, worlds
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope import Corpus
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.models import Trainable
+from copyscope.diffusion.recipe import PRESETS, TrainRecipe
+from copyscope.diffusion.run import Run
 from copyscope.diffusion.training import checkpoints, data
 from copyscope.diffusion.training import train as training
-from copyscope.diffusion.training.train import PRESETS, Run, TrainRecipe, train
+from copyscope.diffusion.training.train import train
 from copyscope.errors import InputError, MissingExtra, TrainingError
 from copyscope.imaging import images
 from copyscope.stats import Estimate
+from tests import worlds
 from tests.processes import ROOT, in_two_processes
 
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from copyscope import parts, stats
 from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing
 from copyscope.detection.dedup.caption_overlap_streamed import sharing_of
-from copyscope.detection.dedup.groups import Groups
-from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.dedup.groups import Groups, representatives
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.detection.verdict.verdict import Verdict
@@ -105,14 +107,6 @@ def causes(
     findings = explain(images, generated, seed=seed)
     findings = dataclasses.replace(findings, notes=(*findings.notes, *exposed.notes()))
     return Causes(findings, risk, complexity, reasons)
-
-
-def representatives(groups: Groups) -> NDArray[np.int64]:
-    """Position of the first image of each near-duplicate group [g]."""
-    first = np.empty(int(groups.label.max(initial=-1)) + 1, np.int64)
-    # Of those that go to one place the last stays.
-    first[groups.label[::-1]] = np.arange(len(groups.label))[::-1]
-    return first
 
 
 @dataclasses.dataclass(frozen=True)

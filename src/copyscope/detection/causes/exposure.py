@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from copyscope.detection.dedup.caption_overlap import normalise
 from copyscope.detection.dedup.groups import Groups
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.match import Matches
 from copyscope.machine import Progress
 

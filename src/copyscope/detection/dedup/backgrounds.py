@@ -14,13 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings, Work, compute, embed
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 
-from .components import merged
 from .groups import Groups
+from .near_pairs import merged
 
 DIFFERENT = 2.0
 """Grey levels by which white and black as a background must differ on average: an edge alone is no transparency."""

@@ -1,4 +1,4 @@
-"""The pairs of `components.by_cells` by an engine: each task goes through a stretch of the cells, from their files."""
+"""Near-duplicate pairs of an IVF index by an engine: each task goes through some of the cells, from their files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from copyscope.detection.search.ivf import Cells
 from copyscope.engine import Engine, Lost
 from copyscope.errors import CopyscopeError, InputError
 
-from .components import Closest, Labels, begin, go_through
+from .near_pairs import Closest, Labels, begin, go_through
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What all tasks are told; see `by_cells`. folder: the cells, at the same path on all machines."""
+    """What all tasks are told; see `ivf_components`. folder: the cells, at the same path on all machines."""
 
     folder: str
     threshold: float

@@ -14,7 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest, search
 from copyscope.detection.search.ivf import in_cells
@@ -24,7 +26,9 @@ from copyscope.imaging.images import Image
 from copyscope.machine import Progress, let_go
 
 from .caption_overlap import normalise
-from .components import ROUNDING, by_cells, components, merged
+from .components import components
+from .ivf_components import ivf_components
+from .near_pairs import ROUNDING, merged
 from .pixel_groups import join_turned, same_picture_groups
 
 BLOCK, PIECE = 1024, 16384
@@ -140,7 +144,9 @@ def duplicates(
         label = components(vectors, threshold, workers=workers, progress=progress)
     else:
         k, least = (LOOKED_AT, floor) if again else (0, 1.0)
-        label, closest = by_cells(cells, threshold, k=k, floor=least, workers=workers, engine=engine, progress=progress)
+        label, closest = ivf_components(
+            cells, threshold, k=k, floor=least, workers=workers, engine=engine, progress=progress
+        )
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
@@ -374,3 +380,11 @@ def _kind(captions: list[list[str]]) -> str:
             return "full"
         seen |= plain
     return "partial"
+
+
+def representatives(groups: Groups) -> NDArray[np.int64]:
+    """Position of the first image of each near-duplicate group [g]."""
+    first = np.empty(int(groups.label.max(initial=-1)) + 1, np.int64)
+    # Of those that go to one place the last stays.
+    first[groups.label[::-1]] = np.arange(len(groups.label))[::-1]
+    return first

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.templates import SYMMETRIES
 from copyscope.detection.matching.tiny_image import coarse_candidates, coarse_vectors_of
 from copyscope.machine import Progress
 
-from .components import merged
+from .near_pairs import merged
 from .same_picture import compare_pixels, looks
 
 PIECE = 4096

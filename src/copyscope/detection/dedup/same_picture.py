@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Work, compute
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.matching.templates import Planes, turned
 from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread

@@ -22,7 +22,7 @@ from copyscope.files import told
 from copyscope.machine import Progress
 
 from .cache import KEY, ContentStore
-from .embed import Work, fill
+from .fill import Work, fill
 from .image_status import Ledger
 
 SIZES = (512, 16, 1)

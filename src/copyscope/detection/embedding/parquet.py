@@ -31,17 +31,17 @@ from numpy.typing import NDArray
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import table_in
-from copyscope.data.storage import Storage, file_system, join, reason
+from copyscope.data.storage import Storage, file_system, join
 from copyscope.detection.descriptors import Descriptor
 from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
-from copyscope.errors import ImageError, InputError
+from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import replace_file
 from copyscope.machine import Progress
 
 from .batches import Held, by_pieces
 from .cache import IN_MEMORY, KEY
-from .embed import Embeddings, Same, Work, fill
+from .fill import Same, Work, fill
 from .image_status import Ledger
 from .protocols import protocol
 
@@ -179,8 +179,10 @@ def is_sharded(out: str | Path) -> bool:
     return (_manifest(os.fspath(out)) or {}).get("schema") == SCHEMA
 
 
-def load(out: str | Path) -> Embeddings:
-    """What `write` wrote, without the images it was told to leave out; vectors beyond 32 MiB in a mapped file.
+def load(out: str | Path) -> tuple[Corpus, NDArray[np.intp], NDArray[np.float32], str, str]:
+    """The fields of the `Embeddings` that `write` wrote, without the images it was told to leave out.
+
+    Vectors beyond 32 MiB are in a mapped file.
 
     Raises InputError where there is no manifest, or a part is not what it says.
     """
@@ -203,7 +205,7 @@ def load(out: str | Path) -> Embeddings:
     whole = pa.concat_tables(tables, promote_options="default")
     corpus = Corpus(whole, manifest["corpus"], manifest["kind"]).settled()
     rows = np.flatnonzero(whole["error"].is_null().to_numpy(zero_copy_only=False))
-    return Embeddings(corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"])
+    return corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"]
 
 
 def _leave_out(

@@ -16,7 +16,8 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_among
 from copyscope.detection.matching.local_search import locate
 from copyscope.detection.matching.ncc import Verify

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-import copyscope
+from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.blank import blank_among, blank_rows, without_rows
@@ -92,7 +93,7 @@ class Index:
             directions = rotation(descriptor.dim), rotation(DIM)
             manifest: dict[str, Any] = {
                 "schema": files.SCHEMA if precision == "float32" else files.SHORT_SCHEMA,
-                "copyscope": copyscope.__version__,
+                "copyscope": __version__,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "protocol": rules.name,
                 "descriptor": str(descriptor),

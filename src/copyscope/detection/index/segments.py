@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.tiny_image import DIM, coarse_vectors
 from copyscope.detection.matching.windows import BOXES, window_thumbnails, window_vectors

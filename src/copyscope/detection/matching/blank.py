@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.imaging import images
 from copyscope.machine import Progress
 

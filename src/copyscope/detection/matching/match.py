@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search.distributed import nearest_by
 from copyscope.detection.search.exact import NOTHING, Nearest
 from copyscope.detection.search.ivf import nearest

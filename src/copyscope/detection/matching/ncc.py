@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.embed import Work, compute
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores

@@ -20,7 +20,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings, Work, compute
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.errors import InputError
 from copyscope.imaging import images

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.data.storage import failure
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Work, compute, embed
+from copyscope.detection.embedding.compute import compute
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.fill import Work
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
 

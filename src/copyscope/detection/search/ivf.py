@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope import stats
-from copyscope.data.assets import cache_folder
-from copyscope.detection.embedding.embed import Embeddings
-from copyscope.files import told
+from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.files import cache_folder, told
 from copyscope.machine import Progress, cores, let_go, locked, room
 from copyscope.stats import Estimate
 

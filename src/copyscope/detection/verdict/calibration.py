@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from copyscope import parts, stats
 from copyscope.detection.dedup.components import components
 from copyscope.detection.dedup.groups import Groups
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import Matches, match, rests_on_part
 from copyscope.detection.matching.ncc import Verify

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import Matches, match

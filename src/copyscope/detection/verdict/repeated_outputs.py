@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from copyscope import stats
 from copyscope.detection.dedup.caption_overlap import normalise
 from copyscope.detection.dedup.groups import duplicates
-from copyscope.detection.embedding.embed import Embeddings
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.machine import Progress
 

@@ -20,13 +20,12 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from copyscope.data.assets import cache_folder
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
-from copyscope.detection.causes.causes import representatives
-from copyscope.detection.dedup.groups import Groups
+from copyscope.detection.dedup.groups import Groups, representatives
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import Embeddings, embed
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.detection.matching.edges import Edges
 from copyscope.detection.matching.match import Matches, match
@@ -35,7 +34,7 @@ from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
-from copyscope.files import told, write_file, write_parquet
+from copyscope.files import cache_folder, told, write_file, write_parquet
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores

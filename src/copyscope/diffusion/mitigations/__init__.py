@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Conditioning, Guided, Predict, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Guided, Predict, Request
 from copyscope.diffusion.models import Trainable
 from copyscope.parts import Part
 

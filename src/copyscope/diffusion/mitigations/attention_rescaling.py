@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from copyscope.diffusion.denoiser import Conditioning, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request
 
 from . import CROSS_ATTENTION, PROMPTS, SAMPLING, Generators, OnConditioning
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from copyscope.data.corpus import Corpus
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.encoded_cache import Others
 from copyscope.diffusion.models import Trainable
-from copyscope.diffusion.training.data import WeightedSampler
+from copyscope.diffusion.training.draws import WeightedSampler
 from copyscope.errors import InputError
 
 from . import Generators, OnLatents

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Conditioning, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request
 
 from . import TRAINING, Generators, OnConditioning
 from ._checks import check_probability

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Conditioning, Request, text_conditional_norm
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request, text_conditional_norm
 
 from . import NULL, SAMPLING, Generators, OnConditioning
 from ._start import blocks, descend

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 
 from copyscope.curation.captions import paraphrases
-from copyscope.diffusion.denoiser import Ask, Conditioning, Guided, Request, Step, text_conditional_norm
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Ask, Guided, Request, Step, text_conditional_norm
 
 from . import GUIDANCE, NULL, PROMPTS, OnDenoiser
 

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from copyscope.diffusion.denoiser import Conditioning, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request
 
 from . import Generators, OnConditioning
 from ._normal import normal

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.parts import Part
 
 Image = NDArray[np.uint8]

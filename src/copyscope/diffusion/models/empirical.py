@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from copyscope.data.corpus import Corpus
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
 

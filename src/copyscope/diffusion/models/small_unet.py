@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.text.encoder import TextEncoder
 from copyscope.documents import read_json
 from copyscope.errors import InputError

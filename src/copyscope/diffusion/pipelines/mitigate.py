@@ -26,7 +26,8 @@ from torch import Tensor
 
 from copyscope.diffusion import applied
 from copyscope.diffusion import observed as signals_of
-from copyscope.diffusion.denoiser import Ask, Conditioning, FindNearest, Guided, Request, Step, guided
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Ask, FindNearest, Guided, Request, Step, guided
 from copyscope.diffusion.mitigations import (
     GUIDANCE,
     NEAREST,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from copyscope.diffusion.denoiser import Ask, Conditioning, Step, guided
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Ask, Step, guided
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models._schedules import Flow, VariancePreserving
 from copyscope.diffusion.models.stable_diffusion import StableDiffusion

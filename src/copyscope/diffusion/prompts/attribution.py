@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from copyscope.diffusion import applied, generate, sampling
-from copyscope.diffusion.denoiser import Conditioning, Predict, text_conditional_norm
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Predict, text_conditional_norm
 from copyscope.diffusion.mitigations import NULL
 from copyscope.diffusion.models import Model
 from copyscope.errors import InputError

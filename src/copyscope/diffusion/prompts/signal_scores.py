@@ -22,7 +22,7 @@ from copyscope.machine import Progress
 from copyscope.stats import Floats
 
 if TYPE_CHECKING:
-    from copyscope.diffusion.training.train import Run
+    from copyscope.diffusion.run import Run
 
 
 FITTED, LEAST = 0.2, 10

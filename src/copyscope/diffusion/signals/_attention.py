@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from copyscope.diffusion.denoiser import Conditioning, Request
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request
 
 LEFT_OUT = -10000.0
 """What diffusers adds to the logits of tokens that do not count."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from copyscope.diffusion import sampling
-from copyscope.diffusion.denoiser import Conditioning, Request, Step
+from copyscope.diffusion.conditioning import Conditioning
+from copyscope.diffusion.denoiser import Request, Step
 
 from . import OnSteps
 

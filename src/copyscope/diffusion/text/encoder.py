@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.errors import InputError, MissingExtra
 from copyscope.model_folders import refuse_code
 

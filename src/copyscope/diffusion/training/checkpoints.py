@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from copyscope.documents import read_json
 from copyscope.errors import InputError, TrainingError
-from copyscope.files import file_sha256, sync, write_parquet
+from copyscope.files import file_sha256, sync, write_json
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -48,24 +47,6 @@ def writing(what: str) -> Iterator[None]:
             f"{what} could not be written: {why}. Whole checkpoints are kept.\n"
             f"{'Make room' if full else 'Set that right'}, and run the same command again"
         ) from None
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """A Parquet file; under its name only when it is whole."""
-    with _whole_file(path) as part:
-        write_parquet(table, part)
-
-
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """A JSON file; under its name only when it is whole."""
-    with _whole_file(path) as part:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_bytes(data: bytes, path: Path) -> None:
-    """A file of any kind; under its name only when it is whole."""
-    with _whole_file(path) as part:
-        part.write_bytes(data)
 
 
 def trained(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -225,15 +206,3 @@ def _remove(path: Path) -> None:
     """Removes a checkpoint, `state.json` first, so that no reader takes the rest of it for whole."""
     (path / "state.json").unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        sync(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

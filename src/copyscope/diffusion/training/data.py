@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -18,101 +18,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from copyscope import machine
 from copyscope.data.corpus import Corpus
 from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.encoded_cache import KEPT_BYTES
 from copyscope.diffusion.mitigations import OnCaption
 from copyscope.diffusion.models import Trainable
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
+from copyscope.imaging.images import cut, mirrored
 from copyscope.machine import Progress
 
+from .draws import CAPTIONS, CROPS, NOISE, CaptionPolicy, WeightedSampler, stream
+
 if TYPE_CHECKING:
-    from .train import TrainRecipe
-
-# Streams of random numbers of one seed: which rows, which captions, crops and flips, noise, which rows to sample.
-ROWS, CAPTIONS, CROPS, NOISE, SAMPLES = range(5)
-KEPT_BYTES = 2 * 2**30
-"""Latents, pictures and text states are kept in memory up to this many bytes each, beyond it made anew at each step."""
-
-
-def stream(seed: int, kind: int, *place: int) -> np.random.Generator:
-    """The generator of one kind of draws at one place: a step, or an epoch and a row."""
-    return np.random.default_rng(np.random.SeedSequence([seed, kind, *place]))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CaptionPolicy:
-    """Which of an image's captions a draw takes: the first, or, where `fresh`, any of them, anew each time.
-
-    captions: of each row [n], at least one each. fresh: bool [n]; true for partially duplicated images, whose picture
-    repeats while its caption varies (Somepalli et al. 2023, section 4).
-    """
-
-    captions: Sequence[Sequence[str]]
-    fresh: NDArray[np.bool_]
-
-    @staticmethod
-    def from_corpus(corpus: Corpus) -> CaptionPolicy:
-        """By the column `duplication`, which `curate.duplicate` adds; without it the first caption always."""
-        kinds = corpus.table["duplication"].to_pylist() if "duplication" in corpus.table.column_names else [""]
-        fresh = np.broadcast_to(np.array([kind == "partial" for kind in kinds]), len(corpus))
-        return CaptionPolicy([captions or [""] for captions in corpus.captions], fresh)
-
-    def __call__(self, row: int, rng: np.random.Generator) -> str:
-        captions = self.captions[row]
-        return captions[int(rng.integers(len(captions)))] if self.fresh[row] else captions[0]
-
-    def all_of(self, row: int) -> Sequence[str]:
-        """The captions that a draw of the row can give."""
-        return self.captions[row] if self.fresh[row] else self.captions[row][:1]
-
-
-class WeightedSampler(Sampler[int]):
-    """Rows drawn with replacement, each in proportion to its weight: for `DataLoader(sampler=...)`.
-
-    With replacement in every case, equal weights included, so that arms of an experiment differ in weight alone.
-    weights: [n], at least 0, some above. n_draws: draws an epoch; n unless given. Each iteration is the next epoch, and
-    `set_epoch` says which comes next. rows: those that can be drawn. Raises InputError.
-    """
-
-    def __init__(
-        self, weights: Sequence[float] | NDArray[np.float64], n_draws: int | None = None, *, seed: int = 0
-    ) -> None:
-        given = np.asarray(weights, dtype=np.float64)
-        if given.ndim != 1 or not np.isfinite(given).all() or (given < 0).any() or not given.sum() > 0:
-            raise InputError("Weights must be numbers of 0 or more, some above 0.\nSee the column `weight`")
-        # Rows of weight 0 are left out: a uniform number at the very end of the range must not find one.
-        self.rows = np.flatnonzero(given)
-        self._ends = np.cumsum(given[self.rows]) / given.sum()
-        self.n_draws, self.seed, self.epoch = n_draws or len(given), seed, 0
-
-    @staticmethod
-    def from_corpus(corpus: Corpus, n_draws: int | None = None, *, seed: int = 0) -> WeightedSampler:
-        """By the column `weight`; rows with an `error` are never drawn."""
-        readable = [error is None for error in corpus.table["error"].to_pylist()]
-        if not any(readable):
-            raise InputError(f"No image of {corpus.origin} can be read.\nIts column `error` says why")
-        weights = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
-        return WeightedSampler(weights * np.array(readable), n_draws, seed=seed)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n_draws
-
-    def __iter__(self) -> Iterator[int]:
-        self.epoch += 1
-        return iter(self.draw(self.epoch - 1, self.n_draws).tolist())
-
-    def draw(self, step: int, n: int) -> NDArray[np.int64]:
-        """The n rows of a step or an epoch [n]; the same each time it is asked."""
-        found = np.searchsorted(self._ends, stream(self.seed, ROWS, step).random(n), side="right")
-        return self.rows[np.minimum(found, len(self.rows) - 1)]
+    from copyscope.diffusion.recipe import TrainRecipe
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -172,19 +94,6 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def to_tensor(picture: images.Image) -> Tensor:
     """float32 [3 h w] in -1..1 of uint8 [h w 3]."""
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def cut(picture: images.Image, side: int, place: NDArray[np.float64] | None = None) -> images.Image:
-    """A square [side side 3] of the picture: the middle, or where `place`, two numbers in [0, 1), says."""
-    if place is None:
-        return images.centre_crop(picture, side)
-    top, left = ((np.array(picture.shape[:2]) - side + 1) * place).astype(int)
-    return np.ascontiguousarray(picture[top : top + side, left : left + side])
-
-
-def mirrored(picture: images.Image) -> images.Image:
-    """The picture [h w 3] with left and right exchanged."""
-    return np.ascontiguousarray(picture[:, ::-1])
 
 
 class Pictures:

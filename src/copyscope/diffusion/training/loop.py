@@ -20,21 +20,22 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.diffusion import applied
 from copyscope.diffusion.applied import Mitigations, training_rng
-from copyscope.diffusion.denoiser import Conditioning
+from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.mitigations import TRAINING, Batch, OnCaption
 from copyscope.diffusion.models import Trainable
 from copyscope.errors import InputError, TrainingError
-from copyscope.files import sync
+from copyscope.files import sync, write_bytes, write_json, write_table
 from copyscope.imaging import images
 from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
 from . import checkpoints
-from .data import SAMPLES, CaptionPolicy, Pictures, WeightedSampler, draw, said, stream
+from .data import Pictures, draw, said
+from .draws import SAMPLES, CaptionPolicy, WeightedSampler, stream
 
 if TYPE_CHECKING:
-    from .train import TrainRecipe
+    from copyscope.diffusion.recipe import TrainRecipe
 
 SCHEMA = "copyscope.run/1"
 LOG_EVERY = 10
@@ -161,7 +162,7 @@ class Loop:
             if judged or (recipe.sample_every and done % recipe.sample_every == 0):
                 self._look(done, judged)
             if saves and self.accelerator.is_main_process:
-                checkpoints.write_table(pa.Table.from_pylist(self.rows, HISTORY), self.out / "history.parquet")
+                write_table(pa.Table.from_pylist(self.rows, HISTORY), self.out / "history.parquet")
                 checkpoints.write(
                     self.out / "checkpoints",
                     done,
@@ -271,7 +272,7 @@ class Loop:
             folder = self.out / "samples" / f"step-{step:08d}"
             with self._averaged():
                 made = self._samples(folder)
-            checkpoints.write_bytes(images.encode(_grid(made), "png"), folder.with_suffix(".png"))
+            write_bytes(images.encode(_grid(made), "png"), folder.with_suffix(".png"))
             if self.watch and judged:
                 seen = self.watch(folder, made.prompts, step)
                 found = torch.tensor([seen.value, seen.low, seen.high, seen.n], dtype=torch.float64)
@@ -323,7 +324,7 @@ class Loop:
             "loss": last["loss"],
             "replication": last.get("replication"),
         }
-        checkpoints.write_json(summary, self.out / "summary.json")
+        write_json(summary, self.out / "summary.json")
 
 
 def _grid(made: Corpus) -> images.Image:

@@ -7,7 +7,6 @@ random takes a numpy Generator, and every scene of a world has one of its own.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.data.sidecars import write_metadata
+from copyscope.imaging import images
 from copyscope.imaging.images import Image
-
-from .imaging import images
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -186,12 +185,6 @@ class _Folder:
 
     def close(self) -> None:
         write_metadata(self.path, self.rows)
-
-
-def write_metadata(folder: Path, rows: Sequence[dict[str, object]]) -> None:
-    """`metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
 def alter(image: Image, kind: str, rng: np.random.Generator, *, background: Image | None = None) -> Image:

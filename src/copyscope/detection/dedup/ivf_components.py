@@ -1,0 +1,111 @@
+"""Components of near-duplicates among very many rows, through an IVF index, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.detection.search.exact import NOTHING, Nearest
+from copyscope.detection.search.ivf import Cells
+from copyscope.engine import Engine, open_engine
+from copyscope.files import replace_file, sweep, told
+from copyscope.machine import Progress, cores, locked, room
+
+from .near_pairs import LOT, PIECE, Closest, Exact, Labels, begin, go_through
+
+
+def ivf_components(
+    cells: Cells,
+    threshold: float,
+    *,
+    k: int = 0,
+    floor: float = 1.0,
+    workers: int | None = None,
+    engine: Engine | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.int64], Nearest]:
+    """Connected components [n] by the pairs that the cells find, and the k other rows nearest to each row.
+
+    Of those, only what reaches `floor`, and where several rows have the very same vector only the first of them has any
+    and is any. Goes on where a killed process was; what is done is kept beside the cells. engine: who goes through
+    them; its machines share the folder of the cells.
+    """
+    n, dim = cells.halves.shape
+    kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
+    engine = open_engine(engine) if engine is not None else None
+    with told(cells.folder), locked(kept.with_suffix(".lock")):
+        sweep(kept)
+        labels, closest, done = _begun(kept, cells, k, floor)
+        size = _stretch(n, dim, engine, workers or cores())
+        spans = [(start, min(start + size, n)) for start in range(done, n, size)]
+
+        def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+            vectors = (cells.vectors[cells.rows[places]] for places in (one, other))
+            return np.asarray(np.einsum("ed,ed->e", *vectors) >= threshold)
+
+        for stop in _done(cells, spans, threshold, labels, closest, exact, workers, engine):
+            arrays = {"label": labels.settle(), "place": closest.place, "score": closest.score, "done": stop}
+            replace_file(kept, functools.partial(_save, arrays=arrays))
+            if progress:
+                progress("duplicates", stop, n)
+    index, score = np.full((n, k), -1, np.int64), np.full((n, k), NOTHING, np.float32)
+    index[cells.rows] = np.where(closest.place >= 0, cells.rows[closest.place], -1)
+    score[cells.rows] = closest.score
+    return labels.now, Nearest(index, score)
+
+
+def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
+    """How many places make a stretch that memory holds; by an engine, each of the tasks of one machine has one."""
+    # Of all places: what merging labels takes for a while, and in another process the labels and the cells. Of each
+    # thread: a lot of rows, and scores.
+    places, a_thread = (24 if engine is None else 65) * n, LOT * dim * 6 + 8 * PIECE**2 * 2
+    tasks = 1 if engine is None else max(1, cores() // engine.threads)
+    threads = workers if engine is None else tasks * engine.threads
+    return max(LOT, room(tasks * places + threads * a_thread) // tasks // (4 * dim))
+
+
+def _done(
+    cells: Cells,
+    spans: list[tuple[int, int]],
+    threshold: float,
+    labels: Labels,
+    closest: Closest,
+    exact: Exact,
+    workers: int | None,
+    engine: Engine | None,
+) -> Iterator[int]:
+    """The end of each of the stretches `spans` of places, when its pairs are joined."""
+    if engine is not None:
+        from .distributed import Asked, by_engine
+
+        asked = Asked(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
+        yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)
+        return
+    for start, stop in spans:
+        go_through(cells, start, stop, threshold, labels, closest, exact, workers)
+        yield stop
+
+
+def _begun(kept: Path, cells: Cells, k: int, floor: float) -> tuple[Labels, Closest, int]:
+    """What is known so far: labels, the closest, and how many places were gone through. Of a file that is not whole,
+    nothing is."""
+    if kept.is_file():
+        with (
+            contextlib.suppress(ValueError, EOFError, KeyError, zipfile.BadZipFile),
+            kept.open("rb") as file,
+            np.load(file) as found,
+        ):
+            return Labels(found["label"]), Closest(floor, found["place"], found["score"]), int(found["done"])
+    return *begin(cells, k, floor), 0
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,93 @@
+"""Compute one thing of every image of a corpus: cached by content, resumable at any moment."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copyscope.data.corpus import Corpus
+from copyscope.engine import Engine, open_engine
+from copyscope.errors import CopyscopeError
+from copyscope.files import told
+from copyscope.machine import Progress, cores
+
+from .cache import ContentStore, Rotten
+from .fill import Work, fill
+from .image_status import Ledger
+
+LOT = 1_000_000
+
+
+def compute(
+    corpus: Corpus,
+    work: Work,
+    *,
+    rows: NDArray[np.intp] | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    engine: Engine | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Corpus, NDArray[np.intp], NDArray[Any]]:
+    """`work` on the given rows (None = all): the corpus with its columns filled, the readable rows [n], values [n dim].
+
+    Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256
+    the corpus already carries are not even read. With an engine, the work must be what can be pickled.
+    """
+    store = work.store(cache)
+    chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
+    ledger = Ledger(corpus)
+    missing = chosen[(ledger.places(store, chosen) < 0) & ~ledger.failed(chosen)]
+    while True:
+        if len(missing):
+            _make(corpus, missing, work, store, ledger, workers, engine, progress)
+        good = chosen[~ledger.failed(chosen)]
+        store.refresh()
+        found = ledger.places(store, good)
+        if (found < 0).any():
+            raise CopyscopeError(f"The cache {store.folder} was cleared while it was in use.\nRun the command again")
+        missing = good[:0]
+        try:
+            values = store.values(found)
+            break
+        except FileNotFoundError:  # another process compacted the store just now: look again
+            continue
+        except Rotten as rotten:
+            with told(store.folder):
+                store.mend(rotten.rows)
+            missing = good[ledger.places(store, good) < 0]
+    ledger.widths[good], ledger.heights[good] = store.sizes(found)
+    return ledger.filled(), good, values
+
+
+def _make(
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    work: Work,
+    store: ContentStore,
+    ledger: Ledger,
+    workers: int | None,
+    engine: Engine | str | None,
+    progress: Progress | None,
+) -> None:
+    """Read `rows` and put into the store what it lacks."""
+    if engine is None:
+        for start in range(0, len(rows), LOT):
+            onward = functools.partial(_onward, progress, start, len(rows)) if progress else None
+            fill(corpus, rows[start : start + LOT], work, store, ledger, workers or cores(), onward)
+            # What the store has need not be remembered.
+            store.refresh()
+    else:
+        from .batches import fill_by  # which is made of what is here
+
+        fill_by(open_engine(engine), corpus, rows, work, store, ledger, progress)
+    with told(store.folder):
+        store.compact()
+
+
+def _onward(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:
+    """Progress of one lot of rows, as that of all."""
+    progress(label, before + done, total)

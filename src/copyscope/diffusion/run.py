@@ -1,0 +1,63 @@
+"""Run: a finished training on disk, its recipe, model and history."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from copyscope import parts, recipes
+from copyscope.data.parquet_pages import read_table
+from copyscope.documents import read_json
+from copyscope.errors import InputError
+from copyscope.files import whole
+from copyscope.trust import check_specs
+
+from .models import Trainable
+from .recipe import TrainRecipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished training: its folder and its recipe. `summary`: steps, seconds, n, n_missing, replication, ..."""
+
+    folder: Path
+    recipe: TrainRecipe
+    summary: dict[str, Any]
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str], *, trust_parts: bool = False) -> Run:
+        """The finished run in a folder. Raises InputError if there is none.
+
+        trust_parts: load the model that its recipe names, whatever it is; else PartError is raised where that is no
+        model of the shelf, since loading it would run code of whoever made the run.
+        """
+        folder = Path(folder)
+        if not all((folder / name).exists() for name in ("summary.json", "recipe.json")):
+            raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train")
+        summary, saved = read_json(folder / "summary.json"), read_json(folder / "recipe.json")
+        with whole(folder / "recipe.json"):
+            recipe = recipes.from_dict(TrainRecipe, saved["recipe"])
+        if not trust_parts:
+            check_specs({"model": recipe.model}, f"The run {folder}")
+        return Run(folder, recipe, summary)
+
+    @functools.cached_property
+    def model(self) -> Trainable:
+        """The trained model, with the averaged weights if there are such."""
+        model: Trainable = parts.load("models", self.recipe.model)
+        return model.with_weights(self.folder / "model")
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """The training images as they were drawn: `id`, `captions`, `weight`, `duplicated`, `duplication`, `error`."""
+        return read_table(self.folder / "train.parquet")
+
+    @property
+    def history(self) -> pa.Table:
+        """`step, loss, learning_rate, images_per_second`; `replication`, its `_low`, `_high`, `_n` where watched."""
+        return read_table(self.folder / "history.parquet")
