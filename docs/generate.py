@@ -5,6 +5,7 @@ tests/test_docs.py fails when one of them is not what this would write.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import inspect
@@ -17,6 +18,7 @@ from typing import Any
 import typer.main
 from typer.testing import CliRunner
 
+import copyscope
 from copyscope import parts
 from copyscope.cli import main
 from copyscope.detection.embedding.protocols import PROTOCOLS
@@ -503,8 +505,41 @@ def growth_drawing() -> str:
     return _own_file(_beside("growth_page").drawing(_results("benchmark-growth")))
 
 
+def tree() -> list[str]:
+    """The modules of the package with the first sentence of each."""
+    lines = ["```text", "src/copyscope/"]
+
+    def add(folder: Path, indent: str) -> None:
+        files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        folders = sorted(path.parent for path in folder.glob("*/__init__.py"))
+        every = [*files, *folders]
+        for path in every:
+            last = path == every[-1]
+            name = f"{indent}{'└' if last else '├'}── {path.name}{'/' if path.is_dir() else ''}"
+            source = path / "__init__.py" if path.is_dir() else path
+            lines.append(f"{name:<44} {_first_line(source)}")
+            if path.is_dir():
+                add(path, f"{indent}{' ' if last else '│'}   ")
+
+    add(Path(copyscope.__file__).parent, "")
+    return [*lines, "```"]
+
+
+def _first_line(source: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def architecture_page() -> str:
+    """docs/architecture.md with the tree of modules."""
+    text = (Path(__file__).parent / "architecture.md").read_text(encoding="utf-8")
+    return _with_table(text, "tree", tree())
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "../README.md": readme_page,
+    "architecture.md": architecture_page,
     "cli.md": cli_page,
     "growth.svg": growth_drawing,
     "index.md": index_page,

@@ -362,21 +362,6 @@ def test_the_check_of_links_sees_broken_ones(tmp_path):
     assert list(broken_links(tmp_path / "here.md")) == ["gone.md", "here.md#three", "no.png"]
 
 
-def test_the_tree_in_architecture_md_is_that_of_the_package():
-    tree = next(content for _, content in blocks((ROOT / "docs" / "architecture.md").read_text()) if "├──" in content)
-    folders, named = {}, []
-    for line in tree.splitlines():
-        if found := re.match(r"([│ ]*)[├└]── (\S+) +(\S.*)?$", line):
-            depth = len(found[1]) // 4
-            assert found[3], f"{found[2]} has no line of its own"
-            if found[2].endswith("/"):
-                folders[depth] = found[2]
-            else:
-                named.append("".join(folders[level] for level in range(depth)) + found[2])
-    modules = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")]
-    assert sorted(named) == sorted(modules)
-
-
 def test_the_readme_says_how_to_see_it_work_and_how_to_test_it():
     text = README.read_text()
     assert "make demo" in text

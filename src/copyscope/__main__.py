@@ -1,4 +1,4 @@
-"""`python -m copyscope`."""
+"""Run the command line as `python -m copyscope`."""
 
 from copyscope.cli.main import main
 

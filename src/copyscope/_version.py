@@ -1,3 +1,3 @@
-"""The version of Copyscope: the one place that states it."""
+"""Version of the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What the command line shows: results on stdout, progress and notes on stderr.
+"""Terminal output: tables, JSON, progress bar, notes; control characters are removed.
 
 Names, captions and messages come from outside and may hold what drives a terminal. `shield` puts a stream that spells
 control characters out in the place of stdout and stderr, so that whatever writes there is covered; rich, whose colours

@@ -1,4 +1,4 @@
-"""The demo: train the small model on real captioned pictures, let it make images, and see which of them are copies.
+"""The demo: train a small model on real captioned pictures, generate images, audit them.
 
 Everything is fresh: the pictures come from `copyscope fetch fluent-emoji`, the model is trained from nothing, the
 images are its own. Half of the prompts are captions it was trained on, the others captions it never saw.

@@ -1,4 +1,4 @@
-"""What is installed, what can be used, and what each missing piece would need."""
+"""`doctor`: what is installed, what works, and what each missing piece needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON and TOML of anybody, read within bounds of size, depth, values and digits: the one place that parses them.
+"""Parse JSON and TOML from untrusted sources: size, depth, values and digits are bounded.
 
 What is beyond a bound, or no JSON or TOML, raises ValueError with a short reason, whatever the parser raised; callers
 make a row's `error` or an InputError of it, as `read_json` does. A document within the bounds needs less than 1.5 GiB

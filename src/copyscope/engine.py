@@ -1,4 +1,4 @@
-"""Engines: who does many tasks that need nothing of each other, the processes of this machine or a Ray cluster.
+"""Engines: run many independent tasks in processes or on a Ray cluster.
 
 `open_engine("ray(address='auto')")` parses the spec as those of parts are. A worker that dies costs what it was doing,
 which is done again elsewhere; what cannot be done is handed back as `Lost`, with the reason, and stops nothing else.

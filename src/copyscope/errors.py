@@ -1,4 +1,4 @@
-"""Every exception Copyscope raises on purpose.
+"""Exceptions that Copyscope raises on purpose.
 
     CopyscopeError
     ├── InputError       a path, folder, table or option that cannot be used as given

@@ -1,4 +1,4 @@
-"""Files of ours that are there whole or not at all, and what to say where they cannot be written."""
+"""Atomic, synced file writes; the cache folder; messages where a file cannot be written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""This machine and the person before it: processors and memory a run may use, locks, how a long step tells its
-progress."""
+"""Cores, memory budget, file locks and progress callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of models that others made: refused where they hold code, or ask for classes from outside the libraries.
+"""Check model folders of others: refuse those with code or foreign classes.
 
 diffusers and transformers load weights and settings by names that stand in JSON files. Older versions of diffusers run
 the `.py` files that `model_index.json` names, and import whatever package it names for a component.

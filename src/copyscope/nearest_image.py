@@ -1,4 +1,4 @@
-"""The training image most like a picture, for mitigations and guards that ask while an image is being made.
+"""Nearest training image of a picture in the making, for mitigations and guards.
 
 `diffusion` knows nothing of descriptors, `copying` nothing of models: here a callable is made of the one for the other.
 """

@@ -1,4 +1,4 @@
-"""Parts: interchangeable one-file classes on a shelf, named by text.
+"""Part registry: classes in shelf folders, named by specs such as `pdq` or `sscd(size=288)`.
 
 `load("descriptors", "sscd(size=224)")` parses the spec with `ast` (literals only), imports the file `sscd.py` of that
 shelf and calls the one public class defined there. `str(part)` gives back the shortest spec that rebuilds it, so that a

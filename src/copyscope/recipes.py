@@ -1,4 +1,4 @@
-"""Recipes: frozen dataclasses that say how something was made <-> plain values <-> TOML and JSON.
+"""Recipes: frozen dataclasses to and from plain values, TOML and JSON, with provenance.
 
 A recipe's fields are plain (text, numbers, booleans, tuples or a dict of these); its `__post_init__` checks the values,
 this module names and types. Defaults are in the dataclass and nowhere else.

@@ -1,4 +1,4 @@
-"""Every number with its interval: estimates, conformal p-values, false discovery rate, corrected rates, bootstrap."""
+"""Statistics: Estimate with interval, conformal p-values, FDR, corrected rates, bootstrap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs that a file asks for: names on the shelves with plain values, unless whoever calls trusts the file.
+"""Refuse specs from files that would import or load code, unless the caller trusts them.
 
 An index, a run, an experiment, a recipe or thresholds may come from a stranger. A dotted spec imports a module and
 weights by path may be TorchScript; both are code. So they are loaded where the user typed them in this call or said

@@ -1,4 +1,4 @@
-"""The audit command, and the gate that a release passes or not."""
+"""Command `audit`, and the release gate `--fail-over`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that look at images: audit, lint, embed, duplicates."""
+"""Commands `lint`, `embed` and `duplicates`."""
 
 from __future__ import annotations
 

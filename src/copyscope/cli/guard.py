@@ -1,4 +1,4 @@
-"""Commands that watch images in the making: guard."""
+"""Command `guard`: thresholds for signals, and the report of a guard's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: one command a verb. Parses, calls, prints; results on stdout, progress and errors on stderr.
+"""Entry point of the command line: registers all commands; results on stdout, progress and errors on stderr.
 
 Here are the entry and the commands about Copyscope itself; the audit is in cli_auditing.py, the others that look at
 images in cli_looking.py, those that look them up in cli_searching.py, those that make data, models and images in

@@ -1,4 +1,4 @@
-"""Commands that make data, models and images: curate, train, generate, experiment."""
+"""Commands `curate`, `train`, `generate` and `experiment`."""
 
 from __future__ import annotations
 

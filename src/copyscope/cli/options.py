@@ -1,4 +1,4 @@
-"""Options that several commands share, exit codes, and what is checked before and after the work."""
+"""Options that several commands share, exit codes, and checks of input and output paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that look images up in others: match, index."""
+"""Commands `match` and `index`."""
 
 from __future__ import annotations
 

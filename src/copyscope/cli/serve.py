@@ -1,4 +1,4 @@
-"""The command that keeps running and answers others: serve."""
+"""Command `serve`."""
 
 from __future__ import annotations
 

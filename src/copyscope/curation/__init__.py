@@ -1,1 +1,1 @@
-"""Change a corpus: edit captions, plant or down-weight images, and write it out again."""
+"""Change a corpus (captions, weights, subsets) and export it."""

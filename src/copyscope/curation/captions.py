@@ -1,4 +1,4 @@
-"""Captions: the text each image is trained with under a conditioning style, and other words for the same caption.
+"""Captions by conditioning style, and word-level edits of captions.
 
 Every function that draws at random takes a numpy Generator, or a seed that it makes its own from.
 """

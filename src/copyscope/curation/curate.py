@@ -1,4 +1,4 @@
-"""Corpus -> corpus: plant duplicates, add captions, drop or down-weight near-duplicates, take a subset.
+"""Corpus edits: plant duplicates, add captions, down-weight or drop images, take a subset.
 
 Nothing here decides by position: the same seed chooses the same images in any order of the rows.
 """

@@ -1,4 +1,4 @@
-"""A corpus written to disk for anyone's trainer: a Hugging Face imagefolder, Parquet with image bytes, WebDataset tars.
+"""Export a corpus as a Hugging Face imagefolder, Parquet or WebDataset tars.
 
 Image files are copied byte for byte, and `Corpus.open` reads back what was written.
 """

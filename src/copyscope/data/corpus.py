@@ -1,4 +1,4 @@
-"""Corpus: one row per image, and where the images live. Training sets and generated sets are the same type."""
+"""Corpus: a table with one row an image, and access to the image bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layouts on disk that `Corpus.open` recognises, each turned into one table of rows. See `docs/corpora.md`."""
+"""Detect the layout of a path (folder, Parquet, tars, tables) and read its rows. See `docs/corpora.md`."""
 
 from __future__ import annotations
 

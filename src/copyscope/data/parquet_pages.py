@@ -1,4 +1,4 @@
-"""What the columns of a Parquet file decompress to, from its metadata and the headers of its pages.
+"""Bound the memory of reading Parquet: decompressed sizes from metadata and page headers.
 
 Arrow makes room for what a page's header claims before it has read the page, and a page of repeats is expanded to what
 they are repeats of: a file of some KB may ask for any amount of memory. So headers are read first (they are Thrift in

@@ -1,4 +1,4 @@
-"""Removal lists (opt-outs): images that shall not be used, named by id, sha256, URL or key, are left out."""
+"""Removal lists (opt-outs): leave out images named by id, sha256, URL or key."""
 
 from __future__ import annotations
 

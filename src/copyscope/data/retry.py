@@ -1,4 +1,4 @@
-"""Asking again: after which errors of a file system that is not local, how often, and for how long."""
+"""Retry policy for remote file systems: which errors are transient, how often to try again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images inside bigger files: Parquet with image bytes, and WebDataset tars as img2dataset writes them.
+"""Read images inside Parquet files and WebDataset tars.
 
 `index_*` reads names, captions and offsets of a shard, no pixels. A locator inside a shard is the shard's path with
 `#row=N` (Parquet) or `#bytes=OFFSET+SIZE` (tar) appended. Images are read in pieces, of which a shard has many: row

@@ -1,4 +1,4 @@
-"""What is written about the images of a folder: Hugging Face metadata, a captions JSON, text files beside images."""
+"""Metadata beside images: Hugging Face metadata, captions JSON, text files; and writing `metadata.jsonl`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files by path or URL, through fsspec: one code for a local disk, a zip, memory, an object store.
+"""File access by path or URL through fsspec: local disk, zip, memory, object stores.
 
 A path here is the file system's own (`/data/a.jpg`, `bucket/a.jpg`); `connect` makes one from what the user typed.
 What is not local is asked again where that may help (`Patience`), an object store many things at once (`ahead`).

@@ -1,4 +1,4 @@
-"""Rows of a corpus in the making: what every layout puts its images into, and how captions and columns are named."""
+"""Build the table of a corpus; names of its columns and of caption columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members of a tar, header by header, without believing what a header says; for shards.py alone.
+"""Parse tar headers defensively: sizes and types are checked before they are used.
 
 `tarfile` goes back and forth by the sizes that headers claim: one of -512 made it read the same header for ever. Here
 every step goes forward, sizes are checked before they are used, and headers that extend others are bounded.

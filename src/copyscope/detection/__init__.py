@@ -1,1 +1,1 @@
-"""Tower 1: look at images. Is it a copy, of what, why. Never imports `copyscope.diffusion`."""
+"""Find copies: which generated images copy training images, why, and how sure that is."""

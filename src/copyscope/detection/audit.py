@@ -1,5 +1,4 @@
-"""The one call: generated images and the images a model was trained on -> how much it copies, which, why, what to
-do."""
+"""`audit`: compare generated images with training images; verdict, matches, causes, advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before training: what in a data set is likely to be copied."""
+"""`lint`: what in a training set is likely to be copied, before training."""
 
 from __future__ import annotations
 

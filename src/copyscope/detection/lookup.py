@@ -1,4 +1,4 @@
-"""Pictures looked up in an index, kept: their matches, and small pictures to see them by."""
+"""Lookup: pictures matched against an index, as a result to save and view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences about the images that were looked up: which is a copy of which, how many are, and what cannot be said."""
+"""Sentences about matches: which picture is a copy of which, and how many are."""
 
 from __future__ import annotations
 

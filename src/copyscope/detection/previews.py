@@ -1,4 +1,4 @@
-"""The small pictures that a report shows."""
+"""Preview images of a report."""
 
 from __future__ import annotations
 

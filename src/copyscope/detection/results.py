@@ -1,4 +1,4 @@
-"""A finished result as a folder: `report.html`, one Parquet file a table, `SHA256SUMS` and, last, `summary.json`."""
+"""Save and load a result folder: report, Parquet tables, checksums, `summary.json` last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copying while a model trains: samples of each checkpoint against the training set, with the calibrated verdict.
+"""Watch for copying during training: samples of each checkpoint, judged.
 
 `diffusion.train` makes the samples and knows nothing of copies; `copying` judges images and knows nothing of models.
 Here a callable is made of the one for the other.

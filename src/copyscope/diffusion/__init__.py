@@ -1,4 +1,4 @@
-"""Make images, and later make fewer copies: train, generate, and the parts for a training loop of your own.
+"""Train models, generate images, and mitigate copying. Never imports `copyscope.detection`.
 
 Public names load on first use: importing this package does not load torch. `train` and `generate` are modules here, and
 functions in `copyscope`.

@@ -1,4 +1,4 @@
-"""Mitigations in use: a recipe's specs, loaded, checked against the model, and sorted by door.
+"""Apply mitigations: load specs, check them against the model, call each at its hook.
 
 Random numbers come from streams of their own, so that a mitigation turned down to nothing leaves a training and an
 image as they were without it. In training they are of (seed, step, number of the part): one stream for all captions of

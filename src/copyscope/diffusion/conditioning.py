@@ -1,4 +1,4 @@
-"""Conditioning: what a denoiser is told of n images, as tensors."""
+"""Conditioning: text states that a denoiser is conditioned on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser's contract, and what it is told: D(x, sigma, conditioning) -> denoised.
+"""Denoiser contract D(x, sigma, conditioning), guidance, and the state of a sampling step.
 
 One parameterisation for every model (Karras et al. 2022): x = x0 + sigma * noise, sigma the noise level, D the model's
 estimate of x0. What a network really predicts (epsilon, v, x0, a velocity) and how its own time runs is known to the

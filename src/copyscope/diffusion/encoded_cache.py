@@ -1,4 +1,4 @@
-"""What models are told by captions and by images of another corpus: encoded once, then kept in memory."""
+"""In-memory cache of encoded captions and of latents of other images."""
 
 from __future__ import annotations
 

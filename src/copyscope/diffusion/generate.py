@@ -1,4 +1,4 @@
-"""Make images with a model: `generate(run, folder, recipe) -> Corpus`, which `audit` takes."""
+"""`generate`: sample images from a model into an imagefolder."""
 
 from __future__ import annotations
 

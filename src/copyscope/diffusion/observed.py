@@ -1,4 +1,4 @@
-"""Signals in use: specs -> signals, checked against the model, and what they see of a sampling."""
+"""Run signals while sampling: load specs, check them against the model, record scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TrainRecipe: how a model is trained, every value checked, and recipes by name."""
+"""TrainRecipe: how a model is trained, every value checked; presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run: a finished training on disk, its recipe, model and history."""
+"""Run: a finished training on disk: recipe, model, history."""
 
 from __future__ import annotations
 

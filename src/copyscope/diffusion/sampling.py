@@ -1,4 +1,4 @@
-"""Noise levels, noise, and samplers, as pure functions: from the highest noise level down to an image.
+"""Noise schedules, seeded noise and samplers, as pure functions.
 
 Every number of an image comes from operations on its own row, and its noise from its own seed, so that who else is in
 the batch changes nothing, as long as the denoiser keeps to that too (`generate` sees to it).

@@ -1,4 +1,4 @@
-"""Lines above which a score of a signal is flagged: drawn by ordinary prompts at a chosen false-positive rate."""
+"""Thresholds of signals at a false-positive rate, fitted on ordinary prompts."""
 
 from __future__ import annotations
 

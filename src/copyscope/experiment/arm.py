@@ -1,4 +1,4 @@
-"""One arm of an experiment: its training, the images it makes, their audits -> its estimates.
+"""Run one arm of an experiment: train, generate, audit, estimate.
 
 An arm is asked for images in two scenarios: of training captions, where copying shows, and, if the recipe says so, of
 the captions of held-out images, where a mitigation shows what it costs those who ask for something else.

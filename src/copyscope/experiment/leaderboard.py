@@ -1,4 +1,4 @@
-"""The arms of an experiment ranked: how much less each copies than the plain model, and what that costs.
+"""Rank mitigations: copies removed against image quality lost.
 
 Pure functions of the rows of an experiment's summary. An arm's seeds become one row.
 """

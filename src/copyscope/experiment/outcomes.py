@@ -1,4 +1,4 @@
-"""What came of the arms of an experiment: one row an image, rates of an arm, paired differences between arms.
+"""Outcomes per image, rates per arm, paired differences between arms.
 
 Arms of one seed are given the same prompts' images and the same noise, so they are compared image by image. Pure
 functions of tables; every number is an Estimate.

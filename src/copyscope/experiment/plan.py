@@ -1,4 +1,4 @@
-"""A TOML file -> the arms of an experiment, every value checked before anything runs.
+"""Parse an experiment file into arms; every value is checked before anything runs.
 
 `[data]` holds the values of `prepare.DataRecipe`, `[train]`, `[sample]` and `[audit]` those of their recipes, `[grid]`
 lists under keys such as "train.duplication"; `seeds` are of training and sampling. `arms` lists tables of such keys

@@ -1,4 +1,4 @@
-"""The images of an experiment: a training set and held-out images of one corpus, at the model's resolution.
+"""Prepare the data of an experiment: training and held-out images at the model's resolution.
 
 A collection made as a family (emoji, icons, products) is full of look-alikes, and then nobody can say whether a model
 copied an image or its sister. So the images can be thinned until no two are more alike than a bar, and the held-out

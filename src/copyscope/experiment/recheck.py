@@ -1,4 +1,4 @@
-"""Recheck of a mitigated arm: are the copies it no longer makes gone, or only a try away?
+"""Robustness check of a mitigation: are copies gone, or only harder to get?
 
 For prompts whose image the first listed arm copied and another arm did not, that arm, mitigations and all, is asked
 again in three ways: with other noise, in other words, and with noise on the prompt's embedding. **Several tries raise

@@ -1,4 +1,4 @@
-"""A grid of recipes -> trained models, their images, audits of these -> one table and one report. Run again = resume.
+"""`experiment`: run all arms, collect results, resumable.
 
 The arms are those of `plan`, and `arms` runs one. Trainings are in `OUT/runs/`, where arms that differ in sampling only
 share one. Each arm has a folder `OUT/arms/SLUG/`, with what it made and its audits, and its `arm.json` is written last:

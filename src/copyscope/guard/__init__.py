@@ -1,1 +1,1 @@
-"""Wrap whatever makes images so that it hands out no copy."""
+"""Guard: wrap a pipeline, model or function so that it returns no copies."""

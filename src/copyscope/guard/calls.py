@@ -1,5 +1,4 @@
-"""A call that makes images, and whose images can each be made again: of a diffusers pipeline, of a model or a run of
-ours, or of a plain function.
+"""Base of generation calls: generate, regenerate some images, build the output.
 
 It knows nothing of what is wrong with an image; whoever does (the guard) says which rows, with which mitigations.
 """

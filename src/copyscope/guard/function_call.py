@@ -1,4 +1,4 @@
-"""Calls of any function of prompts that gives images."""
+"""Generation calls of any function of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline, or any function that makes images, that no longer hands out copies of an index's images.
+"""Guard: check each generated image against an index; retry, mitigate, blank or refuse copies.
 
     guard = copyscope.Guard("train.index", log="guard.jsonl")
     images = guard(pipe)("a red fox", num_inference_steps=30).images

@@ -1,4 +1,4 @@
-"""Which kind of call a pipeline, a model, a run or a function makes."""
+"""Choose the kind of generation call for a pipeline, model, run or function."""
 
 from __future__ import annotations
 

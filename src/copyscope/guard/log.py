@@ -1,4 +1,4 @@
-"""The log of a guard: a record a decision, read back, and summed up for a report."""
+"""Log of a guard's decisions, and its summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of a model, or of the model of a run, of ours."""
+"""Generation calls of a model or a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image of any library, as a call returned it -> the pixels to look up, and a copy that may be handed out.
+"""Convert images of any library to the pixels to look up, and to a copy to hand out.
 
 A guard is fooled where it looks up something else than what a person sees later: a channels-first array read as rows,
 floats from -1 to 1 cut at 0, colours under an alpha of 0, the second frame of a GIF. So a form is read only where it is

@@ -1,4 +1,4 @@
-"""Calls of a diffusers pipeline."""
+"""Generation calls of a diffusers pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call that makes images returned: the images in it, and the like with other images.
+"""Find the images in what a call returned, and replace them.
 
 Only forms whose whole content is known are read: what comes back beside the images (flags, seeds, the prompt) must be
 too little to hold a picture, since nobody looks it up.

@@ -1,4 +1,4 @@
-"""Grey of more than 8 bits, integers or floats, as Pillow loads it -> uint8 [h w 3]; for rgb.py alone."""
+"""Convert greyscale of more than 8 bits to uint8 RGB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Width and height that the header of an image states, before any of its pixels is decoded."""
+"""Read width and height from an image header, before decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The only place that decodes, resizes or writes images: path or bytes -> uint8 [h w 3], RGB, 0..255.
+"""Decode, resize, encode: the only module that does; bytes -> uint8 [h w 3] RGB.
 
 How every kind of image becomes RGB is part of what a number means, so it is fixed here and told in `docs/corpora.md`:
 EXIF orientation is applied, transparency is composited over white (a white drawing over black), 16-bit and deeper grey

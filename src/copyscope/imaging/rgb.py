@@ -1,4 +1,4 @@
-"""A loaded picture of any mode of Pillow -> RGB, uint8 [h w 3], over both backgrounds if needed; for images.py alone.
+"""Convert Pillow images of any mode to RGB, over several backgrounds if transparent.
 
 Strip by strip: whole copies in other modes would take several times the memory of the picture.
 """

@@ -1,4 +1,4 @@
-"""A result as one self-contained HTML page: of an audit, or of a lint; other results have a file of their own here.
+"""Render audit and lint results as one self-contained HTML page.
 
 `render(audit)` and `render_lint(lint)` are pure functions: the same result gives the same bytes. A page loads nothing
 and sends nothing (its Content-Security-Policy forbids both), and shows whatever the user's data holds as text.

@@ -1,4 +1,4 @@
-"""The page of an experiment: a table of arms, their rates drawn, paired differences, curves, and sheets of samples."""
+"""HTML page of an experiment: arms, rates, paired differences, samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a guard's log: rates, what each rung of the ladder saved, and the tries that were no plain delivery."""
+"""HTML page of a guard's log."""
 
 from __future__ import annotations
 

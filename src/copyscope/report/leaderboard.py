@@ -1,4 +1,4 @@
-"""The leaderboard of mitigations: copying against cost as one drawing, and the columns of its table."""
+"""Leaderboard page: copying against cost, as a chart and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a look-up in an index: each picture beside its matches, with the part that a match fills as a box."""
+"""HTML page of a lookup: each picture beside its matches, with boxes."""
 
 from __future__ import annotations
 

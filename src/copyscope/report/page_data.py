@@ -1,4 +1,4 @@
-"""The audit's tables as compact JSON for the page's script: columns, short numbers, previews shared and bounded.
+"""Tables of a result as compact JSON for the page's script.
 
 The script only ever puts these values into the page as text, and `embed` keeps them from closing their element.
 """

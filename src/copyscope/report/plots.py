@@ -1,4 +1,4 @@
-"""The report's drawings: plain numbers in, an inline `<svg>` out, or an empty string where there is nothing to draw.
+"""Charts of a report as inline SVG.
 
 Figures are built without pyplot, so that no global state of matplotlib is touched but the style set while drawing.
 A series differs from the others by line pattern and mark as well as by colour.

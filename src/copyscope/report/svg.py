@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that belongs to the page: text stays text, colours follow the theme, ids never clash.
+"""Convert a matplotlib figure to themed inline SVG.
 
 Placeholder colours become CSS classes (`fill-baseline`, `stroke-ink`), so light and dark need one drawing. All other
 style becomes attributes, because the page's Content-Security-Policy allows no inline style.

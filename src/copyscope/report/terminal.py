@@ -1,4 +1,4 @@
-"""Results as people see them in a terminal and in a notebook."""
+"""Results in a terminal and in a notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the page says things: numbers as text, and every technical word in plain words.
+"""Words of the report: numbers as text, technical terms explained.
 
 Wording follows the field's glossary: a caption belongs to a training image, a prompt to a generated one.
 """

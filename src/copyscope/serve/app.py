@@ -1,4 +1,4 @@
-"""An index over HTTP: an image in, the verdict and its matches out, for services in other languages.
+"""HTTP service: an image in, verdict and matches out.
 
 Nothing a client sends may take it down: bodies, pixels, time and the number of requests under way are bounded, images
 are decoded by images.py alone, and the work is done in threads beside the event loop.

@@ -1,4 +1,4 @@
-"""What an index says of one image that came as bytes: the answer of the service."""
+"""Check one uploaded image against an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of the service: each bounded in time before its request is known, all in number, their log in lines."""
+"""Connection limits and timeouts of the service, bounded logs."""
 
 from __future__ import annotations
 

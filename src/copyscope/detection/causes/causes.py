@@ -1,4 +1,4 @@
-"""Why the copied images were copied: what is known of each training image, findings over all, and a risk card each."""
+"""Properties of training images (duplication, captions, complexity) and risk cards."""
 
 from __future__ import annotations
 

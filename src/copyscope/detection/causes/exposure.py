@@ -1,4 +1,4 @@
-"""How often each near-duplicate group was asked for: generated images whose prompt is a caption of the group.
+"""Exposure: how often the captions of a near-duplicate group were used as prompts.
 
 A group of five images under five captions that were each a prompt once had five chances of being copied, an image that
 stands alone one. Duplication and exposure can be told apart only where the prompts are known to be training captions.

@@ -1,4 +1,4 @@
-"""Why these images: what goes with copying, what stays when causes are weighed together, and what to do an image."""
+"""Findings: association of properties with copying, a joint regression, and advice per image."""
 
 from __future__ import annotations
 

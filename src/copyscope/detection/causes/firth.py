@@ -1,4 +1,4 @@
-"""Firth's logistic regression: odds ratios that stay finite when few are copied, or when a cause separates them all."""
+"""Firth's penalised logistic regression: odds ratios that stay finite with few or separated cases."""
 
 from __future__ import annotations
 

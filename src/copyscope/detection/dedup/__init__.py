@@ -1,1 +1,1 @@
-"""Near-duplicate groups of a training set, by pictures and by captions."""
+"""Near-duplicate groups of a training set, by pixels and by captions."""

@@ -1,4 +1,4 @@
-"""Transparent training images over other backgrounds too: a model may have been shown any.
+"""Transparent training images, composited over several backgrounds as additional rows.
 
 Whoever prepares images for training composites them over white or over black, or drops the transparency, and the
 colours that lay under it are seen. Over white alone a copy of the picture over black is another picture to any

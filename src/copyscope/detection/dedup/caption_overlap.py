@@ -1,4 +1,4 @@
-"""Which images of a corpus share a caption, or nearly share one."""
+"""Images that share a caption, or nearly share one (MinHash)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Which images share a caption with some of very many: the captions of all are gone through once, those of some are
-held.
+"""Caption overlap between a sample and a very large set, in one pass over its captions.
 
 As `sharing` counts, for the images that are asked about. Rows become classes: what matters of a caption that streams
 past is which of the held captions it equals, and which it nearly agrees with; and that depends on its words that a held

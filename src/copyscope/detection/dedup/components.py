@@ -1,4 +1,4 @@
-"""Connected components of the graph of near-duplicate pairs, by all pairs, in blocks of bounded memory."""
+"""Connected components of the near-duplicate graph by all pairs, in blocks of bounded memory."""
 
 from __future__ import annotations
 

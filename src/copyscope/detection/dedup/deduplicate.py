@@ -1,4 +1,4 @@
-"""Corpus -> the same without what repeats in it, and the list of what was dropped and why."""
+"""Drop near-duplicates from a corpus, with a list of what was dropped and why."""
 
 from __future__ import annotations
 

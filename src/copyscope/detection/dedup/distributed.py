@@ -1,4 +1,4 @@
-"""Near-duplicate pairs of an IVF index by an engine: each task goes through some of the cells, from their files."""
+"""Near-duplicate pairs of an IVF index, split over the workers of an engine."""
 
 from __future__ import annotations
 

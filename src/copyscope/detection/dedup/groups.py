@@ -1,4 +1,4 @@
-"""Near-duplicate groups of one corpus: which images are the same picture, and do their captions repeat with them."""
+"""Groups: near-duplicate groups of a corpus, and whether captions repeat with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components of near-duplicates among very many rows, through an IVF index, resumable."""
+"""Connected components among very many rows, through an IVF index; resumable."""
 
 from __future__ import annotations
 

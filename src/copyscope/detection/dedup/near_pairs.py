@@ -1,4 +1,4 @@
-"""Near-duplicate pairs among rows of an IVF index, and the components that they join."""
+"""Find near-duplicate pairs in part of an IVF index, and merge their labels."""
 
 from __future__ import annotations
 

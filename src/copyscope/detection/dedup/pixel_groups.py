@@ -1,4 +1,4 @@
-"""Groups of the descriptor -> groups of the same picture: an edge needs the pixels too.
+"""Refine descriptor groups by pixel comparison: an edge needs the same picture.
 
 Every member is compared with the centre of its group; what is not the same picture as that, with the nearest other two
 by the descriptor and by the looks of the whole. So a family of look-alikes costs at most five comparisons an image, and

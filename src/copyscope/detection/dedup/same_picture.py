@@ -1,4 +1,4 @@
-"""Pairs of images of a corpus -> which are the same picture by their pixels; what that needs is kept by content."""
+"""Decide by pixels which pairs of a corpus show the same picture; views are cached."""
 
 from __future__ import annotations
 

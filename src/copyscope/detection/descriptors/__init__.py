@@ -1,4 +1,4 @@
-"""Descriptors: functions from an image to a unit-length vector; the inner product of two says how alike the images are.
+"""Descriptors: functions from an image to a unit vector; the inner product of two is the similarity.
 
 One file a descriptor. A descriptor owns its preprocessing (resize, crop, normalisation), so its spec says all that
 moves its numbers.

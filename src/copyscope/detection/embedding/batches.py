@@ -1,4 +1,4 @@
-"""What an engine is given of a corpus: pieces of some hundred images, described by the same code as on one machine.
+"""Split a corpus into batches for an engine; a lost batch is split again, down to one image.
 
 A piece that cannot be done is cut smaller and tried again, down to one image: so an image that kills whoever decodes it
 costs its own row alone.

@@ -1,4 +1,4 @@
-"""What was computed of an image, kept by the image's content: the cache below `embed`, `verify` and the measures.
+"""Content-addressed cache: values of an image by the sha256 of its file.
 
 A store is a folder of shards, each two files: `NAME.values.npy` [n dim] and `NAME.keys.npy` (sha256, width, height,
 CRC-32 of these and of the values). Both are written under a temporary name and renamed, the keys last: a shard whose

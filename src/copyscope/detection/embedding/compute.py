@@ -1,4 +1,4 @@
-"""Compute one thing of every image of a corpus: cached by content, resumable at any moment."""
+"""Compute values of every image of a corpus: cached by content, resumable at any moment."""
 
 from __future__ import annotations
 

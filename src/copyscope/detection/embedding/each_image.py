@@ -1,4 +1,4 @@
-"""What a function makes of many images, where what it raises of one is the error of that one alone."""
+"""Run a function on many images; an exception on one becomes the error of that image."""
 
 from __future__ import annotations
 

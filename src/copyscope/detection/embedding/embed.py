@@ -1,4 +1,4 @@
-"""Corpus x Descriptor -> Embeddings, cached by content, resumable at any moment."""
+"""`embed`: descriptor vectors of a corpus."""
 
 from __future__ import annotations
 

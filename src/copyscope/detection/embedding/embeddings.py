@@ -1,4 +1,4 @@
-"""Embeddings: the descriptor vectors of a corpus, saved to a folder and loaded again."""
+"""Embeddings: the descriptor vectors of a corpus, saved and loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compute one thing of many images on this machine: decoded once, in batches, by threads."""
+"""Read, decode and describe images on this machine, in batches and threads."""
 
 from __future__ import annotations
 

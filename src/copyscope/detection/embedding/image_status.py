@@ -1,4 +1,4 @@
-"""What is known of each row of a corpus while its images are read: digests, sizes, errors."""
+"""Digests, sizes and errors of the rows of a corpus while images are read."""
 
 from __future__ import annotations
 

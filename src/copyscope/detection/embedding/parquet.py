@@ -1,4 +1,4 @@
-"""Embeddings as many Parquet files, in a folder or an object store, each written by the worker that described it.
+"""Embeddings as Parquet parts in a folder or object store, written by many workers.
 
 `part-DIGEST.parquet` has one row an image, the columns of the corpus and `vector`. DIGEST is of the rows, of the files
 they lie in and of the descriptor with its weights: what is there is not made again, so a job that was killed goes on,

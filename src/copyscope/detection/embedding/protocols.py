@@ -1,4 +1,4 @@
-"""Named protocols: a descriptor, its preprocessing and a threshold, under one name, so that numbers can be compared."""
+"""Named protocols: descriptor, preprocessing and thresholds under one name."""
 
 from __future__ import annotations
 

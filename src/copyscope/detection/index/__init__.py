@@ -1,1 +1,1 @@
-"""A training set on disk, in which a picture is looked up at once."""
+"""An index of a training set on disk, to look up single pictures."""

@@ -1,5 +1,4 @@
-"""What the p-values of an index rest on: scores of real images that are no copies, kept with what they were made of, so
-that they follow when images are added."""
+"""Calibration scores of an index: what its p-values rest on, kept up to date as rows are added."""
 
 from __future__ import annotations
 

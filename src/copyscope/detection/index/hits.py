@@ -1,4 +1,4 @@
-"""What an index answers of a picture: the training images it is like, those that are the picture itself first."""
+"""Hits: the answer of an index for one picture, with p-values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training set described once and kept on disk: one picture is then looked up in it at once, with a p-value.
+"""Index: build, add, remove, compact and look up.
 
 Descriptors, small pictures for the second look, ids and the calibration are all in the index: the images themselves are
 not needed again. Images are added and removed; readers go on meanwhile. How it lies on disk is told in index_files.py.

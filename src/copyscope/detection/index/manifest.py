@@ -1,4 +1,4 @@
-"""An index on disk: files that never change, and one manifest, replaced whole, that says which of them are the index.
+"""Files of an index: immutable segments and one manifest that is replaced atomically.
 
     index.json              the manifest, renamed into place last; it carries a digest of itself and of every file
     NAME.vectors.npy        [n d], float32, float16 or int8, as the manifest's `precision` says

@@ -1,5 +1,4 @@
-"""What an index says of its rows in words: ids, captions, digests. They stay on disk; a few rows, or one column in
-pieces, are read at a time, so that ten million cost no memory."""
+"""Ids, captions and digests of the rows of an index, read from disk on demand."""
 
 from __future__ import annotations
 

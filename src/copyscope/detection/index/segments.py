@@ -1,4 +1,4 @@
-"""The rows of an index: written as a segment of files, mapped as what is there now, merged into one."""
+"""Segments of an index: written, memory-mapped, merged."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Are two pictures the same, whole or in part: pixel comparison of the nearest candidates."""
+"""Compare the pixels of the nearest candidates: the same picture, whole or in part."""

@@ -1,4 +1,4 @@
-"""Which images of a corpus show nothing: one colour to within noise. They copy nothing; nothing is a copy of them."""
+"""Detect blank images: one colour to within noise."""
 
 from __future__ import annotations
 

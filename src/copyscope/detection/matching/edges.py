@@ -1,4 +1,4 @@
-"""A whole picture that is partly covered or recoloured: which training image has its edges, and how surely.
+"""Match edges: finds the source of pictures that are partly covered or recoloured.
 
 A descriptor has been taught to forgive changes of colour and small overlays, and still loses the source of a picture of
 which a fifth is covered; a correlation of pixels counts what lies in the cover. Edges whose strength is cut off count

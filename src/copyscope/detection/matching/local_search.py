@@ -1,4 +1,4 @@
-"""Looks x Rows -> which training images a picture, or a part of it, is like, by both scores of a match."""
+"""Candidates of an index for a picture and its windows, re-ranked by pixels."""
 
 from __future__ import annotations
 

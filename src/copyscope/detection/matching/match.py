@@ -1,4 +1,4 @@
-"""Which training images each image is nearest to: search, then a second look at the pixels of the best candidates."""
+"""`match`: nearest training images of each image, re-ranked by pixel comparison."""
 
 from __future__ import annotations
 

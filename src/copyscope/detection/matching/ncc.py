@@ -1,4 +1,4 @@
-"""The second look: an aligned pixel comparison of the candidates that the descriptor retrieved.
+"""Re-rank candidates by aligned pixel comparison (normalised cross-correlation, NCC).
 
 A descriptor forgives what makes two pictures of one kind look alike; pixels laid over each other do not. The score is
 the best normalised cross-correlation (template matching; Lewis 1995) of one picture, shrunk to several sizes, over

@@ -1,4 +1,4 @@
-"""Training images that are set into a part of a picture: sample grids, collages, insets.
+"""Find training images inside parts of pictures: sample grids, collages, insets.
 
 The index looks at nine windows of a picture, a run of the descriptor each; an audit looks at many more pictures, and so
 it looks by pixels first. Every training image, shrunk to SIDE x SIDE pixels, is laid over every place of the picture at

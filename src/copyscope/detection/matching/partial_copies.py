@@ -1,4 +1,4 @@
-"""The second look at a part: a training image, shrunk to several sizes, over every place of a picture.
+"""Locate a training image at several sizes and every place of a picture, with its box.
 
 The score is the best normalised cross-correlation, as in verify.py, and the box is where it is reached. There the whole
 is compared, or most of it; here what fills a sixth to a third of the picture.

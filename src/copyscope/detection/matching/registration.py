@@ -1,4 +1,4 @@
-"""Tell the same picture from the same motif: the worst difference of two pictures once they lie in register.
+"""Fine registration: tell the same picture from another picture of the same motif.
 
 Two artists who draw one symbol agree in what a descriptor sees and in the outline, so a template match is high too; so
 do two faces of one artist but for the mouth. A copy agrees everywhere. So a pair is brought into register to a fraction

@@ -1,4 +1,4 @@
-"""Normalised cross-correlation of small pictures: unit templates, the norms of all windows, the eight symmetries.
+"""NCC primitives: unit templates, window norms, spectra, the eight symmetries.
 
 Template matching by the fast Fourier transform and summed-area tables (Lewis 1995).
 """

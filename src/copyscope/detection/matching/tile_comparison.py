@@ -1,4 +1,4 @@
-"""Whether two pictures are the same picture, or only of the same kind: tiles of one laid over the other.
+"""Compare two pictures tile by tile: the same picture, or only the same kind.
 
 Pages of text, charts or drawings agree in the large and differ everywhere in the small, so a correlation of the whole
 says little, and a descriptor less. Here one picture is registered with the other (symmetry, crop, scale, shift) by

@@ -1,4 +1,4 @@
-"""Where a picture is light and dark, in few numbers: what a rough copy keeps when the descriptor no longer knows it.
+"""Tiny-image vectors (4 x 4 pixels) that find rough copies the descriptor misses.
 
 The inner product of two is the normalised cross-correlation of the second look (verify.py), of four by four pixels in
 one place. Many pictures that have nothing to do with one another agree so far: it names candidates, and proves nothing.

@@ -1,4 +1,4 @@
-"""A picture and the windows of it: what a copy that fills a part of a picture is found by."""
+"""Descriptors and thumbnails of a picture and of its windows (QueryFeatures)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures: what one training image is like, as one number: how complex its picture, how particular its caption.
+"""Measures: one number about a training image: complexity of the picture, uniqueness of the caption.
 
 They are the causes `explain` weighs against copying. One file a measure; `unit` says what the number counts. Picture
 measures look at DCR's complexity view (shorter side to 224, middle 224 x 224), so that images of any size compare.

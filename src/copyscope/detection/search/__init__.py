@@ -1,1 +1,1 @@
-"""Nearest vectors: exact, by an IVF index, by sign codes, or distributed."""
+"""Nearest-vector search: exact, IVF, sign codes, distributed."""

@@ -1,4 +1,4 @@
-"""The nearest of very many rows to a few queries: sign bits choose candidates, exact inner products rank them.
+"""Search many rows for few queries: sign codes prefilter, exact inner products rank.
 
 A code is the signs of a rotated vector. The share of bits in which two codes differ is the angle of the vectors over
 pi, with a standard deviation of at most 0.022 at 512 bits (Charikar 2002): at a million rows a similarity of 0.5 lies

@@ -1,4 +1,4 @@
-"""`search` by an engine: each task has a range of the references, and of all their answers the best are merged.
+"""Exact search split over the workers of an engine, answers merged.
 
 The answers are those of `search` to the bit, on processors of one kind: the blocks of its matrix products are the same.
 """

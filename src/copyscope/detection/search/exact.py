@@ -1,4 +1,4 @@
-"""Embeddings x Embeddings -> the k nearest: exact top-k inner product, blocked, over memory-mapped references."""
+"""Exact top-k inner-product search, blocked, over memory-mapped vectors."""
 
 from __future__ import annotations
 

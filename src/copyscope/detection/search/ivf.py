@@ -1,5 +1,4 @@
-"""The nearest of very many rows to many queries, without looking at all: rows lie in cells, and the cells whose centres
-are nearest to a query are searched.
+"""IVF (inverted file) search for more than a million rows, with measured recall.
 
 An inverted file (Jegou et al. 2011): centres by spherical k-means on a sample; every row in the cell of its nearest
 centre, in half precision, in the order of the cells, on disk; what is found is ranked again by the vectors themselves.

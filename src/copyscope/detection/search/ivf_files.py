@@ -1,4 +1,4 @@
-"""The files of cells: centres, and the rows in the order of the cells. See `cells.Cells` for what is in them.
+"""Files of an IVF index on disk, and its resumable construction.
 
 All are read and written from their beginning to their end, piece by piece: 10 million rows are 20 GB, and a disk that
 is asked here and there for a kilobyte gives a hundredth of what it could.

@@ -1,4 +1,4 @@
-"""Vectors of an index in fewer bytes: in half precision, or as bytes with a scale a row. What is read is float32 again.
+"""Vectors in half precision or int8, read back as float32.
 
 How far that moves a similarity is measured by benchmarks/index_cost.py, and stated in docs/index.md.
 """

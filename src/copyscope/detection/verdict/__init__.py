@@ -1,1 +1,1 @@
-"""Scores -> what may be said: calibration, p-values, rates, sensitivity, baselines."""
+"""From scores to a verdict: calibration, p-values, rates, sensitivity, baselines."""

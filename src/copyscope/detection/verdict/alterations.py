@@ -1,4 +1,4 @@
-"""Alter an image as models and people alter pictures: planted copies, to measure how many of them a verdict sees.
+"""Alter an image as models and people do: light copy, crop, mirror, recolour, overlay, rotate, part.
 
 The kinds are those of the copy detection literature (Pizzi et al. 2022; Douze et al. 2021, "DISC"), at strengths fixed
 here so that numbers can be compared.

@@ -1,4 +1,4 @@
-"""What a verdict may say: copies, suspicious, no copies found, or cannot tell, why, and what would settle it."""
+"""The answer of a verdict: copies, suspicious, no copies found, cannot tell; reasons and next steps."""
 
 from __future__ import annotations
 

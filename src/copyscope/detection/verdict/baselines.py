@@ -1,4 +1,4 @@
-"""The field's nearest-neighbour tests as their authors state them, and each again by near-duplicate group.
+"""Nearest-neighbour memorization tests of the literature, and each by near-duplicate group.
 
 All look at the distance d of unit vectors, sqrt(2 - 2 * similarity), in the descriptor's space; their authors look at
 pixels or at features of their own. As stated they go blind on exactly the images that are duplicated: the

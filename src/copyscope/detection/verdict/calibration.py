@@ -1,5 +1,4 @@
-"""What images score that are no copies: held-out images without look-alikes, images of the base model, or the training
-set against itself."""
+"""Calibration scores from held-out images, controls, or the training set itself."""
 
 from __future__ import annotations
 

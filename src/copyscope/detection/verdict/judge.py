@@ -1,4 +1,4 @@
-"""Judge generated images against a training set: match, calibrate, plant copies, decide."""
+"""Judge generated images: match, calibrate, measure sensitivity, decide."""
 
 from __future__ import annotations
 

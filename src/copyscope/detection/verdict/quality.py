@@ -1,4 +1,4 @@
-"""What a mitigation costs: distance to the training images, precision and recall, diversity, text alignment.
+"""Image quality: Fréchet distance, precision and recall, diversity, text alignment.
 
 All numbers are of vectors, in the space of a named descriptor; the name goes with them (`Quality.space`). In the space
 of Inception the Frechet distance has a name of its own, which is not used here for any other.

@@ -1,4 +1,4 @@
-"""Pictures that a model makes again and again although the training set has none like them.
+"""Outputs that a model repeats although the training set holds nothing like them.
 
 Groups of near-equal generated images from different prompts, none of them a copy of a training image: the training set
 that was given is not complete, or the model has collapsed.

@@ -1,4 +1,4 @@
-"""Whether two corpora hold the same image files, whatever links lead there."""
+"""Refuse two corpora that hold the same image files."""
 
 from __future__ import annotations
 

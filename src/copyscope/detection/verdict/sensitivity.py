@@ -1,4 +1,4 @@
-"""Planted copies: altered training images matched as generated images are, to measure how many copies would be seen.
+"""Sensitivity: share of planted copies that the verdict would see.
 
 A model that copies nothing and a verdict that sees nothing look alike. What tells them apart is how many of the copies
 that were planted are called copies, at the line that the verdict used.

@@ -1,4 +1,4 @@
-"""Text-image agreement without a joint model: how well images fit their captions, by a head fitted on real ones.
+"""Text-image alignment without a joint model: a linear head fitted on real images.
 
 A linear head maps a text's vector, of any text encoder, to where in a descriptor's space an image of that text would
 lie. Call the number text-image agreement, and say which text encoder, descriptor and images it is of. It is no CLIP

@@ -1,4 +1,4 @@
-"""Scores of generated images -> which are copies, how many, and whether "no copies found" may be said.
+"""Verdict: p-values, false discovery rate, replication rate, estimated rate.
 
 The answer rests on four measurements: calibration images that are no copies, planted copies (how many of them would
 have been seen), the number of generated images, and whether calibration and generated images are of one kind.

@@ -1,4 +1,4 @@
-"""Mitigations and signals in a diffusers pipeline that one has, for as long as a `with` lasts.
+"""`mitigate` and `observe`: mitigations and signals in a diffusers pipeline, within a `with` block.
 
     with copyscope.mitigate(pipeline, ["delayed_guidance(start=0.35)"], seed=0):
         pictures = pipeline("a red fish", guidance_scale=7.5).images

@@ -1,4 +1,4 @@
-"""A call that a diffusers pipeline makes of its network, read and answered as D(x, sigma, conditioning)."""
+"""Translate a diffusers network call to D(x, sigma, conditioning) and back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Calls of one pipeline object, wrapped for as long as a `with` lasts; and mitigations of the prompt alone, which fit
-any pipeline that takes one."""
+"""Patch the call of one pipeline object; prompt mitigations for any text pipeline."""
 
 from __future__ import annotations
 

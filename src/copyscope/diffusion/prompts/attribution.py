@@ -1,4 +1,4 @@
-"""Which words of a prompt trigger a memory: what each adds to the text-conditional norm where sampling starts."""
+"""Attribute memorization to the words of a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts -> scores of signals, without making the images; and of ordinary ones, where a high score begins."""
+"""Signal scores of prompts, and thresholds from ordinary prompts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Captions -> what a denoiser is conditioned on, and pictures -> captions."""
+"""Text encoders, vocabularies and image captioning."""

@@ -1,4 +1,4 @@
-"""Captions for pictures by an image-to-text model in a local folder, such as BLIP (Li et al. 2022)."""
+"""Caption images with a local image-to-text model such as BLIP (Li et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions -> Conditioning by a frozen text encoder: the packaged MiniLM-L6, or any in a local transformers folder."""
+"""Encode captions with a frozen text encoder: the packaged MiniLM-L6 or a local transformers model."""
 
 from __future__ import annotations
 

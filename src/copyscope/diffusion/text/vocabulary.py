@@ -1,4 +1,4 @@
-"""Words that a tokenizer keeps whole, and captions with words put in."""
+"""Words that a tokenizer keeps whole, and captions with words inserted."""
 
 from __future__ import annotations
 

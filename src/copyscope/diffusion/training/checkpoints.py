@@ -1,4 +1,4 @@
-"""Checkpoints of a training, a folder a step, and the other files of a run: written whole or not at all, no pickle.
+"""Checkpoints of a training run: safetensors with checksums, written atomically.
 
 A checkpoint is `network.safetensors` (what is trained), `ema.safetensors` (its average, where there is one),
 `optimizer.safetensors`, `mitigations.safetensors` (what these remember, where they do) and, last, `state.json`.

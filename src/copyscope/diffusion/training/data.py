@@ -1,4 +1,4 @@
-"""Which image with which caption, drawn how often: a sampler, a caption policy and a data set for any training loop.
+"""Data set for training loops: images, captions, latents, random crops and flips.
 
 Everything is drawn by (seed, step) or (seed, epoch) and nothing else, so that a run can stop and go on anywhere. How
 `train` keeps pictures in memory is here too.

@@ -1,4 +1,4 @@
-"""Which image with which caption is drawn at each step: a weighted sampler and a caption policy."""
+"""WeightedSampler and CaptionPolicy: which image is drawn with which caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a training: batches, loss, optimizer, average; logs, samples and checkpoints on the way."""
+"""Training loop: batches, loss, optimizer, weight averaging, logs, samples, checkpoints."""
 
 from __future__ import annotations
 

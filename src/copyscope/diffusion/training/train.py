@@ -1,4 +1,4 @@
-"""Train a model on a corpus under one condition of duplication and captions: `train(corpus, folder, recipe) -> Run`."""
+"""`train`: train a model on a corpus under a recipe; resumable."""
 
 from __future__ import annotations
 
