@@ -17,6 +17,7 @@ from copyscope import parts, stats
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
 
+from .answer import COPIES
 from .duplicates import Groups
 from .embed import Embeddings, Work, compute
 from .explain import Findings, explain, lint_action, risk_action
@@ -277,6 +278,7 @@ def _risk(
             card["shared_captions"],
             card["near_shared_captions"],
             len(card["captions"]),
+            judged.answer == COPIES,
         )
         said = dict.fromkeys(prompts[matches.queries.rows[query]] for query in queries)
         cards.append(

@@ -64,7 +64,7 @@ def render(audit: Result) -> str:
         previews,
         kind="audit",
         limits=wording.limits(audit.summary),
-        actions=_actions(data["risk"], lambda _, times: wording.copies_said(sum(times))),
+        actions=_actions(data["risk"], lambda _, times: wording.copies_said(sum(times), answer)),
         figures={name: Markup(figure) for name, figure in _figures(audit).items() if figure},
         scatters=[Markup(figure) for figure in drawn if figure],
         n_copied=len(matches),

@@ -143,7 +143,12 @@ ACTIONS = {
         "Drop",
         "Take the image out of the training set: neither duplication nor its caption explains the copying.",
     ),
-    "keep": ("Keep", "Nothing to do for this image."),
+    "review": (
+        "Review",
+        "Compare the training image with the generated ones. Leave it out if it may not be copied at all; if it stays, "
+        "keep a guard between the model and those who use it.",
+    ),
+    "keep": ("Keep", "Nothing to do: no generated image copies this image."),
 }
 
 #: Answer -> (class of its look, sign before it).
@@ -260,11 +265,12 @@ def interval(estimate: Any, style: str = "number") -> str:
     return f"{write(low)} to {write(high)}"
 
 
-def copies_said(n: int) -> str:
-    """How many copies the training images of an action have."""
+def copies_said(n: int, answer: str) -> str:
+    """How many copies, or suspicious images as the answer says, the training images of an action have."""
+    one, more = ("suspicious image", "suspicious images") if answer == "suspicious" else ("copy", "copies")
     if not n:
-        return "No copies among the generated images."
-    return f"{number(n)} {'copy' if n == 1 else 'copies'} among the generated images."
+        return f"No {more} among the generated images."
+    return f"{number(n)} {one if n == 1 else more} among the generated images."
 
 
 def kinds(sensitivity: Any) -> list[dict[str, Any]]:
