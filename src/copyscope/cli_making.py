@@ -53,7 +53,11 @@ def curate(
     inside_only: InsideOnly = False,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
-        typer.Option("--drop-duplicates", help="What becomes of the images of a near-duplicate group."),
+        typer.Option(
+            "--drop-duplicates",
+            help="What becomes of the images of a near-duplicate group. keep-one keeps a captioned one first, then the "
+            "one with most pixels, then the first; dropped.csv says why, image by image.",
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Keep this many images, drawn at random.")] = None,
     captions: Annotated[
@@ -118,7 +122,10 @@ def curate(
     if as_json:
         show_json(summary)
         return
-    print(f"{summary['n']} images in {out}, of which {summary['n_duplicated']} are duplicated")
+    planted = ""
+    if duplication != "none":
+        planted = f"; {summary['n_duplicated']} of them planted as duplicates (drawn {factor:g} times as often)"
+    print(f"{summary['n']} images in {out}{planted}")
     if drop_duplicates in ("keep-one", "remove"):
         groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
         where = f"; listed in {out / 'dropped.csv'}" if dropped else ""

@@ -109,7 +109,10 @@ def _match_in_index(
     as_json: bool,
     workers: int | None,
 ) -> None:
+    import pyarrow as pa
+
     from .copying.lookup import lookup
+    from .report.wording import placed
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
@@ -121,7 +124,12 @@ def _match_in_index(
         show_json(found.summary | {"matches": rows.to_pylist()})
         return
     shown = rows.select(["query_id", "reference_id", "score", "verified", "combined", "p_value", "identical", "box"])
-    show_table(shown.slice(0, 50), f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
+    shown = shown.slice(0, 50)
+    boxes = [placed(box).replace(" %", "%") or None for box in shown["box"].to_pylist()]
+    shown = shown.drop_columns("box")
+    if any(boxes):
+        shown = shown.append_column("part", pa.array(boxes, pa.string()))
+    show_table(shown, f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
     note_unreadable(found.summary["n_missing"])
     _print_copies(found.summary, found.summary["n_flagged"])
     if out:

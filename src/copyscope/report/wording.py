@@ -145,8 +145,7 @@ ACTIONS = {
     ),
     "review": (
         "Review",
-        "Compare the training image with the generated ones. Leave it out if it may not be copied at all; if it stays, "
-        "keep a guard between the model and those who use it.",
+        "Compare the training image with the generated ones. Leave it out if it may not be copied at all.",
     ),
     "keep": ("Keep", "Nothing to do: no generated image copies this image."),
 }
