@@ -26,6 +26,7 @@ from .cli_options import (
     open_corpus,
     opened,
     opened_engine,
+    refuse_idle,
     told,
 )
 from .console import note_unreadable, progress_bar, show, show_json, show_table
@@ -67,6 +68,7 @@ def lint(
 
 
 def embed(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[
         str,
@@ -93,6 +95,7 @@ def embed(
     from .copying.protocols import protocol as named
 
     if engine:
+        refuse_idle(context, ["workers"], "with --engine\nSay it to the engine: --engine 'processes(workers=4)'")
         summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
     else:
         from .copying.embed import embed as run

@@ -27,6 +27,7 @@ from .cli_options import (
     check_out,
     need_torch,
     opened,
+    refuse_idle,
 )
 from .console import note, note_unreadable, progress_bar, show_json, show_table
 from .errors import InputError
@@ -47,6 +48,7 @@ experiment = typer.Typer(
 
 
 def curate(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
     without: Without = None,
@@ -92,6 +94,15 @@ def curate(
     from .deduplication import deduplicated, write_list
     from .export import write
 
+    needs = {
+        ("protocol",): (drop_duplicates, "--drop-duplicates keep-one"),
+        ("n_captions",): (captions, "--captions paraphrase"),
+        ("class_column",): (conditioning == "class", "--conditioning class"),
+        ("rate", "factor"): (duplication != "none", "--duplication full"),
+    }
+    for names, (needed, option) in needs.items():
+        if not needed:
+            refuse_idle(context, names, f"without {option.split()[0]}\nLeave it out, or add {option}, say")
     check_out(out)
     dropped: list[dict[str, Any]] = []
     with progress_bar() as progress:
@@ -164,6 +175,7 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
 
 
 def train(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     without: Without = None,
@@ -198,6 +210,8 @@ def train(
         raise InputError(
             "--held-out calibrates the watch, and there is none.\nAdd --watch N, for N samples at each checkpoint"
         )
+    if not watch:
+        refuse_idle(context, ["protocol"], "without --watch: only its audits use it\nLeave it out, or add --watch N")
     if dry_run:
         show_json(as_dict(resolved))
         return

@@ -24,6 +24,7 @@ from .cli_options import (
     exit_with,
     open_corpus,
     opened_engine,
+    refuse_idle,
     told,
 )
 from .console import note, note_unreadable, printable, progress_bar, show_json, show_table
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def match(
+    context: typer.Context,
     pictures: Annotated[
         list[str],
         typer.Argument(
@@ -64,8 +66,8 @@ def match(
     if index:
         from .copying.index import Index
 
-        if engine:
-            raise InputError("An index is searched by this process alone.\nLeave out --engine")
+        refuse_idle(context, ["protocol"], "with --index: an index keeps the protocol it was made with\nLeave it out")
+        refuse_idle(context, ["engine"], "with --index: an index is searched by this process alone\nLeave it out")
         found = Index.open(index, trust_parts=trust_parts)
         _match_in_index(pictures, found, k, local, inside_only, out, as_json, workers)
         return
@@ -74,6 +76,7 @@ def match(
             f"match takes two sets of images, those asked about and those searched, not {len(pictures)}.\n"
             "To search an index add --index DIR"
         )
+    refuse_idle(context, ["local", "trust_parts"], "without an index\nLeave it out, or add --index DIR")
     queries, references = pictures
     from .copying.found_copies import match_sets
     from .copying.protocols import protocol as named
@@ -145,7 +148,12 @@ def _print_copies(summary: dict[str, Any], n: int) -> None:
     print(printable(summary["sentence"]))
 
 
+MADE_WITH = ("held_out", "protocol", "crops", "precision", "seed")
+"""Options of `index` that are decided when an index is made."""
+
+
 def index(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the index.")],
     train: Annotated[
         str | None, typer.Argument(metavar="[TRAIN]", help="Training images, in any of the layouts of a corpus.")
@@ -194,6 +202,14 @@ def index(
     check_out(out)
     if add and not train:
         raise InputError("--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add")
+    if add:
+        how_made = "with --add: an index keeps what it was made with\nLeave it out, or make a new index without --add"
+        refuse_idle(context, MADE_WITH, how_made)
+    elif not train:
+        idle = "without TRAIN: no images are described\nLeave it out, or name the training images"
+        refuse_idle(context, [*MADE_WITH, "engine", "workers", "inside_only"], idle)
+    else:
+        refuse_idle(context, ["trust_parts"], "on a new index: no file asks for parts\nLeave it out")
     who, n_before = opened_engine(engine), 0
     removed: list[Removed] = []
     listed = read_list(without) if without else None

@@ -147,7 +147,7 @@ def audit(
         if held_out_exclude is not None:
             corpora[calibrator], n_excluded = _without(corpora[calibrator], held_out_exclude, progress)
     elif held_out_exclude is not None:
-        raise InputError("There are no held-out images to exclude any from.\nGive them with --held-out")
+        raise InputError("No held-out images to exclude any from.\nGive them: --held-out (in Python: held_out)")
     refuse_same_files(corpora)
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
