@@ -181,9 +181,12 @@ def duplicates(
         f"{summary['n_groups']} near-duplicate groups hold {summary['n_images_in_groups']} of {len(described.rows)} "
         f"images (similarity >= {bar:g}; {summary['chains']})."
     )
-    print(
-        f"With the caption repeated too: {summary['full']}; with other captions: {summary['partial']}; "
-        f"without captions: {summary['uncaptioned']}; with the very same pixels: {summary['n_exact_groups']}."
-    )
-    show_table(table.slice(0, 50), "the largest groups")
+    full, partial, none = (summary[name] for name in ("full", "partial", "uncaptioned"))
+    if summary["n_groups"]:
+        print(
+            f"Groups by their captions: {full} full (some caption repeats with the image), {partial} partial (no "
+            f"caption repeats), {none} uncaptioned. Groups in which images agree in every pixel: "
+            f"{summary['n_exact_groups']}."
+        )
+    show_table(table.slice(0, 50), "the largest groups: a row an image")
     note_unreadable(described.n_missing)

@@ -350,10 +350,9 @@ class _Call:
         places = [place for place, copy in enumerate(copies) if copy]
         if not views or not self.maker.same_again([rows[each] for each in places], [views[each] for each in places]):
             return attempt + 1
-        tries = self.policy.tries
-        others = () if self._rung(attempt) else range(attempt + 1, tries)
-        found = next((each for each in others if self._rung(each)), tries)
-        self.fixed = found == tries
+        others = () if self._rung(attempt) else range(attempt + 1, self.policy.tries)
+        found = next((each for each in others if self._rung(each)), self.policy.tries)
+        self.fixed = found == self.policy.tries
         return found
 
     def _rung(self, attempt: int) -> tuple[str, ...]:

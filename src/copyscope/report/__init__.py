@@ -73,6 +73,7 @@ def render(audit: Result) -> str:
         sign=sign,
         kinds=wording.kinds(audit.summary.get("sensitivity")),
         seen=wording.SEEN,
+        out_of_reach=wording.out_of_reach(audit.summary.get("calibration") or {}),
         calibrators=wording.CALIBRATORS,
         repeats_shown=REPEATS,
         terms=wording.TERMS,

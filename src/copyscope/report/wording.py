@@ -24,7 +24,8 @@ TERMS = {
     "replication": "a generated image reproduces the content of a training image.",
     "replication rate": "the share of readable generated images that are flagged as copies.",
     "corrected rate": "an estimate of the true share of copies: the flagged share, corrected for copies that are not "
-    "seen and for false alarms. Both were measured.",
+    "seen and for false alarms. Both were measured. Without held-out or control images false alarms cannot be "
+    "measured; then there is only an upper bound, which counts them as copies.",
     "sensitivity": "of copies of training images that were made on purpose (planted), altered in one way, the share "
     "that is flagged. Where it is small, silence says little about copies of that kind.",
     "likeness": "a generated image that is nearer to the training set than images of the base model are, but no nearer "
@@ -270,6 +271,21 @@ def copies_said(n: int, answer: str) -> str:
     if not n:
         return f"No {more} among the generated images."
     return f"{number(n)} {one if n == 1 else more} among the generated images."
+
+
+def out_of_reach(calibration: Mapping[str, Any]) -> str:
+    """Why no image can be called a copy by its score, as a sentence: the line lies below the least p-value there is.
+
+    calibration: of an audit's summary. Empty where images can be called copies.
+    """
+    line, n = calibration.get("line"), calibration.get("n")
+    # The least p-value is that of an image that scores above all calibration images.
+    if not (is_number(line) and is_number(n)) or 1 / (n + 1) <= line * (1 + 1e-12):
+        return ""
+    return (
+        f"No image can be called a copy by its score: that takes a p-value of {p_value(line)} or less, and with "
+        f"{number(n)} calibration images the least there can be is {p_value(1 / (n + 1))}."
+    )
 
 
 def kinds(sensitivity: Any) -> list[dict[str, Any]]:
