@@ -221,6 +221,11 @@ def test_the_terminal_says_why_nothing_is_seen_and_what_a_rate_is() -> None:
     assert terminal.corrected(summary).startswith("at most 21.9%, false alarms included")
 
 
+def test_both_pages_say_that_the_first_frame_stands_for_a_file() -> None:
+    for limits in (wording.limits({}), wording.lint_limits({})):
+        assert sum("the first stands for the file" in one for one in limits["untested"]) == 1
+
+
 def text_of(page: str) -> str:
     return " ".join("".join(Outline(page).text).split())
 

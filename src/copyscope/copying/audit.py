@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import parts, removals
+from copyscope import images, parts, removals
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
@@ -221,12 +221,7 @@ def audit(
         "copyscope": copyscope.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
-        "verdict": {
-            "answer": judged.answer,
-            "sentence": judged.sentence,
-            "reasons": judged.reasons,
-            "needed": judged.needed,
-        },
+        "verdict": {key: getattr(judged, key) for key in ("answer", "sentence", "reasons", "needed")},
         "replication_rate": judged.rate.as_dict(),
         "estimated_rate": judged.estimated_rate.as_dict(),
         "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
@@ -283,6 +278,7 @@ def audit(
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
+        "frames": images.FRAMES,
     }
     summary["seconds"] = round(time.monotonic() - began, 2)
     return Audit(summary, tables)

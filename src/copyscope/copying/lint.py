@@ -14,7 +14,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 import copyscope
-from copyscope import parts, stats
+from copyscope import images, parts, stats
 from copyscope.corpus import Corpus
 from copyscope.engine import Engine
 from copyscope.errors import InputError
@@ -122,6 +122,7 @@ def lint(
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
+            "frames": images.FRAMES,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
             "captions": _captions(described, profile, counted),

@@ -180,11 +180,15 @@ KINDS = {
 #: Kinds of which so large a share must be seen before silence means anything.
 MUST_SEE, SEEN = ("light", "crop"), 0.8
 
+#: Said of animations and documents, on every page that compares files.
+FRAMES = "Frames of an animation (GIF, WebP, APNG) and pages of a TIFF after the first: the first stands for the file."
+
 #: What no audit of this kind tests.
 UNTESTED = (
     "Other prompts, seeds and settings. A prompt chosen to call up a training image can give another rate.",
     "Training images outside the given set, such as those of the base model that was fine-tuned.",
     "Style, a person's likeness, trade marks. Looking alike in style is not replication and is not measured here.",
+    FRAMES,
 )
 
 
@@ -194,6 +198,7 @@ LINT_UNTESTED = (
     "Whether look-alikes are one picture. In a set of one style, such as icons, different ones can form a group.",
     "Repeats of a part only: an object, face or logo that comes back in otherwise different pictures.",
     "Training images outside the given set, such as those of the base model that is to be fine-tuned.",
+    FRAMES,
 )
 
 
