@@ -36,11 +36,45 @@ def test_a_table_shows_every_cell_as_text(capsys):
     )
     console.show_table(rows, "six [of] them")
     stdout, stderr = capsys.readouterr()
-    for text in ("[bold]a[/bold]", "[/red]", r"new\nline", r"esc\x1b[31m", "日本", r"\u202e", "0.123", "['[x]']"):
+    for text in ("[bold]a[/bold]", "[/red]", r"new\nline", r"esc\x1b[31m", "日本", r"\u202e", "0.123", "  [x]"):
         assert text in stdout
     assert "\x1b" not in stdout
     assert "\u202e" not in stdout
     assert stderr == ""
+
+
+LONG = "run-2026-11-24/step-00012000/seed-0/0001-a-red-fox-in-the-snow.png"
+
+
+def test_a_table_fits_80_columns_and_long_ids_lose_their_middle(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    n = 3
+    rows = {"query_id": [LONG.replace("0001", f"{i:04}") for i in range(n)], "reference_id": ["train/" + LONG] * n}
+    rows |= {name: [0.5] * n for name in ("score", "verified", "combined", "p_value")}
+    rows |= {"identical": [True, False, None], "part": ["upper left, 25 %", None, "middle, 9 %"]}
+    console.show_table(pa.table(rows), "3 matches")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 2 + 2 * n  # the words of a part may fold, nothing else
+    body = [line for line in lines if ".png" in line]
+    assert len(body) == n
+    assert all(line.startswith("run") and line.count("0.500") == 4 for line in body)
+    assert all(text.endswith("now.png") and "…" in text for line in body for text in line.split()[:2])
+    for name in ("score", "verified", "combined", "p_value", "identical"):
+        assert name in lines[1]
+    assert [word for line in body for word in line.split() if word in ("yes", "no")] == ["yes", "no"]
+
+
+def test_what_has_room_is_not_shortened(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    console.show_table(pa.table({"query_id": [LONG], "score": [0.5]}), "one")
+    assert LONG in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "30")
+    console.show_table(pa.table({"query_id": ["日本" * 30], "score": [0.5]}), "one")
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 30
+    monkeypatch.setenv("COLUMNS", "12")  # narrower than any table: it folds, and nothing is lost but middles
+    console.show_table(pa.table({"query_id": [LONG], "score": [0.5]}), "one")
+    assert "0.500" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_table_without_rows_shows_nothing(capsys):

@@ -114,19 +114,72 @@ def show(result: Any) -> None:
 
 
 def show_table(table: Any, title: str) -> None:
-    """An Arrow table; nothing where it has no rows."""
-    from rich.markup import escape
-    from rich.table import Table
+    """An Arrow table, as wide as the terminal; nothing where it has no rows.
 
-    shown = Table(title=title, title_justify="left")
-    for name in table.column_names:
-        shown.add_column(name, overflow="fold")
-    for row in table.to_pylist():
-        shown.add_row(
-            *(f"{cell:.3f}" if isinstance(cell, float) else escape(printable(str(cell))) for cell in row.values())
-        )
-    if table.num_rows:
-        _console(sys.stdout).print(_Spelled(shown))
+    Numbers stand whole. Where room is short, ids lose their middle, then other texts fold.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    if not table.num_rows:
+        return
+    console, names = _console(sys.stdout), table.column_names
+    cells = {name: [_cell(value) for value in table[name].to_pylist()] for name in names}
+    wide = {name: max(map(cell_len, (name, *cells[name]))) for name in names}
+    texts = [name for name in names if any(isinstance(value, str | list) for value in table[name].to_pylist())]
+    gap = 2 if sum(wide.values()) + 2 * len(names) <= console.width else 1
+    room = console.width - gap * len(names) - sum(wide[name] for name in names if name not in texts)
+    # Ids first: what they need at least is their name; other texts fold into what is left.
+    left = sorted(texts, key=lambda name: (not _is_id(name), wide[name]))
+    while left:
+        name = left.pop(0)
+        share = max(room // (len(left) + 1), cell_len(name) if _is_id(name) else LEAST)
+        wide[name] = min(wide[name], share)
+        room -= wide[name]
+    shown = Table(title=Text(title), title_justify="left", box=None, padding=(0, gap, 0, 0))
+    for name in names:
+        is_text = name in texts
+        justify: Any = "left" if is_text else "right"
+        # A name is the last to go: where even the least room is too much, all that is left folds.
+        shown.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not is_text, max_width=wide[name])
+        if _is_id(name):
+            cells[name] = [_shortened(text, wide[name]) for text in cells[name]]
+    for row in zip(*cells.values(), strict=True):
+        shown.add_row(*map(Text, row))
+    console.print(_Spelled(shown))
+
+
+LEAST = 9
+"""Letters' room that a text has in any case."""
+
+
+def _cell(value: Any) -> str:
+    """A value of a table as text."""
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else "yes" if value else "no"
+    if isinstance(value, list):
+        return "; ".join(map(_cell, value)) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
+
+
+def _is_id(name: str) -> bool:
+    """Whether a column of this name holds ids."""
+    return name == "id" or name.endswith("_id")
+
+
+def _shortened(text: str, width: int) -> str:
+    """`text` in at most `width` letters' room, without its middle: names of files differ at their ends."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    head, tail = text[: (width - 1) // 3], text
+    while cell_len(head) > (width - 1) // 3:
+        head = head[:-1]
+    while cell_len(tail) > width - 1 - cell_len(head):
+        tail = tail[1:]
+    return f"{head}…{tail}"
 
 
 def printable(text: str) -> str:

@@ -51,6 +51,13 @@ def test_near_duplicates_are_dropped_or_down_weighted(world, tmp_path):
     assert weights.sum() == pytest.approx(left["keep-one"])
 
 
+def test_curate_counts_planted_duplicates_only_where_some_are_planted(world, tmp_path):
+    _, plain, _ = run("curate", world.train, "-o", tmp_path / "plain")
+    assert plain.strip() == f"60 images in {tmp_path / 'plain'}"
+    _, planted, _ = run("curate", world.train, "-o", tmp_path / "planted", "--duplication", "full", "--rate", 0.1)
+    assert planted.strip().endswith("; 6 of them planted as duplicates (drawn 5 times as often)")
+
+
 def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
     options = ["-n", 20, "--captions", "paraphrase", "--n-captions", 3, "--seed", 5, "--layout", "parquet"]
     options += ["--duplication", "partial", "--rate", 0.5, "--factor", 4]
@@ -73,7 +80,7 @@ def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
         assert len(captions) == len(before[name]) + 3
     assert sorted(set(corpus.table["weight"].to_pylist())) == [1, 4]
     code, stdout, _ = run("curate", world.train, "-o", tmp_path / "b", "--conditioning", "fixed")
-    assert (code, stdout) == (0, f"60 images in {tmp_path / 'b'}, of which 0 are duplicated\n")
+    assert (code, stdout) == (0, f"60 images in {tmp_path / 'b'}\n")
     assert {tuple(captions) for captions in Corpus.open(tmp_path / "b").captions} == {("An image",)}
 
 

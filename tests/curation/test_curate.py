@@ -135,6 +135,19 @@ def test_the_largest_of_a_group_is_kept_or_else_the_first(corpus):
     assert curate.keep_one(sized, ROWS[::-1], LABEL[::-1]).ids == ["00.png", "02.png", "04.png", "05.png"]
 
 
+def test_a_captioned_image_is_kept_before_a_larger_one(corpus):
+    seven = corpus.take(range(7)).with_column("error", [None] * 7)
+    sized = seven.with_column("width", [9, 3, 5, 5, 4, None, 4]).with_column("height", [9, 4, 5, 5, 4, None, 3])
+    some = sized.with_column("captions", [[], [], [], ["three"], [" "], [], ["six"]])
+    assert curate.keep_one(some, ROWS, LABEL).ids == ["00.png", "03.png", "05.png", "06.png"]
+    assert curate.kept_because(some, [(4, 6), (1, 4), (2, 3), (1, 1)]) == [
+        "it has a caption",
+        "it has more pixels",
+        "it has a caption",
+        "it comes first",
+    ]
+
+
 def test_a_group_weighs_as_much_as_one_image(corpus):
     seven = corpus.take(range(7)).with_column("weight", [1, 3, 1, 1, 3, 7, 6])
     found = column(curate.down_weight(seven, ROWS, LABEL), "weight")

@@ -160,7 +160,7 @@ def test_risk_cards_stand_for_the_copied_groups(world, audited):
     cards = [row for row in audited.tables["risk"].to_pylist() if row["times_copied"]]
     assert sum(card["times_copied"] for card in cards) == len(audited.copies)
     for card in cards:
-        assert card["action"] in {"deduplicate", "recaption", "drop", "keep"}
+        assert card["action"] in {"deduplicate", "recaption", "drop", "review", "keep"}
         assert card["prompts"]
         assert (card["action"] == "deduplicate") == (card["group_size"] > 1)
 

@@ -74,7 +74,11 @@ def test_what_is_counted_counts_unreadable_images_against_us(index, asked, monke
     found = lookup(index, [asked], 1).summary
     assert (found["flagged"]["value"], found["flagged"]["n"]) == (0.5, 2)
     assert found["flagged"] == stats.proportion(1, 2, missing=1).as_dict()
-    assert found["sentence"] == "1 of 2 readable images matches a training image (a p-value of 0.1 or less)."
+    assert (
+        found["sentence"]
+        == "1 of 2 readable images matches a training image (a p-value of 0.1 or less). This is the share flagged; of "
+        "unseen images 10 % would be flagged by chance."
+    )
 
 
 def test_a_lookup_is_saved_loaded_and_its_report_made_again(index, asked, tmp_path):

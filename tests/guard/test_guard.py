@@ -103,6 +103,47 @@ def test_only_the_copies_are_made_again_and_none_is_handed_out():
     )  # fmt: skip
 
 
+def test_a_function_without_a_seed_that_gives_the_same_is_not_asked_for_it_again():
+    """With other words it is asked once, and where these change nothing either, no more."""
+    calls, of_numbers = [], {True: 7, False: 200}
+
+    def fixed(prompt):
+        calls.append(prompt)
+        return np.full((8, 8, 3), 200, np.uint8)
+
+    guarding = Guard(Listed(is_copy))
+    with pytest.raises(Refused) as caught:
+        guarding(fixed)("b")
+    assert [len(prompt.split()) for prompt in calls] == [1, 1, 3]
+    assert [record.action for record in guarding.records] == ["redone", "redone", "refused"]
+    first, second = str(caught.value).split("\n")
+    assert "takes no seed and gives the same each time" in first
+    assert "`seed` or `generator`" in second
+
+    def worded(prompt):
+        calls.append(prompt)
+        return np.full((8, 8, 3), of_numbers[any(word.isdigit() for word in prompt.split())], np.uint8)
+
+    calls.clear()
+    assert values([Guard(Listed(is_copy))(worded)("b")]) == [7]
+    assert [len(prompt.split()) for prompt in calls] == [1, 1, 3]
+    calls.clear()
+    with pytest.raises(Refused, match="takes no seed"):
+        Guard(Listed(is_copy), RESEEDS)(fixed)("b")
+    assert len(calls) == 2
+
+
+def test_a_function_without_a_seed_that_varies_has_all_its_tries():
+    level = iter(range(200, 210))
+
+    def varied(prompt):
+        return np.full((8, 8, 3), next(level), np.uint8)
+
+    with pytest.raises(Refused, match="in every try"):
+        Guard(Listed(is_copy), RESEEDS)(varied)("b")
+    assert next(level) == 205
+
+
 def test_the_ladder_is_gone_up_in_order_and_its_last_rung_holds():
     painter = Painter(b=[200] * 5)
     ladder = ((), ("random_numbers(n=1, probability=1.0)",), ("random_numbers(n=3, probability=1.0)",))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.report import lookup, page_data, plots, render, render_lint, wording
+from copyscope.report import lookup, page_data, plots, render, render_lint, terminal, wording
 from tests.audits import (
     HOSTILE,
     FakeResult,
@@ -183,6 +183,51 @@ def visible(data: Any) -> Any:
 
 def test_hidden_characters_show() -> None:
     assert page_data.embed("a\x00b\u202ec") == '"a\ufffdb\ufffdc"'
+
+
+def test_a_line_that_no_p_value_reaches_is_said_and_not_shown_as_one() -> None:
+    audit = make_audit(40, 12)
+    calibration = audit.summary["calibration"] | {"n": 30, "line": 0.0025}
+    shown = text_of(render(FakeResult(audit.summary | {"calibration": calibration}, audit.tables)))
+    why = "No image can be called a copy by its score: that takes a p-value of 0.0025 or less, and with 30 calibration"
+    assert shown.count(f"{why} images the least there can be is 0.032.") == 2
+    assert "None could be seen." in shown
+    assert "An image is flagged from" not in shown
+    reached = audit.summary | {"calibration": calibration | {"n": 399}}
+    assert "An image is flagged from a p-value of 0.0025 down." in text_of(render(FakeResult(reached, audit.tables)))
+
+
+def test_without_calibration_the_corrected_rate_is_an_upper_bound_alone() -> None:
+    audit = make_audit(40, 12)
+    calibration = audit.summary["calibration"] | {"method": "baseline"}
+    rate = {"value": 0.075, "low": 0.0, "high": 0.219, "n": 40}
+    summary = audit.summary | {"calibration": calibration, "estimated_rate": rate}
+    shown = text_of(render(FakeResult(summary, audit.tables)))
+    assert "at most 21.9 %" in shown
+    assert "no estimate of copying" in shown
+    assert "7.5 %" not in shown
+    assert "Corrected for copies not seen" not in shown
+
+
+def test_the_terminal_says_why_nothing_is_seen_and_what_a_rate_is() -> None:
+    calibration = {"differs": None, "n_look_alikes": 0, "n": 30, "line": 0.0025, "method": "held-out"}
+    rate = {"value": 0.075, "low": 0.0, "high": 0.219, "n": 40}
+    summary = {"calibration": calibration, "sensitivity": {"light": {"value": 0.0}}, "estimated_rate": rate}
+    (said,) = terminal.audit_warnings(summary)
+    assert "0.0025 or less, and with 30 calibration images the least there can be is 0.032. So none" in said
+    assert terminal.corrected(summary) == "7.5% [0.0%, 21.9%] n=40"
+    summary["calibration"] = calibration | {"n": 500, "method": "baseline"}
+    assert terminal.audit_warnings(summary) == []
+    assert terminal.corrected(summary).startswith("at most 21.9%, false alarms included")
+
+
+def test_both_pages_say_that_the_first_frame_stands_for_a_file() -> None:
+    for limits in (wording.limits({}), wording.lint_limits({})):
+        assert sum("the first stands for the file" in one for one in limits["untested"]) == 1
+
+
+def text_of(page: str) -> str:
+    return " ".join("".join(Outline(page).text).split())
 
 
 def test_verdict_is_the_heading_with_rate_interval_and_calibration(page: str) -> None:

@@ -31,10 +31,12 @@ from .options import (
     gate,
     open_corpus,
     opened_engine,
+    refuse_idle,
 )
 
 
 def audit(
+    context: typer.Context,
     generated: Generated,
     train: Train,
     held_out: HeldOut = None,
@@ -51,7 +53,7 @@ def audit(
         typer.Option(
             "--held-out-exclude",
             metavar="FILE",
-            help="Leave out the held-out images that FILE names by id: those that you saw to be look-alikes.",
+            help="Leave out the held-out images, or controls, that FILE names by id: look-alikes that you saw.",
         ),
     ] = None,
     trust_held_out: Annotated[
@@ -113,6 +115,9 @@ def audit(
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
     if fail_over is None and (allow_cannot_tell or fail_on is not FailOn.rate):
         raise InputError("--fail-on and --allow-cannot-tell say how --fail-over is meant.\nAdd --fail-over 0.05, say")
+    if not (held_out or control):
+        idle = "where no images calibrate the verdict\nAdd --held-out DIR or --control DIR"
+        refuse_idle(context, ["held_out_exclude", "trust_held_out"], idle)
     if dry_run:
         sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
         corpora = {name: open_corpus(path, inside_only) for name, path in sets.items() if path}

@@ -29,6 +29,7 @@ from .options import (
     open_corpus,
     opened,
     opened_engine,
+    refuse_idle,
     told,
 )
 
@@ -68,6 +69,7 @@ def lint(
 
 
 def embed(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[
         str,
@@ -94,6 +96,7 @@ def embed(
     from copyscope.detection.embedding.protocols import protocol as named
 
     if engine:
+        refuse_idle(context, ["workers"], "with --engine\nSay it to the engine: --engine 'processes(workers=4)'")
         summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
     else:
         from copyscope.detection.embedding.embed import embed as run
@@ -179,9 +182,12 @@ def duplicates(
         f"{summary['n_groups']} near-duplicate groups hold {summary['n_images_in_groups']} of {len(described.rows)} "
         f"images (similarity >= {bar:g}; {summary['chains']})."
     )
-    print(
-        f"With the caption repeated too: {summary['full']}; with other captions: {summary['partial']}; "
-        f"without captions: {summary['uncaptioned']}; with the very same pixels: {summary['n_exact_groups']}."
-    )
-    show_table(table.slice(0, 50), "the largest groups")
+    full, partial, none = (summary[name] for name in ("full", "partial", "uncaptioned"))
+    if summary["n_groups"]:
+        print(
+            f"Groups by their captions: {full} full (some caption repeats with the image), {partial} partial (no "
+            f"caption repeats), {none} uncaptioned. Groups in which images agree in every pixel: "
+            f"{summary['n_exact_groups']}."
+        )
+    show_table(table.slice(0, 50), "the largest groups: a row an image")
     note_unreadable(described.n_missing)

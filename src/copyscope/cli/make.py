@@ -30,6 +30,7 @@ from .options import (
     check_out,
     need_torch,
     opened,
+    refuse_idle,
 )
 
 if TYPE_CHECKING:
@@ -48,13 +49,18 @@ experiment = typer.Typer(
 
 
 def curate(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
     without: Without = None,
     inside_only: InsideOnly = False,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
-        typer.Option("--drop-duplicates", help="What becomes of the images of a near-duplicate group."),
+        typer.Option(
+            "--drop-duplicates",
+            help="What becomes of the images of a near-duplicate group. keep-one keeps a captioned one first, then the "
+            "one with most pixels, then the first; dropped.csv says why, image by image.",
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Keep this many images, drawn at random.")] = None,
     captions: Annotated[
@@ -89,6 +95,15 @@ def curate(
     from copyscope.curation.export import write
     from copyscope.detection.dedup.deduplicate import deduplicated, write_list
 
+    needs = {
+        ("protocol",): (drop_duplicates, "--drop-duplicates keep-one"),
+        ("n_captions",): (captions, "--captions paraphrase"),
+        ("class_column",): (conditioning == "class", "--conditioning class"),
+        ("rate", "factor"): (duplication != "none", "--duplication full"),
+    }
+    for names, (needed, option) in needs.items():
+        if not needed:
+            refuse_idle(context, names, f"without {option.split()[0]}\nLeave it out, or add {option}, say")
     check_out(out)
     dropped: list[dict[str, Any]] = []
     with progress_bar() as progress:
@@ -119,7 +134,10 @@ def curate(
     if as_json:
         show_json(summary)
         return
-    print(f"{summary['n']} images in {out}, of which {summary['n_duplicated']} are duplicated")
+    planted = ""
+    if duplication != "none":
+        planted = f"; {summary['n_duplicated']} of them planted as duplicates (drawn {factor:g} times as often)"
+    print(f"{summary['n']} images in {out}{planted}")
     if drop_duplicates in ("keep-one", "remove"):
         groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
         where = f"; listed in {out / 'dropped.csv'}" if dropped else ""
@@ -158,6 +176,7 @@ def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) 
 
 
 def train(
+    context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     without: Without = None,
@@ -192,6 +211,8 @@ def train(
         raise InputError(
             "--held-out calibrates the watch, and there is none.\nAdd --watch N, for N samples at each checkpoint"
         )
+    if not watch:
+        refuse_idle(context, ["protocol"], "without --watch: only its audits use it\nLeave it out, or add --watch N")
     if dry_run:
         show_json(as_dict(resolved))
         return

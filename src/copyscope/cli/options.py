@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from copyscope.console import note
-from copyscope.errors import MissingExtra
+from copyscope.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     from copyscope.data.corpus import Corpus
@@ -99,6 +100,19 @@ class PartsWish(enum.Enum):
     auto = "auto"
     on = "on"
     off = "off"
+
+
+def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Raises InputError where an option was typed that this call has no use for: its parameter is one of `names`.
+
+    why: when these options have no use, and what to do, in two lines.
+    """
+    typed = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if typed:
+        flags = {each.name: "/".join([*each.opts, *each.secondary_opts]) for each in context.command.params}
+        said, do = why.split("\n")
+        has = "has" if len(typed) == 1 else "have"
+        raise InputError(f"{' and '.join(flags[name] for name in typed)} {has} no effect {said}.\n{do}")
 
 
 def check_out(out: Path | None) -> None:

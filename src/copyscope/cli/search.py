@@ -27,6 +27,7 @@ from .options import (
     exit_with,
     open_corpus,
     opened_engine,
+    refuse_idle,
     told,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 def match(
+    context: typer.Context,
     pictures: Annotated[
         list[str],
         typer.Argument(
@@ -65,8 +67,8 @@ def match(
     if index:
         from copyscope.detection.index.index import Index
 
-        if engine:
-            raise InputError("An index is searched by this process alone.\nLeave out --engine")
+        refuse_idle(context, ["protocol"], "with --index: an index keeps the protocol it was made with\nLeave it out")
+        refuse_idle(context, ["engine"], "with --index: an index is searched by this process alone\nLeave it out")
         found = Index.open(index, trust_parts=trust_parts)
         _match_in_index(pictures, found, k, local, inside_only, out, as_json, workers)
         return
@@ -75,6 +77,7 @@ def match(
             f"match takes two sets of images, those asked about and those searched, not {len(pictures)}.\n"
             "To search an index add --index DIR"
         )
+    refuse_idle(context, ["local", "trust_parts"], "without an index\nLeave it out, or add --index DIR")
     queries, references = pictures
     from copyscope.detection.embedding.protocols import protocol as named
     from copyscope.detection.match_sentences import match_sets
@@ -110,7 +113,10 @@ def _match_in_index(
     as_json: bool,
     workers: int | None,
 ) -> None:
+    import pyarrow as pa
+
     from copyscope.detection.lookup import lookup
+    from copyscope.report.wording import placed
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
@@ -122,7 +128,12 @@ def _match_in_index(
         show_json(found.summary | {"matches": rows.to_pylist()})
         return
     shown = rows.select(["query_id", "reference_id", "score", "verified", "combined", "p_value", "identical", "box"])
-    show_table(shown.slice(0, 50), f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
+    shown = shown.slice(0, 50)
+    boxes = [placed(box).replace(" %", "%") or None for box in shown["box"].to_pylist()]
+    shown = shown.drop_columns("box")
+    if any(boxes):
+        shown = shown.append_column("part", pa.array(boxes, pa.string()))
+    show_table(shown, f"{rows.num_rows} matches" + (", the first 50" if rows.num_rows > 50 else ""))
     note_unreadable(found.summary["n_missing"])
     _print_copies(found.summary, found.summary["n_flagged"])
     if out:
@@ -138,7 +149,12 @@ def _print_copies(summary: dict[str, Any], n: int) -> None:
     print(printable(summary["sentence"]))
 
 
+MADE_WITH = ("held_out", "protocol", "crops", "precision", "seed")
+"""Options of `index` that are decided when an index is made."""
+
+
 def index(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the index.")],
     train: Annotated[
         str | None, typer.Argument(metavar="[TRAIN]", help="Training images, in any of the layouts of a corpus.")
@@ -187,6 +203,14 @@ def index(
     check_out(out)
     if add and not train:
         raise InputError("--add needs the images to add.\nGive their folder: copyscope index TRAIN -o DIR --add")
+    if add:
+        how_made = "with --add: an index keeps what it was made with\nLeave it out, or make a new index without --add"
+        refuse_idle(context, MADE_WITH, how_made)
+    elif not train:
+        idle = "without TRAIN: no images are described\nLeave it out, or name the training images"
+        refuse_idle(context, [*MADE_WITH, "engine", "workers", "inside_only"], idle)
+    else:
+        refuse_idle(context, ["trust_parts"], "on a new index: no file asks for parts\nLeave it out")
     who, n_before = opened_engine(engine), 0
     removed: list[Removed] = []
     listed = read_list(without) if without else None

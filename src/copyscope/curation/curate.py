@@ -74,7 +74,8 @@ def remove(corpus: Corpus, rows: Rows) -> Corpus:
 
 
 def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
-    """The corpus with one image of each near-duplicate group: the one with most pixels, else the first.
+    """The corpus with one image of each near-duplicate group: one with a caption before one without, then the one with
+    most pixels, then the first.
 
     rows [m]: rows that were looked at. label [m]: the group of each. Rows not named, such as unreadable ones, stay.
     """
@@ -83,13 +84,32 @@ def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
 
 def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
     """Which row `keep_one` keeps of each row's group; itself for those that stay. Named as in `keep_one`."""
-    width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
+    worth = _worth(corpus)
     kept: dict[int, int] = {}
     for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
         best = kept.setdefault(group, row)
-        if (width[row] or 0) * (height[row] or 0) > (width[best] or 0) * (height[best] or 0):
+        if worth[row] > worth[best]:
             kept[group] = row
     return {int(row): kept[int(group)] for row, group in zip(rows, label, strict=True)}
+
+
+def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:
+    """Why `keep_one` prefers the second row of each pair to the first, in words."""
+    worth = _worth(corpus)
+    said = []
+    for row, kept in pairs:
+        captioned, larger = (ours > theirs for ours, theirs in zip(worth[kept], worth[row], strict=True))
+        said.append("it has a caption" if captioned else "it has more pixels" if larger else "it comes first")
+    return said
+
+
+def _worth(corpus: Corpus) -> list[tuple[bool, int]]:
+    """Of each row, whether it has a caption, and its number of pixels: what `keep_one` goes by, in this order."""
+    width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
+    return [
+        (any(text.strip() for text in captions), (w or 0) * (h or 0))
+        for captions, w, h in zip(corpus.captions, width, height, strict=True)
+    ]
 
 
 def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:

@@ -34,6 +34,7 @@ from copyscope.detection.verdict.sensitivity import GROUPS
 from copyscope.detection.verdict.verdict import FDR, dataset_similarity, similarity
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .previews import gallery
@@ -147,7 +148,7 @@ def audit(
         if held_out_exclude is not None:
             corpora[calibrator], n_excluded = _without(corpora[calibrator], held_out_exclude, progress)
     elif held_out_exclude is not None:
-        raise InputError("There are no held-out images to exclude any from.\nGive them with --held-out")
+        raise InputError("No held-out images to exclude any from.\nGive them: --held-out (in Python: held_out)")
     refuse_same_files(corpora)
     rules, verify = named_protocol(protocol), Verify()
     descriptor = rules.load()
@@ -221,12 +222,7 @@ def audit(
         "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
-        "verdict": {
-            "answer": judged.answer,
-            "sentence": judged.sentence,
-            "reasons": judged.reasons,
-            "needed": judged.needed,
-        },
+        "verdict": {key: getattr(judged, key) for key in ("answer", "sentence", "reasons", "needed")},
         "replication_rate": judged.rate.as_dict(),
         "estimated_rate": judged.estimated_rate.as_dict(),
         "sensitivity": {kind: each.as_dict() for kind, each in judged.sensitivity.items()} or None,
@@ -283,6 +279,7 @@ def audit(
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
+        "frames": images.FRAMES,
     }
     summary["seconds"] = round(time.monotonic() - began, 2)
     return Audit(summary, tables)

@@ -24,6 +24,7 @@ from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.engine import Engine
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .previews import gallery
@@ -123,6 +124,7 @@ def lint(
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
+            "frames": images.FRAMES,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
             "captions": _captions(described, profile, counted),

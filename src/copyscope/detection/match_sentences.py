@@ -141,10 +141,11 @@ def sentence_of_index(n: str, n_copies: int, n_identical: int, level: float, n_c
         return f"None of {n} matches a training image (no p-value of {level:g} or less)."
     how = f"a p-value of {level:g} or less"
     if n_identical == n_copies:
-        how = "the same image"
-    elif n_identical:
+        return f"{n_copies} of {n} {match} a training image (the same image)."
+    if n_identical:
         how = f"{n_identical} the same image, {n_copies - n_identical} by {how}"
-    return f"{n_copies} of {n} {match} a training image ({how})."
+    said = f"{n_copies} of {n} {match} a training image ({how})."
+    return f"{said} This is the share flagged; of unseen images {100 * level:g} % would be flagged by chance."
 
 
 def sentence_of_matches(n: str, n_identical: int, n_like: int, threshold: float) -> str:

@@ -156,6 +156,10 @@ class Maker(abc.ABC):
     def first(self, seed_of: SeedOf) -> Made:
         """What the call makes by itself."""
 
+    def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
+        """Whether each of these rows is what it was in the try before, though nothing but its words could change."""
+        return False
+
     @abc.abstractmethod
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
         """These rows once more, with other seeds and with mitigations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from copyscope.diffusion import applied
 from copyscope.diffusion.denoiser import FindNearest
 from copyscope.diffusion.mitigations import SAMPLING, OnCaption
+from copyscope.diffusion.models import Image
 from copyscope.errors import InputError
 
 from . import returned
@@ -51,6 +53,7 @@ class FunctionCall(Maker):
         if isinstance(form, str) and form not in OUTPUTS:
             raise InputError(f"output_type {form!r} cannot be guarded: it may hold no pictures.\nTake 'pil' or 'np'")
         self.takes = seed_argument(made_by)
+        self._shown: dict[int, bytes] = {}
         self.seeds = isinstance(told.get(self.takes or ""), (list, tuple))
         """Whether the caller gives one a prompt."""
         # A seed of the caller's, or a function's own default, makes the first try what it is without a guard.
@@ -85,6 +88,19 @@ class FunctionCall(Maker):
                 raise InputError(f"A prompt gave {self.each} images, then {len(found)}.\nReturn as many each time")
             images.append(found[place])
         return Made.finished(images)
+
+    def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
+        if self.takes is not None:
+            return False
+        digests = {}
+        for row, each in zip(rows, views, strict=True):
+            content = hashlib.sha256()
+            for view in each:
+                content.update(repr(view.shape).encode() + view.tobytes())
+            digests[row] = content.digest()
+        same = all(self._shown.get(row) == digest for row, digest in digests.items())
+        self._shown |= digests
+        return same
 
     def _asked(self, row: int, text: str) -> tuple[str | list[str], int]:
         """The prompts of a call that makes an image again, and the image's place among what comes of it."""

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from copyscope.detection.index.hits import is_rounded
 from copyscope.detection.index.index import Hit, Index
 from copyscope.diffusion.thresholds import Thresholds
 from copyscope.errors import InputError, Refused
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
-ROUNDED = 0.998
-"""No lower are both scores of a training image whose levels were cut where they should have been rounded: .9990 and
-.9991 on 30 photographs."""
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _LOCKING = threading.Lock()
 clock = time.monotonic
@@ -168,7 +166,7 @@ class Guard:
         if hit is None:
             return False
         rate = max(self.policy.rate, self.policy.rate_again if again else 0)
-        return hit.p_value is None or hit.p_value <= rate or hit.identical or _is_rounded(hit)
+        return hit.p_value is None or hit.p_value <= rate or hit.identical or is_rounded(hit)
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keeps them, and appends them to the log."""
@@ -295,7 +293,7 @@ class _Call:
     ) -> None:
         self.guard, self.policy = guard, guard.policy
         self.maker = maker_of(arguments, options, self._look)
-        self.number, self.begun = next(guard._calls), clock()
+        self.number, self.begun, self.fixed = next(guard._calls), clock(), False
         self.records: list[Record] = []
         self.hits: list[Hit | None] = []
         self.images: dict[int, Any] = {}
@@ -317,7 +315,8 @@ class _Call:
                 for hit, flags in zip(hits, flagged, strict=True)
             ]
             now = clock()
-            more = attempt + 1 < self.policy.tries and now - self.begun < self.policy.seconds
+            upcoming = self._next(attempt, rows, copies, made.views)
+            more = upcoming < self.policy.tries and now - self.begun < self.policy.seconds
             records = []
             for place, row in enumerate(rows):
                 action = "delivered" if not copies[place] else "redone" if more else "refused"
@@ -335,18 +334,28 @@ class _Call:
             rows = [row for row, copy in zip(rows, copies, strict=True) if copy]
             if not more:
                 break
-            attempt += 1
+            attempt = upcoming
         for row in rows:
             self.images[row] = None if self.policy.refuse != "blank" else self.maker.blank(*sizes[row])
         images = [self.images[row] for row in range(len(self.maker.prompts))]
         if rows and self.policy.refuse == "raise":
-            raise Refused(
-                f"{len(rows)} of {len(images)} images are copies of training images in every try.\n"
-                "Ask for something else, allow more tries, or go up another ladder",
-                self.records,
-                images,
-            )
+            every, do = " in every try", "Ask for something else, allow more tries, or go up another ladder"
+            if self.fixed:
+                every = ". The function takes no seed and gives the same each time: it was not asked further"
+                do = "Give it an argument `seed` or `generator`, or ask for something else"
+            said = f"{len(rows)} of {len(images)} images are copies of training images{every}.\n{do}"
+            raise Refused(said, self.records, images)
         return self.maker.given(images, self.beside)
+
+    def _next(self, attempt: int, rows: Sequence[int], copies: Sequence[bool], views: Sequence[Any]) -> int:
+        """The next try. What takes no seed and gave the same copies again is asked with other words, then no more."""
+        places = [place for place, copy in enumerate(copies) if copy]
+        if not views or not self.maker.same_again([rows[each] for each in places], [views[each] for each in places]):
+            return attempt + 1
+        others = () if self._rung(attempt) else range(attempt + 1, self.policy.tries)
+        found = next((each for each in others if self._rung(each)), self.policy.tries)
+        self.fixed = found == self.policy.tries
+        return found
 
     def _rung(self, attempt: int) -> tuple[str, ...]:
         """The rung of a try; where the call lacks what it needs, another seed alone."""
@@ -421,12 +430,6 @@ class _Call:
             seconds=round(seconds, 3),
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-
-
-def _is_rounded(hit: Hit) -> bool:
-    """Whether a picture is the training image but for rounding, as by a cast to uint8 that cuts."""
-    whole = hit.box is None and hit.source_box is None
-    return whole and hit.verified is not None and min(hit.score, hit.verified) >= ROUNDED
 
 
 def _lock_of(pipe: Any) -> contextlib.AbstractContextManager[Any]:

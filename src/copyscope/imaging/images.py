@@ -38,6 +38,9 @@ BACKGROUNDS = ("other", "bare", "grey")
 """What a transparent image may also be shown over: black for white or white for black; nothing, its colours being shown
 where it is transparent too; grey."""
 
+FRAMES = "first"
+"""Which frame of an animation (GIF, WebP, APNG), or page of a TIFF, stands for the file."""
+
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are refused by their header, before any pixel is allocated."""
 

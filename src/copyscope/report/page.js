@@ -63,7 +63,7 @@
   const figures = (pairs) => el("dl", { class: "facts" },
     ...pairs.filter(([, value]) => value !== null).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   const goTo = (text, list, query) => el("button", { type: "button", class: "quiet", "data-show": list, "data-query": query }, text);
-  const actionName = { deduplicate: "Deduplicate", recaption: "Recaption", drop: "Drop", keep: "Keep" };
+  const actionName = { deduplicate: "Deduplicate", recaption: "Recaption", drop: "Drop", review: "Review", keep: "Keep" };
 
   // One list of the page. `columns`: arrays of equal length, `id` among them. orders: sort name -> [column, direction];
   // a sort name without an entry keeps the order the rows came in.
@@ -257,6 +257,7 @@
   const withUnit = (name, key) => (data.units[key] && data.units[key].length < 8 ? `${name}, ${data.units[key]}` : name);
   const sharing = (row) => r.shared_captions[row] === null ? null
     : `${count(r.shared_captions[row])} same, ${count(r.near_shared_captions[row] ?? 0)} nearly`;
+  const suspicious = (byId("gallery-rows")?.dataset.flag ?? "").includes("suspicious");
   list("risk", {
     columns: r,
     size: 12,
@@ -269,16 +270,16 @@
     build: (row) => el("article", { class: "card risk", "data-id": r.id[row] },
       el("div", { class: "head" }, picture(r.img[row], `training image ${r.id[row]}`),
         el("div", {}, el("p", { class: `action action-${r.action[row]}` }, actionName[r.action[row]] ?? r.action[row] ?? ""),
-          r.times_copied[row] === null ? null : el("p", { class: "times" }, `copied ${many(r.times_copied[row], "time", "times")}`),
+          r.times_copied[row] === null ? null : el("p", { class: "times" }, suspicious ? `${many(r.times_copied[row], "image", "images")} suspiciously near` : `copied ${many(r.times_copied[row], "time", "times")}`),
           r.share_low[row] === null ? null : el("p", { class: "under" }, `${percent(r.share_low[row])} to ${percent(r.share_high[row])} of generated images`),
           el("bdi", { class: "id" }, r.id[row]))),
       r.reason[row] ? el("p", { class: "why", dir: "auto" }, r.reason[row]) : null,
       figures([["group size", short(r.group_size[row])], ["duplication", r.duplication[row]], ["captions shared", sharing(row)],
         ["caption words", r.caption_length[row] === null ? null : short(r.caption_length[row])],
         ...measures.map(([key, name]) => [withUnit(name, key), r[key][row] === null ? null : short(r[key][row])])]),
-      compared(labelled("Prompts of its copies", r.prompts[row]),
+      compared(labelled(suspicious ? "Prompts of these images" : "Prompts of its copies", r.prompts[row]),
         labelled(r.captions[row].length > 1 ? "Captions" : "Caption", r.captions[row])),
-      el("p", { class: "links" }, r.times_copied[row] ? goTo("Its copies", "gallery", r.id[row]) : null,
+      el("p", { class: "links" }, r.times_copied[row] ? goTo(suspicious ? "These images" : "Its copies", "gallery", r.id[row]) : null,
         r.group_size[row] > 1 ? goTo("Its group", "groups", r.id[row]) : null)),
   });
   document.querySelectorAll("details[data-action]").forEach((details) => details.addEventListener("toggle", () => {

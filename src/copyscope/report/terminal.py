@@ -7,6 +7,8 @@ from typing import Any
 
 from copyscope.console import printable
 
+from .wording import out_of_reach
+
 SHOWN = 8
 STYLES = {"copies": "red", "suspicious": "bold yellow", "no copies found": "green", "cannot tell": "yellow"}
 
@@ -41,6 +43,8 @@ def audit_warnings(summary: dict[str, Any]) -> list[str]:
             f"{n} of {calibration['n']} {kind} images are as near to a training image as a light copy is. Look at them "
             "in the report (-o DIR); leave out those that show the same picture with --held-out-exclude FILE."
         )
+    if why := _blind(summary):
+        found.append(f"{why} So none of the planted copies is seen.")
     repeated = summary.get("repeated_outputs")
     if repeated and repeated["sentence"]:
         found.append(repeated["sentence"])
@@ -53,9 +57,9 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     duplicates = summary["duplicates"]
     grouped = f"{duplicates['n_groups']} groups ({duplicates['full']} with the caption repeated)"
     rows = [
-        ("replication rate", estimate(summary["replication_rate"], percent=True)),
-        ("corrected rate", estimate(summary["estimated_rate"], percent=True)),
-        ("planted, seen %", seen(summary["sensitivity"])),
+        ("replication rate", f"{estimate(summary['replication_rate'], percent=True)}: the share flagged"),
+        ("corrected rate", corrected(summary)),
+        ("planted, seen %", "none can be seen, as said above" if _blind(summary) else seen(summary["sensitivity"])),
         ("similarity p95", f"{number(similarity['p95'])} (baseline {number(baseline['p95'])})"),
         (
             f"share above {summary['protocol']['threshold']:g}",
@@ -78,6 +82,22 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
     return rows
+
+
+def corrected(summary: dict[str, Any]) -> str:
+    """The corrected rate, or what is known of it where nothing calibrates the verdict."""
+    found = summary["estimated_rate"]
+    if summary["calibration"]["method"] != "baseline" or found["value"] is None:
+        return estimate(found, percent=True)
+    low = f"at least {found['low']:.1%}, " if found["low"] > 0 else ""
+    return (
+        f"{low}at most {found['high']:.1%}, false alarms included: without --held-out or --control none is told apart"
+    )
+
+
+def _blind(summary: dict[str, Any]) -> str:
+    """Why no planted copy can be seen; empty where some can be, or none was planted."""
+    return out_of_reach(summary["calibration"]) if summary["sensitivity"] else ""
 
 
 def seen(sensitivity: dict[str, Any] | None) -> str:

@@ -24,7 +24,8 @@ TERMS = {
     "replication": "a generated image reproduces the content of a training image.",
     "replication rate": "the share of readable generated images that are flagged as copies.",
     "corrected rate": "an estimate of the true share of copies: the flagged share, corrected for copies that are not "
-    "seen and for false alarms. Both were measured.",
+    "seen and for false alarms. Both were measured. Without held-out or control images false alarms cannot be "
+    "measured; then there is only an upper bound, which counts them as copies.",
     "sensitivity": "of copies of training images that were made on purpose (planted), altered in one way, the share "
     "that is flagged. Where it is small, silence says little about copies of that kind.",
     "likeness": "a generated image that is nearer to the training set than images of the base model are, but no nearer "
@@ -143,7 +144,11 @@ ACTIONS = {
         "Drop",
         "Take the image out of the training set: neither duplication nor its caption explains the copying.",
     ),
-    "keep": ("Keep", "Nothing to do for this image."),
+    "review": (
+        "Review",
+        "Compare the training image with the generated ones. Leave it out if it may not be copied at all.",
+    ),
+    "keep": ("Keep", "Nothing to do: no generated image copies this image."),
 }
 
 #: Answer -> (class of its look, sign before it).
@@ -175,11 +180,15 @@ KINDS = {
 #: Kinds of which so large a share must be seen before silence means anything.
 MUST_SEE, SEEN = ("light", "crop"), 0.8
 
+#: Said of animations and documents, on every page that compares files.
+FRAMES = "Frames of an animation (GIF, WebP, APNG) and pages of a TIFF after the first: the first stands for the file."
+
 #: What no audit of this kind tests.
 UNTESTED = (
     "Other prompts, seeds and settings. A prompt chosen to call up a training image can give another rate.",
     "Training images outside the given set, such as those of the base model that was fine-tuned.",
     "Style, a person's likeness, trade marks. Looking alike in style is not replication and is not measured here.",
+    FRAMES,
 )
 
 
@@ -189,6 +198,7 @@ LINT_UNTESTED = (
     "Whether look-alikes are one picture. In a set of one style, such as icons, different ones can form a group.",
     "Repeats of a part only: an object, face or logo that comes back in otherwise different pictures.",
     "Training images outside the given set, such as those of the base model that is to be fine-tuned.",
+    FRAMES,
 )
 
 
@@ -260,11 +270,27 @@ def interval(estimate: Any, style: str = "number") -> str:
     return f"{write(low)} to {write(high)}"
 
 
-def copies_said(n: int) -> str:
-    """How many copies the training images of an action have."""
+def copies_said(n: int, answer: str) -> str:
+    """How many copies, or suspicious images as the answer says, the training images of an action have."""
+    one, more = ("suspicious image", "suspicious images") if answer == "suspicious" else ("copy", "copies")
     if not n:
-        return "No copies among the generated images."
-    return f"{number(n)} {'copy' if n == 1 else 'copies'} among the generated images."
+        return f"No {more} among the generated images."
+    return f"{number(n)} {one if n == 1 else more} among the generated images."
+
+
+def out_of_reach(calibration: Mapping[str, Any]) -> str:
+    """Why no image can be called a copy by its score, as a sentence: the line lies below the least p-value there is.
+
+    calibration: of an audit's summary. Empty where images can be called copies.
+    """
+    line, n = calibration.get("line"), calibration.get("n")
+    # The least p-value is that of an image that scores above all calibration images.
+    if not (is_number(line) and is_number(n)) or 1 / (n + 1) <= line * (1 + 1e-12):
+        return ""
+    return (
+        f"No image can be called a copy by its score: that takes a p-value of {p_value(line)} or less, and with "
+        f"{number(n)} calibration images the least there can be is {p_value(1 / (n + 1))}."
+    )
 
 
 def kinds(sensitivity: Any) -> list[dict[str, Any]]:

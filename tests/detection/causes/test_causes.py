@@ -78,7 +78,7 @@ def made(tmp_path_factory):
     verified = np.where(index == MATCH[:, None], 0.95, 0.1).astype(np.float32)
     matches = Matches(generated, train, Nearest(index, score), verified, np.full(8, 0), np.full(8, 0.1, np.float32))
     np.testing.assert_array_equal(matches.match, MATCH)
-    judged = SimpleNamespace(copied=COPIED)
+    judged = SimpleNamespace(copied=COPIED, answer="copies")
     return matches, judged, groups, pictures
 
 
@@ -199,9 +199,21 @@ def test_controls_are_capped_and_drawn_by_the_seed_but_never_the_copied(made, mo
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_advice_follows_from_the_verdict(made):
+    matches, judged, groups, _ = made
+    proven = causes(matches, judged, groups)
+    unproven = causes(matches, SimpleNamespace(copied=judged.copied, answer="suspicious"), groups)
+    for found, word in ((proven, "Copied"), (unproven, "Suspiciously near")):
+        cards = [card for card in found.risk.to_pylist() if card["times_copied"]]
+        assert cards
+        assert all(card["action"] != "keep" and card["reason"].startswith(word) for card in cards)
+        assert all(reason.startswith(word) for reason in found.reasons.values())
+    assert "drop" not in unproven.risk["action"].to_pylist()
+
+
 def test_without_copies_there_are_no_reasons_and_cards_of_groups_only(made):
     matches, _, groups, _ = made
-    none = SimpleNamespace(copied=np.zeros(8, dtype=bool))
+    none = SimpleNamespace(copied=np.zeros(8, dtype=bool), answer="cannot tell")
     found = causes(matches, none, groups)
     assert found.reasons == {}
     assert [card["id"] for card in found.risk.to_pylist()] == ["t01.png", "t04.png", "t06.png"]

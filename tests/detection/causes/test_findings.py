@@ -603,7 +603,10 @@ def test_empty_and_null_tables_are_findings_too() -> None:
             "drop",
             "Copied 3 times although it has no near-duplicates and its caption is common (42",
         ),
-        ((2, 1, None, 40, 2), "keep", "Copied 2 times, but"),
+        ((2, 1, None, 40, 2), "review", "Copied 2 times although"),
+        ((1, 1, None, 0, 0, 0), "review", "it has no caption: compare the pictures"),
+        ((3, 1, None, 40, 2, 1, False), "review", "Suspiciously near to 3 generated images although"),
+        ((1, 5, "full", 9, 0, 1, False), "deduplicate", "Suspiciously near to 1 generated image, and one of 5"),
         ((3, 1, None, 0, 0, 0), "drop", "it has no caption"),
     ],
 )

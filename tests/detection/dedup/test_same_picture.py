@@ -313,10 +313,25 @@ def test_curate_drops_what_is_the_same_as_the_kept_image_and_lists_it(tmp_path):
     assert all(row["score"] > 0.75 and row["pixels"] > 0.8 for row in dropped)
     write_list(dropped, tmp_path / "dropped.csv")
     with (tmp_path / "dropped.csv").open() as file:
-        assert [row["kept_id"] for row in csv.DictReader(file)] == ["01.png", "06.png"]
+        rows = list(csv.DictReader(file))
+    assert [row["kept_id"] for row in rows] == ["01.png", "06.png"]
+    assert [row["kept_because"] for row in rows] == ["it has more pixels", "it has more pixels"]
+    assert all(row["reason"].startswith("the same picture by score") for row in rows)
     removed, listed = deduplicated(corpus, "remove", "sscd-distilled", cache=tmp_path / "cache")
     assert removed.ids == ["00.png", "02.png", "03.png", "04.png", "05.png"]
     assert [row["kept_id"] for row in listed] == [""] * 4
+    assert all("one of 2 near-duplicates" in row["reason"] for row in listed)
     weighted, none = deduplicated(corpus, "down-weight", "sscd-distilled", cache=tmp_path / "cache")
     assert none == []
     assert weighted.table["weight"].to_pylist() == [1, 0.5, 1, 1, 1, 1, 0.5, 0.5, 0.5]
+
+
+def test_a_score_below_the_bar_is_told_why_the_image_was_dropped(tmp_path):
+    first = scene(2)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    corpus = corpus_of(folder, [first, np.ascontiguousarray(np.rot90(first)), scene(1)])
+    _, dropped = deduplicated(corpus, "keep-one", "sscd-distilled", cache=tmp_path / "cache")
+    assert [row["id"] for row in dropped] == ["01.png"]
+    assert dropped[0]["score"] < 0.75
+    assert "by pixels; its score alone, below 0.75" in dropped[0]["reason"]

@@ -86,6 +86,16 @@ def test_clean_model_is_called_clean_only_where_copies_would_have_been_seen():
     assert f"at most {100 * found.estimated_rate.high:.1f} %" in found.sentence
 
 
+def test_without_calibration_images_the_rate_is_a_bound_with_false_alarms():
+    found = verdict(clean(75), calibration(2000, method="baseline"), planted=planted())
+    assert found.answer == "cannot tell"
+    assert "without held-out or control images false alarms cannot be told from copies" in found.reasons[0]
+    assert "held-out or control images" in found.needed
+    same = np.arange(300) == 0
+    copied = verdict(clean(300), calibration(2000, method="baseline"), planted=planted(), identical=same)
+    assert "false alarms included" in copied.sentence
+
+
 def test_without_a_measured_sensitivity_silence_means_nothing():
     found = verdict(clean(300), calibration(2000))
     assert found.answer == "cannot tell"

@@ -22,6 +22,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Work
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
+from copyscope.detection.verdict.answer import COPIES
 from copyscope.detection.verdict.verdict import Verdict
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
@@ -271,6 +272,7 @@ def _risk(
             card["shared_captions"],
             card["near_shared_captions"],
             len(card["captions"]),
+            judged.answer == COPIES,
         )
         said = dict.fromkeys(prompts[matches.queries.rows[query]] for query in queries)
         cards.append(

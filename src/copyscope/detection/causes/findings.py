@@ -158,27 +158,34 @@ def risk_action(
     shared: int,
     near_shared: int,
     n_captions: int = 1,
+    proven: bool = True,
 ) -> tuple[str, str]:
     """What to do about a training image after an audit, and why: (action, reason).
 
-    The action is "deduplicate", "recaption", "drop" or "keep"; the reason one sentence.
+    The action is "deduplicate", "recaption", "drop", "review" or "keep"; the reason one sentence. proven: the verdict
+    calls the generated images copies; else they are suspicious, and nobody is advised to lose a picture for that.
 
     The first that applies: never copied -> keep; in a near-duplicate group -> deduplicate; with a caption that at most
-    RARE_CAPTION other images share or nearly share -> recaption; copied COPIED_OFTEN times or more -> drop; else keep.
-    The milder remedy goes first: repetition is the strongest known cause and its removal loses no picture.
+    RARE_CAPTION other images share or nearly share -> recaption; copied COPIED_OFTEN times or more -> drop; else
+    review. The milder remedy goes first: repetition is the strongest known cause and its removal loses no picture.
     """
-    times = "once" if times_copied == 1 else f"{times_copied} times"
     if times_copied == 0:
         return "keep", "No generated image copies it."
+    said = "Copied once" if times_copied == 1 else f"Copied {times_copied} times"
+    if not proven:
+        said = f"Suspiciously near to {times_copied} generated image{'s' if times_copied > 1 else ''}"
     if group_size > 1:
-        return "deduplicate", f"Copied {times}, and {_group(group_size, duplication)}: keep one of them."
+        return "deduplicate", f"{said}, and {_group(group_size, duplication)}: keep one of them."
     others = shared + near_shared
     if n_captions and others <= RARE_CAPTION:
-        return "recaption", f"Copied {times}, and {_rare(others, n_captions)}: give it several, more general captions."
+        return "recaption", f"{said}, and {_rare(others, n_captions)}: give it several, more general captions."
     known = f"its caption is common ({others} other images)" if n_captions else "it has no caption"
-    if times_copied >= COPIED_OFTEN:
-        return "drop", f"Copied {times} although it has no near-duplicates and {known}: leave it out."
-    return "keep", f"Copied {times}, but it has no near-duplicates and {known}: keep it, and look again next time."
+    if proven and times_copied >= COPIED_OFTEN:
+        return "drop", f"{said} although it has no near-duplicates and {known}: leave it out."
+    return "review", (
+        f"{said} although it has no near-duplicates and {known}: compare the pictures, and leave it out if no picture "
+        "may be copied."
+    )
 
 
 def lint_action(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from copyscope.curation.curate import down_weight, kept_rows, remove
+from copyscope.curation.curate import down_weight, kept_because, kept_rows, remove
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -19,7 +19,7 @@ from .groups import duplicates
 from .same_picture import compare_pixels
 
 HOW = ("keep-one", "down-weight", "remove")
-COLUMNS = ("id", "kept_id", "group", "score", "pixels")
+COLUMNS = ("id", "kept_id", "group", "score", "pixels", "reason", "kept_because")
 
 
 def deduplicated(
@@ -33,10 +33,12 @@ def deduplicated(
 ) -> tuple[Corpus, list[dict[str, Any]]]:
     """The corpus with its near-duplicate groups dealt with, and a row (COLUMNS) for each image that was dropped.
 
-    how: "keep-one" drops all but the largest image of a group, those alone that are the same picture as the kept one by
-    their own pixels; "remove" drops whole groups (`kept_id` is then empty); "down-weight" drops none and divides their
-    weight. protocol: a name in `PROTOCOLS` or a descriptor spec. score: similarity to the kept image, or the one that
-    would be; pixels: their agreement (`compare_pixels`). cache, workers: as in `embed`.
+    how: "keep-one" keeps one image of a group (a captioned one first, then the one with most pixels, then the first),
+    and drops those alone that are the same picture as the kept one by their own pixels; "remove" drops whole groups
+    (`kept_id` is then empty); "down-weight" drops none and divides their weight. protocol: a name in `PROTOCOLS` or a
+    descriptor spec. score: similarity to the kept image, or the one that would be; pixels: their agreement
+    (`compare_pixels`); reason: what the image was dropped for; kept_because: why the other one was kept. cache,
+    workers: as in `embed`.
     """
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
@@ -52,18 +54,37 @@ def deduplicated(
     found = compare_pixels(groups.corpus, groups.rows, np.stack([one, other], axis=1), **options)
     dropped = found.same if how == "keep-one" else np.ones(len(one), bool)
     ids = groups.corpus.pick("id", groups.rows).to_pylist()
-    listed = [
-        {
-            "id": ids[one[at]],
-            "kept_id": ids[other[at]] if how == "keep-one" else "",
-            "group": int(groups.label[one[at]]),
-            "score": round(float(described.vectors[one[at]] @ described.vectors[other[at]]), 4),
-            "pixels": round(float(found.score[at]), 4),
-        }
-        for at in np.flatnonzero(dropped)
-    ]
+    places = np.flatnonzero(dropped)
+    because = [""] * len(places)
+    if how == "keep-one":
+        because = kept_because(groups.corpus, zip(groups.rows[one[places]], groups.rows[other[places]], strict=True))
+    listed = []
+    for at, why in zip(places, because, strict=True):
+        score = float(described.vectors[one[at]] @ described.vectors[other[at]])
+        group = int(groups.label[one[at]])
+        listed.append(
+            {
+                "id": ids[one[at]],
+                "kept_id": ids[other[at]] if how == "keep-one" else "",
+                "group": group,
+                "score": round(score, 4),
+                "pixels": round(float(found.score[at]), 4),
+                "reason": _reason(score, rules.duplicates)
+                if how == "keep-one"
+                else f"it is one of {groups.sizes[group]} near-duplicates, all of which are dropped",
+                "kept_because": why,
+            }
+        )
     listed.sort(key=lambda row: (row["group"], row["id"]))
     return remove(groups.corpus, groups.rows[one[dropped]]), listed
+
+
+def _reason(score: float, threshold: float) -> str:
+    """What an image was dropped for that is the same picture as the kept one. A score below the threshold needs a word:
+    such images were grouped through others, or by their pixels alone."""
+    if score >= threshold:
+        return f"the same picture by score (at least {threshold:g}) and by pixels"
+    return f"the same picture by pixels; its score alone, below {threshold:g}, would not say so"
 
 
 def write_list(rows: list[dict[str, Any]], path: Path) -> None:

@@ -372,8 +372,11 @@ def _corpus(source: str | Path | Corpus) -> Corpus:
 def _refuse_foreign(folder: Path) -> None:
     """Raises InputError where an index, or anything that is not ours, lies in `folder`."""
     if (folder / files.MANIFEST).exists():
-        raise InputError(f"There is an index in {folder}.\nAdd to it with --add, or name another folder")
+        raise InputError(
+            f"There is an index in {folder}.\n"
+            "Add to it with --add (in Python: Index.open(folder).add(train)), or name another folder"
+        )
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file.\nName a folder with -o")
+        raise InputError(f"{folder} is a file.\nName a folder with -o (in Python: out)")
     if folder.exists() and not all(files.OURS.fullmatch(path.name) for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no index.\nName another folder with -o")
+        raise InputError(f"{folder} is not empty and holds no index.\nName another folder with -o (in Python: out)")

@@ -113,6 +113,12 @@ class Measured:
                 shares = " and ".join(f"{_percent(seen[kind])} of `{kind}` copies" for kind in blind)
                 found.append(f"Too few copies would be seen: {shares}, where {100 * SEEN:g} % is asked for.")
                 wants.append(self._sharper())
+            elif self.estimated.high > TOLERABLE and not wants and self.method == "baseline":
+                found.append(
+                    f"The rate could be {100 * self.estimated.high:.1f} %: without held-out or control images false "
+                    "alarms cannot be told from copies."
+                )
+                wants.append("held-out or control images")
             elif self.estimated.high > TOLERABLE and not wants:
                 kind = min(seen, key=lambda each: seen[each].low)
                 found.append(
@@ -158,6 +164,8 @@ class Measured:
         if math.isfinite(self.estimated.value):
             low, high = (100 * end for end in (self.estimated.low, self.estimated.high))
             rate = f" Corrected for copies that are not seen, the rate is {low:.1f} to {high:.1f} % (95 % interval)."
+            if self.method == "baseline":
+                rate = f" How many more there are is not known: at most {high:.1f} %, false alarms included."
             if low <= UNKNOWN and high >= 100 - UNKNOWN:
                 rate = " How many more there are cannot be told: of some kinds of copies too few would be seen."
         alike = ""

@@ -137,7 +137,8 @@ def planted_copies(
                     n += len(piece)
             if not n:
                 raise InputError(
-                    f"No image of {corpus.origin} can be read again.\nMake it readable, or take --sensitivity 0"
+                    f"No image of {corpus.origin} can be read again.\n"
+                    "Make it readable, or take --sensitivity 0 (in Python: sensitivity=0)"
                 )
             # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
             own: dict[str, Any] = settings | {"cache": Path(folder) / "cache"}
