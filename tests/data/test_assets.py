@@ -338,7 +338,7 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_assets as fake
-from copyscope import assets
+from copyscope.data import assets
 registry = fake.Registry()
 def run(command, **options):
     with open({log!r}, "a") as log:
@@ -356,7 +356,7 @@ assets.fetch("fluent-emoji", cache=Path({cache!r}), progress=progress)
 
 
 def other_process(tmp_path: Path, die_at: str = "") -> subprocess.Popen[bytes]:
-    tests, log = str(Path(__file__).parents[1]), str(tmp_path / "log")
+    tests, log = str(Path(__file__).parent), str(tmp_path / "log")
     code = OTHER.format(tests=tests, log=log, die_at=die_at, cache=str(tmp_path))
     return subprocess.Popen([sys.executable, "-c", code])
 

@@ -138,7 +138,7 @@ import sys, time
 from pathlib import Path
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.embedding.embed import embed
-from copyscope.corpus import Corpus
+from copyscope.data.corpus import Corpus
 plain = Phash.describe
 def slow(self, given):
     with open(sys.argv[4], "a") as log:

@@ -306,7 +306,7 @@ LONG = dataclasses.replace(EVENTFUL, steps=500, checkpoint_every=4)
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_bits(folder, tmp_path):
-    code = "import sys; from tests import test_train as t; t.train(sys.argv[1], sys.argv[2], t.LONG)"
+    code = "import sys; from tests.diffusion.training import test_train as t; t.train(sys.argv[1], sys.argv[2], t.LONG)"
     reached = 0
     for _ in range(2):
         started = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path / "run")], cwd=ROOT)
