@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from copyscope.detection.search.exact import NOTHING, Nearest, one_blas_thread
 from copyscope.detection.search.ivf import Cells
 from copyscope.engine import Engine, open_engine
-from copyscope.files import replace_file, sweep, told
+from copyscope.files import replace_file, told
 from copyscope.machine import Progress, cores, let_go, locked, room
 
 BLOCK = 1024
@@ -163,7 +163,6 @@ def by_cells(
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
     engine = open_engine(engine) if engine is not None else None
     with told(cells.folder), locked(kept.with_suffix(".lock")):
-        sweep(kept)
         labels, closest, done = _begun(kept, cells, k, floor)
         size = _stretch(n, dim, engine, workers or cores())
         spans = [(start, min(start + size, n)) for start in range(done, n, size)]

@@ -41,6 +41,7 @@ BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
 """Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
 CALL_PIXELS = 16_000_000
 """Images of so many pixels are described before more are decoded."""
+CHANGED = "another file than when it was first read"
 GROUP = 16 * BATCH
 LOT = 1_000_000
 
@@ -185,6 +186,19 @@ def embed(
     return Embeddings(filled, rows, vectors, str(descriptor), fingerprint)
 
 
+def read_again(described: Embeddings, work: Work, **options: Any) -> Embeddings:
+    """The embeddings without images that cannot be read again for `work`: these have an error, as if they could never
+    be read. What the work makes of the others is kept by content, so that no step reads them for it once more.
+
+    options: `cache`, `workers` and `progress` of `compute`.
+    """
+    filled, rows, _ = compute(described.corpus, work, rows=described.rows, **options)
+    if len(rows) == len(described.rows):
+        return described
+    vectors = described.vectors[np.isin(described.rows, rows)]
+    return dataclasses.replace(described, corpus=filled, rows=rows, vectors=vectors, cells=None)
+
+
 def compute(
     corpus: Corpus,
     work: Work,
@@ -301,6 +315,9 @@ def fill(
                 ledger.errors[row] = corpus.discreet(row, str(content))
                 continue
             digest = hashlib.sha256(content).digest()
+            if (known := bytes(ledger.digests[row])) and known.ljust(32, b"\0") != digest:
+                ledger.errors[row] = CHANGED
+                continue
             ledger.digests[row], ledger.any_new = digest, True
             if digest in scheduled or store.find(np.array([digest], dtype="S32"))[0] >= 0:
                 continue
