@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -798,6 +799,49 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path) -> None:
     (out / "embeddings.json").write_text("{")
     with pytest.raises(InputError, match=r"Cannot read embeddings.json"):
         Embeddings.load(out)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("embedded")
+    as_tars(folder / "data")
+    sharded.write(folder / "data", folder / "out", "phash", engine=Backwards())
+    return folder / "out"
+
+
+PART = {"name": "part-" + "0" * 32 + ".parquet", "rows": 16, "errors": 0, "bytes": 9, "sha256": ""}
+WRONG = {
+    "n": [None, -1, "16", 17, 10**15, True], "dim": [None, 0.5, -1, 3, 10**12], "corpus": [None, 1, []], "kind": [{}],
+    "descriptor": [None, ["phash"]], "fingerprint": [7], "removed": [7, {}, {"name": "../x.parquet"}],
+    "parts": [None, {}, "x", [7], [{}], [PART | {"name": "../part.parquet"}], [PART | {"rows": -1}], [PART]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_manifest_of_parts_with_wrong_values_is_two_lines(tmp_path, embedded, key, value) -> None:
+    out = shutil.copytree(embedded, tmp_path / "out")
+    manifest = json.loads((out / "embeddings.json").read_text())
+    (out / "embeddings.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(InputError) as found:
+        Embeddings.load(out)
+    assert len(str(found.value).splitlines()) == 2
+    if key in ("parts", "removed") and value != [PART]:
+        with pytest.raises(InputError, match="nothing usable"):
+            sharded.write(embedded.parent / "data", out, "phash", engine=Backwards())
+
+
+def test_a_part_that_is_a_bomb_is_made_again(tmp_path, embedded, monkeypatch) -> None:
+    from copyscope.data import parquet_pages
+
+    out = shutil.copytree(embedded, tmp_path / "out")
+    name = entries(out)[0]["name"]
+    before = (out / name).read_bytes()
+    pq.write_table(pa.table({"error": pa.array(["x" * 1000] * 40_000)}), out / name)
+    (out / "embeddings.json").unlink()
+    monkeypatch.setattr(parquet_pages, "MAX_TABLE", 1 << 20)
+    sharded.write(embedded.parent / "data", out, "phash", engine=Backwards())
+    assert (out / name).read_bytes() == before
+    assert len(Embeddings.load(out).rows) == 16
 
 
 def test_where_nothing_can_be_written_it_is_told_before_the_work(tmp_path, log: Path, store: ObjectStore) -> None:

@@ -3,6 +3,7 @@ two lines. benchmarks/faults.py tries many more; a short run of it is at the end
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -11,19 +12,24 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from copyscope import Corpus, embed, files, machine
+from copyscope import Corpus, audit, embed, files, machine
 from copyscope.cli import main
+from copyscope.data import storage
+from copyscope.detection.embedding.embed import read_again
+from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search import ivf, ivf_files
 from copyscope.diffusion.thresholds import Threshold, Thresholds
-from copyscope.errors import InputError
+from copyscope.errors import ImageError, InputError
 from copyscope.files import write_table
-from tests.pictures import fill
+from copyscope.imaging import images
+from tests.pictures import fill, picture, write
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 
@@ -134,6 +140,81 @@ def test_a_folder_of_many_files_is_synced_at_once_and_each(tmp_path, monkeypatch
     assert called == ["all", *["one"] * 5]
 
 
+# What killed processes leave
+
+WRITES = {
+    "data set": "from copyscope import Corpus, export; export.write(Corpus.open('in'), 'out')",
+    "prepared images": "import pathlib; from copyscope import prepare;"
+    "prepare.prepare({'train': 'in'}, pathlib.Path('out'))",
+    "table": "import pathlib, pyarrow as pa; from copyscope import files;"
+    "files.write_file(pathlib.Path('out'), lambda path: files.write_parquet(pa.table({'a': [1]}), path))",
+    "cache": "import copyscope; copyscope.embed('in', 'phash', cache='cache')",
+}
+
+
+STOP = "import os\ndef stop(*_):\n    print(flush=True)\n    input()\nos.replace = stop\n"
+
+
+def begun(code, folder):
+    """A process that runs code in a folder."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is swept there")
+@pytest.mark.parametrize("name", WRITES)
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tmp_path, name):
+    def hidden():
+        return {path.name for path in tmp_path.rglob(".*.tmp")}
+
+    def write():
+        with begun(WRITES[name], tmp_path) as process:
+            assert process.wait() == 0
+
+    fill(tmp_path / "in", "a.png", "b.png", "c.png")
+    with begun(STOP + WRITES[name], tmp_path) as process:
+        assert process.stdout.readline() == b"\n"
+        left = hidden()
+        assert len(left) == 1
+        write()
+        assert hidden() == left, "it lives"
+        process.kill()
+    if (tmp_path / "out").is_dir():
+        shutil.rmtree(tmp_path / "out")
+    assert hidden() == left
+    strange = {".out.0123456789abcdef.tmp", ".out.00000000-0123456789abcdef.tmp"}
+    for each in strange:  # a person's, and of another machine
+        (tmp_path / each).write_text("")
+    write()
+    assert hidden() == strange
+
+
+def test_what_is_taken_away_before_it_is_held_is_made_again(tmp_path, monkeypatch):
+    lock, taken = files._lock, []
+
+    def late(file, *, alone):
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        lock(file, alone=alone)
+
+    monkeypatch.setattr(files, "_lock", late)
+    with files.beside(tmp_path / "a") as temporary:
+        assert temporary.exists()
+        assert temporary not in taken
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a" * 250, "ä" * 120, "a[b]*", "a\nb"])
+def test_any_name_that_a_file_may_have_can_be_replaced(tmp_path, name):
+    (tmp_path / name).write_text("old")
+    files.write_file(tmp_path / name, lambda path: path.write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "new"
+
+
 def test_a_run_that_was_killed_before_its_recipe_had_a_name_can_begin_again(tmp_path):
     (tmp_path / "run").mkdir()
     assert files.is_bare(tmp_path / "run")
@@ -142,6 +223,38 @@ def test_a_run_that_was_killed_before_its_recipe_had_a_name_can_begin_again(tmp_
     assert files.is_bare(tmp_path / "run")
     (tmp_path / "run" / "a.png").write_text("")
     assert not files.is_bare(tmp_path / "run")
+
+
+AUDIT = """
+from copyscope import Corpus, audit
+sets = [Corpus.open(name).take(range(n)) for name, n in (("generated", 12), ("train", 16), ("held-out", 20))]
+print(flush=True)
+audit(*sets, protocol="phash", sensitivity=0, parts="off", cache="cache").save({out!r})
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_two_audits_on_one_cache_at_once_one_of_them_killed_say_what_one_says(tmp_path, world, seed):
+    for folder in (world.generated, world.train, world.held_out):
+        os.symlink(folder, tmp_path / folder.name)
+    rng = np.random.default_rng(seed)
+    with contextlib.ExitStack() as stack:
+        one, other, dead = (
+            stack.enter_context(begun(AUDIT.format(out=out), tmp_path)) for out in ("a", "b", "dead")
+        )  # fmt: skip
+        dead.stdout.readline()
+        time.sleep(rng.uniform(0.1, 2))
+        dead.kill()
+        assert [one.wait(), other.wait()] == [0, 0]
+    shutil.rmtree(tmp_path / "cache")
+    with begun(AUDIT.format(out="alone"), tmp_path) as alone:
+        assert alone.wait() == 0
+    tables = [path.name for path in (tmp_path / "alone").glob("*.parquet")]
+    assert len(tables) > 5
+    for name in tables:
+        wanted = (tmp_path / "alone" / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes() == wanted, name
+        assert (tmp_path / "b" / name).read_bytes() == wanted, name
 
 
 # Cells
@@ -160,23 +273,43 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("name", ["near.part", "keys.part"])
 def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, small_blocks, monkeypatch, name):
-    wanted = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    given = vectors()
+    given[58:] = given[:6]  # a lost key shows where the same vector is there twice
+    wanted = ivf.Cells.build(given, 4, folder=tmp_path / "a")
+    assert (wanted.first != np.arange(len(given))).sum() == 6
 
     def die(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivf_files, "_scatter", die)
     with pytest.raises(KeyboardInterrupt):
-        ivf.Cells.build(vectors(), 4, folder=tmp_path / "b")
+        ivf.Cells.build(given, 4, folder=tmp_path / "b")
     monkeypatch.undo()
     monkeypatch.setattr(ivf_files, "BLOCK", 16)
     with (tmp_path / "b" / name).open("r+b") as file:
         size = file.seek(0, 2)
         file.seek(size * 7 // 8)
         file.write(bytes(size // 8))  # half of the last block has its length, and none of its bytes
-    found = ivf.Cells.build(vectors(), 4, folder=tmp_path / "b")
+    found = ivf.Cells.build(given, 4, folder=tmp_path / "b")
     for name in ("near", "rows", "halves", "first"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_each_block_of_cells_is_on_the_disk_before_the_next_is_begun(tmp_path, small_blocks, monkeypatch):
+    fsync, on_disk, seen = os.fsync, {}, []
+
+    def remember(file):
+        fsync(file)
+        on_disk[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    def look(label, done, total):
+        if done <= total // 2:
+            found = [(tmp_path / "a" / name).stat() for name in ("near.part", "keys.part")]
+            seen.append([on_disk.get(each.st_ino) == each.st_size > 0 for each in found])
+
+    monkeypatch.setattr(os, "fsync", remember)
+    ivf.Cells.build(vectors(), 4, folder=tmp_path / "a", progress=look)
+    assert seen == [[True, True]] * 4
 
 
 @pytest.mark.parametrize("how", ["empty", "half", "zeros"])
@@ -245,8 +378,6 @@ def test_a_file_system_without_locks_is_said_in_two_lines(tmp_path, monkeypatch,
 
 
 def test_a_clock_that_jumps_back_makes_no_run_of_less_than_no_time(tmp_path, monkeypatch):
-    import time
-
     from copyscope.detection.lint import lint
 
     fill(tmp_path / "in", "a.png", "b.png", "c.png")
@@ -261,6 +392,64 @@ def test_an_image_that_vanishes_after_it_was_listed_is_a_row(tmp_path):
     (tmp_path / "in" / "b.png").unlink()
     described = embed(corpus, "phash", cache=tmp_path / "cache")
     assert described.corpus.table["error"].to_pylist() == [None, "no such file"]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Files that can be read so many times and no more, by path: [times, faults so far]."""
+    known, plain = {}, storage.Storage.read
+
+    def read(self, path, *where):
+        if path in known:
+            known[path][0] -= 1
+            if known[path][0] < 0:
+                known[path][1] += 1
+                raise ImageError("input/output error")
+        return plain(self, path, *where)
+
+    monkeypatch.setattr(storage.Storage, "read", read)
+    return known
+
+
+@pytest.mark.parametrize(("name", "most"), [("a picture", 5), ("blank.png", 6)])
+def test_a_held_out_image_that_can_be_read_some_times_only_is_missing(tmp_path, world, failing, name, most):
+    from copyscope import Index
+
+    train = Corpus.open(world.train).take(range(6))
+    shutil.copytree(world.held_out, tmp_path / "held")
+    write(tmp_path / "held", {"blank.png": images.encode(np.full((64, 64, 3), 200, np.uint8), "png")})
+    held = Corpus.open(tmp_path / "held")
+    bad = held.ids.index(name) if name in held.ids else 3
+    others = held.take([row for row in range(len(held)) if row != bad])
+    wanted = Index.build(train, tmp_path / "without", "phash", held_out=others).summary()["calibration"]
+    assert wanted["n_missing"] == 0
+    for times in range(most + 1):
+        failing[held.paths()[bad]] = state = [times, 0]
+        cache, out = tmp_path / f"cache-{times}", tmp_path / str(times)
+        found = Index.build(train, out, "phash", held_out=held, cache=cache).summary()["calibration"]
+        assert (state[1] > 0) == (times < most), "the images are read so often"
+        if state[1]:
+            assert found == wanted | {"n_missing": 1}
+
+
+def test_an_image_that_cannot_be_read_again_is_missing_in_an_audit(tmp_path, world, failing):
+    held = Corpus.open(world.held_out)
+    failing[held.paths()[3]] = [1, 0]
+    how = {"protocol": "phash", "sensitivity": 0, "cache": tmp_path / "cache"}
+    found = audit(world.generated, world.train, held, **how).summary
+    others = held.take([row for row in range(len(held)) if row != 3])
+    assert found["failures"] == {"generated": 0, "train": 0, "held-out": 1}
+    assert found["calibration"] == audit(world.generated, world.train, others, **how).summary["calibration"]
+
+
+def test_an_image_that_was_exchanged_meanwhile_is_an_error(tmp_path):
+    fill(tmp_path / "in", "a.png", "b.png")
+    described = embed(tmp_path / "in", "phash", cache=tmp_path / "cache")
+    (tmp_path / "in" / "a.png").write_bytes(picture(7))
+    found = read_again(described, Verify().work(), cache=tmp_path / "cache")
+    assert found.corpus.table["error"].to_pylist() == ["another file than when it was first read", None]
+    assert found.ids == ["b.png"]
+    np.testing.assert_array_equal(found.vectors, described.vectors[1:])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])

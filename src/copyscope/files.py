@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import platform
 import re
+import shutil
 import stat
 import sys
 import uuid
@@ -57,15 +60,90 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """As `write_file`, raising what the system says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Machines that share a file system have processes of one number.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.tmp")
-    try:
+    sweep(path.parent, path.name)
+    with beside(path) as temporary:
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new file, or folder, beside `path` for what is to become it: in use, which `sweep` sees, and gone at the end.
+    Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            # Machines that share a file system have processes of one number.
+            temporary = path.with_name(f".{_short(path.name)}.{_HERE}-{uuid.uuid4().hex[:16]}.tmp")
+            if folder:
+                temporary.mkdir(0o700)
+            else:
+                temporary.open("xb").close()
+            stack.callback(_remove, temporary)
+            # Before it was held, another process may have taken it for what a dead one has left.
+            with contextlib.suppress(FileNotFoundError):
+                stack.callback(_hold(temporary))
+                if temporary.exists():
+                    break
+        yield temporary
+
+
+def _remove(path: Path) -> None:
+    """Take a file or folder of ours away, if it is there."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Take away what `beside` has made in a folder, of the name given (None = any), in processes that were killed.
+
+    What a process that lives has made is left, and what another machine has: its locks may not be seen here.
+    """
+    called = ".+" if name is None else re.escape(_short(name))
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        ours = re.compile(rf"(?s)\.{called}\.{_HERE}-[0-9a-f]{{16}}\.tmp")
+        for left in [folder / each.name for each in found if ours.fullmatch(each.name)]:
+            with contextlib.suppress(OSError):
+                _take_away(left)
+
+
+def _take_away(path: Path) -> None:
+    """Raises OSError where somebody holds it, or that cannot be known."""
+    held = os.open(path, _LOOK)
+    try:
+        _lock(held, alone=True)
+        _remove(path)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        os.close(held)
+
+
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_LOOK = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what is added to it, of the 255 bytes that file systems allow."""
+    return name if len(os.fsencode(name)) <= 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def _hold(path: Path) -> Callable[[], object]:
+    """Tell others that a file or folder is in use, until what is returned is called or the process ends. Where there
+    are no locks, nobody sweeps either. Raises FileNotFoundError where it is gone."""
+    if sys.platform == "win32":  # what is open could have no other name there
+        return lambda: None
+    held = os.open(path, _LOOK)
+    with contextlib.suppress(OSError):
+        _lock(held, alone=False)
+    return functools.partial(os.close, held)
+
+
+def _lock(file: int, *, alone: bool) -> None:
+    if sys.platform == "win32":
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
 
 
 MANY_FILES = 256
@@ -123,7 +201,7 @@ def write_parquet(table: pa.Table, target: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[None]:
+def whole(path: Path | str) -> Iterator[None]:
     """Says of what is read of a file, or folder, of ours that it is damaged where it lacks what we put there."""
     try:
         yield
@@ -133,7 +211,7 @@ def whole(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.\n{AGAIN}") from None
 
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FORMULA = re.compile(r"'*(?:[\t\r\n]|[\s\ufeff\0]*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def safe_cell(value: Any) -> Any:
@@ -145,12 +223,6 @@ def safe_cell(value: Any) -> Any:
 def plain_cell(text: str) -> str:
     """The text that `safe_cell` was given."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
-
-
-def sweep(path: Path) -> None:
-    """Take away what processes that were killed in `replace_file` have left of it. Nobody else may write it now."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        left.unlink()
 
 
 def unwritable(folder: Path, error: OSError) -> InputError:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import copyscope
+from copyscope import Corpus
 from copyscope.cli import main
 from copyscope.cli.options import EXIT_CANNOT_TELL, EXIT_COPIES, FailOn, gate
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from tests import worlds
 
 FAST = ["-p", "phash", "--sensitivity", "40"]
@@ -168,3 +172,27 @@ def test_controls_that_are_training_images_are_said(faint, tmp_path):
     found = json.loads(stdout)
     assert found["calibration"]["differs"].startswith(f"3 of {n} control images are training images themselves")
     assert found["verdict"]["answer"] != "no copies found"
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_held_out_images_that_are_all_look_alikes_are_named_as_the_cause(world, tmp_path, blank):
+    """As where the training set, stored once more, is given as held-out images."""
+    (tmp_path / "held").mkdir()
+    for path in sorted(world.train.glob("*.png"))[:20]:
+        data = images.encode(images.decode(path), "jpeg", 90)
+        (tmp_path / "held" / f"{path.stem}.jpg").write_bytes(data)
+    for number in range(blank):
+        picture = np.full((64, 64, 3), 60 * number, np.uint8)
+        (tmp_path / "held" / f"blank-{number}.png").write_bytes(images.encode(picture, "png"))
+    generated = Corpus.open(world.generated)
+    unseen = [row for row, id in enumerate(generated.ids) if world.truth[id] is None][:6]
+    how = {"protocol": "phash", "cache": tmp_path / "cache", "sensitivity": 4}
+    verdict = copyscope.audit(generated.take(unseen), world.train, tmp_path / "held", **how).summary["verdict"]
+    cause = "All 20 held-out images are training images or look like one: none is left to calibrate on."
+    if blank:
+        cause = "None of the 22 held-out images can calibrate: 20 are training images or look like one, 2 are blank."
+    assert verdict["answer"] == "cannot tell"
+    assert verdict["reasons"][0] == cause
+    assert cause in verdict["sentence"]
+    assert "too few" not in "".join(reason for reason in verdict["reasons"] if "held-out" in reason)
+    assert "held-out images that show other things than the training images" in verdict["needed"]

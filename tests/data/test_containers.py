@@ -306,6 +306,29 @@ JSON = {
 }
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_no_member_of_an_archive_is_lost_by_its_name(tmp_path, kind):
+    odd = ["../a.png", "/etc/b.png", "d/../../e.png", "./f.png", "g//h.png", "x/./j.png"]
+    named = ["c.png", *odd, "d/.hidden.png", "./.hidden.png"]
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "a", "w") as archive:
+            for name in named:
+                archive.writestr(name, PNG)
+    else:
+        with tarfile.open(tmp_path / "a", "w") as archive:
+            for name in named:
+                member = tarfile.TarInfo(name)
+                member.size = len(PNG)
+                archive.addfile(member, io.BytesIO(PNG))
+    found = errors_of(Corpus.open(f"{kind}://::{tmp_path / 'a'}"))
+    assert found.pop("c.png") is None
+    if kind == "tar":  # which makes one slash of two
+        odd.remove("g//h.png")
+        assert found.pop("g/h.png") is None
+    assert set(found) == set(odd)
+    assert all("no plain path" in error for error in found.values())
+
+
 @pytest.mark.parametrize("name", JSON)
 def test_json_without_end_is_a_reason_of_a_few_words(name, tmp_path):
     with pytest.raises(ValueError, match=r"nested more than 100 deep|more than 100 digits"):

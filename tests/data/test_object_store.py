@@ -14,7 +14,7 @@ import pytest
 import s3fs
 from PIL import Image
 
-from copyscope.data import shards, storage
+from copyscope.data import shards, sidecars, storage
 from copyscope.data.corpus import Corpus
 from copyscope.data.retry import Patience
 from copyscope.detection.embedding.embed import embed
@@ -254,6 +254,18 @@ def test_captions_beside_images_survive_faults(tmp_path, store: ObjectStore) -> 
     store.fault = lambda number, method, path, range: "InternalError" if path.endswith("2.txt") else ""
     with pytest.raises(InputError, match=r"Cannot read the captions in .*2\.txt"):
         Corpus.open(url)
+
+
+def test_of_captions_no_more_is_read_than_they_may_have(tmp_path, store: ObjectStore, monkeypatch) -> None:
+    fill(tmp_path, "a.png", "b.png", "c.png")
+    write(tmp_path, {"a.txt": "x" * 5000, "b.txt": "a dog", "c.txt": ""})
+    url = store.upload(tmp_path, "long")
+    monkeypatch.setattr(sidecars, "SIDECAR_BYTES", 1000)
+    store.asked.clear()
+    corpus = Corpus.open(url)
+    assert corpus.captions == [[], ["a dog"], []]
+    assert corpus.table["error"].to_pylist() == ["too large: a.txt has more than 1,000 bytes", None, None]
+    assert sum(each.answered for each in store.asked if each.path.endswith("a.txt")) == 1001
 
 
 def test_one_large_shard_is_read_by_many(tmp_path, store: ObjectStore, monkeypatch) -> None:

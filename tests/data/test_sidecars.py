@@ -206,3 +206,11 @@ def test_class_is_the_first_folder_of_an_image_folder_tree(tmp_path) -> None:
     assert Corpus.open(tmp_path).table["class"].to_pylist() == ["cat", "dog"]
     fill(tmp_path, "top.png")
     assert "class" not in Corpus.open(tmp_path).table.column_names
+
+
+def test_a_text_file_of_more_than_captions_is_the_error_of_its_image(tmp_path) -> None:
+    fill(tmp_path, "a.png", "b.png")
+    write(tmp_path, {"a.txt": "a dog\n" * (1 << 18), "b.txt": "a cat"})
+    corpus = Corpus.open(tmp_path)
+    assert corpus.captions == [[], ["a cat"]]
+    assert corpus.table["error"].to_pylist() == ["too large: a.txt has more than 1,048,576 bytes", None]

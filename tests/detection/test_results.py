@@ -145,7 +145,25 @@ def test_the_summary_is_json_in_utf_8(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "+1", "-1.png", "@x", "\t=1", "\r=1", "\n=1", "'=1", "''@", "'", "plain", "1-1"]
+    "text",
+    [
+        "=1+1",
+        "+1",
+        "-1.png",
+        "@x",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "'=1",
+        "''@",
+        "'",
+        "plain",
+        "1-1",
+        " =1",
+        "\u00a0\t@x",
+        "\ufeff=1",
+        "\uff1d1",
+    ],
 )
 def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_path):
     from copyscope.data.removals import read_list
@@ -158,7 +176,8 @@ def test_no_cell_of_a_list_is_a_formula_and_it_names_the_same_images(text, tmp_p
         with (tmp_path / name).open(newline="") as file:
             cells = [row["id"] for row in csv.DictReader(file)]
         assert cells[1] == "end"
-        assert cells[0][:1] not in tuple("=+-@\t\r\n")
+        assert cells[0].lstrip().lstrip("\ufeff")[:1] not in tuple("=+-@\uff1d")
+        assert cells[0][:1] not in tuple("\t\r\n")
         assert [entry for entry in read_list(tmp_path / name) if entry != "end"] == [text] * bool(text)
 
 

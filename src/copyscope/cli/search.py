@@ -242,6 +242,7 @@ def index(
         if check:
             found.check(progress)
     summary = found.summary()
+    n_held = summary["calibration"]["n_missing"] if held_out and not add else 0
     if without:
         summary |= told(without, functools.reduce(operator.and_, removed))
     if as_json:
@@ -254,6 +255,8 @@ def index(
             f"p-values rest on {kept['n']} {kept['method']} images." + (" Every checksum holds." if check else "")
         )
         note_unreadable(summary["n_missing"] - n_before)
+        if n_held:
+            note(f"{n_held} held-out images could not be read: they do not calibrate.")
         if summary["n_blank"]:
             note(f"{summary['n_blank']} blank images (one colour to within noise) were left out.")
         if summary["n_removed"]:
@@ -261,4 +264,4 @@ def index(
                 f"{summary['n_removed']} removed images are found no more, but their vectors, small pictures, ids and "
                 "digests are still in the files: --compact takes them out."
             )
-    exit_with({"n_missing": summary["n_missing"] - n_before}, strict)
+    exit_with({"n_missing": summary["n_missing"] - n_before + n_held}, strict)

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import tarfile
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.sidecars import is_image_name
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
 from copyscope.errors import ImageError, InputError, reason
-from copyscope.files import sync
+from copyscope.files import beside, sweep, sync
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
@@ -65,8 +64,9 @@ def write(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} has something in it.\nName a folder that is empty or not there yet")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            work = Path(temporary) / "out"
+        sweep(out.parent, out.name)
+        with beside(out, folder=True) as temporary:
+            work = temporary / "out"
             work.mkdir()
             with contextlib.closing(LAYOUTS[layout](corpus, work, shard_bytes)) as writer:
                 skipped = _copy(corpus, writer, progress)

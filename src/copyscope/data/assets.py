@@ -22,14 +22,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from copyscope.errors import AssetError
-from copyscope.files import cache_folder, sync
+from copyscope.files import beside, cache_folder, sweep, sync
 from copyscope.machine import Progress
 
 from .sidecars import write_metadata
@@ -146,10 +145,8 @@ def _count_files(folder: Path) -> int:
 
 
 def _make(asset: Asset, root: Path, progress: Progress) -> None:
-    for left in root.glob(f".{asset.name}.*.tmp"):  # of a process that was killed: we hold the lock
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{asset.name}.", suffix=".tmp", dir=root) as temporary:
-        work = Path(temporary)
+    sweep(root, asset.name)
+    with beside(root / asset.name, folder=True) as work:
         archives = {}
         for index, package in enumerate(asset.packages):
             progress(f"downloading {package.name}", index, len(asset.packages))

@@ -21,7 +21,7 @@ from copyscope.documents import parse_json
 from copyscope.errors import ImageError, reason
 
 from .parquet_pages import Chunk, Column, column_size, opened, records
-from .sidecars import is_image_name
+from .sidecars import SIDECAR_BYTES, is_image_name
 from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join
 from .table import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
 from .tar_headers import TarDamage, members
@@ -31,7 +31,6 @@ _ID_COLUMNS = ("id", "key", "__key__", "file_name")
 _CACHED_BYTES = 256 << 20  # row groups up to this size are kept whole for random access
 _BATCH = 16
 _PAGE_BYTES = 16 << 20  # a batch of values out of pages, or a dictionary, no larger than this takes little memory
-_SIDECAR_BYTES = 1 << 20  # of a caption or a record in a tar
 _TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
 _TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
 _TAR_GAP = 64 << 10  # unless more than this lies between them, which nobody wants
@@ -286,9 +285,9 @@ def _scan_tar(file: Any, size: int, samples: dict[str, dict[str, Any]]) -> str:
                 # KEY.jpg is the image; KEY.mask.png stands in only where there is no such.
                 sample.setdefault("other" if "." in suffix else "image", (offset, length))
             elif suffix in ("txt", "caption", "json", "cls"):
-                if length > _SIDECAR_BYTES:
+                if length > SIDECAR_BYTES:
                     sample["error"] = (
-                        f"too large: {base[-80:]} has {length:,} bytes, and {_SIDECAR_BYTES:,} are the most"
+                        f"too large: {base[-80:]} has {length:,} bytes, and {SIDECAR_BYTES:,} are the most"
                     )
                     continue
                 file.seek(offset)

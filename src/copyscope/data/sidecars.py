@@ -31,6 +31,8 @@ license readme notice makefile changelog checksums sha256sums thumbs.db desktop.
 """
 _NOT_IMAGES = frozenset(_OTHERS.split())
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SIDECAR_BYTES = 1 << 20
+"""Of a text file that goes with one image (1 MiB)."""
 _MOST_FOLDERS = 64  # within one another, of a path that captions name
 _FILE_COLUMNS = ("file_name", "file", "path", "image")
 
@@ -260,16 +262,22 @@ def _read_parent(storage: Storage, root: str, images: list[str], about: About) -
 def _read_texts(storage: Storage, root: str, listing: Listing, images: list[str], about: About) -> None:
     """`NAME.txt` or `NAME.caption` beside an image NAME.*, as kohya's scripts keep them: every line is a caption."""
     owners: dict[str, list[str]] = {}
+    sizes: dict[str, int | None] = {}
     for image in images:
         stem = posixpath.splitext(image)[0]
         for path in (f"{stem}.txt", f"{stem}.caption"):
             if path in listing.files:
                 owners.setdefault(join(root, path), []).append(image)
-    for path, data in storage.read_all(list(owners)):
-        lines = texts(data.decode("utf-8-sig", "replace").splitlines())
-        # Some file systems give paths back with a slash more or less in front.
-        for image in owners.get(path) or owners["/" + path.lstrip("/")]:
+                sizes[join(root, path)] = listing.files[path]
+    for path, data in storage.read_all(sizes, SIDECAR_BYTES):
+        large = len(data) > SIDECAR_BYTES
+        lines = [] if large else texts(data.decode("utf-8-sig", "replace").splitlines())
+        for image in owners[path]:
             about.add(image, lines, {})
+            if large:
+                about.absent[image] = (
+                    f"too large: {posixpath.basename(path)[-80:]} has more than {SIDECAR_BYTES:,} bytes"
+                )
     if owners:
         about.seen("captions txt")
 

@@ -167,29 +167,34 @@ class Storage:
                 for _, future in under_way:
                     future.cancel()
 
-    def read_all(self, paths: list[str]) -> Iterator[tuple[str, bytes]]:
-        """(path, bytes) of many small text files. Raises InputError for the first that cannot be read."""
+    def read_all(self, sizes: dict[str, int | None], most: int) -> Iterator[tuple[str, bytes]]:
+        """(path, bytes) of many small text files, `most` bytes and one more at most. Raises InputError for the first
+        that cannot be read.
+
+        sizes: of each path, as far as they are known.
+        """
         if not self.fs.async_impl:
-            found = self.ahead((0, functools.partial(self.text_bytes, path)) for path in paths)
-            yield from zip(paths, found, strict=True)
+            found = self.ahead((most, functools.partial(self._first_bytes, path, most)) for path in sizes)
+            yield from zip(sizes, found, strict=True)
             return
-        for start in range(0, len(paths), 500):
-            batch = paths[start : start + 500]
+        for batch in _batches(sizes, most):
             # All at once: a round trip each would take minutes.
-            answers = self.fs.cat(batch, on_error="return")
-            # A single path gives its bytes alone.
-            answers = answers if isinstance(answers, dict) else {batch[0]: answers}
-            for path, value in answers.items():
-                yield path, self.text_bytes(path) if isinstance(value, Exception) else value
+            answers = self.fs.cat_ranges(batch, 0, most + 1, on_error="return")
+            for path, value in zip(batch, answers, strict=True):
+                yield path, self._first_bytes(path, most) if isinstance(value, Exception) else value
 
     def text_bytes(self, path: str) -> bytes:
         """The bytes of a file of captions. Raises InputError where it cannot be read."""
+        data = self._first_bytes(path, MAX_TEXT_BYTES)
+        if len(data) > MAX_TEXT_BYTES:
+            raise _cannot_read(path, ValueError(f"larger than {MAX_TEXT_BYTES >> 20} MiB"))
+        return data
+
+    def _first_bytes(self, path: str, most: int) -> bytes:
+        """`most` bytes of a file of captions, and one more where it is longer."""
         try:
             with self.open(path) as file:
-                data = bytes(file.read(MAX_TEXT_BYTES + 1))
-            if len(data) > MAX_TEXT_BYTES:
-                raise ValueError(f"larger than {MAX_TEXT_BYTES >> 20} MiB")
-            return data
+                return bytes(file.read(most + 1))
         except Exception as error:
             raise _cannot_read(path, error) from None
 
@@ -244,8 +249,26 @@ class Storage:
                         outside.add(prefix + name)
                 else:
                     found.unreadable[prefix + name] = NOT_REGULAR
+        for name in self._roundabout(root):
+            found.unreadable.setdefault(
+                name, f"{name[:80]!r} is no plain path: nothing in the archive is reached by it"
+            )
         files, unreadable = dict(sorted(found.files.items())), dict(sorted(found.unreadable.items()))
         return Listing(files, unreadable, frozenset(outside))
+
+    def _roundabout(self, root: str) -> Iterator[str]:
+        """Files of an archive with `..`, `.` or nothing between slashes in their names: no listing of a folder has
+        them, and hidden ones are left out here too."""
+        from fsspec.archive import AbstractArchiveFileSystem
+
+        if not isinstance(self.fs, AbstractArchiveFileSystem):
+            return
+        for path, entry in self.fs.dir_cache.items():
+            parts = path.split("/")
+            odd = {"", ".", ".."}.intersection(parts)
+            hidden = any(part.startswith(".") for part in parts if part not in odd)
+            if odd and not hidden and entry["type"] == "file" and path.startswith(root):
+                yield path[len(root) :]
 
     def _entries(self, folder: str) -> list[dict[str, Any]]:
         return list(self.steadily(lambda: self.fs.ls(folder, detail=True)))
@@ -262,6 +285,20 @@ class Storage:
 def within(path: str, folder: str) -> bool:
     """Whether a path, both without links in them, is a folder or lies in it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _batches(sizes: dict[str, int | None], most: int) -> Iterator[list[str]]:
+    """The paths, at most 500 and AHEAD_BYTES at a time, where `most` bytes of each are read."""
+    batch: list[str] = []
+    held = 0
+    for path, size in sizes.items():
+        held += most if size is None else min(size, most)
+        if batch and (len(batch) == 500 or held > AHEAD_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(path)
+    if batch:
+        yield batch
 
 
 class _Steady(io.RawIOBase):
@@ -281,6 +318,9 @@ class _Steady(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._file.tell())
+
+    def read(self, size: int = -1) -> bytes:  # that of RawIOBase holds twice the bytes
+        return self._read(-1 if size is None else size)
 
     def readall(self) -> bytes:
         return self._read(-1)

@@ -19,7 +19,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import Causes, causes
 from copyscope.detection.dedup.backgrounds import grouped_with_source, over_all
 from copyscope.detection.dedup.groups import Groups, duplicates
-from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embed import embed, read_again
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.matching.ncc import Verify
@@ -151,10 +151,10 @@ def audit(
         raise InputError("No held-out images to exclude any from.\nGive them: --held-out (in Python: held_out)")
     refuse_same_files(corpora)
     rules, verify = named_protocol(protocol), Verify()
-    descriptor = rules.load()
+    descriptor, engine = rules.load(), open_engine(engine) if engine is not None else None
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    engine = open_engine(engine) if engine is not None else None
     described = {name: embed(corpus, descriptor, engine=engine, **options) for name, corpus in corpora.items()}
+    described |= {name: read_again(described[name], verify.work(), **options) for name in described if name != "train"}
     for name in ("train", "held-out", "control"):
         if name in described and not len(described[name].rows):
             raise InputError(

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +25,7 @@ from copyscope.data.sidecars import write_metadata
 from copyscope.data.table import SCHEMA
 from copyscope.documents import read_json
 from copyscope.errors import ImageError, InputError
-from copyscope.files import sync
+from copyscope.files import beside, sweep, sync
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
@@ -115,8 +114,9 @@ def _make(recipe: DataRecipe, out: Path, progress: Progress | None) -> None:
     if recipe.distinct:
         kept, others = _distinct(corpus, kept, other, others, recipe, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        work, missing = Path(temporary), dict[str, str]()
+    sweep(out.parent, out.name)
+    with beside(out, folder=True) as work:
+        missing = dict[str, str]()
         rows = iter(kept)
         n = {"train": _write(work / "train", corpus, rows, recipe.n_train, recipe.size, missing)}
         if recipe.held_out:

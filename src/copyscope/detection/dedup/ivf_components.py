@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from copyscope.detection.search.exact import NOTHING, Nearest
 from copyscope.detection.search.ivf import Cells
 from copyscope.engine import Engine, open_engine
-from copyscope.files import replace_file, sweep, told
+from copyscope.files import replace_file, told
 from copyscope.machine import Progress, cores, locked, room
 
 from .near_pairs import LOT, PIECE, Closest, Exact, Labels, begin, go_through
@@ -41,7 +41,6 @@ def ivf_components(
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
     engine = open_engine(engine) if engine is not None else None
     with told(cells.folder), locked(kept.with_suffix(".lock")):
-        sweep(kept)
         labels, closest, done = _begun(kept, cells, k, floor)
         size = _stretch(n, dim, engine, workers or cores())
         spans = [(start, min(start + size, n)) for start in range(done, n, size)]

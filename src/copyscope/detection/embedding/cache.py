@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import write_npy
+from copyscope.files import beside, save_array, sweep
 from copyscope.machine import let_go
 
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
@@ -48,6 +48,7 @@ class ContentStore:
         self.dtype = np.dtype(dtype)
         self._listed: list[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         self.refresh()
 
     def __len__(self) -> int:
@@ -211,12 +212,11 @@ class ContentStore:
     def write(self, keys: NDArray[Any], pieces: Iterable[NDArray[Any]]) -> None:
         """As `add`, of values that come in pieces [m dim], n rows together."""
         name = uuid.uuid4().hex
-        temporary = self.folder / f"{name}.tmp"
         summed = np.zeros(len(keys), SUMMED)
         for field in KEY.names or ():
             summed[field] = keys[field]
         done = 0
-        try:
+        with beside(self._values(name)) as temporary:
             with temporary.open("wb") as file:
                 shape = (len(keys), self.dim)
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
@@ -227,11 +227,9 @@ class ContentStore:
                     summed["crc"][done : done + len(plain)] = _sums(summed[done : done + len(plain)], plain)
                     done += len(plain)
             os.replace(temporary, self._values(name))
-            with temporary.open("wb") as file:
-                write_npy(file, summed)
+        with beside(self.folder / f"{name}.keys.npy") as temporary:
+            save_array(temporary, summed)
             os.replace(temporary, self.folder / f"{name}.keys.npy")
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _sums(keys: NDArray[Any], values: NDArray[Any]) -> NDArray[np.uint32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,3 +47,16 @@ def embed(
     )
     filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, engine=engine, progress=progress)
     return Embeddings(filled, rows, vectors, str(descriptor), fingerprint)
+
+
+def read_again(described: Embeddings, work: Work, **options: Any) -> Embeddings:
+    """The embeddings without images that cannot be read again for `work`: these have an error, as if they could never
+    be read. What the work makes of the others is kept by content, so that no step reads them for it once more.
+
+    options: `cache`, `workers` and `progress` of `compute`.
+    """
+    filled, rows, _ = compute(described.corpus, work, rows=described.rows, **options)
+    if len(rows) == len(described.rows):
+        return described
+    vectors = described.vectors[np.isin(described.rows, rows)]
+    return dataclasses.replace(described, corpus=filled, rows=rows, vectors=vectors, cells=None)

@@ -30,6 +30,7 @@ BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
 """Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
 CALL_PIXELS = 16_000_000
 """Images of so many pixels are described before more are decoded."""
+CHANGED = "another file than when it was first read"
 GROUP = 16 * BATCH
 
 
@@ -117,6 +118,9 @@ def fill(
                 ledger.errors[row] = corpus.discreet(row, str(content))
                 continue
             digest = hashlib.sha256(content).digest()
+            if (known := bytes(ledger.digests[row])) and known.ljust(32, b"\0") != digest:
+                ledger.errors[row] = CHANGED
+                continue
             ledger.digests[row], ledger.any_new = digest, True
             if digest in scheduled or store.find(np.array([digest], dtype="S32"))[0] >= 0:
                 continue

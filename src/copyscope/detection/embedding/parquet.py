@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import table_in
-from copyscope.data.storage import Storage, file_system, join
+from copyscope.data.storage import MAX_BYTES, Storage, file_system, join
 from copyscope.detection.descriptors import Descriptor
 from copyscope.documents import parse_json
 from copyscope.engine import Engine, Lost, open_engine
 from copyscope.errors import ImageError, InputError, reason
-from copyscope.files import replace_file
+from copyscope.files import replace_file, whole
 from copyscope.machine import Progress
 
 from .batches import Held, by_pieces
@@ -50,7 +50,11 @@ MANIFEST = "embeddings.json"
 SIZES = (2048, 64, 1)
 """Images of a part at most, and of what a part is cut into that could not be made."""
 
+MAX_DIM = 1 << 16
+"""Numbers of a vector that a manifest may say."""
+
 _SOME = re.compile(r"some-([0-9a-f]{32})-(\d+)\.parquet")
+_OURS = re.compile(r"(part|some|lost|removed)-[0-9a-f]{32}(-\d+)?\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,20 +196,22 @@ def load(out: str | Path) -> tuple[Corpus, NDArray[np.intp], NDArray[np.float32]
         raise InputError(
             f"No finished embeddings in {out}.\nMake them with: copyscope embed CORPUS -o {out} --engine ..."
         )
-    gone = set(_removed(out, manifest))
-    tables, n = [], 0
-    vectors = _room(manifest["n"], manifest["dim"])
-    for table in _read(out, manifest["parts"]):
-        keep = np.array([id not in gone for id in table["id"].to_pylist()], bool)
-        good = keep & table["error"].is_null().to_numpy(zero_copy_only=False)
-        found = _matrix(table["vector"], manifest["dim"])[good]
-        vectors[n : n + len(found)] = found
-        n += len(found)
-        tables.append(table.drop_columns(["vector"]).filter(pa.array(keep)))
-    whole = pa.concat_tables(tables, promote_options="default")
-    corpus = Corpus(whole, manifest["corpus"], manifest["kind"]).settled()
-    rows = np.flatnonzero(whole["error"].is_null().to_numpy(zero_copy_only=False))
-    return corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"]
+    with whole(out):
+        gone, tables, n = set(_removed(out, manifest)), [], 0
+        vectors = _room(manifest["n"], manifest["dim"])
+        for table in _read(out, manifest["parts"]):
+            keep = np.array([id not in gone for id in table["id"].to_pylist()], bool)
+            good = keep & table["error"].is_null().to_numpy(zero_copy_only=False)
+            found = _matrix(table["vector"], manifest["dim"])[good]
+            vectors[n : n + len(found)] = found
+            n += len(found)
+            tables.append(table.drop_columns(["vector"]).filter(pa.array(keep)))
+        if n != manifest["n"]:
+            raise ValueError(f"{MANIFEST} says {manifest['n']} images, and its parts have {n}")
+        table = pa.concat_tables(tables, promote_options="default")
+        corpus = Corpus(table, manifest["corpus"], manifest["kind"]).settled()
+        rows = np.flatnonzero(table["error"].is_null().to_numpy(zero_copy_only=False))
+        return corpus, rows, vectors, manifest["descriptor"], manifest["fingerprint"]
 
 
 def _leave_out(
@@ -267,7 +273,9 @@ def _table(corpus: Corpus, vectors: NDArray[np.float32], why: str | None) -> pa.
 
 
 def _matrix(column: pa.ChunkedArray, dim: int) -> NDArray[np.float32]:
-    """Float32 [n dim] of a column of vectors; anything where it is null."""
+    """Float32 [n dim] of a column of vectors; anything where it is null. Raises ValueError where it is none."""
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != dim:
+        raise ValueError(f"vectors of {dim} numbers are asked for, and there are {column.type}")
     flat = column.combine_chunks()
     flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
     values: NDArray[np.float32] = flat.values.slice(flat.offset * dim, len(flat) * dim).fill_null(0).to_numpy()
@@ -351,6 +359,8 @@ def _manifest(out: str) -> dict[str, Any] | None:
         if not storage.kind(join(root, MANIFEST)):
             return None
         found = parse_json(storage.read(join(root, MANIFEST)))
+        if isinstance(found, dict) and found.get("schema") == SCHEMA and (wrong := _misshapen(found)):
+            raise ValueError(f"it says nothing usable of {wrong}")
     except NotADirectoryError:
         return None
     except Exception as error:
@@ -358,6 +368,32 @@ def _manifest(out: str) -> dict[str, Any] | None:
             f"Cannot read {MANIFEST} in {out}: {reason(error)}.\nCheck the path, and that it may be read"
         ) from None
     return found if isinstance(found, dict) else None
+
+
+def _misshapen(manifest: dict[str, Any]) -> str:
+    """The first key of a manifest whose value cannot be one of ours; "" where there is none."""
+    for key in ("descriptor", "fingerprint", "corpus", "kind"):
+        if not isinstance(manifest.get(key), str):
+            return key
+    entries, removed = manifest.get("parts"), manifest.get("removed")
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        return "parts"
+    if removed is not None and not _is_entry(removed):
+        return "removed"
+    # Room is made for as many vectors as it says.
+    if not _is_count(manifest.get("n"), sum(each["rows"] for each in entries)):
+        return "n"
+    return "" if _is_count(manifest.get("dim"), MAX_DIM) else "dim"
+
+
+def _is_entry(part: Any) -> bool:
+    """Whether something names a file beside the manifest, and says what is in it."""
+    named = isinstance(part, dict) and _OURS.fullmatch(str(part.get("name")))
+    return bool(named) and all(_is_count(part.get(key), MAX_BYTES) for key in ("rows", "errors", "bytes"))
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
 
 
 def _writable(out: str) -> None:
@@ -380,8 +416,8 @@ def _put(out: str, name: str, table: pa.Table) -> dict[str, Any]:
 
 def _known(out: str, name: str) -> dict[str, Any]:
     """The entry of a part that is there."""
-    data = _bytes(out, {"name": name})
-    return _entry(name, data, pq.read_table(io.BytesIO(data), columns=["error"])["error"])
+    part = {"name": name}
+    return _entry(name, _bytes(out, part), _table_of(out, part)["error"])
 
 
 def _entry(name: str, data: bytes, errors: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.matching.blank import blank_among
+from copyscope.detection.matching.blank import blank_or_gone
 from copyscope.detection.matching.local_search import locate
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.partial_copies import Canvases
@@ -54,21 +54,24 @@ def calibrate(
     written: dict[str, Any] = {}
     if held is not None:
         filled, rows, looks = look_at(held, descriptor, verify, True, **options)
+        hashes = embed(filled.take(rows.tolist()), parts.load("descriptors", "pdq"), **options)
+        rows, looks = rows[hashes.rows], looks.take(hashes.rows)
         if not len(rows):
             raise InputError(f"None of the {len(held)} held-out images in {held.origin} can be read.\nName others")
         images = Embeddings(filled, rows, looks.vectors[:, 0], train.descriptor, train.fingerprint)
-        blank = blank_among(filled, rows, looks.thumbnails, **options)
-        alike = look_alikes(images, train, **options) & ~blank
+        blank, gone = blank_or_gone(filled, rows, looks.thumbnails, **options)
+        alike = look_alikes(images, train, **options) & ~(blank | gone)
         removed, n_blank = int(alike.sum()), int(blank.sum())
-        some = ~(alike | blank)
+        n_missing = len(held) - len(rows) + int(gone.sum())
+        some = ~(alike | blank | gone)
         if not some.any():
+            unread = f" and {n_missing} unreadable" if n_missing else ""
             raise InputError(
                 f"None of the {len(held)} held-out images in {held.origin} can calibrate: {removed} show what a "
-                f"training image shows, {n_blank} are blank.\nName real images that the model was not trained on"
+                f"training image shows, {n_blank} are blank{unread}.\nName real images that it was not trained on"
             )
         looks, corpus = looks.take(some), filled.take(rows[some].tolist())
-        hashes = embed(corpus, parts.load("descriptors", "pdq"), **options).vectors
-        written |= files.write_array(folder, f"{name}.looks.pdq", hashes)
+        written |= files.write_array(folder, f"{name}.looks.pdq", hashes.vectors[some])
     else:
         assert groups is not None
         rng = np.random.default_rng(np.random.SeedSequence(seed))
@@ -76,6 +79,7 @@ def calibrate(
         sample = np.sort(rng.permutation(first)[:SAMPLE])
         corpus = train.corpus.take(train.rows[sample].tolist())
         _, rows, looks = look_at(corpus, descriptor, verify, True, **options)
+        n_missing = len(sample) - len(rows)
         own = (groups.label[sample[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
     found = _scores(looks, state.whole, state.coarse, state.crops, verify, own, options)
@@ -89,6 +93,7 @@ def calibrate(
         "n": int(np.isfinite(found[:, 0]).sum()),
         "n_removed": removed,
         "n_blank": n_blank,
+        "n_missing": n_missing,
         "rule": RULE if held is not None else GROUP_RULE,
         "looks": name,
         "scores": name,

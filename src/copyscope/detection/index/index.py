@@ -21,7 +21,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embed import embed, read_again
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -164,7 +164,8 @@ class Index:
             "n_removed": state.manifest["n_removed"],
             "n_segments": len(state.manifest["segments"]),
             "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept.get(key, 0) for key in ("method", "n", "n_removed", "n_blank", "rule")},
+            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")}
+            | {key: kept.get(key, 0) for key in ("n_blank", "n_missing")},
         }
 
     def refresh(self) -> Index:
@@ -353,7 +354,7 @@ def _described(
     """The readable images that show something, transparent ones over several backgrounds; which image each of these
     rows shows; how many images cannot be read, and how many are blank."""
     corpus = _corpus(train)
-    every = embed(corpus, descriptor, engine=engine, **options)
+    every = read_again(embed(corpus, descriptor, engine=engine, **options), Verify().work(), **options)
     both, source = over_all(every, descriptor, engine=engine, **options)
     blank = blank_rows(both, **options)
     described, n_blank = without_rows(both, blank), int(blank[: len(every.rows)].sum())

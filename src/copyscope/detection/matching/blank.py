@@ -55,14 +55,21 @@ def blank_among(
     corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
 ) -> NDArray[np.bool_]:
     """The same of `rows` [n] of a corpus whose thumbnails [n s s 3] are at hand. options: as in `compute`."""
-    found = np.zeros(len(rows), bool)
+    return blank_or_gone(corpus, rows, thumbnails, **options)[0]
+
+
+def blank_or_gone(
+    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """As `blank_among`; and which [n] cannot be read again, where the thumbnail left doubt."""
+    blank, gone = np.zeros((2, len(rows)), bool)
     doubtful = np.flatnonzero(images.may_be_blank(thumbnails))
     if len(doubtful):
         work = Work("blank", RULE, 1, np.uint8, _blank)
-        # The file of an image may be gone by now.
         _, readable, values = compute(corpus, work, rows=rows[doubtful], **options)
-        found[doubtful] = np.isin(rows[doubtful], readable[values[:, 0] > 0])
-    return found
+        blank[doubtful] = np.isin(rows[doubtful], readable[values[:, 0] > 0])
+        gone[doubtful] = ~np.isin(rows[doubtful], readable)
+    return blank, gone
 
 
 def _blank(pictures: list[images.Image]) -> NDArray[np.uint8]:

@@ -55,6 +55,14 @@ class Verify:
         fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"aligned_ncc({', '.join(fields)})"
 
+    def work(self) -> Work:
+        """What makes thumbnails of images."""
+
+        def function(pictures: list[images.Image]) -> NDArray[np.uint8]:
+            return self.shrink(pictures).reshape(len(pictures), -1)
+
+        return Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
+
     def thumbnails(
         self,
         corpus: Corpus,
@@ -65,11 +73,7 @@ class Verify:
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
         """Thumbnails [n size size 3] of the given rows, kept by content; black for an image that is gone by now."""
-
-        def function(pictures: list[images.Image]) -> NDArray[np.uint8]:
-            return self.shrink(pictures).reshape(len(pictures), -1)
-
-        work = Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
+        work = self.work()
         taken = corpus.take(rows)
         _, found, values = compute(taken, work, cache=cache, workers=workers, progress=progress)
         if len(found) < len(rows):

@@ -88,45 +88,58 @@ def look_at(
 ) -> tuple[Corpus, NDArray[np.intp], Looks]:
     """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
 
-    options: `cache`, `workers` and `progress` of `embed`.
+    Images are read for one look after the other: one that cannot be read for all of them has an error. options:
+    `cache`, `workers` and `progress` of `embed`.
     """
     described = embed(corpus, descriptor, **options)
     filled, rows = described.corpus, described.rows
-    vectors = np.asarray(described.vectors)[:, None]
-    small = np.zeros((len(rows), SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
+    found: list[NDArray[Any]] = [np.asarray(described.vectors)]
+    works = [verify.work()]
     if local:
-        vectors = np.concatenate([vectors, window_vectors(filled, rows, descriptor, **options)], axis=1)
-        small = canvases(filled, rows, **options)
+        works += [_window_work(descriptor), _canvas_work()]
+    for work in works:
+        filled, again, values = compute(filled, work, rows=rows, **options)
+        if len(again) < len(rows):
+            found = [each[np.isin(rows, again)] for each in found]
+        rows, found = again, [*found, values]
+    n, size = len(rows), verify.size
+    vectors = found[0][:, None]
+    small = np.zeros((n, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
+    if local:
+        vectors = np.concatenate([vectors, found[2].reshape(n, -1, descriptor.dim)], axis=1)
+        small = found[3].reshape(small.shape)
     sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
-    return filled, rows, Looks(vectors, verify.thumbnails(filled, rows, **options), Canvases.of(small, sizes))
+    return filled, rows, Looks(vectors, found[1].reshape(n, size, size, 3), Canvases.of(small, sizes))
 
 
 def canvases(
     corpus: Corpus, rows: NDArray[np.intp], *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
     """Canvases [n s s 3] of the images in `rows`, kept by content; black for an image that is gone by now."""
+    return _values(corpus, rows, _canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
 
+
+def _canvas_work() -> Work:
     def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
         return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
 
-    size = SIDE_OF_CANVAS
-    work = Work("canvases", f"fit to {size}", 3 * size**2, np.uint8, shrink)
-    return _values(corpus, rows, work, cache, options).reshape(-1, size, size, 3)
+    return Work("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, shrink)
 
 
 def window_vectors(
     corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.float32]:
     """Vectors [n w d] of the windows of the images in `rows`, kept by content."""
+    return _values(corpus, rows, _window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
+
+
+def _window_work(descriptor: Descriptor) -> Work:
     n, dim = len(BOXES), descriptor.dim
 
     def describe(pictures: list[Image]) -> NDArray[np.float32]:
         return descriptor.describe([each for picture in pictures for each in cut(picture)]).reshape(-1, n * dim)
 
-    key = f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}"
-    return _values(corpus, rows, Work("windows", key, n * dim, np.float32, describe), cache, options).reshape(
-        -1, n, dim
-    )
+    return Work("windows", f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}", n * dim, np.float32, describe)
 
 
 def window_thumbnails(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import replace_file, save_array, sweep, sync
+from copyscope.files import replace_file, save_array, sync
 from copyscope.machine import Progress, let_go, room
 
 from .exact import faiss_for, search
@@ -44,7 +44,6 @@ def make(
     """
     n = len(vectors)
     centres = folder / "centres.npy"
-    sweep(centres)
     if not centres.is_file():
         rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
         sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))

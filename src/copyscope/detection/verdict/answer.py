@@ -83,6 +83,11 @@ class Measured:
     def reasons(self) -> tuple[list[str], str | None]:
         """Why "no copies found" may not be said, a sentence each, and what it would take."""
         found, wants = [], []
+        none_left = not self.m and any(self.m_gone.values())
+        if none_left:
+            # First of all: whoever gives the training set as held-out images is to read it.
+            found.append(self._none_left())
+            wants.append(f"{self.calibrators} that show other things than the training images")
         if self.differs:
             found.append(self.differs)
             other = "held-out images of the kind that the model makes, or --trust-held-out"
@@ -94,7 +99,7 @@ class Measured:
             readable = f" and {self.n_missing} of the present ones made readable" if self.n_missing else ""
             wants.append(f"{enough} generated images{readable} (there are {self.n})")
         least = math.ceil(1 / self.line * (1 - 1e-12)) - 1
-        if self.m < least:
+        if self.m < least and not none_left:
             gone = _besides(self.m_gone)
             alone = "by itself even an obvious copy could not stand out"
             found.append(f"{self.m} {self.calibrators} are too few{gone}: {alone}.")
@@ -127,6 +132,15 @@ class Measured:
                 )
                 wants.append(self._more(seen[kind], kind))
         return found, "It would take " + "; ".join(wants) + "." if wants else None
+
+    def _none_left(self) -> str:
+        """That all calibration images were left out, and why."""
+        kinds = {what: n for what, n in self.m_gone.items() if n}
+        n = sum(kinds.values())
+        if n > 1 and len(kinds) == 1:
+            return f"All {n} {self.calibrators} are {next(iter(kinds))}: none is left to calibrate on."
+        why = ", ".join(f"{each} {'is' if each == 1 else 'are'} {what}" for what, each in kinds.items())
+        return f"None of the {n} {self.calibrators} can calibrate: {why}."
 
     def _sharper(self) -> str:
         """What would raise the sensitivity."""
