@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def in_two_processes(module: str, folder: Path, out: Path) -> None:
     """Calls `together(folder, out)` of a test module in each of two processes that find each other, and waits."""
     code = out / "together.py"
-    code.write_text(f"import sys\nfrom tests import {module} as t\nt.together(*sys.argv[1:])\n")
+    code.write_text(f"import sys\nimport {module} as t\nt.together(*sys.argv[1:])\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

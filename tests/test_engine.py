@@ -692,7 +692,7 @@ def test_a_removal_list_makes_no_part_again(tmp_path, log: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from copyscope.detection import sharded
+from copyscope.detection.embedding import parquet as sharded
 from copyscope.engine import Processes
 from tests.engine_tasks import Logged
 if __name__ == "__main__":

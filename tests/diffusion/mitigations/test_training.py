@@ -534,7 +534,7 @@ APART = recipe(steps=1, mitigations=("anti_gradient(bins=4)",))
 
 
 def test_two_processes_train_what_one_does_and_average_what_they_remember(folder, tmp_path):
-    in_two_processes("test_mitigations_training", folder, tmp_path)
+    in_two_processes(__name__, folder, tmp_path)
     one, two = train(folder, tmp_path / "one", TOGETHER), Run.open(tmp_path / "two", trust_parts=True)
     assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)
     for name, value in one.model.network.state_dict().items():

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from copyscope import Corpus
 from copyscope.curation import curate
+from copyscope.diffusion import encoded_cache
 from copyscope.diffusion.applied import Mitigations
 from copyscope.diffusion.encoded_cache import Texts
 from copyscope.diffusion.training import data
@@ -224,7 +225,7 @@ def test_texts_are_kept_up_to_a_number_of_bytes(monkeypatch):
             return Tiny.condition(self, captions)
 
     # A caption of Tiny takes 32 bytes.
-    monkeypatch.setattr(data, "KEPT_BYTES", 70)
+    monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 70)
     texts = Texts(Counted(), ["a", "b", "c", "d"])
     for _ in range(2):
         assert torch.equal(texts(["d", "a", "d", "b"]).text, Tiny().condition(["d", "a", "d", "b"]).text)
@@ -240,7 +241,7 @@ def test_texts_that_are_not_the_training_sets_make_way_for_others(monkeypatch):
             return Tiny.condition(self, captions)
 
     # Room for ten captions, and two more of those that are made.
-    monkeypatch.setattr(data, "KEPT_BYTES", 10 * 32 * 2)
+    monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 10 * 32 * 2)
     texts = Texts(Counted(), ["a"], ["b"])
     for captions in (["b"], ["one"], ["two"], ["one"], ["three"], ["a", "b", "one"], ["three", "four", "one"], ["two"]):
         assert torch.equal(texts(captions).text, Tiny().condition(captions).text)

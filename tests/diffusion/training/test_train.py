@@ -328,7 +328,7 @@ TOGETHER = recipe(steps=6, gradient_accumulation=2, flip=True, sample_every=6, s
 
 
 def test_two_processes_train_what_one_does(folder, tmp_path):
-    in_two_processes("test_train", folder, tmp_path)
+    in_two_processes(__name__, folder, tmp_path)
     one = train(folder, tmp_path / "one", TOGETHER, watch=watcher([]))
     two = Run.open(tmp_path / "two", trust_parts=True)
     assert two.summary["loss"] == pytest.approx(one.summary["loss"], rel=1e-5)
