@@ -893,7 +893,7 @@ def test_the_engine_of_the_command_line(tmp_path, monkeypatch) -> None:
         (("embed", "{data}", "-o", "s3://bucket/out"), "Add --engine processes"),
         (("lint", "{data}", "--engine", "rai"), "Did you mean 'ray'"),
         (("audit", "{data}", "{data}", "--engine", "ray(cpu=1)"), "does not fit"),
-        (("match", "{data}", "--index", "{data}", "--engine", "ray"), "Leave out --engine"),
+        (("match", "{data}", "--index", "{data}", "--engine", "ray"), "Leave it out"),
         (("index", "{data}", "-o", "{data}/x", "--engine", "rai"), "There are: processes, ray"),
     ],
 )

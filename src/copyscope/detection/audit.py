@@ -19,11 +19,12 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import Causes, causes
 from copyscope.detection.dedup.backgrounds import grouped_with_source, over_all
 from copyscope.detection.dedup.groups import Groups, duplicates
-from copyscope.detection.embedding.embed import embed, read_again
+from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.part_search import PartSearch
+from copyscope.detection.matching.part_search import MOST, PartSearch
 from copyscope.detection.search.ivf import how_searched, in_cells
 from copyscope.detection.verdict.baselines import classical_tests
 from copyscope.detection.verdict.judge import Judgement, judge
@@ -37,6 +38,7 @@ from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
+from .one_pass import read_queries, read_train
 from .previews import gallery
 from .results import failures, load_result, save_result, versions
 
@@ -153,19 +155,32 @@ def audit(
     rules, verify = named_protocol(protocol), Verify()
     descriptor, engine = rules.load(), open_engine(engine) if engine is not None else None
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    described = {name: embed(corpus, descriptor, engine=engine, **options) for name, corpus in corpora.items()}
-    described |= {name: read_again(described[name], verify.work(), **options) for name in described if name != "train"}
-    for name in ("train", "held-out", "control"):
-        if name in described and not len(described[name].rows):
-            raise InputError(
-                f"None of the {len(corpora[name])} {name} images in {corpora[name].origin} can be read.\n"
-                f"The first says: {failures({name: described[name]})['error'][0]}"
-            )
-    described["train"] = in_cells(described["train"], **options)
-    groups = duplicates(described["train"], rules.duplicates, engine=engine, **options)
-    every, source = over_all(described["train"], descriptor, engine=engine, **options)
+    trained = embed(
+        read_train(
+            corpora["train"],
+            descriptor,
+            grouped=True,
+            judged=True,
+            parts_searched=parts == "on" or (parts == "auto" and len(corpora["train"]) <= MOST),
+            engine=engine,
+            **options,
+        ),
+        descriptor,
+        **options,
+    )
+    _refuse_unreadable("train", trained)
+    trained = in_cells(trained, **options)
+    groups = duplicates(trained, rules.duplicates, engine=engine, **options)
+    every, source = over_all(trained, descriptor, engine=engine, **options)
     every = in_cells(every, **options)
     searched, why_parts = PartSearch.for_audit(parts, every, descriptor, verify, **options)
+    described = {"train": trained}
+    for name in [name for name in corpora if name != "train"]:
+        settings: dict[str, Any] = options | {"search": searched, "held_out": name == "held-out", "engine": engine}
+        described[name] = embed(read_queries(corpora[name], descriptor, **settings), descriptor, **options)
+        if name != "generated":
+            _refuse_unreadable(name, described[name])
+    described = {name: described[name] for name in corpora}
     judgement = judge(
         described | {"train": every},
         grouped_with_source(groups, every, source),
@@ -283,6 +298,17 @@ def audit(
     }
     summary["seconds"] = round(time.monotonic() - began, 2)
     return Audit(summary, tables)
+
+
+def _refuse_unreadable(name: str, described: Embeddings) -> None:
+    """Raises InputError where no image of a set can be read."""
+    if not len(described.rows):
+        corpus = described.corpus
+        first = failures({name: described})["error"]
+        raise InputError(
+            f"None of the {len(corpus)} {name} images in {corpus.origin} can be read.\n"
+            f"{f'The first says: {first[0]}' if len(first) else 'Give a folder of images'}"
+        )
 
 
 def _text_pairs(corpus: Corpus, model: str, options: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:

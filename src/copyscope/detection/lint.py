@@ -22,11 +22,12 @@ from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.search.ivf import how_searched, in_cells
-from copyscope.engine import Engine
+from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
+from .one_pass import read_train
 from .previews import gallery
 from .results import failures, load_result, save_result, versions
 
@@ -91,7 +92,9 @@ def lint(
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
-    described = embed(corpus, rules.load(), engine=engine, **options)
+    descriptor = rules.load()
+    engine = open_engine(engine) if engine is not None else None
+    described = embed(read_train(corpus, descriptor, grouped=True, engine=engine, **options), descriptor, **options)
     failed = failures({"train": described})
     if not len(described.rows):
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"

@@ -18,6 +18,9 @@ from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
+from copyscope.engine import open_engine
+
+from .one_pass import read_queries, read_train
 
 LISTED = 100
 """Most copies that a summary lists; the table of matches has all."""
@@ -58,7 +61,10 @@ def match_sets(
     """
     descriptor = rules.load()
     plain = {name: options.get(name) for name in ("workers", "progress")}
-    described = [embed(corpus, descriptor, **options) for corpus in (queries, references)]
+    engine = options.get("engine")
+    settings: dict[str, Any] = plain | {"engine": open_engine(engine) if engine is not None else None}
+    opened = read_queries(queries, descriptor, **settings), read_train(references, descriptor, **settings)
+    described = [embed(corpus, descriptor, **plain) for corpus in opened]
     both, source = over_all(described[1], descriptor, **options)
     blank = [blank_rows(each, **plain) for each in (described[0], both)]
     looked_up = without_rows(described[0], blank[0])

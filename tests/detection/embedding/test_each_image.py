@@ -149,7 +149,7 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
 
 
 def test_batches_wait_where_their_files_are_large(tmp_path, monkeypatch):
-    from copyscope.detection.embedding import embed as module
+    from copyscope.detection.embedding import fill as module
 
     assert AHEAD_BYTES <= 128 << 20
     folder = folder_of(tmp_path, **{f"x{n}": grey_png(30, 30 + n) for n in range(20)})

@@ -138,13 +138,9 @@ class Profile:
         `captions_of`. All captions are compared; of images that lie in cells, with those that are asked about."""
         positions = np.unique(positions)
         asked = positions if captions_of is None else np.union1d(positions, captions_of)
-        measures = [parts.load("measures", name) for name in COMPLEXITY]
-        # The size of a JPEG depends on who writes it.
-        key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
-        work = Work("complexity", key, len(COMPLEXITY), np.float64, _measure(measures))
         complexity = np.full((len(asked), len(COMPLEXITY)), np.nan)
         if len(positions):
-            _, rows, values = compute(train.corpus.take(train.rows[positions]), work, **options)
+            _, rows, values = compute(train.corpus.take(train.rows[positions]), complexity_work(), **options)
             complexity[np.searchsorted(asked, positions[rows])] = values
 
         def read(some: NDArray[np.int64]) -> list[list[str] | None]:
@@ -294,19 +290,24 @@ def _risk(
     return pa.Table.from_pylist(cards, schema=RISK_SCHEMA), reasons
 
 
-def _measure(measures: list[Measure]) -> Any:
-    def function(pictures: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        rows = []
-        for picture in pictures:
-            try:
-                item = Item(complexity_view(picture), [])
-            except ImageError:  # too elongated to be resized: its complexity is unknown, the image is not lost
-                rows.append([np.nan] * len(measures))
-                continue
-            rows.append([measure.measure(item) for measure in measures])
-        return np.array(rows, dtype=np.float64)
+def complexity_work() -> Work:
+    """What measures how complex an image is, by each measure in COMPLEXITY."""
+    # The size of a JPEG depends on who writes it.
+    key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
+    return Work("complexity", key, len(COMPLEXITY), np.float64, _complexity)
 
-    return function
+
+def _complexity(pictures: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    measures = [parts.load("measures", name) for name in COMPLEXITY]
+    rows = []
+    for picture in pictures:
+        try:
+            item = Item(complexity_view(picture), [])
+        except ImageError:  # too elongated to be resized: its complexity is unknown, the image is not lost
+            rows.append([np.nan] * len(measures))
+            continue
+        rows.append([measure.measure(item) for measure in measures])
+    return np.array(rows, dtype=np.float64)
 
 
 def _null(value: float) -> float | None:

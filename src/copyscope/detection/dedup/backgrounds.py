@@ -49,8 +49,7 @@ def over_all(
         of the image that it shows, int64 [m]. `train` itself where nothing is transparent.
     """
     options |= {"engine": engine}
-    work = Work("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
-    filled, rows, values = compute(train.corpus, work, rows=train.rows, **options)
+    filled, rows, values = compute(train.corpus, transparency_work(), rows=train.rows, **options)
     rows, every = rows[values[:, 0] > 0], np.arange(len(train.rows))
     if not len(rows):
         return train, every
@@ -98,6 +97,11 @@ def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
     pairs = np.stack([groups.label, groups.label[first[image]]], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     return dataclasses.replace(groups, label=merged(groups.label, pairs)) if len(pairs) else groups
+
+
+def transparency_work() -> Work:
+    """What tells which images are transparent: 1 for these, else 0."""
+    return Work("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
 
 
 def _differ(layers: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:

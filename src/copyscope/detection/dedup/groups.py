@@ -337,13 +337,17 @@ def _exact(
     exact = np.ones(len(label), dtype=np.int64)
     if len(grouped) == 0:
         return exact
-    key = "sha256 of height, width and RGB values, over both backgrounds"
-    work = Work("pixels", key, 32, np.uint8, _pixel_digests, True)
     few = embeddings.corpus.take(embeddings.rows[grouped])
-    _, read, digests = compute(few, work, cache=cache, workers=workers, progress=progress)
+    _, read, digests = compute(few, pixels_work(), cache=cache, workers=workers, progress=progress)
     _, inverse, counts = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
     exact[grouped[read]] = counts[inverse.ravel()]
     return exact
+
+
+def pixels_work() -> Work:
+    """What makes a digest of the pixels of an image: equal for exact duplicates, whatever their files."""
+    key = "sha256 of height, width and RGB values, over both backgrounds"
+    return Work("pixels", key, 32, np.uint8, _pixel_digests, layers=True)
 
 
 def _pixel_digests(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:

@@ -46,21 +46,21 @@ R = TypeVar("R")
 @dataclasses.dataclass
 class Described:
     """What came of a piece of n rows. digests: S32 [n], of their files, b"" where it was not read. errors: by the
-    row's place in the piece. keys: KEY [m], values [m dim], of the contents that were not known."""
+    row's place in the piece. made: by work, KEY [m] and values [m dim] of the contents that were not known."""
 
     digests: NDArray[np.bytes_]
     errors: dict[int, str]
-    keys: NDArray[Any]
-    values: NDArray[Any]
+    made: list[tuple[NDArray[Any], NDArray[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What all workers are told: the work, how many threads do it, and the contents whose values the store has [s]."""
+    """What all workers are told: the works, how many threads do them, and by work the contents whose values its store
+    has [s]."""
 
-    work: Work
+    works: list[Work]
     threads: int
-    known: NDArray[np.bytes_]
+    known: list[NDArray[np.bytes_]]
 
 
 def cut(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
@@ -138,12 +138,12 @@ def fill_by(
     engine: Engine,
     corpus: Corpus,
     rows: NDArray[np.intp],
-    work: Work,
-    store: ContentStore,
+    works: Sequence[Work],
+    stores: Sequence[ContentStore],
     ledger: Ledger,
     progress: Progress | None,
 ) -> None:
-    """As `embed.fill`, by an engine: one shard of the store a piece. What is lost is an `error` of its rows in `ledger`
+    """As `fill`, by an engine: one shard of each store a piece. What is lost is an `error` of its rows in `ledger`
     and nothing in the store, so that the next run tries again."""
     n_done = 0
 
@@ -151,10 +151,10 @@ def fill_by(
         nonlocal n_done
         n_done += n
         if progress:
-            progress(work.name, n_done, len(rows))
+            progress(works[0].name, n_done, len(rows))
 
     lean = dataclasses.replace(corpus, table=corpus.table.select(_NEEDED))
-    shared = Asked(work, engine.threads, store.digests)
+    shared = Asked(list(works), engine.threads, [store.digests for store in stores])
     size = min(SIZES[0], max(LEAST, len(rows) // (4 * engine.width())))
     for piece, found in by_pieces(engine, describe, shared, lean, rows, (size, *SIZES[1:]), tell):
         if isinstance(found, Lost):
@@ -162,18 +162,18 @@ def fill_by(
             continue
         ledger.digests[piece], ledger.any_new = found.digests, True
         ledger.errors |= {int(piece[place]): error for place, error in found.errors.items()}
-        if len(found.keys):
-            with told(store.folder):
-                store.add(found.keys, found.values)
+        for store, (keys, values) in zip(stores, found.made, strict=True):
+            if len(keys):
+                with told(store.folder):
+                    store.add(keys, values)
 
 
 def describe(asked: Asked, corpus: Corpus) -> Described:
     """The images of `corpus`, by a worker."""
-    ledger, held = Ledger(corpus), Held(asked.known)
-    fill(corpus, np.arange(len(corpus)), asked.work, held, ledger, asked.threads, None)
-    keys = np.concatenate([np.zeros(0, KEY), *held.keys])
-    values = np.concatenate([np.zeros((0, asked.work.dim), asked.work.dtype), *held.values])
-    return Described(ledger.digests, ledger.errors, keys, values)
+    ledger, held = Ledger(corpus), [Held(known) for known in asked.known]
+    fill(corpus, np.arange(len(corpus)), asked.works, held, ledger, asked.threads, None)
+    made = [each.made(work) for each, work in zip(held, asked.works, strict=True)]
+    return Described(ledger.digests, ledger.errors, made)
 
 
 class Held:
@@ -197,3 +197,8 @@ class Held:
         """Keep these until the piece is done."""
         self.keys.append(keys)
         self.values.append(values)
+
+    def made(self, work: Work) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Keys KEY [m] and values [m dim] of all that was added."""
+        keys = np.concatenate([np.zeros(0, KEY), *self.keys])
+        return keys, np.concatenate([np.zeros((0, work.dim), work.dtype), *self.values])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from copyscope.errors import CopyscopeError
 from copyscope.files import told
 from copyscope.machine import Progress, cores
 
+from .batches import fill_by
 from .cache import ContentStore, Rotten
 from .fill import Work, fill
 from .image_status import Ledger
@@ -43,7 +45,7 @@ def compute(
     missing = chosen[(ledger.places(store, chosen) < 0) & ~ledger.failed(chosen)]
     while True:
         if len(missing):
-            _make(corpus, missing, work, store, ledger, workers, engine, progress)
+            _make(corpus, missing, [work], [store], ledger, workers, engine, progress)
         good = chosen[~ledger.failed(chosen)]
         store.refresh()
         found = ledger.places(store, good)
@@ -63,29 +65,62 @@ def compute(
     return ledger.filled(), good, values
 
 
+def compute_ahead(
+    corpus: Corpus,
+    works: Sequence[Work],
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    engine: Engine | str | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Compute several things of every image in one pass, so that each file is read and decoded once.
+
+    All is kept in the cache: `compute` of one of the works, on the corpus that is given back, then opens no file.
+
+    Args:
+        corpus: the images.
+        works: what to compute; an image on which the first fails is an error.
+        cache: folder of the cache; None = the user's.
+        workers: threads that decode and compute; None = one a core.
+        engine: who computes; the works must then be picklable. None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus with `sha256` and `error` filled.
+    """
+    stores = [work.store(cache) for work in works]
+    ledger, every = Ledger(corpus), np.arange(len(corpus))
+    lacking = np.any([ledger.places(store, every) < 0 for store in stores], axis=0)
+    missing = every[lacking & ~ledger.failed(every)]
+    if len(missing):
+        _make(corpus, missing, works, stores, ledger, workers, engine, progress)
+    return ledger.filled()
+
+
 def _make(
     corpus: Corpus,
     rows: NDArray[np.intp],
-    work: Work,
-    store: ContentStore,
+    works: Sequence[Work],
+    stores: Sequence[ContentStore],
     ledger: Ledger,
     workers: int | None,
     engine: Engine | str | None,
     progress: Progress | None,
 ) -> None:
-    """Read `rows` and put into the store what it lacks."""
+    """Read `rows` and put into each store what it lacks."""
     if engine is None:
         for start in range(0, len(rows), LOT):
             onward = functools.partial(_onward, progress, start, len(rows)) if progress else None
-            fill(corpus, rows[start : start + LOT], work, store, ledger, workers or cores(), onward)
-            # What the store has need not be remembered.
-            store.refresh()
+            fill(corpus, rows[start : start + LOT], works, stores, ledger, workers or cores(), onward)
+            # What a store has need not be remembered.
+            for store in stores:
+                store.refresh()
     else:
-        from .batches import fill_by  # which is made of what is here
-
-        fill_by(open_engine(engine), corpus, rows, work, store, ledger, progress)
-    with told(store.folder):
-        store.compact()
+        fill_by(open_engine(engine), corpus, rows, works, stores, ledger, progress)
+    for store in stores:
+        with told(store.folder):
+            store.compact()
 
 
 def _onward(progress: Progress, before: int, total: int, label: str, done: int, _: int) -> None:

@@ -37,16 +37,21 @@ def embed(
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
+    work = vectors_work(descriptor, engine)
+    filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, engine=engine, progress=progress)
+    return Embeddings(filled, rows, vectors, str(descriptor), descriptor.fingerprint())
+
+
+def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> Work:
+    """What describes images. engine: who will; its workers check that their weights are the same."""
     fingerprint = descriptor.fingerprint()
-    work = Work(
+    return Work(
         name=str(descriptor).partition("(")[0].replace(":", "."),
         key=f"{descriptor}\n{fingerprint}",
         dim=descriptor.dim,
         dtype=np.float32,
         function=descriptor.describe if engine is None else Same(descriptor, fingerprint),
     )
-    filled, rows, vectors = compute(corpus, work, cache=cache, workers=workers, engine=engine, progress=progress)
-    return Embeddings(filled, rows, vectors, str(descriptor), fingerprint)
 
 
 def read_again(described: Embeddings, work: Work, **options: Any) -> Embeddings:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ GROUP = 16 * BATCH
 class Work:
     """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them.
 
-    layers: `function` is given what `images.decode_layers` gives of each, not the image alone.
+    layers: `function` is given what `images.decode_layers` gives of each, not the image alone. folder: the cache that
+    keeps it, whatever cache is asked for; None = the one asked for.
     """
 
     name: str
@@ -47,10 +48,11 @@ class Work:
     dtype: DTypeLike
     function: Callable[[list[Any]], NDArray[Any]]
     layers: bool = False
+    folder: Path | None = None
 
     def store(self, cache: str | Path | None) -> ContentStore:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
-        root = cache_folder(cache)
+        root = self.folder or cache_folder(cache)
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
         with told(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
@@ -75,10 +77,11 @@ class Same:
 
 @dataclasses.dataclass
 class _Batch:
-    """Images in one call: their keys, and the rows that hold each content (a corpus may hold it more than once)."""
+    """Images that are decoded together: their keys, their files, and which of the works each lacks, by number."""
 
     digests: list[bytes]
     contents: list[bytes]
+    lacking: list[list[int]]
 
     @property
     def bytes(self) -> int:
@@ -87,33 +90,38 @@ class _Batch:
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
+    """What one work made of a batch: keys and values of its store, and errors by digest."""
+
     keys: NDArray[Any]
     values: NDArray[Any]
     errors: dict[bytes, str]
-    n: int
 
 
 def fill(
     corpus: Corpus,
     rows: NDArray[np.intp],
-    work: Work,
-    store: Store,
+    works: Sequence[Work],
+    stores: Sequence[Store],
     ledger: Ledger,
     workers: int,
     progress: Progress | None,
 ) -> None:
-    """Read `rows`, compute what the store lacks, commit it group by group."""
+    """Read and decode each of `rows` once, and make of it what each store [w] lacks; commit group by group.
+
+    Errors of reading, of decoding and of the first work go into the ledger. Another work that fails on an image leaves
+    it out of its store.
+    """
     total, seen = len(rows), 0
     wrong: dict[bytes, str] = {}
     scheduled: set[bytes] = set()
 
     def batches() -> Iterator[_Batch]:
         nonlocal seen
-        batch = _Batch([], [])
+        batch = _Batch([], [], [])
         for row, content in corpus.stream(rows):
             seen += 1
             if progress:
-                progress(work.name, seen - len(scheduled) + finished, total)
+                progress(works[0].name, seen - len(scheduled) + finished, total)
             if isinstance(content, ImageError):
                 ledger.errors[row] = corpus.discreet(row, str(content))
                 continue
@@ -122,29 +130,34 @@ def fill(
                 ledger.errors[row] = CHANGED
                 continue
             ledger.digests[row], ledger.any_new = digest, True
-            if digest in scheduled or store.find(np.array([digest], dtype="S32"))[0] >= 0:
+            key = np.array([digest], dtype="S32")
+            lacking = [] if digest in scheduled else [at for at, store in enumerate(stores) if store.find(key)[0] < 0]
+            if not lacking:
                 continue
             scheduled.add(digest)
             batch.digests.append(digest)
             batch.contents.append(content)
+            batch.lacking.append(lacking)
             if len(batch.digests) == BATCH or batch.bytes > BATCH_BYTES:
                 yield batch
-                batch = _Batch([], [])
+                batch = _Batch([], [], [])
         if batch.digests:
             yield batch
 
-    pending: list[_Done] = []
+    pending: list[list[_Done]] = [[] for _ in works]
     finished = 0
-    for done in _parallel(batches(), lambda batch: _describe(batch, work), workers):
-        wrong.update(done.errors)
-        pending.append(done)
-        finished += done.n
+    for n, found in _parallel(batches(), lambda batch: _describe(batch, works), workers):
+        wrong.update(found[0].errors)
+        finished += n
         if progress:
-            progress(work.name, seen - len(scheduled) + finished, total)
-        if sum(len(piece.keys) for piece in pending) >= GROUP:
-            _commit(store, pending)
-            pending = []
-    _commit(store, pending)
+            progress(works[0].name, seen - len(scheduled) + finished, total)
+        for at, done in enumerate(found):
+            pending[at].append(done)
+            if sum(len(piece.keys) for piece in pending[at]) >= GROUP:
+                _commit(stores[at], pending[at])
+                pending[at] = []
+    for store, left in zip(stores, pending, strict=True):
+        _commit(store, left)
     if wrong:
         for row in rows:
             message = wrong.get(bytes(ledger.digests[row]).ljust(32, b"\0"))
@@ -160,55 +173,64 @@ def _commit(store: Store, pending: list[_Done]) -> None:
             )
 
 
-def _parallel(batches: Iterable[_Batch], function: Callable[[_Batch], _Done], workers: int) -> Iterator[_Done]:
-    """Results in the order of the batches, at most two a worker under way, and their files at most AHEAD_BYTES."""
+def _parallel(
+    batches: Iterable[_Batch], function: Callable[[_Batch], list[_Done]], workers: int
+) -> Iterator[tuple[int, list[_Done]]]:
+    """(images, results) in the order of the batches, at most two a worker under way, and their files at most
+    AHEAD_BYTES."""
     with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[tuple[int, Future[_Done]]] = deque()
+        under_way: deque[tuple[_Batch, int, Future[list[_Done]]]] = deque()
         held = 0
         try:
             for batch in batches:
-                under_way.append((size := batch.bytes, pool.submit(function, batch)))
+                under_way.append((batch, size := batch.bytes, pool.submit(function, batch)))
                 held += size
                 while under_way and (len(under_way) >= 2 * workers or held > AHEAD_BYTES):
-                    held -= under_way[0][0]
-                    yield under_way.popleft()[1].result()
+                    first, bytes_of_first, future = under_way.popleft()
+                    held -= bytes_of_first
+                    yield len(first.digests), future.result()
             while under_way:
-                yield under_way.popleft()[1].result()
+                first, _, future = under_way.popleft()
+                yield len(first.digests), future.result()
         finally:
-            for _, future in under_way:
+            for *_, future in under_way:
                 future.cancel()
 
 
-def _describe(batch: _Batch, work: Work) -> _Done:
-    """The values of a batch. What a decoder or the work raises of one image is the error of that image alone."""
-    errors: dict[bytes, str] = {}
-    keys: list[tuple[bytes, int, int]] = []
-    values: list[NDArray[Any]] = [np.zeros((0, work.dim), work.dtype)]
-    waiting: list[tuple[bytes, tuple[int, ...], Any]] = []
+def _describe(batch: _Batch, works: Sequence[Work]) -> list[_Done]:
+    """What each work makes of a batch. What is raised of one image is the error of that image alone."""
+    errors: list[dict[bytes, str]] = [{} for _ in works]
+    keys: list[list[tuple[bytes, int, int]]] = [[] for _ in works]
+    values: list[list[NDArray[Any]]] = [[np.zeros((0, work.dim), work.dtype)] for work in works]
+    waiting: list[tuple[bytes, list[int], list[Any]]] = []
 
     def call() -> None:
-        for (digest, shape, _), value in zip(
-            waiting,
-            values_of_each(work.name, work.function, work.dim, work.dtype, [given for *_, given in waiting]),
-            strict=True,
-        ):
-            if isinstance(value, str):
-                errors[digest] = value
-            else:
-                keys.append((digest, shape[1], shape[0]))
-                values.append(value)
+        for at, work in enumerate(works):
+            mine = [(digest, layers) for digest, lacking, layers in waiting if at in lacking]
+            given = [tuple(layers) if work.layers else layers[0] for _, layers in mine]
+            found = values_of_each(work.name, work.function, work.dim, work.dtype, given)
+            for (digest, layers), value in zip(mine, found, strict=True):
+                if isinstance(value, str):
+                    errors[at][digest] = value
+                else:
+                    keys[at].append((digest, layers[0].shape[1], layers[0].shape[0]))
+                    values[at].append(value)
         waiting.clear()
 
     with contextlib.ExitStack() as turn:
-        for digest, content in zip(batch.digests, batch.contents, strict=True):
+        for digest, content, lacking in zip(batch.digests, batch.contents, batch.lacking, strict=True):
             try:
                 layers = images.decode_layers(content, turn=turn)
             except ImageError as error:
-                errors[digest] = str(error)
+                for at in lacking:
+                    errors[at][digest] = str(error)
+                # Whatever was asked, an image that cannot be decoded is an error of its row.
+                errors[0][digest] = str(error)
                 continue
-            waiting.append((digest, layers[0].shape, layers if work.layers else layers[0]))
+            needs_layers = any(works[at].layers for at in lacking)
+            waiting.append((digest, lacking, list(layers if needs_layers else layers[:1])))
             del layers
-            if sum(height * width for _, (height, width, _), _ in waiting) >= CALL_PIXELS:
+            if sum(layers[0].shape[0] * layers[0].shape[1] for *_, layers in waiting) >= CALL_PIXELS:
                 call()
         call()
-    return _Done(np.array(keys, dtype=KEY), np.concatenate(values), errors, len(batch.digests))
+    return [_Done(np.array(each, dtype=KEY), np.concatenate(values[at]), errors[at]) for at, each in enumerate(keys)]

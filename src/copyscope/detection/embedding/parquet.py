@@ -40,7 +40,7 @@ from copyscope.files import replace_file, whole
 from copyscope.machine import Progress
 
 from .batches import Held, by_pieces
-from .cache import IN_MEMORY, KEY
+from .cache import IN_MEMORY
 from .fill import Same, Work, fill
 from .image_status import Ledger
 from .protocols import protocol
@@ -167,9 +167,8 @@ def _describe(asked: Asked, corpus: Corpus, rows: NDArray[np.intp], vectors: NDA
     """Describe `rows` into vectors [n d]; the corpus, with what is known of them now."""
     work = Work("", "", asked.descriptor.dim, np.float32, Same(asked.descriptor, asked.fingerprint))
     ledger, held = Ledger(corpus), Held(np.zeros(0, "S32"))
-    fill(corpus, rows, work, held, ledger, asked.threads, None)
-    keys = np.concatenate([np.zeros(0, KEY), *held.keys])
-    values = np.concatenate([np.zeros((0, work.dim), np.float32), *held.values])
+    fill(corpus, rows, [work], [held], ledger, asked.threads, None)
+    keys, values = held.made(work)
     place = {bytes(digest): at for at, digest in enumerate(keys["sha256"])}
     good = rows[~ledger.failed(rows)]
     at = np.array([place[bytes(ledger.digests[row])] for row in good], np.intp)

@@ -57,11 +57,10 @@ class Verify:
 
     def work(self) -> Work:
         """What makes thumbnails of images."""
+        return Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, self._flat)
 
-        def function(pictures: list[images.Image]) -> NDArray[np.uint8]:
-            return self.shrink(pictures).reshape(len(pictures), -1)
-
-        return Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, function)
+    def _flat(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
+        return self.shrink(pictures).reshape(len(pictures), -1)
 
     def thumbnails(
         self,

@@ -25,6 +25,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Work
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.errors import InputError
+from copyscope.files import cache_folder
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
@@ -151,7 +152,7 @@ class PartSearch:
         digest.update("".join(self.train.corpus.pick("sha256", self.train.rows).to_pylist()).encode())
         digest.update(b"" if self.labels is None else self.labels.astype("<i8").tobytes())
         facts = (VERSION, self.train.descriptor, self.train.fingerprint, str(self.verify), digest.hexdigest())
-        return Work("parts", repr(facts), VALUES, np.float32, self._look)
+        return Work("parts", repr(facts), VALUES, np.float32, self._look, folder=cache_folder(self.cache))
 
     @property
     def _options(self) -> dict[str, Any]:

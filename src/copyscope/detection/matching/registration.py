@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import Progress, cores
 
@@ -71,6 +72,10 @@ class Register:
     def __str__(self) -> str:
         fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"registered({', '.join(fields)})"
+
+    def work(self) -> Work:
+        """What makes the thumbnails that are registered."""
+        return Verify(size=self.size).work()
 
     def thumbnails(self, corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> NDArray[np.uint8]:
         """Thumbnails [n size size 3] of the given rows; arguments as in `Verify.thumbnails`."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.data.storage import failure
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.compute import compute
-from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.compute import compute, compute_ahead
+from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.fill import Work
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
@@ -88,15 +88,14 @@ def look_at(
 ) -> tuple[Corpus, NDArray[np.intp], Looks]:
     """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
 
-    Images are read for one look after the other: one that cannot be read for all of them has an error. options:
-    `cache`, `workers` and `progress` of `embed`.
+    One that cannot be read for all looks has an error. options: `cache`, `workers` and `progress` of `embed`.
     """
-    described = embed(corpus, descriptor, **options)
-    filled, rows = described.corpus, described.rows
-    found: list[NDArray[Any]] = [np.asarray(described.vectors)]
     works = [verify.work()]
     if local:
-        works += [_window_work(descriptor), _canvas_work()]
+        works += [window_work(descriptor), canvas_work()]
+    described = embed(compute_ahead(corpus, [vectors_work(descriptor), *works], **options), descriptor, **options)
+    filled, rows = described.corpus, described.rows
+    found: list[NDArray[Any]] = [np.asarray(described.vectors)]
     for work in works:
         filled, again, values = compute(filled, work, rows=rows, **options)
         if len(again) < len(rows):
@@ -116,24 +115,26 @@ def canvases(
     corpus: Corpus, rows: NDArray[np.intp], *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
     """Canvases [n s s 3] of the images in `rows`, kept by content; black for an image that is gone by now."""
-    return _values(corpus, rows, _canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
+    return _values(corpus, rows, canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
 
 
-def _canvas_work() -> Work:
-    def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
-        return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
+def canvas_work() -> Work:
+    """What makes canvases of images."""
+    return Work("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, _canvases)
 
-    return Work("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, shrink)
+
+def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
+    return np.stack([canvas(picture) for picture in pictures]).reshape(len(pictures), -1)
 
 
 def window_vectors(
     corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.float32]:
     """Vectors [n w d] of the windows of the images in `rows`, kept by content."""
-    return _values(corpus, rows, _window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
+    return _values(corpus, rows, window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
 
 
-def _window_work(descriptor: Descriptor) -> Work:
+def window_work(descriptor: Descriptor) -> Work:
     n, dim = len(BOXES), descriptor.dim
 
     def describe(pictures: list[Image]) -> NDArray[np.float32]:

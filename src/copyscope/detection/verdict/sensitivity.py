@@ -24,7 +24,8 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.detection.dedup.groups import Groups, representatives
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.compute import compute_ahead
+from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.detection.matching.edges import Edges
@@ -32,6 +33,7 @@ from copyscope.detection.matching.match import Matches, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
+from copyscope.detection.search.exact import one_blas_thread
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
 from copyscope.files import cache_folder, told, write_file, write_parquet
@@ -142,7 +144,10 @@ def planted_copies(
                 )
             # Described by a cache of their own, which goes with them: nobody else will ask for these pictures.
             own: dict[str, Any] = settings | {"cache": Path(folder) / "cache"}
-            described = embed(Corpus.open(planted), descriptor, **own)
+            works = [vectors_work(descriptor), *(each.work() for each in (verify, register) if each is not None)]
+            works += [parts.work] if parts else []
+            with one_blas_thread():
+                described = embed(compute_ahead(Corpus.open(planted), works, **own), descriptor, **own)
             thumbnails = {
                 each.size: each.thumbnails(described.corpus, described.rows, **own)
                 for each in (verify, register)
