@@ -60,7 +60,7 @@ def match_sets(
     matches, and these as a table.
     """
     descriptor = rules.load()
-    plain = {name: options.get(name) for name in ("workers", "progress")}
+    plain = {name: options.get(name) for name in ("cache", "workers", "progress")}
     engine = options.get("engine")
     settings: dict[str, Any] = plain | {"engine": open_engine(engine) if engine is not None else None}
     opened = read_queries(queries, descriptor, **settings), read_train(references, descriptor, **settings)

@@ -15,7 +15,7 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_or_gone
 from copyscope.detection.matching.local_search import locate
@@ -53,8 +53,9 @@ def calibrate(
     own, removed, n_blank = None, 0, 0
     written: dict[str, Any] = {}
     if held is not None:
-        filled, rows, looks = look_at(held, descriptor, verify, True, **options)
-        hashes = embed(filled.take(rows.tolist()), parts.load("descriptors", "pdq"), **options)
+        pdq = parts.load("descriptors", "pdq")
+        filled, rows, looks = look_at(held, descriptor, verify, True, also=[vectors_work(pdq)], **options)
+        hashes = embed(filled.take(rows.tolist()), pdq, **options)
         rows, looks = rows[hashes.rows], looks.take(hashes.rows)
         if not len(rows):
             raise InputError(f"None of the {len(held)} held-out images in {held.origin} can be read.\nName others")

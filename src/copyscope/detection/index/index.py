@@ -16,19 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from copyscope import parts
 from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
-from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id
-from copyscope.detection.dedup.groups import duplicates
+from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
+from copyscope.detection.dedup.groups import duplicates, pixels_work
 from copyscope.detection.descriptors import Descriptor
-from copyscope.detection.embedding.embed import embed, read_again
+from copyscope.detection.embedding.compute import compute_ahead
+from copyscope.detection.embedding.embed import embed, read_again, vectors_work
 from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.embedding.fill import Work
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.blank import blank_among, blank_rows, without_rows
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.tiny_image import DIM
-from copyscope.detection.matching.windows import look, look_at
+from copyscope.detection.matching.windows import look, look_at, window_thumbnails_work, window_work
 from copyscope.detection.search.binary_codes import rotation
 from copyscope.detection.search.quantized import checked
 from copyscope.engine import Engine
@@ -85,7 +88,8 @@ class Index:
         _refuse_foreign(folder)
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
-        described, source, n_missing, n_blank = _described(train, descriptor, options, engine)
+        also = _later(descriptor, verify, crops, held_out is not None, engine)
+        described, source, n_missing, n_blank = _described(train, descriptor, options, engine, also)
         held = _corpus(held_out) if held_out is not None else None
         with locked(folder / ".lock"):
             _refuse_foreign(folder)
@@ -254,8 +258,10 @@ class Index:
         """
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
-        descriptor = self._descriptor(self._fresh())
-        described, source, n_missing, n_blank = _described(train, descriptor, options, engine)
+        state = self._fresh()
+        descriptor, kept = self._descriptor(state), state.manifest["calibration"]
+        also = _later(descriptor, verify, state.manifest["crops"], kept["method"] == "held-out", engine)
+        described, source, n_missing, n_blank = _described(train, descriptor, options, engine, also)
         with locked(self.folder / ".lock"):
             state = load(self.folder)
             ids = described.corpus.table["id"].take(pa.array(described.rows))
@@ -348,13 +354,28 @@ def _merge(folder: Path, state: State) -> None:
     merge(folder, state)
 
 
+def _later(
+    descriptor: Descriptor, verify: Verify, crops: bool, held_out: bool, engine: Engine | str | None
+) -> list[Work]:
+    """What will be asked of training images once they are described. held_out: by the calibration on held-out images;
+    else by that on the training images."""
+    windows = [window_work(descriptor), window_thumbnails_work(verify)] if crops and engine is None else []
+    return [*windows, vectors_work(parts.load("descriptors", "pdq"), engine) if held_out else pixels_work()]
+
+
 def _described(
-    train: str | Path | Corpus, descriptor: Descriptor, options: dict[str, Any], engine: Engine | str | None
+    train: str | Path | Corpus,
+    descriptor: Descriptor,
+    options: dict[str, Any],
+    engine: Engine | str | None,
+    also: Sequence[Work],
 ) -> tuple[Embeddings, NDArray[np.int64], int, int]:
     """The readable images that show something, transparent ones over several backgrounds; which image each of these
-    rows shows; how many images cannot be read, and how many are blank."""
+    rows shows; how many images cannot be read, and how many are blank. also: what else will be asked of the images."""
     corpus = _corpus(train)
-    every = read_again(embed(corpus, descriptor, engine=engine, **options), Verify().work(), **options)
+    works = [vectors_work(descriptor, engine), Verify().work(), transparency_work(), *also]
+    every = embed(compute_ahead(corpus, works, engine=engine, **options), descriptor, **options)
+    every = read_again(every, Verify().work(), **options)
     both, source = over_all(every, descriptor, engine=engine, **options)
     blank = blank_rows(both, **options)
     described, n_blank = without_rows(both, blank), int(blank[: len(every.rows)].sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,19 @@ def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: b
 
 
 def look_at(
-    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, **options: Any
+    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, also: Sequence[Work] = (), **options: Any
 ) -> tuple[Corpus, NDArray[np.intp], Looks]:
     """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
 
-    One that cannot be read for all looks has an error. options: `cache`, `workers` and `progress` of `embed`.
+    One that cannot be read for all looks has an error. also: what else will be asked of these images. options: `cache`,
+    `workers` and `progress` of `embed`.
     """
     works = [verify.work()]
     if local:
         works += [window_work(descriptor), canvas_work()]
-    described = embed(compute_ahead(corpus, [vectors_work(descriptor), *works], **options), descriptor, **options)
+    described = embed(
+        compute_ahead(corpus, [vectors_work(descriptor), *works, *also], **options), descriptor, **options
+    )
     filled, rows = described.corpus, described.rows
     found: list[NDArray[Any]] = [np.asarray(described.vectors)]
     for work in works:
@@ -135,6 +139,7 @@ def window_vectors(
 
 
 def window_work(descriptor: Descriptor) -> Work:
+    """What describes the windows of images."""
     n, dim = len(BOXES), descriptor.dim
 
     def describe(pictures: list[Image]) -> NDArray[np.float32]:
@@ -147,14 +152,20 @@ def window_thumbnails(
     corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
     """Thumbnails [n w s s 3] of the windows of the images in `rows`, kept by content."""
-    n, size = len(BOXES), verify.size
+    found = _values(corpus, rows, window_thumbnails_work(verify), cache, options)
+    return found.reshape(-1, len(BOXES), verify.size, verify.size, 3)
+
+
+def window_thumbnails_work(verify: Verify) -> Work:
+    """What makes thumbnails of the windows of images."""
+    size = verify.size
 
     def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
         shrunk = verify.shrink([each for picture in pictures for each in cut(picture)])
         return shrunk.reshape(len(pictures), -1)
 
-    work = Work("window-thumbnails", f"central square {size} of {BOXES}", n * 3 * size**2, np.uint8, shrink)
-    return _values(corpus, rows, work, cache, options).reshape(-1, n, size, size, 3)
+    dim = len(BOXES) * 3 * size**2
+    return Work("window-thumbnails", f"central square {size} of {BOXES}", dim, np.uint8, shrink)
 
 
 def _values(
