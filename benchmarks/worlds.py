@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.worlds import ALTERATIONS, alter, light_copy, picture, world
+from tests.worlds import ALTERATIONS, alter, light_copy, picture, world, write_metadata
 
-__all__ = ["ALTERATIONS", "alter", "light_copy", "picture", "world"]
+__all__ = ["ALTERATIONS", "alter", "light_copy", "picture", "world", "write_metadata"]

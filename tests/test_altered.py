@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import altered
 
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from tests import worlds
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import altered
 
 TONES = ("", "light", "dark")
 

@@ -164,10 +164,8 @@ def test_the_same_call_again_makes_what_is_missing_and_no_more(copier, tmp_path,
 
 def test_metadata_is_written_last(copier, tmp_path, monkeypatch):
     written = []
-    whole = module.checkpoints.write_bytes
-    monkeypatch.setattr(
-        module.checkpoints, "write_bytes", lambda data, path: written.append(path.name) or whole(data, path)
-    )
+    whole = module.write_bytes
+    monkeypatch.setattr(module, "write_bytes", lambda data, path: written.append(path.name) or whole(data, path))
     generate(copier, tmp_path / "out", QUICK, captions=["a"])
     assert written == [*(f"{row:06d}.png" for row in range(5)), "metadata.jsonl"]
 
@@ -230,7 +228,7 @@ def test_a_folder_of_images_that_depend_on_another_training_set_is_refused(copie
 
 
 def test_a_full_disk_is_told_and_what_is_there_is_kept(copier, tmp_path, monkeypatch):
-    whole = module.checkpoints.write_bytes
+    whole = module.write_bytes
 
     def full(data, path):
         if path.name == "000002.png":
@@ -238,7 +236,7 @@ def test_a_full_disk_is_told_and_what_is_there_is_kept(copier, tmp_path, monkeyp
         whole(data, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.checkpoints, "write_bytes", full)
+        patch.setattr(module, "write_bytes", full)
         with pytest.raises(InputError, match="No space left"):
             generate(copier, tmp_path / "out", QUICK, captions=["a"])
     assert len(list((tmp_path / "out").glob("*.png"))) == 2

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
-    "CaptionPolicy": "training.data",
+    "CaptionPolicy": "training.draws",
     "CaptionedImages": "training.data",
-    "PRESETS": "training.train",
-    "Run": "training.train",
+    "PRESETS": "recipe",
+    "Run": "run",
     "SampleRecipe": "generate",
-    "TrainRecipe": "training.train",
-    "WeightedSampler": "training.data",
+    "TrainRecipe": "recipe",
+    "WeightedSampler": "training.draws",
     "collate": "training.data",
 }
 

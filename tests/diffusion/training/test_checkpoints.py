@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from copyscope import files
 from copyscope.files import write_bytes, write_json, write_table
 
 pytest.importorskip("torch")
@@ -245,7 +246,7 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
         path.write_bytes(b"to")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "write_parquet", torn)
+    monkeypatch.setattr(files, "write_parquet", torn)
     with pytest.raises(KeyboardInterrupt):
         write_table(pa.table({"a": [2]}), tmp_path / "a.parquet")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "é"}

@@ -18,11 +18,10 @@ class PromptReanchoring(OnDenoiser):
     """At each step, for the images whose text-conditional norm is above the trigger, with guidance of scale w:
     D = D_prompt + s (D_new - D_prompt) + (w - s) (D_new - D_none), where D_new is given a paraphrase of the prompt.
 
-    Source: PRSS of Chen et al. 2025 (CVPR). s rises with the norm evenly, from 1 at the trigger, guidance to the
-    paraphrase, to w at `full` and above, guidance from the prompt to the paraphrase: the authors' min(w (norm - k) / (5
-    - k), w) with k = (w trigger - 5) / (w - 1), but defined at w = 1. The paraphrase is, of those made by sentence
-    templates (the authors have 25 of a language model), the first whose norm where sampling starts is at most the
-    threshold, else that of the lowest; looked for once an image triggers.
+    Source: PRSS of Chen et al. 2025 (CVPR). s rises linearly with the norm from 1 at the trigger to w at `full`: the
+    authors' min(w (norm - k) / (5 - k), w) with k = (w trigger - 5) / (w - 1), but defined at w = 1. The paraphrase is
+    the first, of those made by sentence templates (the authors use 25 of a language model), whose norm at the start of
+    sampling is at most the threshold, else the one with the lowest norm; it is searched when an image triggers.
 
     threshold, trigger, full: norms, 1, 3 and 5 on Stable Diffusion. Those of a small_unet rise from 0.4 to 100 as the
     noise falls: take a high quantile of those of ordinary prompts over the steps as trigger, a low one at the first as
