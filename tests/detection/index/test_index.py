@@ -630,14 +630,17 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
         target.mkdir()
         for path in chosen:
             shutil.copy(path, target)
-    code, stdout, _ = run("index", some, "-o", folder, "-p", FAST, "--json")
+    code, stdout, _ = run("index", "build", some, "-o", folder, "-p", FAST, "--json")
     assert code == 0
     assert json.loads(stdout)["n"] == 12
-    assert json.loads(run("index", more, "-o", folder, "--add", "--json")[1])["n"] == 14
-    assert json.loads(run("index", "-o", folder, "--remove", paths[0].name, "--check", "--json")[1])["n"] == 13
-    assert "--compact" in CliRunner().invoke(main.app, ["index", "-o", str(folder)]).stderr
-    code, stdout, _ = run("index", "-o", folder, "--compact")
+    assert json.loads(run("index", "add", folder, more, "--json")[1])["n"] == 14
+    assert "No image to remove was named.\nGive ids" in str(run("index", "remove", folder)[2])
+    assert json.loads(run("index", "remove", folder, paths[0].name, "--json")[1])["n"] == 13
+    assert "copyscope index compact" in CliRunner().invoke(main.app, ["index", "show", str(folder)]).stderr
+    code, stdout, _ = run("index", "compact", folder)
     assert "13 images by sscd_distilled" in stdout
+    assert json.loads(run("index", "show", folder, "--json")[1])["n_removed"] == 0
+    assert run("index", "check", folder)[1].endswith("Every checksum holds.\n")
     code, stdout, _ = run("match", paths[11], paths[13], "--index", folder, "-k", 2, "--json", "-o", tmp_path / "out")
     rows = json.loads(stdout)["matches"]
     assert [(row["query_id"], row["reference_id"]) for row in rows if row["rank"] == 1] == [
@@ -649,8 +652,11 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
     assert f"{paths[11].name} is a copy of {paths[11].name} (the same image)" in said
     assert "1 of 1 image matches a training image (the same image)." in said
     assert "two sets of images" in str(run("match", paths[3])[2])
-    assert "--add needs" in str(run("index", "-o", folder, "--add")[2])
-    assert "There is an index" in str(run("index", some, "-o", folder, "-p", FAST)[2])
+    assert "There is an index" in str(run("index", "build", some, "-o", folder, "-p", FAST)[2])
+    assert f"copyscope index build TRAIN -o {some}" in str(run("index", "show", some)[2])
+    victim = next(folder.glob("*.thumbnails.npy"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x01")
+    assert f"{victim.name} is not what its checksum says" in str(run("index", "check", folder)[2])
 
 
 def test_a_table_of_answers_has_a_row_a_hit(built, world):

@@ -373,8 +373,8 @@ def _refuse_foreign(folder: Path) -> None:
     """Raises InputError where an index, or anything that is not ours, lies in `folder`."""
     if (folder / files.MANIFEST).exists():
         raise InputError(
-            f"There is an index in {folder}.\n"
-            "Add to it with --add (in Python: Index.open(folder).add(train)), or name another folder"
+            f"There is an index in {folder}.\nAdd to it with: copyscope index add {folder} IMAGES "
+            "(in Python: Index.open(folder).add(train)), or name another folder"
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.\nName a folder with -o (in Python: out)")
