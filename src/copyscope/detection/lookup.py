@@ -108,7 +108,7 @@ def lookup(
             "calibration": about["calibration"],
             "recipe": {
                 "pictures": [corpus.origin for corpus in asked],
-                "index": str(index.folder),
+                "index": index.origin,
                 "options": {"k": k, "local": local},
                 "versions": versions(),
             },

@@ -707,3 +707,31 @@ def test_held_out_images_that_are_all_training_images_are_refused(world, tmp_pat
     some = Corpus.open(world.train).take(range(8))
     with pytest.raises(InputError, match=r"None of the 8 held-out images .* show what a training image shows.*\n.+"):
         Index.build(some, tmp_path / "index", "phash", held_out=some)
+
+
+def test_an_index_opened_by_a_relative_path_follows_no_change_of_folder(index, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(index.folder.parent)
+    found = Index.open(index.folder.name)
+    assert found.origin == index.folder.name
+    monkeypatch.chdir(tmp_path.parent)
+    found.remove([found.ids[0]])
+    found.add(first(world, 41, 40))
+    found.check()
+    found.compact()
+    assert found.summary()["n"] == len(found.match(first(world, 3, 2), 40)[0]) == 40
+
+
+def test_a_summary_does_not_walk_the_rows_again(index):
+    class Counted(np.ndarray):
+        walks = 0
+
+        def sum(self, *arguments, **options):
+            Counted.walks += 1
+            return super().sum(*arguments, **options)
+
+    index.remove(index.ids[:2])
+    (block,) = index._state.whole.blocks
+    object.__setattr__(block, "gone", block.gone.view(Counted))
+    vars(block).pop("n_gone", None)
+    assert [index.summary()["n"] for _ in range(3)] == [38] * 3
+    assert Counted.walks == 1

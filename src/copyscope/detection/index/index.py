@@ -51,7 +51,9 @@ class Index:
     """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
 
     def __init__(self, folder: Path, state: State, trust_parts: bool = False) -> None:
-        self.folder = folder
+        self.origin = str(folder)
+        # The process may change its working folder while the index is open.
+        self.folder = folder.absolute()
         self._trust_parts = trust_parts
         self._state = state
 
