@@ -100,6 +100,14 @@ def test_the_exact_curvature_is_that_of_finite_differences() -> None:
     np.testing.assert_allclose(logistic._curvature(x, np.ones(30), p, information, leverage), expected, atol=1e-4)
 
 
+def test_profile_fits_start_next_to_their_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = simulate(400, 3)
+    fit, evaluations, plain = firth(x, y), [], logistic._penalised
+    monkeypatch.setattr(logistic, "_penalised", lambda *given: evaluations.append(1) or plain(*given))
+    effect(x, y, 1, fit)
+    assert len(evaluations) < 80
+
+
 @pytest.mark.parametrize("n", [30, 300])
 def test_the_profile_interval_is_that_of_scipy(n: int) -> None:
     """The other coefficients maximised by scipy at each end: the likelihood is there 1.92 below its top."""
