@@ -206,3 +206,12 @@ def test_class_is_the_first_folder_of_an_image_folder_tree(tmp_path) -> None:
     assert Corpus.open(tmp_path).table["class"].to_pylist() == ["cat", "dog"]
     fill(tmp_path, "top.png")
     assert "class" not in Corpus.open(tmp_path).table.column_names
+
+
+def test_of_two_keys_that_fit_an_image_as_well_the_first_names_it(tmp_path) -> None:
+    fill(tmp_path, "n01/1.jpg")
+    listed = {"one/n01/1.jpg": ["first"], "two/n01/1.jpg": ["second"]}
+    corpus = Corpus.open(write(tmp_path, {"train.json": json.dumps(listed)}))
+    errors = dict(zip(corpus.ids, corpus.table["error"].to_pylist(), strict=True))
+    assert errors == {"n01/1.jpg": None, "two/n01/1.jpg": "listed in train.json, but not there"}
+    assert dict(zip(corpus.ids, corpus.captions, strict=True))["n01/1.jpg"] == ["first"]

@@ -532,6 +532,8 @@ def test_risk_action(arguments: tuple[Any, ...], action: str, said: str) -> None
         ((3, "full", 2, 0), "deduplicate", "one of 3 near-duplicates among which captions repeat"),
         ((1, None, 0, 0, 1, 0.04), "recaption", "simpler than 96% of the images"),
         ((1, None, 0, 0, 1, 0.5), "keep", "no near-duplicates"),
+        ((1, None, 0, 0, 1, 0.0999), "recaption", "simpler than 90% of the images"),
+        ((1, None, 0, 0, 1, 0.1), "keep", "no near-duplicates"),
         ((1, None, 0, 0), "keep", "no near-duplicates"),
         ((1, None, 50, 0, 1, 0.04), "keep", "no near-duplicates"),
     ],

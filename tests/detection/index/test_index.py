@@ -367,6 +367,9 @@ def test_a_held_out_image_that_is_then_trained_on_no_longer_calibrates(index, wo
     index.add(held.with_column("id", ["was-held-out.png"]))
     after = index.summary()["calibration"]
     assert (after["n"], after["n_removed"]) == (before["n"] - 1, before["n_removed"] + 1)
+    # What no longer calibrates is not counted again when it is added under another name.
+    index.add(held.with_column("id", ["again.png"]))
+    assert index.summary()["calibration"] == after
 
 
 def test_without_held_out_images_the_training_set_stands_in(world, tmp_path):
