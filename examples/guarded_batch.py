@@ -24,7 +24,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or name of a diffusers pipeline")
     parser.add_argument("prompts", type=Path, help="text file, a prompt a line")
-    parser.add_argument("index", help="folder that `copyscope index` made")
+    parser.add_argument("index", help="folder that `copyscope index build` made")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--policy", help="TOML file of a guard's policy")
     parser.add_argument("--steps", type=int, default=50)

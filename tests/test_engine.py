@@ -883,7 +883,9 @@ def test_the_engine_of_the_command_line(tmp_path, monkeypatch) -> None:
         texts = [run(*command, "-p", "phash", "--json", *more) for more in ((), ("--engine", here))]
         one, other = (json.loads(text.stdout) | {"created": 0, "seconds": 0} for text in texts)
         assert one == other
-    found = run("index", tmp_path / "data", "-p", "phash", "-o", tmp_path / "index", "--engine", here, "--json")
+    found = run(
+        "index", "build", tmp_path / "data", "-p", "phash", "-o", tmp_path / "index", "--engine", here, "--json"
+    )
     assert json.loads(found.stdout)["n"] == 14
 
 
@@ -893,8 +895,8 @@ def test_the_engine_of_the_command_line(tmp_path, monkeypatch) -> None:
         (("embed", "{data}", "-o", "s3://bucket/out"), "Add --engine processes"),
         (("lint", "{data}", "--engine", "rai"), "Did you mean 'ray'"),
         (("audit", "{data}", "{data}", "--engine", "ray(cpu=1)"), "does not fit"),
-        (("match", "{data}", "--index", "{data}", "--engine", "ray"), "Leave it out"),
-        (("index", "{data}", "-o", "{data}/x", "--engine", "rai"), "There are: processes, ray"),
+        (("match", "{data}", "--index", "{data}", "--engine", "ray"), "--engine has no effect with --index"),
+        (("index", "build", "{data}", "-o", "{data}/x", "--engine", "rai"), "There are: processes, ray"),
     ],
 )
 def test_a_wrong_engine_is_told(tmp_path, arguments: tuple[str, ...], message: str) -> None:

@@ -143,7 +143,8 @@ def test_a_folder_of_many_files_is_synced_at_once_and_each(tmp_path, monkeypatch
 # What killed processes leave
 
 WRITES = {
-    "data set": "from copyscope import Corpus; from copyscope.curation import export; export.write(Corpus.open('in'), 'out')",
+    "data set": "from copyscope import Corpus; from copyscope.curation import export;"
+    "export.write(Corpus.open('in'), 'out')",
     "prepared images": "import pathlib; from copyscope.experiment import prepare;"
     "prepare.prepare({'train': 'in'}, pathlib.Path('out'))",
     "table": "import pathlib, pyarrow as pa; from copyscope import files;"

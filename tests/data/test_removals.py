@@ -120,11 +120,11 @@ def train(tmp_path) -> Path:
     return tmp_path / "train"
 
 
-@pytest.mark.parametrize("command", ["embed", "lint", "duplicates", "curate", "index"])
+@pytest.mark.parametrize("command", ["embed", "lint", "duplicates", "curate", "index build"])
 def test_commands_leave_it_out_and_say_so(tmp_path, train: Path, command: str) -> None:
     protocol = () if command == "curate" else ("-p", "phash")
     out = tmp_path / "out"
-    summary, said = run(command, train, "--without", tmp_path / "list.txt", "-o", out, *protocol)
+    summary, said = run(*command.split(), train, "--without", tmp_path / "list.txt", "-o", out, *protocol)
     expected = {"list": str(tmp_path / "list.txt"), "n_listed": 3, "n_removed": 2, "n_unmatched": 1}
     assert summary["without"] == expected
     assert "2 images are left out" in said
@@ -134,30 +134,30 @@ def test_commands_leave_it_out_and_say_so(tmp_path, train: Path, command: str) -
         assert json.loads((out / saved).read_text())["without"] == expected
     n = {"lint": "n_train", "duplicates": "n_images"}.get(command, "n")
     assert summary.get(n, 3) == 3
-    plain, _ = run(command, train, "-o", tmp_path / "plain", *protocol)
+    plain, _ = run(*command.split(), train, "-o", tmp_path / "plain", *protocol)
     assert "without" not in plain
 
 
 def test_an_index_forgets_what_is_listed(tmp_path, train: Path) -> None:
     out = tmp_path / "index"
-    run("index", train, "-o", out, "-p", "phash")
-    summary, said = run("index", "-o", out, "--without", tmp_path / "list.txt")
+    run("index", "build", train, "-o", out, "-p", "phash")
+    summary, said = run("index", "remove", out, "--list", tmp_path / "list.txt")
     assert sorted(Index.open(out).ids) == ["1.png", "2.png", "4.png"]
     assert summary["without"]["n_removed"] == summary["n_removed"] == 2
     assert summary["without"]["n_unmatched"] == 1
     assert "'gone.png'" in said
-    again, _ = run("index", "-o", out, "--without", tmp_path / "list.txt")
+    again, _ = run("index", "remove", out, "--list", tmp_path / "list.txt")
     assert (again["without"]["n_removed"], again["without"]["n_unmatched"]) == (0, 3)
 
 
-def test_what_is_added_to_an_index_and_what_is_in_it_obey_one_list(tmp_path, train: Path) -> None:
+def test_images_added_to_an_index_obey_a_list(tmp_path, train: Path) -> None:
     out = tmp_path / "index"
-    run("index", train, "-o", out, "-p", "phash")
+    run("index", "build", train, "-o", out, "-p", "phash")
     write(tmp_path / "more", {"gone.png": picture(70), "8.png": picture(80)})
-    summary, said = run("index", tmp_path / "more", "-o", out, "--add", "--without", tmp_path / "list.txt")
-    assert sorted(Index.open(out).ids) == ["1.png", "2.png", "4.png", "8.png"]
-    assert summary["without"] == {"list": str(tmp_path / "list.txt"), "n_listed": 3, "n_removed": 3, "n_unmatched": 0}
-    assert "entries" not in said
+    summary, said = run("index", "add", out, tmp_path / "more", "--without", tmp_path / "list.txt")
+    assert sorted(Index.open(out).ids) == ["0.png", "1.png", "2.png", "3.png", "4.png", "8.png"]
+    assert summary["without"] == {"list": str(tmp_path / "list.txt"), "n_listed": 3, "n_removed": 1, "n_unmatched": 2}
+    assert "2 of its 3 entries name no image" in said
 
 
 def test_pieces_of_a_long_list_of_images_are_one_list(tmp_path, monkeypatch) -> None:

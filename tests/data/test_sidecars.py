@@ -214,3 +214,12 @@ def test_a_text_file_of_more_than_captions_is_the_error_of_its_image(tmp_path) -
     corpus = Corpus.open(tmp_path)
     assert corpus.captions == [[], ["a cat"]]
     assert corpus.table["error"].to_pylist() == ["too large: a.txt has more than 1,048,576 bytes", None]
+
+
+def test_of_two_keys_that_fit_an_image_as_well_the_first_names_it(tmp_path) -> None:
+    fill(tmp_path, "n01/1.jpg")
+    listed = {"one/n01/1.jpg": ["first"], "two/n01/1.jpg": ["second"]}
+    corpus = Corpus.open(write(tmp_path, {"train.json": json.dumps(listed)}))
+    errors = dict(zip(corpus.ids, corpus.table["error"].to_pylist(), strict=True))
+    assert errors == {"n01/1.jpg": None, "two/n01/1.jpg": "listed in train.json, but not there"}
+    assert dict(zip(corpus.ids, corpus.captions, strict=True))["n01/1.jpg"] == ["first"]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from copyscope import Corpus, Index, stats
 from copyscope.cli import main
 from copyscope.detection import lookup as module
+from copyscope.detection.index.hits import Hit
 from copyscope.detection.lookup import Lookup, lookup
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -124,3 +125,17 @@ def test_the_index_shows_the_middle_square_of_what_is_in_it(index, world, tmp_pa
     np.testing.assert_array_equal(square, middle)
     mine.compact()
     assert mine.thumbnails([index.ids[2]])[index.ids[2]][1:] == (width, height)
+
+
+@pytest.mark.parametrize(("p_value", "copies"), [(0.01, 1), (0.0101, 0), (None, 0)])
+def test_a_p_value_at_the_level_is_a_copy(index, asked, monkeypatch, p_value, copies):
+    hit = Hit("t.png", 0.9, 0.8, 0.85, p_value, None, None, "t")
+    monkeypatch.setattr(Index, "match_corpus", lambda self, corpus, k, **options: (corpus, [[hit], [], []]))
+    assert lookup(index, [asked], 1).summary["n_flagged"] == copies
+
+
+@pytest.mark.parametrize(("n", "known"), [(98, False), (99, True)])
+def test_99_calibration_images_are_enough_to_count(index, asked, monkeypatch, n, known):
+    about = index.summary()
+    monkeypatch.setattr(Index, "summary", lambda self: about | {"calibration": about["calibration"] | {"n": n}})
+    assert (lookup(index, [asked], 1).summary["flagged"] is not None) is known

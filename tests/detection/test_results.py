@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 
 from copyscope.detection import results
+from copyscope.detection.lookup import Lookup
 from copyscope.detection.results import check_folder, load_result, read_schema, save_result
 from copyscope.errors import InputError
+from copyscope.experiment.run import Experiment
 from copyscope.files import write_file
 
 SUMMARY = {"schema": "test/1", "value": 0.5, "text": "größer ‮ 日本"}
@@ -250,3 +252,31 @@ def test_a_report_of_a_summary_that_lacks_all_is_no_traceback(kind, values, tmp_
     assert (caught.value.code, len(said)) in [(2, 2), (0, 0)]
     if caught.value.code:
         assert str(tmp_path) in said[0]
+
+
+def test_a_result_says_schema_and_page_and_has_all_else_from_its_base(tmp_path):
+    class Small(results.Result):
+        schema = "test/1"
+
+        def page(self):
+            return f"<p>{self.sentence}</p>"
+
+        @property
+        def lists(self):
+            return {"some": self.tables["a"]}
+
+    made = Small({"schema": "test/1", "sentence": "Two."}, {"a": pa.table({"id": ["x", "y"]})})
+    assert made.save(tmp_path) == tmp_path
+    assert Small.load(tmp_path) == made
+    assert repr(made) == "<Small: Two.>"
+    assert (tmp_path / "report.html").read_text() == "<p>Two.</p>"
+    assert (tmp_path / "some.csv").read_text().split() == ["id", "x", "y"]
+    with pytest.raises(TypeError, match="abstract"):
+        results.Result({}, {})
+    with pytest.raises(AttributeError):
+        made.summary = {}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Lookup, "Lookup"), (Experiment, "Experiment e")])
+def test_results_print_as_their_sentence(kind, name):
+    assert repr(kind({"name": "e", "sentence": "Two."}, {})) == f"<{name}: Two.>"

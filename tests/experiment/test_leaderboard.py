@@ -169,3 +169,17 @@ def test_a_row_says_where_it_differs_from_the_plain_model(values, stage):
     usual = {"sample.guidance": 1.5}
     rows = leaderboard([arm("plain", 0.5, 1.0, values=usual), arm("one", 0.4, 1.0, values=usual | values)])
     assert {row["label"]: row["stage"] for row in rows} == {"plain": "plain", "one": stage}
+
+
+@pytest.mark.parametrize(("distance", "order"), [(1.05, ["edge", "plain"]), (1.0501, ["plain", "edge"])])
+def test_a_row_is_dear_from_above_five_percent_on(distance, order):
+    assert [row["label"] for row in leaderboard([arm("plain", 0.8, 1.0), arm("edge", 0.0, distance)])] == order
+
+
+def test_no_copy_at_all_counts_as_half_a_copy_in_the_lower_end():
+    found = leaderboard([arm("plain", 0.8, 1.0), arm("none", 0.0, 1.0)])
+    row = next(row["fewer_copies"] for row in found if row["label"] == "none")
+    # Katz's interval, worked out by hand, of 0.5 of 256 against 204.8 of 256.
+    reach = 1.96 * math.sqrt(1 / 0.5 - 1 / 256 + 1 / 204.8 - 1 / 256)
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(1 - 0.5 / 204.8 * math.exp(reach))

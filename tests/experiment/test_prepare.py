@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from copyscope.data import assets
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import InputError
-from copyscope.experiment.prepare import DataRecipe, prepare, source
+from copyscope.experiment.prepare import DataRecipe, _Distinct, prepare, source
 from copyscope.imaging import images
 from tests import worlds
 
@@ -163,3 +164,11 @@ def test_an_asset_must_have_been_fetched(tmp_path, monkeypatch):
 def test_values_are_checked(values, said, tmp_path):
     with pytest.raises(InputError, match=said):
         prepare({"train": "nowhere"} | values, tmp_path)
+
+
+@pytest.mark.parametrize(("similarity", "joined"), [(0.75, [0, 1]), (np.nextafter(0.75, 1), [0])])
+def test_two_images_as_alike_as_the_bar_are_both_kept(families, monkeypatch, similarity, joined):
+    vectors = np.array([[1.0, 0.0], [similarity, 0.5]])
+    described = types.SimpleNamespace(rows=np.arange(2), vectors=vectors)
+    monkeypatch.setattr("copyscope.detection.embedding.embed.embed", lambda *given, **options: described)
+    assert _Distinct(0.75).add(Corpus.open(families), [0, 1], 0, None) == joined

@@ -855,3 +855,13 @@ def test_a_p_value_at_the_rate_is_a_copy(p_value, again, copy):
 def test_the_guard_is_public():
     assert copyscope.Guard is Guard
     assert copyscope.Policy is Policy
+
+
+def test_a_guard_writes_where_its_log_was_when_it_was_made(tmp_path, monkeypatch):
+    (tmp_path / "later").mkdir()
+    monkeypatch.chdir(tmp_path)
+    guarding = Guard(Listed(is_copy), RESEEDS, log="log.jsonl")
+    monkeypatch.chdir(tmp_path / "later")
+    guarding(Painter(a=[1]))("a")
+    assert len(read_log(tmp_path / "log.jsonl")) >= 1
+    assert not list((tmp_path / "later").iterdir())

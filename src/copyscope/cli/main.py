@@ -21,7 +21,7 @@ from copyscope.console import progress_bar, shield, show, show_json
 from copyscope.errors import CopyscopeError
 
 from . import audit as cli_auditing
-from . import detect, guard, search, serve
+from . import detect, guard, index, search, serve
 from . import make as cli_making
 from .options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
 
@@ -50,12 +50,12 @@ def root(
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_auditing.audit, detect.lint, detect.embed, search.match, detect.duplicates,
-    search.index,
     serve.serve,
     cli_making.curate, cli_making.train, cli_making.generate,
 )  # fmt: skip
 for command in ELSEWHERE:
     app.command()(command)
+app.add_typer(index.index, name="index")
 app.add_typer(cli_making.experiment, name="experiment")
 app.add_typer(guard.guard, name="guard")
 

@@ -17,7 +17,7 @@ from .options import TrustParts, Workers
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index` made.")],
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; others than this machine need a token.")
     ] = ("127.0.0.1"),

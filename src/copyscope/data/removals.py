@@ -39,10 +39,6 @@ class Removed:
     n_removed: int
     unmatched: frozenset[str]
 
-    def __and__(self, other: Removed) -> Removed:
-        """What the same list did to two sets of images."""
-        return Removed(self.n_listed, self.n_removed + other.n_removed, self.unmatched & other.unmatched)
-
     def summary(self) -> dict[str, int]:
         """As plain values: n_listed, n_removed, n_unmatched."""
         return {"n_listed": self.n_listed, "n_removed": self.n_removed, "n_unmatched": len(self.unmatched)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from collections.abc import Sequence
@@ -22,30 +21,23 @@ from copyscope.machine import Progress
 
 from .match_sentences import blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
-from .results import load_result, save_result, versions
+from .results import Result, versions
 
 SCHEMA = "copyscope.index-matches/1"
 LEVEL = 0.01
 """Of pictures that copy nothing, the share whose first match may have a p-value as small as those that are counted."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Lookup:
+class Lookup(Result):
     """The result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
-    summary: dict[str, Any]
-    tables: dict[str, pa.Table]
+    schema = SCHEMA
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+    def page(self) -> str:
+        """The report: each picture beside its matches."""
         from copyscope.report.lookup import render
 
-        return save_result(folder, self.summary, self.tables, render(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Lookup:
-        """What `save` wrote. Raises InputError when the folder holds no finished look-up."""
-        return cls(*load_result(folder, SCHEMA))
+        return render(self)
 
 
 def lookup(
@@ -108,7 +100,7 @@ def lookup(
             "calibration": about["calibration"],
             "recipe": {
                 "pictures": [corpus.origin for corpus in asked],
-                "index": str(index.folder),
+                "index": index.origin,
                 "options": {"k": k, "local": local},
                 "versions": versions(),
             },

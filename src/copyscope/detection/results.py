@@ -1,8 +1,10 @@
-"""Save and load a result folder: report, Parquet tables, checksums, `summary.json` last."""
+"""Result: base of Audit, Lint, Lookup and Experiment. Save and load a result folder: report, tables, checksums."""
 
 from __future__ import annotations
 
+import abc
 import csv
+import dataclasses
 import errno
 import hashlib
 import importlib.metadata
@@ -11,7 +13,7 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute
@@ -26,6 +28,43 @@ from copyscope.files import AGAIN, safe_cell, unwritable, write_file, write_parq
 SUMS = "SHA256SUMS"
 """Checksums of the tables and the summary, as `sha256sum --check` reads them; results of version 0.1 have none."""
 PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result(abc.ABC):
+    """A summary that is plain JSON, and tables. `docs/json.md` describes both."""
+
+    summary: dict[str, Any]
+    tables: dict[str, pa.Table]
+
+    schema: ClassVar[str]
+    """What `summary["schema"]` says."""
+
+    @abc.abstractmethod
+    def page(self) -> str:
+        """The report as one HTML page."""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in a sentence."""
+        return str(self.summary["sentence"])
+
+    @property
+    def lists(self) -> dict[str, pa.Table]:
+        """Tables that people edit, by name: `NAME.csv`, no file where a table has no rows."""
+        return {}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        return save_result(folder, self.summary, self.tables, self.page(), self.lists)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote. Raises InputError when the folder holds no finished result of this kind."""
+        return cls(*load_result(folder, cls.schema))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.sentence}>"
 
 
 def save_result(

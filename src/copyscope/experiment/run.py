@@ -20,6 +20,7 @@ import pyarrow as pa
 from copyscope import recipes
 from copyscope._version import __version__
 from copyscope.data.parquet_pages import read_table
+from copyscope.detection.results import Result
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.machine import Progress
@@ -37,38 +38,28 @@ Engine = Callable[[Callable[[Arm], None], Sequence[Arm]], object]
 """Calls the function on every arm, in any order and place, and returns when all are done."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(Result):
     """The result of an experiment: a summary that is plain JSON, and tables.
 
     `arms` has a row an arm, `contrasts` the paired differences to the arm with a key's first value, `curves` the
     replication over the steps of training where it was watched, `sheets` small pictures.
     """
 
-    summary: dict[str, Any]
-    tables: dict[str, pa.Table]
+    schema = SCHEMA
 
     @property
     def table(self) -> pa.Table:
         """One row an arm: its values, and each number as `NAME`, `NAME_low`, `NAME_high`, `NAME_n`."""
         return self.tables["arms"]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
-        from copyscope.detection.results import save_result
+    def page(self) -> str:
+        """The report: arms, rates, paired differences, samples."""
         from copyscope.report.experiment import render
 
-        return save_result(folder, self.summary, self.tables, render(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Experiment:
-        """What `save` wrote. Raises InputError when the folder holds no such result."""
-        from copyscope.detection.results import load_result
-
-        return cls(*load_result(folder, SCHEMA))
+        return render(self)
 
     def __repr__(self) -> str:
-        return f"<Experiment {self.summary['name']}: {self.summary['sentence']}>"
+        return f"<Experiment {self.summary['name']}: {self.sentence}>"
 
 
 def run(

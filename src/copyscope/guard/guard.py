@@ -128,7 +128,7 @@ class Guard:
     ) -> None:
         self.policy, self.thresholds, self.nearest = policy or Policy(), thresholds, nearest
         self.index = Index.open(os.fspath(index)) if isinstance(index, (str, os.PathLike)) else index
-        self.log = None if log is None else Path(log)
+        self.log = None if log is None else Path(log).absolute()
         self._kept: collections.deque[Record] = collections.deque(maxlen=KEPT_RECORDS)
         self._calls, self._writing = itertools.count(), threading.Lock()
         if isinstance(self.index, Index):

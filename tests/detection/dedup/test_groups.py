@@ -224,3 +224,14 @@ def test_the_same_bytes_in_another_shape_are_not_the_same_pixels():
     digests = module._pixel_digests([(each, None) for each in (wide, high, wide.copy())])
     assert not np.array_equal(digests[0], digests[1])
     assert np.array_equal(digests[0], digests[2])
+
+
+@pytest.mark.parametrize(("score", "joined"), [(0.97, True), (np.nextafter(0.97, 0), False)])
+def test_an_image_joins_its_nearest_from_a_pixel_score_of_97_percent_on(tmp_path, monkeypatch, score, joined):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(images.encode(worlds.picture(np.random.default_rng(0))[0], "png"))
+    bits = np.ones((2, 64), np.float32)
+    bits[1, :10] = -1
+    monkeypatch.setattr(module.Verify, "compare", lambda *given, **options: np.full(given[3].shape, score))
+    described = Embeddings(Corpus.open(tmp_path), np.arange(2), bits / 8, "phash", "")
+    assert (len(duplicates(described, 0.9).kind) == 1) is joined

@@ -367,6 +367,9 @@ def test_a_held_out_image_that_is_then_trained_on_no_longer_calibrates(index, wo
     index.add(held.with_column("id", ["was-held-out.png"]))
     after = index.summary()["calibration"]
     assert (after["n"], after["n_removed"]) == (before["n"] - 1, before["n_removed"] + 1)
+    # What no longer calibrates is not counted again when it is added under another name.
+    index.add(held.with_column("id", ["again.png"]))
+    assert index.summary()["calibration"] == after
 
 
 def test_without_held_out_images_the_training_set_stands_in(world, tmp_path):
@@ -630,14 +633,17 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
         target.mkdir()
         for path in chosen:
             shutil.copy(path, target)
-    code, stdout, _ = run("index", some, "-o", folder, "-p", FAST, "--json")
+    code, stdout, _ = run("index", "build", some, "-o", folder, "-p", FAST, "--json")
     assert code == 0
     assert json.loads(stdout)["n"] == 12
-    assert json.loads(run("index", more, "-o", folder, "--add", "--json")[1])["n"] == 14
-    assert json.loads(run("index", "-o", folder, "--remove", paths[0].name, "--check", "--json")[1])["n"] == 13
-    assert "--compact" in CliRunner().invoke(main.app, ["index", "-o", str(folder)]).stderr
-    code, stdout, _ = run("index", "-o", folder, "--compact")
+    assert json.loads(run("index", "add", folder, more, "--json")[1])["n"] == 14
+    assert "No image to remove was named.\nGive ids" in str(run("index", "remove", folder)[2])
+    assert json.loads(run("index", "remove", folder, paths[0].name, "--json")[1])["n"] == 13
+    assert "copyscope index compact" in CliRunner().invoke(main.app, ["index", "show", str(folder)]).stderr
+    code, stdout, _ = run("index", "compact", folder)
     assert "13 images by sscd_distilled" in stdout
+    assert json.loads(run("index", "show", folder, "--json")[1])["n_removed"] == 0
+    assert run("index", "check", folder)[1].endswith("Every checksum holds.\n")
     code, stdout, _ = run("match", paths[11], paths[13], "--index", folder, "-k", 2, "--json", "-o", tmp_path / "out")
     rows = json.loads(stdout)["matches"]
     assert [(row["query_id"], row["reference_id"]) for row in rows if row["rank"] == 1] == [
@@ -649,8 +655,11 @@ def test_the_commands_build_add_remove_check_and_match(world, tmp_path):
     assert f"{paths[11].name} is a copy of {paths[11].name} (the same image)" in said
     assert "1 of 1 image matches a training image (the same image)." in said
     assert "two sets of images" in str(run("match", paths[3])[2])
-    assert "--add needs" in str(run("index", "-o", folder, "--add")[2])
-    assert "There is an index" in str(run("index", some, "-o", folder, "-p", FAST)[2])
+    assert "There is an index" in str(run("index", "build", some, "-o", folder, "-p", FAST)[2])
+    assert f"copyscope index build TRAIN -o {some}" in str(run("index", "show", some)[2])
+    victim = next(folder.glob("*.thumbnails.npy"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x01")
+    assert f"{victim.name} is not what its checksum says" in str(run("index", "check", folder)[2])
 
 
 def test_a_table_of_answers_has_a_row_a_hit(built, world):
@@ -701,3 +710,31 @@ def test_held_out_images_that_are_all_training_images_are_refused(world, tmp_pat
     some = Corpus.open(world.train).take(range(8))
     with pytest.raises(InputError, match=r"None of the 8 held-out images .* show what a training image shows.*\n.+"):
         Index.build(some, tmp_path / "index", "phash", held_out=some)
+
+
+def test_an_index_opened_by_a_relative_path_follows_no_change_of_folder(index, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(index.folder.parent)
+    found = Index.open(index.folder.name)
+    assert found.origin == index.folder.name
+    monkeypatch.chdir(tmp_path.parent)
+    found.remove([found.ids[0]])
+    found.add(first(world, 41, 40))
+    found.check()
+    found.compact()
+    assert found.summary()["n"] == len(found.match(first(world, 3, 2), 40)[0]) == 40
+
+
+def test_a_summary_does_not_walk_the_rows_again(index):
+    class Counted(np.ndarray):
+        walks = 0
+
+        def sum(self, *arguments, **options):
+            Counted.walks += 1
+            return super().sum(*arguments, **options)
+
+    index.remove(index.ids[:2])
+    (block,) = index._state.whole.blocks
+    object.__setattr__(block, "gone", block.gone.view(Counted))
+    vars(block).pop("n_gone", None)
+    assert [index.summary()["n"] for _ in range(3)] == [38] * 3
+    assert Counted.walks == 1

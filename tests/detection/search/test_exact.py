@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from copyscope.detection.search import exact as search_module
-from copyscope.detection.search.exact import NOTHING, search
+from copyscope.detection.search.exact import NOTHING, one_blas_thread, search
 from copyscope.errors import InputError
 
 
@@ -94,3 +97,44 @@ def test_the_order_of_whole_numbers_is_the_opposite_of_that_of_the_scores():
     score = np.concatenate([rng.standard_normal(999), [0, -0.0, -2, 1, -1, 1e-30, -1e-30, np.inf]]).astype(np.float32)
     wanted = np.argsort(-score, kind="stable")
     np.testing.assert_array_equal(np.argsort(search_module._falling(score), kind="stable"), wanted)
+
+
+def blas_threads():
+    """Of the libraries that have one number of threads for the whole process; those on OpenMP have one a thread."""
+    found = [each for each in threadpool_info() if each["user_api"] == "blas"]
+    return {each["num_threads"] for each in found if each.get("threading_layer") != "openmp"}
+
+
+@pytest.mark.skipif(not blas_threads(), reason="no BLAS whose threads can be limited")
+def test_blas_threads_are_restored_after_overlapping_searches():
+    """Four threads enter one after another and leave in the same order; one of them by an error."""
+    entered, leave = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
+    failed = []
+
+    def work(number):
+        try:
+            with one_blas_thread():
+                entered[number].set()
+                leave[number].wait(60)
+                if number == 1:
+                    raise RuntimeError
+        except RuntimeError:
+            failed.append(number)
+
+    search_module._blas_libraries.cache_clear()  # other tests load libraries with a BLAS of their own
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        assert before == {2}
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(4)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            assert entered[number].wait(60)
+            assert blas_threads() == {1}
+        for number, thread in enumerate(threads):
+            leave[number].set()
+            thread.join()
+            assert blas_threads() == ({1} if number < 3 else before)
+        assert failed == [1]
+        with one_blas_thread():
+            assert blas_threads() == {1}
+        assert blas_threads() == before

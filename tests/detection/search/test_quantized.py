@@ -430,9 +430,9 @@ def test_the_command_takes_a_precision(world, tmp_path):
     some.mkdir()
     for path in sorted(world.train.glob("*.png"))[:4]:
         shutil.copy(path, some)
-    arguments = ["index", some, "-o", tmp_path / "index", "-p", FAST, "--precision", "int8", "--json"]
+    arguments = ["index", "build", some, "-o", tmp_path / "index", "-p", FAST, "--precision", "int8", "--json"]
     found = CliRunner().invoke(main.app, [str(each) for each in arguments])
     assert json.loads(found.stdout)["precision"] == "int8"
-    assert "(int8)" in CliRunner().invoke(main.app, ["index", "-o", str(tmp_path / "index")]).stdout
-    found = CliRunner().invoke(main.app, [*map(str, arguments[:6]), "--precision", "int4"])
+    assert "(int8)" in CliRunner().invoke(main.app, ["index", "show", str(tmp_path / "index")]).stdout
+    found = CliRunner().invoke(main.app, [*map(str, arguments[:7]), "--precision", "int4"])
     assert "no precision 'int4'" in str(found.exception)

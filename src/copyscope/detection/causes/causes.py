@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing
-from copyscope.detection.dedup.caption_overlap_streamed import sharing_of
 from copyscope.detection.dedup.groups import Groups, representatives
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -135,7 +134,7 @@ class Profile:
         **options: Any,
     ) -> Profile:
         """Measure the pictures at `positions` (the set's readable images), and their captions and those of
-        `captions_of`. All captions are compared; of images that lie in cells, with those that are asked about."""
+        `captions_of`, with the captions of all."""
         positions = np.unique(positions)
         asked = positions if captions_of is None else np.union1d(positions, captions_of)
         complexity = np.full((len(asked), len(COMPLEXITY)), np.nan)
@@ -146,12 +145,7 @@ class Profile:
         def read(some: NDArray[np.int64]) -> list[list[str] | None]:
             return list(train.corpus.pick("captions", train.rows[some]).to_pylist())
 
-        n = len(train.rows)
-        if train.cells is None:
-            every = caption_sharing([own or [] for own in read(np.arange(n))])
-            sharing = CaptionSharing(every.shared[asked], every.near_shared[asked])
-        else:
-            sharing = sharing_of(read, n, asked, options.get("progress"))
+        sharing = caption_sharing(read, len(train.rows), asked, options.get("progress"))
         captions = train.corpus.pick("captions", train.rows[asked]).combine_chunks()
         return cls(asked, captions, sharing, complexity, groups, groups.sizes)
 

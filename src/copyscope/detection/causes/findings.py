@@ -11,20 +11,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
-from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sharing, normalise
 from copyscope.stats import Correlation, Estimate, Floats
 
 from .firth import Effect, effect, firth, worth
 
 __all__ = [
-    "CaptionSharing",
     "Findings",
     "Joint",
     "MeasureCorrelation",
-    "caption_sharing",
     "explain",
     "lint_action",
-    "normalise",
     "risk_action",
 ]
 

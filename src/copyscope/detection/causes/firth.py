@@ -96,21 +96,27 @@ def effect(
 
     at = float(fit.coefficients[column])
     drop = 0.5 * float(chi2.ppf(level, 1))
-    last = fit.coefficients
+    known, several = {at: fit}, False
 
     @functools.cache
     def above(value: float) -> float:
         """How far the profile at `value` lies above the line that bounds the interval."""
-        nonlocal last
-        # Under separation the likelihood has several tops: try the way from the estimate as well as from next door.
-        starts = (fit.coefficients, last)
-        best = max((firth(x, y, {column: value}, s, trials) for s in starts), key=lambda f: f.log_likelihood)
-        last = best.coefficients
+        nonlocal several
+        # From next door along the profile's tangent mostly one or two steps are left. Under separation the likelihood
+        # has several tops: beyond what is known the way from the estimate is tried as well, and between where it led
+        # elsewhere.
+        near = min(known, key=lambda other: abs(other - value))
+        inside = min(known) < value < max(known)
+        found = []
+        for start in {near} if inside and not several else {near, at}:
+            slope = known[start].covariance[:, column] / known[start].covariance[column, column]
+            found.append(firth(x, y, {column: value}, known[start].coefficients + (value - start) * slope, trials))
+        best = known[value] = max(found, key=lambda each: each.log_likelihood)
+        several |= any(best.log_likelihood - each.log_likelihood > 1e-9 for each in found)
         return best.log_likelihood - fit.log_likelihood + drop
 
     reach = math.sqrt(float(fit.covariance[column, column]))
     low, high = _crossing(above, at, -reach), _crossing(above, at, reach)
-    last = fit.coefficients
     ratio = max(0.0, 2 * (drop - above(0.0)))
     return Effect(Estimate(_exp(at), _exp(low), _exp(high), len(y)), float(chi2.sf(ratio, 1)))
 

@@ -1,20 +1,31 @@
-"""Images that share a caption, or nearly share one (MinHash)."""
+"""Caption overlap: how many images share a caption, or nearly share one.
+
+One pass over the captions of a set counts for some of its images, the asked ones. Images become classes: of a caption
+that streams past it matters which of the asked captions it equals, and which it nearly agrees with. That depends on
+those of its words that an asked caption has too, and on the number of the others, alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copyscope.machine import Progress
+
 NEAR = 0.8
-"""Least Jaccard similarity of the word sets of two captions that nearly agree; `_near` counts in integers, as 4/5."""
+"""Least Jaccard similarity of the word sets of two captions that nearly agree; counted in integers, as 4/5."""
 NEAR_LIMIT = 100
 """A caption stops looking after this many distinct near ones, which bounds memory: counts beyond are lower bounds."""
+PIECE = 65_536
 _BLOCK = 4_000_000  # entries of a sparse product held at one time
+_PAIRS = 2**18  # of a caption that streams past and one that is held, looked at at one time
+
+Numbers = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,31 +47,43 @@ def _folded(caption: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
 
 
-def caption_sharing(captions: list[list[str]]) -> CaptionSharing:
-    """How many other images share, or nearly share, a caption with each image; `captions` [n] lists of any length.
+def caption_sharing(
+    read: Callable[[Numbers], list[list[str] | None]], n: int, asked: Numbers, progress: Progress | None = None
+) -> CaptionSharing:
+    """Count, for the images at positions `asked` [m] of n, the other images that share, or nearly share, a caption.
 
-    Two images share a caption if one of the first's equals one of the second's once normalised; they nearly share one
-    if two of theirs have word sets of Jaccard similarity >= 0.8. `near_shared` leaves out the images in `shared`.
-    Captions of nothing but punctuation count as none. Words are split at white space, so that captions in scripts
-    without it are shared only when equal. Identical captions are one node of the search, so a caption that all images
-    have costs nothing; near ones are found by a prefix-filtered join (Bayardo, Ma & Srikant 2007) with the positional
-    filter of Xiao et al. 2008, exact up to NEAR_LIMIT distinct near captions.
+    read: positions [k] -> their captions. Two images share a caption if one of the first's equals one of the second's
+    once normalised; they nearly share one if two of theirs have word sets of Jaccard similarity >= 0.8. `near_shared`
+    leaves out the images in `shared`. Captions of nothing but punctuation count as none. Words are split at white
+    space, so that captions in scripts without it are shared only when equal. Near captions are found by a
+    prefix-filtered join (Bayardo, Ma & Srikant 2007) with the positional filter of Xiao et al. 2008.
+
+    Memory is that of the captions asked about and of a piece of the others, time is linear in n. A caption asked about
+    stops looking after NEAR_LIMIT near ones that differ in their words, of those words that some caption asked about
+    has: counts beyond are lower bounds.
     """
     numbers: dict[str, int] = {}
-    uses = [
-        sorted({numbers.setdefault(text, len(numbers)) for caption in row if (text := normalise(caption))})
-        for row in captions
-    ]
-    bags: dict[frozenset[str], int] = {}
-    bag_of = np.array([bags.setdefault(frozenset(text.split()), len(bags)) for text in numbers], dtype=np.int64)
-    from scipy import sparse
-
-    same = incidence(uses, len(numbers))
-    to_bag = sparse.csr_matrix(
-        (np.ones(len(bag_of), dtype=bool), (np.arange(len(bag_of)), bag_of)), shape=(len(bag_of), len(bags))
-    )
-    shared = _others(same, None)
-    return CaptionSharing(shared, _others(same @ to_bag, _near(list(bags))) - shared)
+    uses: list[list[int]] = []
+    for start in range(0, len(asked), PIECE):
+        uses += _numbered(read(asked[start : start + PIECE]), numbers)
+    same, near = _Classes(), _Classes()
+    for text in range(len(numbers)):
+        same.of(np.array([text], np.int32))
+    held = _Held(list(numbers), near)
+    for start in range(0, n, PIECE):
+        there: dict[str, int] = {}
+        rows = _numbered(read(np.arange(start, min(start + PIECE, n))), there)
+        counts = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+        texts = np.fromiter((text for row in rows for text in row), np.int64, int(counts.sum()))
+        row = np.repeat(np.arange(len(rows)), counts)
+        own = np.fromiter((numbers.get(text, -1) for text in there), np.int64, len(there))
+        same.count(row, own[texts])
+        near.count(row, held.near(list(there))[texts])
+        if progress:
+            progress("captions", min(start + PIECE, n), n)
+    bags = [sorted({held.bag[text] for text in row}) for row in uses]
+    shared = _others(uses, len(numbers), same, n)
+    return CaptionSharing(shared, _others(bags, len(held.sizes), near, n) - shared)
 
 
 class _Spaced(dict[int, Any]):
@@ -74,7 +97,7 @@ class _Spaced(dict[int, Any]):
 _spaced = _Spaced()
 
 
-def incidence(rows: list[list[int]], width: int) -> Any:
+def _incidence(rows: list[list[int]], width: int) -> Any:
     """Sparse 0/1 matrix [n width] with ones where `rows` says."""
     from scipy import sparse
 
@@ -83,24 +106,7 @@ def incidence(rows: list[list[int]], width: int) -> Any:
     return sparse.csr_matrix((np.ones(len(columns), dtype=bool), columns, starts), shape=(len(rows), width))
 
 
-def _others(uses: Any, near: Any | None) -> NDArray[np.int64]:
-    """For each image how many others it reaches over a caption: uses [n t], near [t t], None = only over its own.
-
-    Images alike in all captions that lead anywhere are one class, counted with its size: no work is quadratic in them.
-    """
-    n = uses.shape[0]
-    leads = np.bincount(uses.indices, minlength=uses.shape[1]) > 1
-    if near is not None:
-        leads |= np.diff(near.indptr) > 0
-        near = near[leads][:, leads]
-    uses = uses[:, np.flatnonzero(leads)].tocsr()
-    of_image, first = alike(uses)
-    there = uses[first]
-    sizes = np.bincount(of_image, minlength=len(first)).astype(np.int64)
-    return np.maximum(reached(there, there.T.tocsr(), sizes, n, near)[of_image] - 1, 0)
-
-
-def alike(uses: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _alike(uses: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The class of each image [n] and the first image of each class [c]: images that use [n t] the same are one."""
     uses.sort_indices()
     classes: dict[bytes, int] = {}
@@ -111,84 +117,233 @@ def alike(uses: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return of_image, np.unique(of_image, return_index=True)[1].astype(np.int64)
 
 
-def reached(uses: Any, back: Any, sizes: NDArray[np.int64], n: int, near: Any | None = None) -> NDArray[np.int64]:
-    """How many of n images, those of classes of `sizes` [c], each of m rows reaches: over a caption that it uses [m t],
-    or one near [t t] to that, which leads back [t c] to the classes."""
+def _reached(uses: Any, back: Any, sizes: Numbers, n: int) -> Numbers:
+    """How many of n images, those of classes of `sizes` [c], each of m rows reaches over a caption that it uses [m t],
+    which leads back [t c] to the classes."""
     # Entries that the product below would go through for each row, if none were met twice.
-    work = np.diff(back.indptr).astype(np.int64)
-    work = uses.astype(np.int64) @ (work if near is None else work + near.astype(np.int64) @ work)
+    work = uses.astype(np.int64) @ np.diff(back.indptr).astype(np.int64)
     everyone = back.astype(np.int64) @ sizes == n
     found = np.zeros(uses.shape[0], dtype=np.int64)
     block = np.cumsum(work) // _BLOCK
     for rows in np.split(np.arange(len(found)), np.flatnonzero(np.diff(block)) + 1):
-        to = uses[rows]
-        to = to if near is None else to + to @ near
-        all_in_one = (to @ everyone).astype(bool)  # one caption of all images: the answer is known
+        all_in_one = (uses[rows] @ everyone).astype(bool)  # one caption of all images: the answer is known
         found[rows[all_in_one]] = n
-        found[rows[~all_in_one]] = (to[~all_in_one] @ back) @ sizes
+        found[rows[~all_in_one]] = (uses[rows[~all_in_one]] @ back) @ sizes
     return found
 
 
-def _near(bags: list[frozenset[str]]) -> Any:
-    """Sparse 0/1 matrix [t t] of the word sets of Jaccard similarity >= 4/5, the diagonal left out."""
-    from scipy import sparse
-
-    count = len(bags)
-    frequency: dict[str, int] = {}
-    for bag in bags:
-        for word in bag:
-            frequency[word] = frequency.get(word, 0) + 1
-    # Rarest first: a set's prefix then has its most telling words.
-    rank = {word: place for place, word in enumerate(sorted(frequency, key=lambda word: (frequency[word], word)))}
-    sizes = np.fromiter((len(bag) for bag in bags), dtype=np.int64, count=count)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    words = np.concatenate([np.sort([rank[word] for word in bag]) for bag in bags] or [np.zeros(0)]).astype(np.int32)
-    place = np.arange(len(words)) - np.repeat(starts[:-1], sizes)
-    # Two sets of Jaccard >= 4/5 have a word in common among the first |s| - ceil(4|s|/5) + 1 of each.
-    prefix = sizes - (4 * sizes + 4) // 5 + 1
-    indexed = place < np.repeat(prefix, sizes)
-    postings = np.flatnonzero(indexed)[np.argsort(words[indexed], kind="stable")]
-    owner = np.repeat(np.arange(count), sizes)[postings]
-    left = sizes[owner] - place[postings]  # words from this one on: no more than these can be in common
-    ends = np.searchsorted(words[postings], np.arange(len(rank) + 1))
-    mine = np.zeros(len(rank), dtype=bool)
-    found: list[NDArray[np.int32]] = []
-    for index in range(count):
-        own = words[starts[index] : starts[index + 1]]
-        mine[own] = True
-        hits = np.zeros(0, dtype=np.int64)
-        for position in range(prefix[index]):
-            for piece in _pieces(ends[own[position]], ends[own[position] + 1]):
-                others = owner[piece]
-                least = (4 * (sizes[others] + len(own)) + 8) // 9  # overlap that makes the Jaccard similarity 4/5
-                keep = (np.minimum(left[piece], len(own) - position) >= least) & (others != index)
-                others, least = others[keep], least[keep]
-                if len(others) == 0:
-                    continue
-                lengths = sizes[others]
-                offsets = np.cumsum(lengths) - lengths
-                flat = np.repeat(starts[others] - offsets, lengths) + np.arange(lengths.sum())
-                overlap = np.add.reduceat(mine[words[flat]], offsets, dtype=np.int64)
-                hits = np.union1d(hits, others[overlap >= least])
-                if len(hits) >= NEAR_LIMIT:
-                    break
-            if len(hits) >= NEAR_LIMIT:
-                break
-        mine[own] = False
-        found.append(hits[:NEAR_LIMIT].astype(np.int32))
-    ends = np.concatenate([[0], np.cumsum([len(hits) for hits in found], dtype=np.int64)])
-    columns = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-    return sparse.csr_matrix((np.ones(len(columns), dtype=bool), columns, ends), shape=(count, count))
+def _numbered(captions: list[list[str] | None], numbers: dict[str, int]) -> list[list[int]]:
+    """Each row's captions by number, those that are new among `numbers` now."""
+    return [
+        sorted({numbers.setdefault(text, len(numbers)) for caption in row or () if (text := normalise(caption))})
+        for row in captions
+    ]
 
 
-def _pieces(first: int, last: int) -> Iterator[slice]:
-    """first:last in pieces, small ones first: a word that nearly all captions have is left once enough is found.
+class _Classes:
+    """Sets of held captions, and how many images lead to just that set."""
 
-    A word that one caption has leads to nobody else.
-    """
-    if last - first == 1:
-        return
-    size = 512
-    while first < last:
-        yield slice(first, min(first + size, last))
-        first, size = first + size, size * 4
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self._sets: list[bytes] = []
+        self._weights: list[int] = []
+
+    def of(self, members: NDArray[np.int32]) -> int:
+        """The number of a set, members [k] in order; -1 for the empty one."""
+        if not len(members):
+            return -1
+        key = members.tobytes()
+        if key not in self._numbers:
+            self._numbers[key] = len(self._sets)
+            self._sets.append(key)
+            self._weights.append(0)
+        return self._numbers[key]
+
+    def count(self, row: Numbers, found: Numbers) -> None:
+        """Count images: their captions [c] are those of image `row` [c] and lead to the sets `found` [c], -1 for none.
+
+        row: in order."""
+        row, found = row[found >= 0], found[found >= 0]
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        many = np.diff(starts, append=len(row)) > 1
+        for number, times in zip(*np.unique(found[starts[~many]], return_counts=True), strict=True):
+            self._weights[number] += int(times)
+        ends = np.append(starts[1:], len(row))
+        for start, end in zip(starts[many].tolist(), ends[many].tolist(), strict=True):
+            number, *others = set(found[start:end].tolist())
+            if others:
+                sets = [np.frombuffer(self._sets[each], np.int32) for each in (number, *others)]
+                number = self.of(np.unique(np.concatenate(sets)))
+            self._weights[number] += 1
+
+    def matrix(self, width: int) -> tuple[Any, Numbers]:
+        """The sets as a sparse 0/1 matrix [c width], and the images of each [c]."""
+        from scipy import sparse
+
+        starts = np.concatenate([[0], np.cumsum([len(each) // 4 for each in self._sets], dtype=np.int64)])
+        columns = np.frombuffer(b"".join(self._sets), np.int32)
+        ones = np.ones(len(columns), dtype=bool)
+        return sparse.csr_matrix((ones, columns, starts), (len(self._sets), width)), np.array(self._weights, np.int64)
+
+
+def _others(uses: list[list[int]], width: int, classes: _Classes, n: int) -> Numbers:
+    """How many of the n images, itself left out, lead to one of an image's own captions; `uses` [m] lists of them."""
+    there, weights = classes.matrix(width)
+    mine = _incidence(uses, width)
+    back = there.T.tocsr()
+    # A caption that one image leads to, itself, says nothing: without those most images are alike.
+    leads = np.flatnonzero(back.astype(np.int64) @ weights > 1)
+    mine = mine[:, leads].tocsr()
+    of_image, first = _alike(mine)
+    return np.maximum(_reached(mine[first], back[leads], weights, n)[of_image] - 1, 0)
+
+
+class _Held:
+    """The word sets of the captions that are held, found by their rarest words."""
+
+    def __init__(self, texts: list[str], classes: _Classes) -> None:
+        """texts: normalised, all different. classes: where sets of word sets are numbered."""
+        # As text, for a set of words takes ten times as much memory.
+        bags: dict[str, int] = {}
+        self.bag = [bags.setdefault(" ".join(sorted(set(text.split()))), len(bags)) for text in texts]
+        """The word set of each text."""
+        frequency: dict[str, int] = {}
+        for bag in bags:
+            for word in bag.split():
+                frequency[word] = frequency.get(word, 0) + 1
+        ordered = sorted(frequency, key=lambda word: (frequency[word], word))
+        self._rank = {word: place for place, word in enumerate(ordered)}
+        self.sizes = np.fromiter((bag.count(" ") + 1 for bag in bags), np.int64, len(bags))
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        ranks = (rank for bag in bags for rank in sorted(self._rank[word] for word in bag.split()))
+        self._words = np.fromiter(ranks, np.int64, int(self.sizes.sum()))
+        self._mix = np.random.default_rng(0).integers(0, 2**63, len(self._rank) + 1, np.uint64) * np.uint64(2) + 1
+        owner = np.repeat(np.arange(len(bags)), self.sizes)
+        keys = self._keys(owner, self._words, self.sizes)
+        self._same = dict(zip(keys.tolist(), range(len(bags)), strict=True))
+        place = np.arange(len(self._words)) - self._starts[owner]
+        indexed = np.flatnonzero(place < _prefix(self.sizes)[owner])
+        self._span = int(self.sizes.max(initial=0)) + 1
+        by = self._words[indexed] * self._span + self.sizes[owner[indexed]]
+        indexed, self._by = indexed[np.argsort(by, kind="stable")], np.sort(by)
+        self._owner, self._left = owner[indexed], (self.sizes[owner] - place)[indexed]
+        self._room = np.full(len(bags), NEAR_LIMIT)
+        self._classes = classes
+        self._known: dict[int, int] = {}
+
+    def near(self, texts: list[str]) -> Numbers:
+        """For each of the normalised texts [t] the set of held word sets that it has or nearly has, by number."""
+        sets = [set(text.split()) for text in texts]
+        size = np.fromiter(map(len, sets), np.int64, len(sets))
+        rank = self._rank.get
+        words = np.fromiter((rank(word, -1) for each in sets for word in each), np.int64, int(size.sum()))
+        owner = np.repeat(np.arange(len(sets)), size)[words >= 0]
+        words = words[words >= 0]
+        # Without four fifths of its words nothing is near.
+        there = 5 * np.bincount(owner, minlength=len(sets)) >= 4 * size
+        owner, words = owner[there[owner]], words[there[owner]]
+        order = np.argsort(owner * len(self._mix) + words)
+        owner, words = owner[order], words[order]
+        found = np.full(len(texts), -1, np.int64)
+        asked = np.flatnonzero(there)
+        keys = self._keys(np.searchsorted(asked, owner), words, size[asked])
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        fresh = np.sort([at for at in first.tolist() if int(keys[at]) not in self._known]).astype(np.int64)
+        if len(fresh):
+            lot = np.isin(owner, asked[fresh])
+            self._look(np.searchsorted(asked[fresh], owner[lot]), words[lot], size[asked[fresh]], keys[fresh])
+        numbers = np.fromiter((self._known.get(key, -1) for key in keys[first].tolist()), np.int64, len(first))
+        found[asked] = numbers[inverse]
+        return found
+
+    def _keys(self, owner: Numbers, words: Numbers, size: Numbers) -> NDArray[np.uint64]:
+        """A number for each word set [b] that no other has: of the words that are held, and of how many there are."""
+        sums = np.zeros(len(size), np.uint64)
+        np.add.at(sums, owner, self._mix[words])
+        found: NDArray[np.uint64] = sums + size.astype(np.uint64) * self._mix[-1]
+        return found
+
+    def _look(self, owner: Numbers, words: Numbers, size: Numbers, keys: NDArray[np.uint64]) -> None:
+        """Take note of what each word set [b] is near to; of it are the words [w], in order, that are held."""
+        have = np.bincount(owner, minlength=len(size))
+        # Words that nobody has come first, as the rarest: most word sets have no other among those that are looked up.
+        place = np.arange(len(words)) - (np.cumsum(have) - have - (size - have))[owner]
+        entry = np.flatnonzero(place < _prefix(size)[owner])
+        pairs = [np.zeros((0, 2), np.int64)]
+        done = 0
+        while done < len(entry):
+            mine = entry[done:]
+            least, most = (4 * size[owner[mine]] + 4) // 5, np.minimum(5 * size[owner[mine]] // 4, self._span - 1)
+            low = np.searchsorted(self._by, words[mine] * self._span + np.minimum(least, self._span))
+            high = np.maximum(np.searchsorted(self._by, words[mine] * self._span + most, side="right"), low)
+            # As many as there is room for, at least one word set, and whole ones.
+            upto = int(np.searchsorted(np.cumsum(high - low), _PAIRS, side="right"))
+            last = owner[mine[min(upto, len(mine) - 1)]]
+            upto = len(mine) if upto >= len(mine) else int(np.searchsorted(owner[mine], last))
+            upto = upto or int(np.searchsorted(owner[mine], owner[mine[0]], side="right"))
+            some = mine[:upto]
+            pairs.append(self._near(owner, words, size, place, some, low[:upto], high[:upto]))
+            done += upto
+        found = np.concatenate(pairs)
+        found = found[np.lexsort((found[:, 1], found[:, 0]))]
+        bounds = np.searchsorted(found[:, 0], np.arange(len(size) + 1))
+        for at, key in enumerate(keys.tolist()):
+            members = found[bounds[at] : bounds[at + 1], 1]
+            if key in self._same:
+                members = np.unique(np.append(members, self._same[key]))
+            if len(members):
+                self._known[key] = self._classes.of(members.astype(np.int32))
+
+    def _near(
+        self,
+        owner: Numbers,
+        words: Numbers,
+        size: Numbers,
+        place: Numbers,
+        entry: Numbers,
+        low: Numbers,
+        high: Numbers,
+    ) -> Numbers:
+        """Pairs [p 2] of a word set and a held one that is near and not the same, of those that share a rare word.
+
+        entry: words [e], by their place in `words`, whose held word sets are those of postings from low [e] to high
+        [e].
+        """
+        times = high - low
+        posting = np.repeat(low - (np.cumsum(times) - times), times) + np.arange(times.sum())
+        entry = np.repeat(entry, times)
+        mine, other = owner[entry], self._owner[posting]
+        least = _overlap(size[mine], self.sizes[other])
+        keep = np.minimum(self._left[posting], size[mine] - place[entry]) >= least
+        keep &= self._room[other] > 0
+        pairs = np.sort(mine[keep] * len(self.sizes) + other[keep])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        mine, other = pairs // len(self.sizes), pairs % len(self.sizes)
+        lengths = self.sizes[other]
+        offsets = np.cumsum(lengths) - lengths
+        flat = np.repeat(self._starts[other] - offsets, lengths) + np.arange(lengths.sum())
+        asked = np.repeat(mine, lengths) * len(self._mix) + self._words[flat]
+        own = owner * len(self._mix) + words
+        hit = own[np.minimum(np.searchsorted(own, asked), len(own) - 1)] == asked
+        overlap = np.add.reduceat(hit, offsets, dtype=np.int64) if len(offsets) else offsets
+        keep = (overlap >= _overlap(size[mine], lengths)) & ~((overlap == lengths) & (overlap == size[mine]))
+        mine, other = mine[keep], other[keep]
+        order = np.argsort(other, kind="stable")
+        mine, other = mine[order], other[order]
+        keep = np.arange(len(other)) - np.searchsorted(other, other) < self._room[other]
+        mine, other = mine[keep], other[keep]
+        self._room -= np.bincount(other, minlength=len(self._room))
+        full = self._room[self._owner] <= 0
+        if 2 * np.count_nonzero(full) > len(full):
+            self._by, self._owner, self._left = self._by[~full], self._owner[~full], self._left[~full]
+        return np.stack([mine, other], axis=1)
+
+
+def _prefix(size: Numbers) -> Numbers:
+    """Two sets of Jaccard >= 4/5 have a word in common among the first so many of each, in any one order of words."""
+    return size - (4 * size + 4) // 5 + 1
+
+
+def _overlap(size: Numbers, other: Numbers) -> Numbers:
+    """Words in common that make the Jaccard similarity of sets of so many words 4/5."""
+    return (4 * (size + other) + 8) // 9

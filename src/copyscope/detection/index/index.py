@@ -54,7 +54,9 @@ class Index:
     """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
 
     def __init__(self, folder: Path, state: State, trust_parts: bool = False) -> None:
-        self.folder = folder
+        self.origin = str(folder)
+        # The process may change its working folder while the index is open.
+        self.folder = folder.absolute()
         self._trust_parts = trust_parts
         self._state = state
 
@@ -395,8 +397,8 @@ def _refuse_foreign(folder: Path) -> None:
     """Raises InputError where an index, or anything that is not ours, lies in `folder`."""
     if (folder / files.MANIFEST).exists():
         raise InputError(
-            f"There is an index in {folder}.\n"
-            "Add to it with --add (in Python: Index.open(folder).add(train)), or name another folder"
+            f"There is an index in {folder}.\nAdd to it with: copyscope index add {folder} IMAGES "
+            "(in Python: Index.open(folder).add(train)), or name another folder"
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.\nName a folder with -o (in Python: out)")

@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         text = read_bytes(folder / MANIFEST, MAX_JSON_BYTES)
     except FileNotFoundError:
-        raise InputError(f"No index in {folder}.\nMake one with: copyscope index TRAIN -o {folder}") from None
+        raise InputError(f"No index in {folder}.\nMake one with: copyscope index build TRAIN -o {folder}") from None
     except (OSError, ValueError) as error:
         raise damaged(folder, MANIFEST, f"cannot be read: {error}") from None
     try:

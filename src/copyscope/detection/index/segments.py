@@ -62,7 +62,7 @@ class State:
     @property
     def n(self) -> int:
         """Rows that were not removed."""
-        return len(self.whole) - int(self.gone.sum())
+        return len(self.whole) - sum(block.n_gone for block in self.whole.blocks)
 
     @functools.cached_property
     def gone(self) -> NDArray[np.bool_]:

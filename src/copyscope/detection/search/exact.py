@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -182,17 +184,69 @@ def _exclude(scores: NDArray[np.float32], labels: NDArray[np.int64], members: tu
         scores[row, own - start] = NOTHING
 
 
-def one_blas_thread() -> Any:
-    """One BLAS thread a call: the workers are the threads, and selection then runs in parallel too."""
-    return _libraries().limit(limits=1, user_api="blas")
+class _OneBlasThread:
+    """Limit BLAS to one thread while at least one caller is inside.
+
+    Most libraries have one number of threads for the whole process: the first caller sets it, the last one restores it.
+    Were each to restore what it found, some would restore the limit of another. Libraries on OpenMP have one a thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: list[int | None] = []
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """One BLAS thread: the workers are the threads, and selection then runs in parallel too."""
+        shared, own = _blas_libraries()
+        mine = _limit(own)
+        with self._lock:
+            if not self._inside:
+                self._before = _limit(shared)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            _set_threads(own, mine)
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    _set_threads(shared, self._before)
+
+
+one_blas_thread = _OneBlasThread()
+
+
+def _limit(libraries: Sequence[Any]) -> list[int | None]:
+    """Set each library to one thread; returns how many threads each had, None = it does not say."""
+    before = [each.get_num_threads() for each in libraries]
+    _set_threads(libraries, [number and 1 for number in before])
+    return before
+
+
+def _set_threads(libraries: Sequence[Any], numbers: Sequence[int | None]) -> None:
+    """Set the number of threads of each library; None leaves it."""
+    for library, number in zip(libraries, numbers, strict=True):
+        # threadpoolctl 3.8 ignores all threads but the first that ever set OpenBLAS, unless it is told to forget it.
+        forget = getattr(library, "clear_controlling_thread", lambda force: None)
+        if number is not None:
+            forget(force=True)
+            library.set_num_threads(number)
+            forget(force=True)
 
 
 @functools.cache
-def _libraries() -> Any:
+def _blas_libraries() -> tuple[list[Any], list[Any]]:
+    """Libraries whose number of threads is one of the process, and those with one a thread."""
     # Looking for them takes longer than a small search.
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    found = [each for each in ThreadpoolController().lib_controllers if each.user_api == "blas"]
+    return [each for each in found if not _is_own(each)], [each for each in found if _is_own(each)]
+
+
+def _is_own(library: Any) -> bool:
+    return getattr(library, "threading_layer", "") == "openmp"
 
 
 def faiss_for(what: str) -> Any:
