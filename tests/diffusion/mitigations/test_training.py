@@ -484,7 +484,10 @@ LONG_REMEMBERING = dataclasses.replace(LONG, steps=200, mitigations=REMEMBERING.
 
 
 def test_killed_it_ends_in_the_same_bits(folder, tmp_path):
-    code = "import sys; from tests.diffusion.mitigations import test_training as t; t.train(*sys.argv[1:], t.LONG_REMEMBERING)"
+    code = (
+        "import sys; from tests.diffusion.mitigations import test_training as t; "
+        "t.train(*sys.argv[1:], t.LONG_REMEMBERING)"
+    )
     started = subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path / "run")], cwd=ROOT)
     while (checkpoints.latest(tmp_path / "run" / "checkpoints") or (0,))[0] < 60:
         assert started.poll() is None, "it ended by itself"
