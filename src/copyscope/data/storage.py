@@ -282,6 +282,10 @@ class _Steady(io.RawIOBase):
     def tell(self) -> int:
         return int(self._file.tell())
 
+    def read(self, size: int | None = -1) -> bytes:
+        # Not by `readinto`, as the base class does: that holds the bytes up to three times.
+        return self._read(-1 if size is None else size)
+
     def readall(self) -> bytes:
         return self._read(-1)
 
