@@ -4,10 +4,8 @@ two lines. benchmarks/faults.py tries many more; a short run of it is at the end
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +22,9 @@ from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError
 from copyscope.files import write_table
 from tests.pictures import fill
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has other locks and limits")
+resource = pytest.importorskip("resource")
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 
