@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from copyscope import __version__
+from tests import slow
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -70,3 +71,39 @@ def test_forms_and_hooks_can_be_read() -> None:
         assert len({each["id"] for each in form["body"] if "id" in each}) == sum("id" in each for each in form["body"])
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff-format", "ruff-check", "mypy"]
+
+
+def test_each_slow_test_exists() -> None:
+    gone = []
+    for name in slow.names():
+        file, _, function = name.partition("::")
+        path = ROOT / file
+        if not path.is_file() or (function and f"def {function}(" not in path.read_text(encoding="utf-8")):
+            gone.append(name)
+    assert not gone, "slow.txt names tests that are gone: make it again with tests/slow.py"
+
+
+def test_parameters_and_set_ups_of_a_slow_test_count_together() -> None:
+    text = "\n".join(
+        [
+            "1.00s call     tests/a.py::test_one[x-y z]",
+            "0.60s setup    tests/a.py::test_one[b]",
+            "1.40s call     tests/a.py::test_two",
+            "0.90s teardown tests/a.py::test_two",
+            "12.00s call     tests/b/c.py::test_three",
+        ]
+    )
+    assert slow.slowest(text) == ["tests/a.py::test_one", "tests/b/c.py::test_three"]
+    found = frozenset(["tests/a.py::test_one", "tests/b.py"])
+    assert slow.is_slow("tests/a.py::test_one[x-y::z]", found)
+    assert slow.is_slow("tests/b.py::test_any", found)
+    assert not slow.is_slow("tests/a.py::test_one_more", found)
+
+
+def test_tests_are_marked_by_what_they_use(request: pytest.FixtureRequest) -> None:
+    for item in request.session.items:
+        marks = {mark.name for mark in item.iter_markers()}
+        fixtures = set(getattr(item, "fixturenames", ()))
+        assert "browser" in marks or "chromium" not in fixtures
+        assert {"ray", "slow"} <= marks or "cluster" not in fixtures
+        assert "slow" in marks or not slow.is_slow(item.nodeid, slow.names())
