@@ -1,4 +1,4 @@
-# Four words: install, demo, test, check. Each works from a fresh clone; `make help` lists them.
+# Five words: install, demo, test, fast, check. Each works from a fresh clone; `make help` lists them.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= copyscope-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test check format clean
+.PHONY: help install browser demo test fast check format clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ demo: install  ## train a small model on real pictures, audit what it makes, say
 # Two processes of one thread each: two of two threads would wait for one another.
 test: install browser check  ## formatting, lint, types, then the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+fast: install  ## the tests that take no long time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: install  ## formatting, lint, types
 	$(BIN)/ruff format --check src tests benchmarks docs examples

@@ -29,7 +29,7 @@ from copyscope.diffusion.recipe import TrainRecipe
 from copyscope.experiment.plan import AuditRecipe, ExperimentRecipe
 from copyscope.experiment.prepare import DataRecipe
 from copyscope.report import leaderboard, plots
-from copyscope.report.svg import ROLES
+from copyscope.report.charts import ROLES
 
 MADE = "<!-- Made by `python docs/generate.py`; do not edit. -->\n"
 
@@ -445,7 +445,8 @@ def _own_file(drawing: str) -> str:
         "\n".join(f".fill-{role} {{ fill: {look[role]} }} .stroke-{role} {{ stroke: {look[role]} }}" for role in ROLES)
         for look in (light, dark)
     ]
-    style = f"<style>{rules[0]}\n@media (prefers-color-scheme: dark) {{ {rules[1]} }}</style>"
+    dark_rules = f"@media (prefers-color-scheme: dark) {{ {rules[1]} }}"
+    style = f"<style>svg {{ font-family: sans-serif }}\n{rules[0]}\n{dark_rules}</style>"
     start, rest = drawing.split(">", 1)
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from copyscope.report import plots
-from copyscope.report.svg import ROLES, inline
+from copyscope.report.charts import DASHED, DOTTED, SOLID, Chart, Key, logarithmic
 
 Results = dict[str, Any]
 LARGE = 100_000
 """A slope is that of the sizes from here on, where three or more of them were measured: small ones are overhead."""
 DISTURBED = 10
 """Per cent of the processors that others may have before times are called disturbed."""
-BY_CELLS, EXACT, FAISS = "-", (0, (1, 2)), (0, (5, 2))
+BY_CELLS, EXACT, FAISS = SOLID, DOTTED, DASHED
 # stage: what it does, the work that it is compared with others on, and how its line is drawn.
-STAGES: dict[str, tuple[str, str, Any]] = {
+STAGES: dict[str, tuple[str, str, str]] = {
     "cells": ("rows sorted into cells", "sort", BY_CELLS),
     "faiss": ("rows sorted into cells, faiss IVF", "sort", FAISS),
     "search": ("10,000 queries, by cells", "search", BY_CELLS),
@@ -178,40 +177,34 @@ def machine(results: Results, processes: list[dict[str, Any]]) -> list[str]:
 
 def drawing(results: Results) -> str:
     """Seconds and own memory against the number of rows, a line a stage, as an inline `<svg>`."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    with plots._style():
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-        for axes, what, unit in zip(
-            figure.subplots(1, 2), ("seconds", "peak_mb"), ("seconds", "MB of its own, at most"), strict=True
-        ):
-            for stage, (_, work, pattern) in STAGES.items():
-                axes.loglog(*points(results, stage, what), color=ROLES[WORK[work][1]], linestyle=pattern, marker="o",
-                            markersize=3, linewidth=1.4)  # fmt: skip
-            if what == "peak_mb":
-                for allowed in sorted(
-                    {each["cells"]["memory_mb"] for each in results["sizes"].values() if "cells" in each}
-                ):
-                    axes.axhline(allowed, color=ROLES["ink"], linewidth=1, linestyle=(0, (1, 1)))
-                    axes.annotate("allowed", (0.02, allowed), xycoords=("axes fraction", "data"), xytext=(0, -4),
-                                  textcoords="offset points", va="top", fontsize=10)  # fmt: skip
-            axes.xaxis.set_major_formatter(lambda value, _: count(int(value)))
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-            axes.minorticks_off()
-            axes.grid(linewidth=0.6)
-            axes.set_xlabel("rows")
-            axes.set_ylabel(unit)
-        lines = [Line2D([], [], color=ROLES[role], label=label) for label, role in WORK.values()]
-        lines += [
-            Line2D([], [], color=ROLES["muted"], linestyle=pattern, label=label)
-            for pattern, label in ((BY_CELLS, "Copyscope, by cells"), (EXACT, "Copyscope, all"), (FAISS, "faiss IVF"))
-        ]
-        figure.legend(handles=lines, frameon=False, loc="outside upper left", ncols=4, fontsize=10,
-                      labelcolor=ROLES["ink"])  # fmt: skip
-        slopes = ((name, slope(*points(results, stage, "seconds"))) for stage, (name, _, _) in STAGES.items())
-        said = "; ".join(f"{name}: rows to the power of {value:.2f}" for name, value in slopes if value is not None)
-        return inline(figure, "growth", "Seconds and memory against the number of rows", f"Seconds grow as: {said}.")
+    keys = [Key(label, role) for label, role in WORK.values()]
+    keys += [
+        Key(label, "muted", pattern)
+        for pattern, label in ((BY_CELLS, "Copyscope, by cells"), (EXACT, "Copyscope, all"), (FAISS, "faiss IVF"))
+    ]
+    chart = Chart("growth", 547, 302, keys, panels=2)
+    for what, unit in (("seconds", "seconds"), ("peak_mb", "MB of its own, at most")):
+        lines = {stage: points(results, stage, what) for stage in STAGES}
+        found = [list(zip(sizes, values, strict=True)) for sizes, values in lines.values()]
+        allowed = {each["cells"]["memory_mb"] for each in results["sizes"].values() if "cells" in each}
+        levels = sorted(allowed) if what == "peak_mb" else []
+        shown = [value for line in found for _, value in line if value > 0] + levels
+        sizes = [n for line in found for n, _ in line]
+        panel = chart.panel(
+            logarithmic(min(sizes) / 1.2, max(sizes) * 1.2, lambda value: count(int(value))),
+            logarithmic(min(shown) / 1.3, max(shown) * 1.3, "{:,g}".format),
+            "rows",
+            unit,
+            grid="xy",
+        )
+        for (_, work, pattern), line in zip(STAGES.values(), found, strict=True):
+            panel.line(line, WORK[work][1], pattern, width=1.4)
+            panel.marks(line, "circle", WORK[work][1], 1.5)
+        for level in levels:
+            panel.level(level, "ink", "allowed", at_left=True)
+    slopes = ((name, slope(*points(results, stage, "seconds"))) for stage, (name, _, _) in STAGES.items())
+    said = "; ".join(f"{name}: rows to the power of {value:.2f}" for name, value in slopes if value is not None)
+    return chart.svg("Seconds and memory against the number of rows", f"Seconds grow as: {said}.")
 
 
 TABLES = {

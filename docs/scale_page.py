@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from copyscope.report import plots
-from copyscope.report.svg import ROLES, inline
+from copyscope.report.charts import DASHED, DOTTED, SOLID, Chart, Key, logarithmic
 
 Results = dict[str, Any]
 TERA = 1e12
@@ -209,39 +208,33 @@ def limits(results: Results) -> list[str]:
 
 def drawing(results: Results) -> str:
     """Wall hours and bytes moved against the number of training images, as an inline `<svg>`."""
-    from matplotlib.figure import Figure
-
-    jobs = {"lint": ("lint", "copy", "-"), "audit": ("audit, in cells", "generated", (0, (4, 2))),
-            "audit_exact": ("audit, exact search", "baseline", (0, (1, 2)))}  # fmt: skip
+    jobs = {"lint": ("lint", "copy", SOLID), "audit": ("audit, in cells", "generated", DASHED),
+            "audit_exact": ("audit, exact search", "baseline", DOTTED)}  # fmt: skip
     rows = results["growth"]
-    with plots._style():
-        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-        for axes, what, unit, of in zip(
-            figure.subplots(1, 2), ("hours", "moved"), ("wall hours", "TB read and written"), (1.0, TERA), strict=True
-        ):
-            for job, (label, role, pattern) in jobs.items():
-                axes.loglog(
-                    [row["images"] for row in rows],
-                    [row[job][what] / of for row in rows],
-                    color=ROLES[role],
-                    linestyle=pattern,
-                    marker="o",
-                    markersize=4,
-                    label=label if what == "hours" else None,
-                )
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(lambda value, _: images(value) if value >= 1000 else f"{value:g}")
-            axes.minorticks_off()
-            axes.grid(linewidth=0.6)
-            axes.set_xlabel("training images")
-            axes.set_ylabel(unit)
-        figure.legend(frameon=False, loc="outside upper left", ncols=3, fontsize=10, labelcolor=ROLES["ink"])
-        said = "; ".join(
-            f"{images(row['images'])} images: lint {digits(row['lint']['hours'])} h, "
-            f"audit {digits(row['audit']['hours'])} h"
-            for row in rows
+    chart = Chart("scale", 547, 259, [Key(*look) for look in jobs.values()], panels=2)
+    for what, unit, of in (("hours", "wall hours", 1.0), ("moved", "TB read and written", TERA)):
+        lines = {job: [(row["images"], row[job][what] / of) for row in rows] for job in jobs}
+        values, sizes = [y for line in lines.values() for _, y in line], [row["images"] for row in rows]
+        panel = chart.panel(
+            logarithmic(min(sizes) / 1.2, max(sizes) * 1.2, write),
+            logarithmic(min(values) / 1.3, max(values) * 1.3, write),
+            "training images",
+            unit,
+            grid="xy",
         )
-        return inline(figure, "scale", "Hours and bytes against the number of training images", f"{said}.")
+        for job, (_, role, pattern) in jobs.items():
+            panel.line(lines[job], role, pattern)
+            panel.marks(lines[job], "circle", role, 2)
+    said = "; ".join(
+        f"{images(row['images'])} images: lint {digits(row['lint']['hours'])} h, "
+        f"audit {digits(row['audit']['hours'])} h"
+        for row in rows
+    )
+    return chart.svg("Hours and bytes against the number of training images", f"{said}.")
+
+
+def write(value: float) -> str:
+    return images(value) if value >= 1000 else f"{value:g}"
 
 
 TABLES = {

@@ -1,4 +1,4 @@
-"""Fixtures that several files share. No test touches the user's cache or the network."""
+"""Markers, and fixtures that several files share. No test touches the user's cache or the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ import pytest
 # As in copyscope.diffusion, before any test imports torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from tests import worlds
+from tests import slow, worlds
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by what they use: a Ray cluster, a browser, much time."""
+    names = slow.names()
+    for item in items:
+        fixtures, call = getattr(item, "fixturenames", ()), getattr(item, "callspec", None)
+        if "cluster" in fixtures or (call and call.params.get("engine") == "ray"):
+            item.add_marker("ray")
+            item.add_marker("slow")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
+        if slow.is_slow(item.nodeid, names):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = Path(copyscope.__file__).parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [README, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT", "CHANGELOG")), *DOCS]
 # Hosts that what we ship may name. A mirror of packages, or a machine, must not get in.
 HOSTS = {"github.com", "arxiv.org", "doi.org", "filesystem-spec.readthedocs.io", "www.apache.org", "www.w3.org"}
 HOSTS |= {"127.0.0.1"}

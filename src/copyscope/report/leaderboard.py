@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import plots, wording
-from .svg import ROLES, inline
+from . import wording
+from .charts import Chart, Key, around, steps
 
 DEAREST = 0.05
 """Rows whose distance is more than this share above the plain model's come after all others."""
@@ -31,10 +31,10 @@ COLUMNS = {
     "copies_regained": ("copies regained", "percent"),
 }
 STAGES = {
-    "plain": ("plain model", "ink", "*"),
-    "training": ("in training", "baseline", "o"),
-    "sampling": ("in sampling", "generated", "D"),
-    "both": ("both", "heldout", "s"),
+    "plain": ("plain model", "ink", "star"),
+    "training": ("in training", "baseline", "circle"),
+    "sampling": ("in sampling", "generated", "diamond"),
+    "both": ("both", "heldout", "square"),
 }
 TERMS = {
     "copies": "share of the images made from training captions whose score at most 1 % of real images reach: so 1 % "
@@ -67,39 +67,31 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
     """Copies against cost, a mark a row; those on the frontier are joined and named. "" without rows."""
     if not rows:
         return ""
-    with plots._style():
-        figure = _draw(rows)
-        best = [row for row in rows if row["frontier"]]
-        said = "; ".join(
-            f"{row['label']}: copies {wording.percent(place(row)[0])}, distance {wording.percent(place(row)[1])}"
-            for row in best
-        )
-        return inline(figure, "frontier", "Copies against Fréchet distance", f"On the frontier, of plain's: {said}.")
-
-
-def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
-    figure, axes = plots._figure(6.6, 4.8)
-    for stage, (label, role, mark) in STAGES.items():
-        own = [_place(row) for row in rows if row["stage"] == stage]
-        if own:
-            axes.plot(*zip(*own, strict=True), mark, color=ROLES[role], label=label, linestyle="none",
-                      markersize=13 if stage == "plain" else 6, alpha=0.9,
-                      zorder=3 if stage == "plain" else 2)  # fmt: skip
+    there = [(stage, look) for stage, look in STAGES.items() if any(row["stage"] == stage for row in rows)]
+    places = [_place(row) for row in rows]
+    chart = Chart("frontier", 475, 346, [Key(label, role, width=0, mark=mark) for _, (label, role, mark) in there])
+    panel = chart.panel(
+        around((x for x, _ in places), "{:g} %".format),
+        around((*(y for _, y in places), 100 * DEAREST), "{:g} %".format),
+        "copies left, of the plain model's",
+        "excess Fréchet distance, held-out captions",
+        grid="xy",
+    )
+    panel.level(100 * DEAREST, "muted", f"{100 * DEAREST:g} % above plain")
     best = sorted((row for row in rows if row["frontier"]), key=place)
-    axes.step(*zip(*map(_place, best), strict=True), where="post", color=ROLES["copy"], linewidth=1.2)
+    panel.line(steps([_place(row) for row in best], before=False), "copy", width=1.2)
+    # The plain model last: no other mark hides it.
+    for stage, (_, role, mark) in reversed(there):
+        own = [_place(row) for row in rows if row["stage"] == stage]
+        panel.marks(own, mark, role, 6.5 if stage == "plain" else 3, opacity=0.9)
     for number, row in enumerate(best, 1):
-        axes.annotate(str(number), _place(row), xytext=(5, 5), textcoords="offset points", fontsize=10)
-    axes.axhline(100 * DEAREST, color=ROLES["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
-    axes.text(1.0, 100 * DEAREST, f"{100 * DEAREST:g} % above plain", transform=axes.get_yaxis_transform(), ha="right",
-              va="bottom", fontsize=9)  # fmt: skip
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.grid(linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("copies left, of the plain model's")
-    axes.set_ylabel("excess Fréchet distance, held-out captions")
-    plots._legend(figure)
-    return figure
+        panel.label(_place(row), str(number))
+    said = "; ".join(
+        f"{row['label']}: copies {wording.percent(place(row)[0])}, distance {wording.percent(place(row)[1])}"
+        for row in rows
+        if row["frontier"]
+    )
+    return chart.svg("Copies against Fréchet distance", f"On the frontier, of plain's: {said}.")
 
 
 def numbered(rows: Sequence[Mapping[str, Any]]) -> list[str]:

