@@ -40,9 +40,9 @@ def make(n: int, folder: Path) -> None:
 
 def ours(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
     from copyscope.detection.dedup.ivf_components import ivf_components
-    from copyscope.detection.search.ivf import Cells
+    from copyscope.detection.search.ivf import IVF
 
-    cells = tell("cells", lambda: Cells.build(vectors, workers=THREADS),
+    cells = tell("cells", lambda: IVF.build(vectors, workers=THREADS),
                  lambda cells: {"cells": len(cells.centres), "memory_mb": machine.memory() // MB})  # fmt: skip
     queries = truth["queries"]
     tell("search", lambda: cells.nearest(queries, K, workers=THREADS),
@@ -92,7 +92,7 @@ def faiss(vectors: np.ndarray, truth: dict[str, np.ndarray]) -> None:
         return np.concatenate(lots)
 
     tell("faiss", build, lambda _: {"cells": count, "version": faiss.__version__})
-    index.nprobe = max(1, count // cells_module.SHARE)
+    index.nprobe = max(1, count // cells_module.PROBE_FRACTION)
     tell("faiss_search", lambda: index.search(queries, K)[1], lambda rows: {"copies_found": copies(rows, truth)})
     index.nprobe = min(cells_module.NEAR, count)
     tell("faiss_range", pairs, lambda found: {"planted_pairs_found": share(

@@ -25,12 +25,12 @@ import numpy as np
 import altered
 from copyscope import Corpus, stats
 from copyscope.data import assets
-from copyscope.detection.matching.local_search import locate
+from copyscope.detection.matching.local_search import local_search
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.partial_copies import Canvases
+from copyscope.detection.matching.partial_copies import Padded
 from copyscope.detection.matching.tiny_image import coarse_vectors
-from copyscope.detection.matching.windows import Looks
-from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
+from copyscope.detection.matching.windows import QueryFeatures
+from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode, rotation
 from record import record
 from search import THREADS
 from vectors import DIM, clustered
@@ -79,13 +79,15 @@ def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
     flat.add(block.vectors)
     one, ten = queries[:1], queries[:10]
     pixels = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
-    looks = Looks(ten[None], thumbnails[:1] // 2 + thumbnails[1:2] // 2, Canvases.of(pixels, np.array([[64, 64]])))
+    looks = QueryFeatures(
+        ten[None], thumbnails[:1] // 2 + thumbnails[1:2] // 2, Padded.of(pixels, np.array([[64, 64]]))
+    )
     calls: dict[str, Callable[[], object]] = {
         "one": lambda: rows.nearest(one, 10, workers=THREADS),
         "faiss_one": lambda: flat.search(one, 10),
         "ten": lambda: rows.nearest(ten, 10, workers=THREADS),
         "faiss_ten": lambda: flat.search(ten, 10),
-        "picture": lambda: locate(looks, rows, coarse, None, Verify(), 10, workers=THREADS),
+        "picture": lambda: local_search(looks, rows, coarse, None, Verify(), 10, workers=THREADS),
     }
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
@@ -124,9 +126,11 @@ def speed(folder: Path, n: int, pairs: int) -> dict[str, Any]:
     )
 
 
-def rows_of(vectors: np.ndarray, thumbnails: np.ndarray) -> Rows:
+def rows_of(vectors: np.ndarray, thumbnails: np.ndarray) -> VectorBlocks:
     directions = rotation(vectors.shape[1])
-    return Rows([Block(vectors, encode(vectors, directions), thumbnails, np.zeros(len(vectors), bool))], directions)
+    return VectorBlocks(
+        [Block(vectors, encode(vectors, directions), thumbnails, np.zeros(len(vectors), bool))], directions
+    )
 
 
 def layouts(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -141,7 +145,7 @@ def layouts(rng: np.random.Generator, n: int) -> np.ndarray:
     return drawn
 
 
-def coarsely(rng: np.random.Generator, rows: Rows, similarity: float) -> dict[str, float]:
+def coarsely(rng: np.random.Generator, rows: VectorBlocks, similarity: float) -> dict[str, float]:
     """Of the eight nearest rows of exact search, how many sign bits find; how often the source is among either."""
     source = np.sort(rng.integers(0, len(rows), QUERIES))
     queries = near(rng, rows.blocks[0].vectors[source], similarity)

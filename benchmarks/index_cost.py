@@ -37,8 +37,8 @@ from copyscope.detection.index import index as index_module
 from copyscope.detection.index import manifest as files
 from copyscope.detection.index.index import _answers
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.partial_copies import Canvases
-from copyscope.detection.matching.windows import Looks
+from copyscope.detection.matching.partial_copies import Padded
+from copyscope.detection.matching.windows import QueryFeatures
 from copyscope.detection.search.exact import search
 from copyscope.detection.search.quantized import PRECISIONS, Stored, kinds, shorten
 from index import near
@@ -192,7 +192,7 @@ def use(folder: Path, n: int, precision: str) -> dict[str, Any]:
         vectors = near(rng, drawn[slice(start, start + 10)], 0.5)
         pixels = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
         small = rng.integers(0, 256, (1, 32, 32, 3), np.uint8)
-        asked.append((start, Looks(vectors[None], small, Canvases.of(pixels, np.array([[64, 64]])))))
+        asked.append((start, QueryFeatures(vectors[None], small, Padded.of(pixels, np.array([[64, 64]])))))
     with Watched() as memory:
         began = time.perf_counter()
         index = Index.open(folder / "index")

@@ -28,7 +28,7 @@ from copyscope.detection.dedup.ivf_components import ivf_components
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files
 from copyscope.detection.search.exact import search
-from copyscope.detection.search.ivf import Cells
+from copyscope.detection.search.ivf import IVF
 from measured import MB, Watched
 from record import record
 from search import THREADS
@@ -58,7 +58,7 @@ def measure(n: int, beside: bool) -> dict[str, Any]:
         queries = np.concatenate([near(rng, vectors[source], rng.uniform(0.6, 0.9, len(source))),
                                   clustered(rng, centres, QUERIES // 2)]).astype(np.float32)  # fmt: skip
         found: dict[str, Any] = {"n": n}
-        made_cells, found["build"] = timed(lambda: Cells.build(vectors, workers=THREADS))
+        made_cells, found["build"] = timed(lambda: IVF.build(vectors, workers=THREADS))
         found["cells"] = len(made_cells.centres)
         nearest, found["search"] = timed(lambda: made_cells.nearest(queries, K, workers=THREADS))
         found["copies_found"] = share(nearest.index[: len(source), 0] == source)
@@ -83,7 +83,7 @@ def sampled(rng: np.random.Generator, path: Path) -> dict[str, Any]:
     vectors, _ = made(rng, path, SAMPLE)
     held = np.ascontiguousarray(vectors)
     all_pairs, exact = timed(lambda: components(held, DUPLICATES, workers=THREADS))
-    built, building = timed(lambda: Cells.build(held, workers=THREADS))
+    built, building = timed(lambda: IVF.build(held, workers=THREADS))
     by_cells, quick = timed(lambda: ivf_components(built, DUPLICATES, workers=THREADS)[0])
     # One pair a row: with the first of its group.
     _, first, inverse = np.unique(all_pairs, return_index=True, return_inverse=True)
@@ -111,7 +111,7 @@ def inverted_file(vectors: np.ndarray, queries: np.ndarray, source: np.ndarray, 
             index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
 
     _, building = timed(build)
-    index.nprobe = max(1, count // cells_module.SHARE)
+    index.nprobe = max(1, count // cells_module.PROBE_FRACTION)
     (_, rows), searching = timed(lambda: index.search(queries, K))
     return {
         "version": faiss.__version__,

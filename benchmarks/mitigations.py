@@ -31,7 +31,7 @@ from copyscope.diffusion import SampleRecipe, TrainRecipe
 from copyscope.diffusion.generate import sample
 from copyscope.diffusion.mitigations import NEAREST, SAMPLING, TRAINING, OnCaption
 from copyscope.diffusion.models import Model
-from copyscope.diffusion.training.data import Pictures
+from copyscope.diffusion.training.data import LatentCache
 from copyscope.diffusion.training.loop import Loop
 from copyscope.diffusion.training.train import train
 from copyscope.nearest_image import nearest
@@ -56,7 +56,7 @@ def stepper(training: Corpus, out: Path, *specs: str, cache: bool = True) -> Cal
     recipe = TrainRecipe(steps=10**6, batch_size=BATCH, mitigations=specs, cache_text=cache, tracker="none")
     model = parts.load("models", recipe.model)
     loop = Loop(
-        model, Pictures(training, model, recipe, None), training, recipe, out, Accelerator(cpu=True), None, None
+        model, LatentCache(training, model, recipe, None), training, recipe, out, Accelerator(cpu=True), None, None
     )
     model.network.train()
 

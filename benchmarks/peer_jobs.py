@@ -53,12 +53,12 @@ def ours(by_cells: bool) -> Callable[[Path], Ready]:
     def ready(folder: Path) -> Ready:
         from copyscope.detection.dedup.components import components
         from copyscope.detection.dedup.ivf_components import ivf_components
-        from copyscope.detection.search.ivf import Cells
+        from copyscope.detection.search.ivf import IVF
 
         def work() -> Found:
             vectors = load(folder, mmap_mode="r")
             if by_cells:
-                return ivf_components(Cells.build(vectors, workers=THREADS), THRESHOLD, workers=THREADS)[0]
+                return ivf_components(IVF.build(vectors, workers=THREADS), THRESHOLD, workers=THREADS)[0]
             return components(vectors, THRESHOLD, workers=THREADS)
 
         return work

@@ -40,7 +40,7 @@ from copyscope.data.table import SCHEMA
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.cache import KEY
 from copyscope.detection.embedding.embed import embed
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search import ivf
 from copyscope.imaging import images
 from vectors import near
@@ -114,7 +114,7 @@ def work(stage: str, train: Corpus, generated: Corpus, options: dict[str, Any]) 
         described = embed(train, SPEC, **options)
         if stage == "embed":
             return {"n": len(described.rows)}
-        return duplicates(ivf.in_cells(described, **options), 0.75, **options).summary()
+        return duplicates(ivf.with_ivf(described, **options), 0.75, **options).summary()
     if stage == "lint":
         lint = copyscope.lint(train, SPEC, **options)
         kept = ("sentence", "captions", "actions", "search")
@@ -136,7 +136,7 @@ def prepare(folder: Path, n: int, within: float) -> None:
     pool = [images.encode(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8), "png") for _ in range(POOL)]
     for number, content in enumerate(pool):
         (folder / "train" / f"{number:03d}.png").write_bytes(content)
-    store = Work(SPEC.replace(":", "."), f"{SPEC}\n", DIM, np.float32, list).store(folder / "cache")
+    store = Feature(SPEC.replace(":", "."), f"{SPEC}\n", DIM, np.float32, list).store(folder / "cache")
     source = np.sort(rng.choice(n, min(n, GENERATED) // 2, replace=False))
     copied = np.empty((len(source), DIM), np.float32)
     centres = rng.standard_normal((max(1, n // CLUSTER), DIM), dtype=np.float32)

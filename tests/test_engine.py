@@ -41,8 +41,8 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search import distributed
 from copyscope.detection.search import exact as search_module
 from copyscope.detection.search.exact import search
-from copyscope.detection.search.ivf import Cells
-from copyscope.engine import ENGINES, TRIES, Engine, Lost, Processes, Ray, open_engine
+from copyscope.detection.search.ivf import IVF
+from copyscope.engine import ENGINES, TRIES, Engine, Processes, Ray, TaskFailure, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
 from tests import engine_tasks as tasks
@@ -128,7 +128,7 @@ class Backwards(Engine):
 
     def map(self, function, shared, tasks):
         for number, task in reversed(list(enumerate(tasks))):
-            yield number, Lost("as asked for by the test") if number in self.lose else function(shared, task)
+            yield number, TaskFailure("as asked for by the test") if number in self.lose else function(shared, task)
 
 
 def colour(*rgb: int) -> bytes:
@@ -212,7 +212,7 @@ def test_what_kills_its_worker_each_time_is_lost_alone(engine: Engine, tmp_path)
     given = [1, 2, 3, 201, 4, 5, 6, 7]
     found = dict(engine.map(tasks.die, str(tmp_path), given))
     lost = found.pop(3)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, TaskFailure)
     assert "died 4 times" in lost.why
     assert sorted(found.values()) == [1, 2, 3, 4, 5, 6, 7]
     # A pool cannot tell whose fault the first death was.
@@ -221,8 +221,8 @@ def test_what_kills_its_worker_each_time_is_lost_alone(engine: Engine, tmp_path)
 
 def test_what_raises_is_tried_again_unless_it_was_said_on_purpose(engine: Engine, tmp_path) -> None:
     found = dict(engine.map(tasks.fail, str(tmp_path), range(5)))
-    assert found[2] == Lost("No such thing. Try another", told=True)
-    assert found[3] == Lost("ValueError: three is wrong")
+    assert found[2] == TaskFailure("No such thing. Try another", told=True)
+    assert found[3] == TaskFailure("ValueError: three is wrong")
     assert [found[number] for number in (0, 1, 4)] == [0, 1, 4]
     assert len(list(tmp_path.glob("2-*"))) == 1
     assert len(list(tmp_path.glob("3-*"))) == TRIES
@@ -246,7 +246,7 @@ def test_a_node_that_is_lost_costs_what_it_was_doing(cluster, tmp_path) -> None:
         losing = pool.submit(lose)
         found = dict(Ray().map(tasks.held, str(tmp_path), range(12)))
         losing.result()
-    assert not [each for each in found.values() if isinstance(each, Lost)]
+    assert not [each for each in found.values() if isinstance(each, TaskFailure)]
     assert sorted(found) == list(range(12))
     begun = [path.name.split("-")[:2] for path in tmp_path.glob("*-*-*")]
     assert len(begun) > 12, "what the node was doing is done again"
@@ -352,7 +352,7 @@ def test_an_image_that_kills_its_worker_is_a_row_and_tried_again(
 ) -> None:
     monkeypatch.setattr(engine_module, "TRIES", 2)
     monkeypatch.setattr(batches, "SIZES", (6, 1))
-    monkeypatch.setattr(batches, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
+    monkeypatch.setattr(batches, "split", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
     write(
         tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)} | {"06a.png": colour(*DEADLY)}
     )
@@ -414,7 +414,7 @@ def test_pieces_are_neighbours_and_added_images_move_few_of_them(tmp_path) -> No
     as_tars(tmp_path / "tars")
     for name in ("parquet", "tars"):
         corpus = Corpus.open(tmp_path / name)
-        found = list(batches.cut(corpus, np.arange(16), 6))
+        found = list(batches.split(corpus, np.arange(16), 6))
         assert np.concatenate(found).tolist() == list(range(16))
         paths = corpus.paths()
         assert all(len({paths[row] for row in piece}) == 1 and len(piece) <= 6 for piece in found)
@@ -424,14 +424,14 @@ def test_pieces_are_neighbours_and_added_images_move_few_of_them(tmp_path) -> No
         table = pa.table({"id": names, "image": [f"/data/{name}" for name in names]})
         return {
             tuple(names[row] for row in piece)
-            for piece in batches.cut(Corpus(table, "/data", "folder"), np.arange(len(names)), 64)
+            for piece in batches.split(Corpus(table, "/data", "folder"), np.arange(len(names)), 64)
         }
 
     before, after = cut(ids), cut(sorted([*ids, "02000a.png"]))
     assert 60 < len(before) < 200
     assert len(after - before) <= 3
     few = dataclasses.replace(Corpus.open(tmp_path / "tars"))
-    assert len(list(batches.cut(few, np.arange(16), 1))) == 16
+    assert len(list(batches.split(few, np.arange(16), 1))) == 16
 
 
 def test_a_small_corpus_has_a_piece_for_every_worker(tmp_path, log: Path) -> None:
@@ -485,7 +485,7 @@ def test_a_piece_of_a_tar_holds_so_many_bytes(tmp_path, monkeypatch) -> None:
     write_tar(tmp_path / "a.tar", {f"{number}.png": noise(number, 40) for number in range(9)})
     corpus = Corpus.open(tmp_path / "a.tar")
     monkeypatch.setattr(batches, "BYTES", 3 * len(noise(0, 40)) + 100)
-    assert max(len(piece) for piece in batches.cut(corpus, np.arange(9), 10**6)) == 3
+    assert max(len(piece) for piece in batches.split(corpus, np.arange(9), 10**6)) == 3
 
 
 # Searching
@@ -555,7 +555,7 @@ def in_stretches(monkeypatch) -> Any:
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     monkeypatch.setattr(near_pairs, "LOT", 500)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 500)
-    return vectors, components_module.ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    return vectors, components_module.ivf_components(IVF.build(vectors, 64), 0.9, k=2, floor=0.7)
 
 
 def same_groups(found: Any, wanted: Any) -> bool:
@@ -565,7 +565,7 @@ def same_groups(found: Any, wanted: Any) -> bool:
 
 def test_groups_are_those_of_one_machine(in_stretches, tmp_path, engine: Engine) -> None:
     vectors, wanted = in_stretches
-    made = Cells.build(vectors, 64, folder=tmp_path)
+    made = IVF.build(vectors, 64, folder=tmp_path)
     found = components_module.ivf_components(made, 0.9, k=2, floor=0.7, engine=engine)
     assert same_groups(found, wanted)
     np.testing.assert_array_equal(found[1].index, wanted[1].index)
@@ -575,7 +575,7 @@ def test_groups_are_those_of_one_machine(in_stretches, tmp_path, engine: Engine)
 
 def test_groups_that_lost_a_stretch_are_no_answer_and_go_on(in_stretches, tmp_path) -> None:
     vectors, wanted = in_stretches
-    made = Cells.build(vectors, 64, folder=tmp_path)
+    made = IVF.build(vectors, 64, folder=tmp_path)
     told: list[int] = []
     with pytest.raises(CopyscopeError, match=r"1,000 to 1,499 of 6,000, in the order .* not looked for: as asked for"):
         components_module.ivf_components(made, 0.9, k=2, floor=0.7, engine=Backwards((2,)))
@@ -589,8 +589,8 @@ def test_groups_that_lost_a_stretch_are_no_answer_and_go_on(in_stretches, tmp_pa
 def test_pairs_that_halves_cannot_tell_are_told_by_the_vectors(in_stretches, tmp_path, monkeypatch) -> None:
     vectors, _ = in_stretches
     monkeypatch.setattr(near_pairs, "ROUNDING", 0.05)  # as if halves were worse
-    made = Cells.build(vectors, 64, folder=tmp_path)
-    wanted = components_module.ivf_components(Cells.build(vectors, 64), 0.9)
+    made = IVF.build(vectors, 64, folder=tmp_path)
+    wanted = components_module.ivf_components(IVF.build(vectors, 64), 0.9)
     asked: list[int] = []
     real = np.einsum
     monkeypatch.setattr(np, "einsum", lambda *given: asked.append(len(given[1])) or real(*given))
@@ -601,7 +601,7 @@ def test_pairs_that_halves_cannot_tell_are_told_by_the_vectors(in_stretches, tmp
 
 def test_cells_that_a_worker_does_not_have_are_told(tmp_path) -> None:
     with pytest.raises(InputError, match="COPYSCOPE_CACHE name a folder that all machines share"):
-        spread_components.stretch(spread_components.Asked(str(tmp_path / "none"), 0.9, 0, 1.0, 1), (0, 10))
+        spread_components.stretch(spread_components.PairTask(str(tmp_path / "none"), 0.9, 0, 1.0, 1), (0, 10))
 
 
 def test_an_audit_and_a_lint_are_the_same(world, tmp_path, store: ObjectStore, monkeypatch) -> None:
@@ -725,7 +725,7 @@ def test_a_job_that_was_killed_goes_on_and_no_part_is_made_twice(tmp_path, log: 
 
 def test_what_is_lost_is_said_and_made_the_next_time(tmp_path, log: Path, monkeypatch) -> None:
     monkeypatch.setattr(sharded, "SIZES", (6, 1))
-    monkeypatch.setattr(batches, "cut", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
+    monkeypatch.setattr(batches, "split", lambda corpus, rows, size: np.split(rows, range(size, len(rows), size)))
     write(tmp_path / "data", {f"{number:02d}.png": noise(number) for number in range(12)})
     manifest, _ = sharded.write(tmp_path / "data", tmp_path / "out", "phash", engine=Loses("07.png"))
     assert (manifest["n"], manifest["n_missing"]) == (11, 1)
@@ -748,13 +748,13 @@ class Loses(Backwards):
 
     def map(self, function, shared, tasks):
         for number, task in enumerate(tasks):
-            yield number, Lost("as asked for by the test") if self.id in task.ids else function(shared, task)
+            yield number, TaskFailure("as asked for by the test") if self.id in task.ids else function(shared, task)
 
 
 def test_files_that_could_not_be_read_are_tried_again_alone(tmp_path, log: Path) -> None:
     write(tmp_path / "data", {f"{number}.png": noise(number) for number in range(6)})
     corpus = Corpus.open(tmp_path / "data")
-    asked = sharded.Asked(str(tmp_path / "out"), Logged(str(log)), "", 1, {}, {})
+    asked = sharded.EmbedTask(str(tmp_path / "out"), Logged(str(log)), "", 1, {}, {})
     kept = (tmp_path / "data" / "4.png").read_bytes()
     stamp = os.stat(tmp_path / "data" / "4.png")
     with pytest.MonkeyPatch.context() as patch:

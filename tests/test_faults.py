@@ -20,7 +20,7 @@ import pytest
 from copyscope import Corpus, audit, embed, files, machine
 from copyscope.cli import main
 from copyscope.data import storage
-from copyscope.detection.embedding.embed import read_again
+from copyscope.detection.embedding.embed import without_unreadable
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search import ivf, ivf_files
 from copyscope.diffusion.thresholds import Threshold, Thresholds
@@ -277,7 +277,7 @@ def small_blocks(monkeypatch):
 def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, small_blocks, monkeypatch, name):
     given = vectors()
     given[58:] = given[:6]  # a lost key shows where the same vector is there twice
-    wanted = ivf.Cells.build(given, 4, folder=tmp_path / "a")
+    wanted = ivf.IVF.build(given, 4, folder=tmp_path / "a")
     assert (wanted.first != np.arange(len(given))).sum() == 6
 
     def die(*_):
@@ -285,14 +285,14 @@ def test_cells_that_a_power_cut_left_half_on_the_disk_are_made_again(tmp_path, s
 
     monkeypatch.setattr(ivf_files, "_scatter", die)
     with pytest.raises(KeyboardInterrupt):
-        ivf.Cells.build(given, 4, folder=tmp_path / "b")
+        ivf.IVF.build(given, 4, folder=tmp_path / "b")
     monkeypatch.undo()
     monkeypatch.setattr(ivf_files, "BLOCK", 16)
     with (tmp_path / "b" / name).open("r+b") as file:
         size = file.seek(0, 2)
         file.seek(size * 7 // 8)
         file.write(bytes(size // 8))  # half of the last block has its length, and none of its bytes
-    found = ivf.Cells.build(given, 4, folder=tmp_path / "b")
+    found = ivf.IVF.build(given, 4, folder=tmp_path / "b")
     for name in ("near", "rows", "halves", "first"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
@@ -310,7 +310,7 @@ def test_each_block_of_cells_is_on_the_disk_before_the_next_is_begun(tmp_path, s
             seen.append([on_disk.get(each.st_ino) == each.st_size > 0 for each in found])
 
     monkeypatch.setattr(os, "fsync", remember)
-    ivf.Cells.build(vectors(), 4, folder=tmp_path / "a", progress=look)
+    ivf.IVF.build(vectors(), 4, folder=tmp_path / "a", progress=look)
     assert seen == [[True, True]] * 4
 
 
@@ -318,7 +318,7 @@ def test_each_block_of_cells_is_on_the_disk_before_the_next_is_begun(tmp_path, s
 def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_blocks, how):
     from copyscope.detection.dedup.ivf_components import ivf_components
 
-    whole = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    whole = ivf.IVF.build(vectors(), 4, folder=tmp_path / "a")
     label, closest = ivf_components(whole, 0.5, k=2, floor=0.1)
     wanted = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.np[yz]")}
     assert len(wanted) == 7
@@ -326,7 +326,7 @@ def test_cells_and_components_that_are_not_whole_are_made_again(tmp_path, small_
         (tmp_path / "a" / name).write_bytes(
             {"empty": b"", "half": data[: len(data) // 2], "zeros": bytes(len(data))}[how]
         )
-        found = ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+        found = ivf.IVF.build(vectors(), 4, folder=tmp_path / "a")
         again, near = ivf_components(found, 0.5, k=2, floor=0.1)
         for one, other in ((again, label), (near.index, closest.index), (near.score, closest.score)):
             np.testing.assert_array_equal(one, other)
@@ -350,7 +350,7 @@ def test_cells_are_on_the_disk_before_they_say_that_they_are_whole(tmp_path, sma
     missing = []
     monkeypatch.setattr(os, "fsync", remember)
     monkeypatch.setattr(os, "replace", rename)
-    ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+    ivf.IVF.build(vectors(), 4, folder=tmp_path / "a")
     assert (tmp_path / "a" / ivf_files.DONE).is_file()
     assert missing == []
 
@@ -361,7 +361,7 @@ def test_cells_on_a_full_disk_are_an_error_and_do_not_end_the_process(tmp_path, 
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device"):
-        ivf.Cells.build(vectors(), 4, folder=tmp_path / "a")
+        ivf.IVF.build(vectors(), 4, folder=tmp_path / "a")
 
 
 # Locks, clocks, files that go away
@@ -373,7 +373,7 @@ def test_a_file_system_without_locks_is_said_in_two_lines(tmp_path, monkeypatch,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(InputError) as found, machine.locked(tmp_path / "a" / ".lock"):
+    with pytest.raises(InputError) as found, machine.file_lock(tmp_path / "a" / ".lock"):
         pass
     assert os.strerror(number) in str(found.value)
     assert len(str(found.value).splitlines()) == 2
@@ -451,7 +451,7 @@ def test_an_image_that_was_exchanged_meanwhile_is_an_error(tmp_path):
     fill(tmp_path / "in", "a.png", "b.png")
     described = embed(tmp_path / "in", "phash", cache=tmp_path / "cache")
     (tmp_path / "in" / "a.png").write_bytes(picture(7))
-    found = read_again(described, Verify().work(), cache=tmp_path / "cache")
+    found = without_unreadable(described, Verify().work(), cache=tmp_path / "cache")
     assert found.corpus.table["error"].to_pylist() == ["another file than when it was first read", None]
     assert found.ids == ["b.png"]
     np.testing.assert_array_equal(found.vectors, described.vectors[1:])

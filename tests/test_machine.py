@@ -31,24 +31,24 @@ def test_what_is_no_amount_of_memory_is_told(said, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell")
 def test_room_is_what_is_not_held_yet(monkeypatch):
     monkeypatch.setenv("COPYSCOPE_MEMORY", "64GB")
-    before = machine.room()
+    before = machine.memory_budget()
     assert 0 < machine.memory() - before < 2**34
     held = np.ones(2**28, np.uint8)
-    assert before - machine.room() == pytest.approx(2**28, rel=0.2)
+    assert before - machine.memory_budget() == pytest.approx(2**28, rel=0.2)
     del held
-    assert before - machine.room(2**30) == pytest.approx(2**30, rel=0.1)
+    assert before - machine.memory_budget(2**30) == pytest.approx(2**30, rel=0.1)
     monkeypatch.setenv("COPYSCOPE_MEMORY", "1KB")
-    assert machine.room() == machine.LEAST
+    assert machine.memory_budget() == machine.LEAST
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux")
 def test_room_counts_nothing_that_is_only_kept_for_later(monkeypatch):
     monkeypatch.setenv("COPYSCOPE_MEMORY", "64GB")
-    before = machine.room()
+    before = machine.memory_budget()
     many = [bytes(3000) for _ in range(100_000)]
     pinned = many[-1]  # what lies before it stays with the process unless it is asked for
     del many
-    assert before - machine.room() < 100 * 2**20
+    assert before - machine.memory_budget() < 100 * 2**20
     assert len(pinned) == 3000
 
 
@@ -89,12 +89,12 @@ def test_a_mapped_file_that_is_let_go_is_not_resident_and_still_there(tmp_path):
     for part in (array, array[100:], array.view(np.ndarray)):
         assert part.sum() > 0
         before = resident()
-        machine.let_go(part)
+        machine.drop_pages(part)
         assert before - resident() > size // 2
     assert array[12345] == 12345
     written = np.memmap(tmp_path / "b", np.int64, "w+", shape=(1000,))
     written[:] = 7
-    machine.let_go(written)
+    machine.drop_pages(written)
     assert (written == 7).all()
 
 
@@ -103,5 +103,5 @@ def test_changes_that_are_in_no_file_are_kept(tmp_path):
     own = np.load(tmp_path / "a.npy", mmap_mode="c")
     own[:] = 1
     for array in (own, own[5:], plain := np.ones(100_000), plain[3:]):
-        machine.let_go(array)
+        machine.drop_pages(array)
         assert (array == 1).all()

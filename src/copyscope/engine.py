@@ -1,7 +1,8 @@
 """Engines: run many independent tasks in processes or on a Ray cluster.
 
 `open_engine("ray(address='auto')")` parses the spec as those of parts are. A worker that dies costs what it was doing,
-which is done again elsewhere; what cannot be done is handed back as `Lost`, with the reason, and stops nothing else.
+which is done again elsewhere; what cannot be done is handed back as `TaskFailure`, with the reason, and stops nothing
+else.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
-class Lost:
+class TaskFailure:
     """Stands for the result of a task that could not be had. why: for people, one line. told: the task itself said so,
     by a CopyscopeError, and it would be the same on another machine."""
 
@@ -60,7 +61,9 @@ class Engine(abc.ABC):
         """How many tasks are done at a time, now; a cluster may grow."""
 
     @abc.abstractmethod
-    def map(self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]) -> Iterator[tuple[int, R | Lost]]:
+    def map(
+        self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
+    ) -> Iterator[tuple[int, R | TaskFailure]]:
         """(number of the task, what `function(shared, task)` gives) in the order in which they are done.
 
         At most about twice `width` tasks are taken from `tasks` ahead of what was handed back. shared: what all tasks
@@ -91,12 +94,14 @@ class Processes(Engine):
     def width(self) -> int:
         return self.workers or cores()
 
-    def map(self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]) -> Iterator[tuple[int, R | Lost]]:
+    def map(
+        self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
+    ) -> Iterator[tuple[int, R | TaskFailure]]:
         waiting = enumerate(tasks)
         # When a worker dies, the whole pool is gone and nobody says whose fault it was: so each that was under way is
         # done again alone. Else one that kills its worker each time would take its neighbours with it.
         suspects: deque[tuple[int, T, int]] = deque()
-        under_way: dict[Future[R | Lost], tuple[int, T, int]] = {}
+        under_way: dict[Future[R | TaskFailure], tuple[int, T, int]] = {}
         # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
         context = multiprocessing.get_context("spawn")
         started = context.Event()
@@ -135,7 +140,7 @@ class Processes(Engine):
                     whole &= not died
                     tries += alone or not died
                     if tries >= TRIES:
-                        yield number, Lost(_died(tries) if died else _raised(error))
+                        yield number, TaskFailure(_died(tries) if died else _raised(error))
                     else:
                         suspects.append((number, task, tries))
                 if not whole:
@@ -175,7 +180,9 @@ class Ray(Engine):
     def width(self) -> int:
         return max(1, int(self._connected().cluster_resources().get("CPU", 1)) // self.cpus)
 
-    def map(self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]) -> Iterator[tuple[int, R | Lost]]:
+    def map(
+        self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
+    ) -> Iterator[tuple[int, R | TaskFailure]]:
         ray = self._connected()
         # What a task is tried again for is Ray's affair: it knows which worker or machine was lost, and where there is
         # another. SPREAD, else it fills one machine first.
@@ -197,9 +204,9 @@ class Ray(Engine):
                     try:
                         found = ray.get(reference)
                     except ray.exceptions.RayTaskError as error:
-                        found = Lost(_raised(error.cause or error))
+                        found = TaskFailure(_raised(error.cause or error))
                     except ray.exceptions.RayError as error:
-                        found = Lost(f"{_died(TRIES)}; Ray says {type(error).__name__}")
+                        found = TaskFailure(f"{_died(TRIES)}; Ray says {type(error).__name__}")
                     yield number, found
         finally:
             for reference in under_way:
@@ -278,11 +285,11 @@ def _errors_to_stderr() -> None:
         setattr(worker, "print_to_stdstream", told)  # noqa: B010
 
 
-def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | Lost:
+def _answer(function: Callable[[S, T], R], shared: S, task: T) -> R | TaskFailure:
     try:
         return function(shared, task)
     except CopyscopeError as error:
-        return Lost(" ".join(str(error).split("\n")), told=True)
+        return TaskFailure(" ".join(str(error).split("\n")), told=True)
 
 
 _told: list[Any] = []

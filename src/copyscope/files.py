@@ -60,7 +60,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """As `write_file`, raising what the system says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
+    remove_stale(path.parent, path.name)
     with beside(path) as temporary:
         write(temporary)
         sync(temporary)
@@ -69,8 +69,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A new file, or folder, beside `path` for what is to become it: in use, which `sweep` sees, and gone at the end.
-    Raises OSError."""
+    """A new file, or folder, beside `path` for what is to become it: in use, which `remove_stale` sees, and gone at the
+    end. Raises OSError."""
     with contextlib.ExitStack() as stack:
         while True:
             # Machines that share a file system have processes of one number.
@@ -95,7 +95,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
+def remove_stale(folder: Path, name: str | None = None) -> None:
     """Take away what `beside` has made in a folder, of the name given (None = any), in processes that were killed.
 
     What a process that lives has made is left, and what another machine has: its locks may not be seen here.
@@ -201,7 +201,7 @@ def write_parquet(table: pa.Table, target: Any) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Path | str) -> Iterator[None]:
+def as_damaged(path: Path | str) -> Iterator[None]:
     """Says of what is read of a file, or folder, of ours that it is damaged where it lacks what we put there."""
     try:
         yield
@@ -231,7 +231,7 @@ def unwritable(folder: Path, error: OSError) -> InputError:
 
 
 @contextlib.contextmanager
-def told(cache: Path) -> Iterator[None]:
+def cache_errors(cache: Path) -> Iterator[None]:
     """What the system says of a cache that cannot be written, for people."""
     try:
         yield

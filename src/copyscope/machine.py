@@ -49,7 +49,7 @@ def memory() -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def room(besides: int = 0) -> int:
+def memory_budget(besides: int = 0) -> int:
     """Bytes for the blocks of a step: what `memory` leaves beside what this process holds already, and what else the
     step is going to hold; at least LEAST. What is mapped from files is not counted, nor anything where the system does
     not tell."""
@@ -86,7 +86,7 @@ def _has() -> int:
     return min(has)
 
 
-def let_go(array: NDArray[Any]) -> None:
+def drop_pages(array: NDArray[Any]) -> None:
     """Take the pages of a mapped file out of the process; they are read again when they are asked for.
 
     Linux would leave them while there is room, and a run that only streams would seem to need all of the file. An array
@@ -102,7 +102,7 @@ def let_go(array: NDArray[Any]) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Nobody else, in this process or another, is within while we are; the system lets go of it if we are killed.
 
     path: the file of the lock; its folder is made. Windows has no such lock: there only one may be within at a time.

@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from copyscope import Corpus, parts
 from copyscope.diffusion import applied, sampling
-from copyscope.diffusion.denoiser import Ask, NearestImage, Request, Step, guided
+from copyscope.diffusion.denoiser import DenoiseQuery, DenoiseResult, NearestImage, SamplingContext, guided
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.mitigations import (
     NEEDS,
@@ -86,7 +86,7 @@ def request(captions=tuple(CAPTIONS), seed=0, predict=None):
     n, told = len(captions), model().condition(captions)
     null = model().condition([""]).take([0] * n)
     noise = sampling.noise(range(seed, seed + n), model().shape)
-    return Request(
+    return SamplingContext(
         model(), list(captions), told, null, SCALE, 80.0, noise, predict or model(), rngs(n, seed), nearest=find
     )
 
@@ -206,8 +206,8 @@ def batches():
 
 
 def check_loss(part: OnLoss, off: OnLoss) -> None:
-    memory, again, calls = part.remembers(), part.remembers(), 0
-    weights, offs = [], off.remembers()
+    memory, again, calls = part.state(), part.state(), 0
+    weights, offs = [], off.state()
     for batch in batches():
 
         def predict(*given, at=batch):
@@ -247,7 +247,7 @@ def plain(asked):
         with_prompt = asked.predict(ask.x, ask.sigma, asked.conditioning)
         without = asked.predict(ask.x, ask.sigma, asked.null)
         made = guided(with_prompt, without, ask.scale)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, made, ask.scale)
+        return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, made, ask.scale)
 
     return denoiser
 
@@ -256,7 +256,7 @@ def check_denoiser(part: OnDenoiser, off: OnDenoiser) -> None:
     asked = request()
     levels = [80.0, 9.0, 2.0, 0.6, 0.1]
     asks = [
-        Ask(level * asked.noise, torch.full((4,), level), i, STEPS, torch.full((4,), SCALE))
+        DenoiseQuery(level * asked.noise, torch.full((4,), level), i, STEPS, torch.full((4,), SCALE))
         for i, level in enumerate(levels)
     ]
     before = kept(asks[1].x, asks[1].sigma, asks[1].scale)
@@ -286,7 +286,7 @@ CHECKS = {
 
 def made(captions, seeds, *mitigations, counted=None):
     recipe = SampleRecipe(n_images=4, steps=STEPS, guidance=SCALE)
-    found = applied.Mitigations(mitigations)
+    found = applied.MitigationStack(mitigations)
     told = [found.caption([caption], lambda number, seed=seed: applied.sampling_rngs([seed], number)[0])
             for caption, seed in zip(captions, seeds, strict=True)]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

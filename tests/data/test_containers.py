@@ -19,7 +19,7 @@ from PIL import Image
 
 from copyscope import Corpus, documents, recipes
 from copyscope.data import parquet_pages
-from copyscope.data.table import MAX_NAME, MAX_TEXT, Rows
+from copyscope.data.table import MAX_NAME, MAX_TEXT, TableBuilder
 from copyscope.data.tar_headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
 from copyscope.experiment.plan import plan
@@ -448,7 +448,7 @@ def test_a_name_that_no_file_has_is_an_error_of_its_row(tmp_path, name, file):
 
 
 def test_captions_and_columns_beyond_any_image_are_errors_of_their_rows():
-    rows = Rows()
+    rows = TableBuilder()
     rows.add("a", "a.png", ["x" * MAX_TEXT], extras={"é\ud800": "y"})
     rows.add("b", "b.png", ["x" * (MAX_TEXT + 1)])
     rows.add("c", "c.png", ["x"] * 10_001)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from copyscope.data import shards, sidecars, storage
 from copyscope.data.corpus import Corpus
-from copyscope.data.retry import Patience
+from copyscope.data.retry import RetryPolicy
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import ImageError, InputError
 from tests.data.test_shards import parquet, write_tar
@@ -43,7 +43,7 @@ def store(server: ObjectStore, waits: list[float], monkeypatch) -> ObjectStore:
     server.forget()
     monkeypatch.setitem(fsspec.config.conf, "s3", server.options())
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr(storage, "PATIENCE", Patience(sleep=waits.append, clock=lambda: 0.0))
+    monkeypatch.setattr(storage, "PATIENCE", RetryPolicy(sleep=waits.append, clock=lambda: 0.0))
     return server
 
 
@@ -211,7 +211,7 @@ def test_what_stays_unreadable_is_a_row(tmp_path, store: ObjectStore, layout: st
     assert all("as asked for by the test" in errors[id] for id in wrong)
     assert found.n_missing == len(wrong)
     asked = [each for each in store.asked if each.path.endswith(bad)]
-    assert len(asked) <= 3 * Patience().tries, "tries are bounded"
+    assert len(asked) <= 3 * RetryPolicy().tries, "tries are bounded"
 
 
 def test_a_row_group_that_cannot_be_read_is_its_rows_alone(tmp_path, store: ObjectStore) -> None:

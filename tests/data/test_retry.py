@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from copyscope.data.retry import Patience, passes
+from copyscope.data.retry import RetryPolicy, is_transient
 
 
 class Clock:
@@ -19,8 +19,8 @@ class Clock:
         self.slept.append(seconds)
         self.now += seconds
 
-    def patience(self, **changed: float) -> Patience:
-        return Patience(sleep=self.sleep, clock=lambda: self.now, **changed)
+    def patience(self, **changed: float) -> RetryPolicy:
+        return RetryPolicy(sleep=self.sleep, clock=lambda: self.now, **changed)
 
 
 def failing(times: int, error: Exception):
@@ -123,4 +123,4 @@ class TransportError(Exception):
     ],
 )
 def test_which_errors_pass(error: Exception, again: bool) -> None:
-    assert passes(error) is again
+    assert is_transient(error) is again

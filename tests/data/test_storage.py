@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from copyscope.data import storage
 from copyscope.data.corpus import Corpus
-from copyscope.data.retry import Patience
+from copyscope.data.retry import RetryPolicy
 from copyscope.errors import ImageError, InputError
 from tests.pictures import fill, write
 
@@ -70,7 +70,7 @@ class Breaking(io.BytesIO):
 
 
 def test_a_read_that_broke_off_begins_again_where_it_began(monkeypatch) -> None:
-    monkeypatch.setattr(storage, "PATIENCE", Patience(sleep=lambda seconds: None))
+    monkeypatch.setattr(storage, "PATIENCE", RetryPolicy(sleep=lambda seconds: None))
     memory = storage.file_system("memory://x")[0]
     monkeypatch.setattr(type(memory.fs), "open", lambda self, path, mode, **options: Breaking(b"0123456789"))
     with memory.open("/x") as file:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copyscope.data import table as rows_module
-from copyscope.data.table import Rows, captions_of, unique
+from copyscope.data.table import TableBuilder, captions_of, unique
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "a#2#2", ""])))
@@ -24,7 +24,7 @@ def test_the_first_of_equal_ids_keeps_its_own() -> None:
 
 
 def test_columns_that_only_some_rows_have() -> None:
-    rows = Rows()
+    rows = TableBuilder()
     rows.add("a", "p")
     rows.add("b", "q", ["x"], extras={"seed": 1, "id": "theirs", "weight": "heavy"})
     rows.add("c", None, error="gone", extras={"weight": 0})
@@ -61,7 +61,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 def test_rows_in_pieces_are_the_rows(rows, piece) -> None:
     def made(size):
-        found = Rows()
+        found = TableBuilder()
         rows_module.PIECE, before = size, rows_module.PIECE
         try:
             for id, image, captions, error, extras in rows:

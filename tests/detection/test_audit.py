@@ -369,7 +369,7 @@ def test_the_share_above_is_above_the_protocols_threshold(world, audited, monkey
 
 def test_an_audit_by_cells_that_miss_nothing_is_the_exact_one_and_tells_its_recall(world, audited, monkeypatch):
     monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
-    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "PROBE_FRACTION", 1)
     monkeypatch.setattr(ivf, "NEAR", 99)
     found = copyscope.audit(world.generated, world.train, world.held_out, "sscd-distilled")
     assert audited.summary["search"] == {"method": "exact", "cells": None, "recall": None}

@@ -214,7 +214,7 @@ def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
 
 def test_many_images_say_of_captions_what_few_do(world, linted, monkeypatch):
     monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
-    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "PROBE_FRACTION", 1)
     monkeypatch.setattr(ivf, "NEAR", 99)
     monkeypatch.setattr(module, "PIECE", 7)
     monkeypatch.setattr(module, "CARDS", 3)
@@ -232,7 +232,7 @@ def test_many_images_say_of_captions_what_few_do(world, linted, monkeypatch):
 
 def test_of_many_images_a_sample_counts_shared_captions_and_every_card_is_of_all(world, linted, monkeypatch):
     monkeypatch.setattr(ivf, "EXACT_ROWS", 10)
-    monkeypatch.setattr(ivf, "SHARE", 1)
+    monkeypatch.setattr(ivf, "PROBE_FRACTION", 1)
     monkeypatch.setattr(ivf, "NEAR", 99)
     monkeypatch.setattr(module, "COUNTED", 30)
     found = run(world.train)

@@ -347,7 +347,7 @@ def test_the_lock_of_a_killed_process_is_open(tmp_path):
     code += " print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "in\n"
-        waiting = threading.Thread(target=lambda: machine.locked(path).__enter__(), daemon=True)
+        waiting = threading.Thread(target=lambda: machine.file_lock(path).__enter__(), daemon=True)
         waiting.start()
         waiting.join(0.3)
         waited = waiting.is_alive()

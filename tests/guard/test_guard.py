@@ -33,7 +33,7 @@ from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError, PartError, Refused
 from copyscope.guard import guard
 from copyscope.guard import log as guard_log
-from copyscope.guard.calls import Made
+from copyscope.guard.calls import Attempt
 from copyscope.guard.log import Record, read_log, summed_up
 from copyscope.imaging import images
 from copyscope.report.guard import render
@@ -671,7 +671,7 @@ def test_a_signal_above_its_line_is_logged_or_counts(pipe):
 @pytest.mark.parametrize(("share", "of_missing"), [(None, ("a",)), (0.5, ())], ids=["finished", "stopped"])
 def test_signals_flag_their_own_images_and_missing_scores_of_finished_tries_alone(share, of_missing):
     lines = Thresholds("", "", {name: Threshold(1.0, 0.01, 100, 0) for name in "ab"})
-    made = Made([None] * 3, share, signals={"a": np.array([2.0, 0.5, np.nan]), "b": np.array([0.0, 3.0, 0.0])})
+    made = Attempt([None] * 3, share, signals={"a": np.array([2.0, 0.5, np.nan]), "b": np.array([0.0, 3.0, 0.0])})
     call = types.SimpleNamespace(guard=types.SimpleNamespace(thresholds=lines))
     assert guard._Call._flagged(call, made, 3) == [("a",), ("b",), of_missing]
 

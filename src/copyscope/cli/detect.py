@@ -30,7 +30,7 @@ from .options import (
     opened,
     opened_engine,
     refuse_idle,
-    told,
+    removal_note,
 )
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _embed_by(engine: str, corpus: Corpus, out: str, protocol: str, without: str
             progress=progress,
         )
     if without and removed:
-        told(without, removed)
+        removal_note(without, removed)
     return summary
 
 

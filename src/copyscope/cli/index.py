@@ -28,7 +28,7 @@ from .options import (
     opened,
     opened_engine,
     refuse_idle,
-    told,
+    removal_note,
 )
 
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
@@ -144,7 +144,7 @@ def remove(
     if listed is not None:
         named, removed = ids_of(found.ids, found.sha256, read_list(listed))
         wanted += named
-        said = told(listed, removed)
+        said = removal_note(listed, removed)
     if wanted:
         found.remove(wanted)
     _say(folder, found.summary(), as_json, said, 0)

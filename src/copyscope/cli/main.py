@@ -100,7 +100,7 @@ def report(
     from copyscope.detection import audit, lint, lookup
     from copyscope.detection.results import read_schema
     from copyscope.experiment import run as experiment
-    from copyscope.files import whole
+    from copyscope.files import as_damaged
 
     if folder.is_file():
         from copyscope.detection.results import write_table
@@ -125,7 +125,7 @@ def report(
         lookup.SCHEMA: lookup.Lookup,
     }
     result = kinds.get(schema, audit.Audit).load(folder)
-    with whole(folder):
+    with as_damaged(folder):
         result.save(folder)
     print(f"Report: {folder / 'report.html'}")
 

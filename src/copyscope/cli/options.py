@@ -150,10 +150,10 @@ def opened(path: str, without: str | None, inside_only: bool, progress: Progress
     if without is None:
         return corpus, said
     corpus, removed = removals.leave_out(corpus, removals.read_list(without), progress=progress)
-    return corpus, said | told(without, removed)
+    return corpus, said | removal_note(without, removed)
 
 
-def told(without: str, removed: Removed) -> dict[str, Any]:
+def removal_note(without: str, removed: Removed) -> dict[str, Any]:
     """What a summary says of a removal list; said to the person too."""
     note(f"{removed.n_removed} images are left out, as {without} asks.")
     if removed.unmatched:

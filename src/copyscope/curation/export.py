@@ -25,7 +25,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.sidecars import is_image_name
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
 from copyscope.errors import ImageError, InputError, reason
-from copyscope.files import beside, sweep, sync
+from copyscope.files import beside, remove_stale, sync
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
 
@@ -64,7 +64,7 @@ def write(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} has something in it.\nName a folder that is empty or not there yet")
         out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out.parent, out.name)
+        remove_stale(out.parent, out.name)
         with beside(out, folder=True) as temporary:
             work = temporary / "out"
             work.mkdir()

@@ -57,11 +57,11 @@ class Corpus:
         there is nothing, or nothing of these. A single image that cannot be read is no such error but a row with one.
         inside_only: images that lie outside the folder are such rows; else they are counted in `n_outside`.
         """
-        from .layouts import recognise
+        from .layouts import detect_layout
 
         origin = os.fspath(path_or_url)
         storage, path = connect(origin)
-        kind, table, n_outside = recognise(storage, path, origin, inside_only)
+        kind, table, n_outside = detect_layout(storage, path, origin, inside_only)
         return Corpus(table, origin, kind, n_outside).settled()
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Corpus:
     def _numbered(self, rows: list[int], read: Callable[[], Iterable[bytes | ImageError]]) -> Iterable[_Read]:
         found = zip(rows, read(), strict=True)
         # Whoever reads ahead has read when it returns.
-        return list(found) if self._storage.by_many else found
+        return list(found) if self._storage.concurrent else found
 
     def discreet(self, row: int, message: str) -> str:
         """Why the image in a row cannot be read, without bytes of a file outside the folder, which may be any."""

@@ -14,7 +14,7 @@ from copyscope.files import NOT_REGULAR
 
 from .shards import chosen_ids, image_column, index_parquet, index_tar
 from .sidecars import (
-    About,
+    Annotations,
     is_image_name,
     match_captions,
     may_be_image,
@@ -23,12 +23,12 @@ from .sidecars import (
     read_sidecars,
 )
 from .storage import OUTSIDE, Listing, Storage, join
-from .table import Rows
+from .table import TableBuilder
 
 _TABLES = (".jsonl", ".csv", ".tsv")
 
 
-def recognise(storage: Storage, path: str, origin: str, inside_only: bool = False) -> tuple[str, pa.Table, int]:
+def detect_layout(storage: Storage, path: str, origin: str, inside_only: bool = False) -> tuple[str, pa.Table, int]:
     """(kind, table, images that lie outside the folder) of what is at `path`; `origin` is what the user called it.
 
     inside_only: images outside the folder are rows with an error. Raises InputError if it is no corpus.
@@ -47,7 +47,7 @@ def recognise(storage: Storage, path: str, origin: str, inside_only: bool = Fals
     if suffix in (*_TABLES, ".parquet", ".json"):
         return _listed(storage, path, suffix, inside_only)
     if is_image_name(path):
-        rows = Rows()
+        rows = TableBuilder()
         rows.add(name, path)
         return "folder", rows.table(), 0
     hint = (
@@ -89,7 +89,7 @@ def _listed(storage: Storage, path: str, suffix: str, inside_only: bool) -> tupl
     root, name = posixpath.split(path)
     captions = read_captions_json(storage, path) if suffix == ".json" else {}
     listing = storage.list_files(root)
-    about = About(inside_only=inside_only)
+    about = Annotations(inside_only=inside_only)
     if suffix == ".json":
         match_captions(root, name, captions, [file for file in listing.files if may_be_image(file)], about)
     else:
@@ -104,16 +104,16 @@ def _listed(storage: Storage, path: str, suffix: str, inside_only: bool) -> tupl
     return about.kind, _image_rows(root, listing, images, about).table(), _n_outside(listing, images, about)
 
 
-def _n_outside(listing: Listing, images: list[str], about: About) -> int:
+def _n_outside(listing: Listing, images: list[str], about: Annotations) -> int:
     """Images that lie outside the folder: listed in a table, or reached through a symbolic link."""
     return len(listing.outside.intersection(images, listing.outside) | about.outside)
 
 
-def _image_rows(root: str, listing: Listing, images: list[str], about: About) -> Rows:
+def _image_rows(root: str, listing: Listing, images: list[str], about: Annotations) -> TableBuilder:
     # Metadata may name files that do not look like images.
     found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}
     classes = all("/" in path for path in found)
-    rows = Rows()
+    rows = TableBuilder()
     for path in sorted({*found, *about.absent, *listing.unreadable}):
         extras = about.extras.get(path, {})
         if classes and path in listing.files and "class" not in extras:
@@ -126,7 +126,7 @@ def _image_rows(root: str, listing: Listing, images: list[str], about: About) ->
 
 def _shards(storage: Storage, root: str, names: list[str], origin: str, kind: str) -> pa.Table:
     """The rows of all shards in the order of their names. A shard that cannot be read is a row with an error."""
-    rows = Rows()
+    rows = TableBuilder()
     candidates: list[dict[str, pa.Array]] = []
     failed: list[str] = []
     errors: list[str] = []

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often and how long something is asked for again that failed for a while only.
 
     tries: at most. seconds: after these, counted from the first try, no other is begun. Before try n + 1 it waits
@@ -45,17 +45,17 @@ class Patience:
             except Exception as error:
                 # Jitter decides no result, so it needs no seed.
                 wait = min(self.first * 2 ** (number - 1), self.longest) * (0.5 + random.random() / 2)
-                if not passes(error) or self.clock() + wait - start > self.seconds:
+                if not is_transient(error) or self.clock() + wait - start > self.seconds:
                     raise
             self.sleep(wait)
         return read()
 
 
-PATIENCE = Patience()
+PATIENCE = RetryPolicy()
 """That of every file system but the local one."""
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error may be gone when one asks again: a lost connection, a timeout, a server that is too busy.
 
     What is not there, not allowed or wrongly asked stays so.

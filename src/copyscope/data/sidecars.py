@@ -38,7 +38,7 @@ _FILE_COLUMNS = ("file_name", "file", "path", "image")
 
 
 @dataclasses.dataclass
-class About:
+class Annotations:
     """What sidecars say: by path relative to the folder, captions and further columns, and files that are not there.
 
     outside: files that lie elsewhere. inside_only: those are not taken.
@@ -73,9 +73,9 @@ def may_be_image(path: str) -> bool:
     return posixpath.splitext(name)[1] not in _NOT_IMAGES and name not in _NOT_IMAGES
 
 
-def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[str], inside_only: bool) -> About:
+def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[str], inside_only: bool) -> Annotations:
     """Everything the sidecars in and beside the folder `root` say about its images."""
-    about = About(inside_only=inside_only)
+    about = Annotations(inside_only=inside_only)
     for path in listing.files:
         if posixpath.basename(path) in _METADATA:
             read_metadata(storage, root, path, listing, about)
@@ -91,7 +91,7 @@ def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[st
     return about
 
 
-def read_metadata(storage: Storage, root: str, path: str, listing: Listing, about: About) -> None:
+def read_metadata(storage: Storage, root: str, path: str, listing: Listing, about: Annotations) -> None:
     """Records of a metadata table at `path`, which name files relative to the table's own folder."""
     column = ""
     for where, record in records(storage, join(root, path)):
@@ -150,7 +150,7 @@ def records(storage: Storage, path: str) -> Iterator[tuple[str, dict[str, Any]]]
         raise InputError(f"Cannot read {path}: {reason(error)}.\nRepair the file, or move it elsewhere") from None
 
 
-def match_captions(root: str, path: str, listed: dict[str, list[str]], images: list[str], about: About) -> None:
+def match_captions(root: str, path: str, listed: dict[str, list[str]], images: list[str], about: Annotations) -> None:
     """Captions by path (as DCR's `captions.json`) to the images whose path ends like theirs, the longer the better.
 
     Such files keep the paths of the machine they were made on, as "./data/laion/train/images/0001.jpg"; so a key
@@ -239,7 +239,7 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
-def _read_parent(storage: Storage, root: str, images: list[str], about: About) -> None:
+def _read_parent(storage: Storage, root: str, images: list[str], about: Annotations) -> None:
     """A captions JSON beside the folder. It may speak of other folders too: only what names this one is taken."""
     parent, _, own_name = root.rstrip("/").rpartition("/")
     if not parent or not own_name:
@@ -259,7 +259,7 @@ def _read_parent(storage: Storage, root: str, images: list[str], about: About) -
             match_captions(root, name, ours, images, about)
 
 
-def _read_texts(storage: Storage, root: str, listing: Listing, images: list[str], about: About) -> None:
+def _read_texts(storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations) -> None:
     """`NAME.txt` or `NAME.caption` beside an image NAME.*, as kohya's scripts keep them: every line is a caption."""
     owners: dict[str, list[str]] = {}
     sizes: dict[str, int | None] = {}

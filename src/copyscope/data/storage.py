@@ -73,19 +73,19 @@ class Storage:
     local: bool
 
     @property
-    def by_many(self) -> bool:
+    def concurrent(self) -> bool:
         """Whether many threads may read at once: those of one connection or one archive could mix up the answers."""
         kinds = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         return bool(self.fs.async_impl) or "hf" in kinds
 
-    def steadily(self, read: Callable[[], T]) -> T:
+    def with_retries(self, read: Callable[[], T]) -> T:
         """What `read` gives, asked with patience unless the file system is local."""
         return read() if self.local else PATIENCE(read)
 
     def kind(self, path: str) -> str:
         """What is at `path`: "file", "directory", "other" (a pipe, a socket, a device), or "" if nothing is."""
         try:
-            return str(self.steadily(lambda: self.fs.info(path))["type"])
+            return str(self.with_retries(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
@@ -103,7 +103,7 @@ class Storage:
     def names(self, folder: str) -> list[str]:
         """Names of what is directly in `folder`; none where it cannot be listed."""
         try:
-            found = self.steadily(lambda: self.fs.ls(folder, detail=False))
+            found = self.with_retries(lambda: self.fs.ls(folder, detail=False))
             return sorted(posixpath.basename(str(name).rstrip("/")) for name in found)
         except Exception:
             return []
@@ -115,7 +115,7 @@ class Storage:
             return open_regular(path)
         # The default of s3fs is 50 MiB, which are then read for a header of 512 bytes.
         asked = {"block_size": block or BLOCK_BYTES, "cache_type": "readahead"}
-        return _Steady(self, self.steadily(lambda: self.fs.open(path, "rb", **asked)))
+        return _Steady(self, self.with_retries(lambda: self.fs.open(path, "rb", **asked)))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         """The bytes of a file, or `size` of them from `offset`. Raises ImageError: it is images that are read so."""
@@ -146,7 +146,7 @@ class Storage:
         Of an object store, READERS threads make the calls before they are asked for, as far as AHEAD_BYTES go: so one
         large shard is read by all of them, as many small ones are. What a call raises ends it, in its turn.
         """
-        if not self.by_many:
+        if not self.concurrent:
             for _, read in pieces:
                 yield read()
             return
@@ -271,7 +271,7 @@ class Storage:
                 yield path[len(root) :]
 
     def _entries(self, folder: str) -> list[dict[str, Any]]:
-        return list(self.steadily(lambda: self.fs.ls(folder, detail=True)))
+        return list(self.with_retries(lambda: self.fs.ls(folder, detail=True)))
 
     def _followed(self, entry: dict[str, Any], path: str) -> str:
         if not entry.get("islink"):
@@ -344,7 +344,7 @@ class _Steady(io.RawIOBase):
                 self._file.seek(at)
             return bytes(self._file.read(size))
 
-        return self._storage.steadily(read)
+        return self._storage.with_retries(read)
 
 
 def file_system(origin: str) -> tuple[Storage, str]:

@@ -32,7 +32,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 """Columns and keys that hold the captions of an image, each a string or a list of strings; case does not matter."""
 
 
-class Rows:
+class TableBuilder:
     """Collects rows column by column; `table` gives them as Arrow. Identifiers that repeat get `#2`, `#3`, ...
 
     Every PIECE rows what was added becomes Arrow: as Python objects, the rows of ten million images would take more

@@ -25,7 +25,7 @@ from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import MOST, PartSearch
-from copyscope.detection.search.ivf import how_searched, in_cells
+from copyscope.detection.search.ivf import search_report, with_ivf
 from copyscope.detection.verdict.baselines import classical_tests
 from copyscope.detection.verdict.judge import Judgement, judge
 from copyscope.detection.verdict.quality import quality
@@ -169,10 +169,10 @@ def audit(
         **options,
     )
     _refuse_unreadable("train", trained)
-    trained = in_cells(trained, **options)
+    trained = with_ivf(trained, **options)
     groups = duplicates(trained, rules.duplicates, engine=engine, **options)
     every, source = over_all(trained, descriptor, engine=engine, **options)
-    every = in_cells(every, **options)
+    every = with_ivf(every, **options)
     searched, why_parts = PartSearch.for_audit(parts, every, descriptor, verify, **options)
     described = {"train": trained}
     for name in [name for name in corpora if name != "train"]:
@@ -270,7 +270,7 @@ def audit(
             text=_text_pairs(described["generated"].corpus, str(clip), options) if clip else None,
             seed=seed,
         ).as_dict(),
-        "search": how_searched(described["train"], described["generated"].vectors, workers=workers, progress=progress),
+        "search": search_report(described["train"], described["generated"].vectors, workers=workers, progress=progress),
         "protocol": {
             "name": rules.name,
             "descriptor": rules.descriptor,

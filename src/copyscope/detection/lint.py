@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from copyscope import parts, stats
 from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
-from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, Profile
+from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
 from copyscope.detection.dedup.groups import duplicates, representatives
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
-from copyscope.detection.search.ivf import how_searched, in_cells
+from copyscope.detection.search.ivf import search_report, with_ivf
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -99,7 +99,7 @@ def lint(
     if not len(described.rows):
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
-    described = in_cells(described, **options)
+    described = with_ivf(described, **options)
     groups = duplicates(described, rules.duplicates, engine=engine, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
@@ -109,7 +109,7 @@ def lint(
     counted = np.arange(len(described.rows))
     if described.cells is not None:
         counted = np.sort(rng.permutation(counted)[:COUNTED])
-    profile = Profile.of(described, groups, shown, counted, **options)
+    profile = ImageFacts.of(described, groups, shown, counted, **options)
     mixed = profile.complexity[:, -1]
     risk = _cards(profile, shown, _ranks(mixed[profile.at(shown)], mixed[profile.at(single)]), described)
     tables = {"groups": groups.table(), "risk": risk, "failures": failed}
@@ -134,7 +134,7 @@ def lint(
             "actions": actions,
             "n_measured": len(single),
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
-            "search": how_searched(described, workers=workers, progress=progress),
+            "search": search_report(described, workers=workers, progress=progress),
             "protocol": {
                 "name": rules.name,
                 "descriptor": rules.descriptor,
@@ -152,7 +152,7 @@ def lint(
     )
 
 
-def _captions(described: Embeddings, profile: Profile, counted: NDArray[np.int64]) -> dict[str, int]:
+def _captions(described: Embeddings, profile: ImageFacts, counted: NDArray[np.int64]) -> dict[str, int]:
     """How many readable images have captions, and share them, as the share of the `counted` positions says."""
     n = len(described.rows)
     having = 0
@@ -177,7 +177,9 @@ def _ranks(mixed: NDArray[np.float64], single: NDArray[np.float64]) -> NDArray[n
     return np.where(np.isfinite(mixed), ranks, np.nan)
 
 
-def _cards(profile: Profile, shown: NDArray[np.int64], ranks: NDArray[np.float64], described: Embeddings) -> pa.Table:
+def _cards(
+    profile: ImageFacts, shown: NDArray[np.int64], ranks: NDArray[np.float64], described: Embeddings
+) -> pa.Table:
     """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
     rest = {"times_copied", "share_low", "share_high", "prompts"}
     schema = pa.schema([field for field in RISK_SCHEMA if field.name not in rest])

@@ -11,7 +11,7 @@ from copyscope.detection.dedup.backgrounds import transparency_work
 from copyscope.detection.dedup.groups import pixels_work
 from copyscope.detection.embedding.compute import compute_ahead
 from copyscope.detection.embedding.embed import vectors_work
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
@@ -77,7 +77,7 @@ def read_queries(
         engine: who reads; None = this process.
         options: `cache`, `workers` and `progress` of `compute_ahead`.
     """
-    works: list[Work] = [vectors_work(descriptor, engine), Verify().work(), Register().work()]
+    works: list[Feature] = [vectors_work(descriptor, engine), Verify().work(), Register().work()]
     if held_out:
         works.append(vectors_work(parts.load("descriptors", "pdq"), engine))
     if search is not None and engine is None:

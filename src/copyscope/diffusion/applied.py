@@ -22,7 +22,7 @@ from copyscope import parts
 from copyscope.errors import InputError, PartError
 
 from .conditioning import Conditioning
-from .denoiser import Guided, Request
+from .denoiser import GuidedDenoiser, SamplingContext
 from .mitigations import (
     CROSS_ATTENTION,
     GUIDANCE,
@@ -72,7 +72,7 @@ PRESETS: dict[str, dict[str, dict[str, str]]] = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mitigations:
+class MitigationStack:
     """The parts of a recipe in the order they act, each with its number."""
 
     parts: tuple[Mitigation, ...] = ()
@@ -88,7 +88,7 @@ class Mitigations:
             first = part.rewrite([first, *others], rng_of(number))
         return first
 
-    def perturbed(self, conditioning: Conditioning, rngs_of: Any) -> Conditioning:
+    def perturb(self, conditioning: Conditioning, rngs_of: Any) -> Conditioning:
         """In training. rngs_of: number -> a generator a row."""
         for number, part in self.door(OnConditioning):
             conditioning = part.perturb(conditioning, rngs_of(number))
@@ -104,7 +104,7 @@ class Mitigations:
 
     def remember(self) -> list[Tensor]:
         """What each OnLoss part remembers at the start."""
-        return [part.remembers() for _, part in self.door(OnLoss)]
+        return [part.state() for _, part in self.door(OnLoss)]
 
     def weights(self, batch: Batch, memories: Sequence[Tensor]) -> Tensor:
         """Weights [n] of the losses."""
@@ -114,7 +114,7 @@ class Mitigations:
         # Each of several makes up for those it alone leaves out.
         return found * (len(found) / found.sum()) if len(memories) > 1 and found.any() else found
 
-    def begun(self, request: Request, seeds: Sequence[int]) -> Request:
+    def prepare(self, request: SamplingContext, seeds: Sequence[int]) -> SamplingContext:
         """The request with the conditioning, null and noise that sampling is to start from."""
         rngs_of = functools.partial(sampling_rngs, seeds)
         for number, part in self.door(OnConditioning):
@@ -132,7 +132,7 @@ class Mitigations:
             request = dataclasses.replace(request, noise=noise_part.draw(request.noise, request))
         return request
 
-    def around(self, denoiser: Guided, request: Request, seeds: Sequence[int]) -> Guided:
+    def around(self, denoiser: GuidedDenoiser, request: SamplingContext, seeds: Sequence[int]) -> GuidedDenoiser:
         """The guided denoiser within all parts, the first the innermost."""
         for number, part in self.door(OnDenoiser):
             denoiser = part.wrap(denoiser, dataclasses.replace(request, rngs=sampling_rngs(seeds, number)))
@@ -145,7 +145,7 @@ class Mitigations:
 
 def load(
     specs: Sequence[str], stage: str, model: Model, *, guidance: float = 1.0, has: Sequence[str] = (PROMPTS,)
-) -> Mitigations:
+) -> MitigationStack:
     """The parts of the specs, for a stage of work with a model. has: which of PROMPTS and NEAREST there are.
 
     Raises PartError for an unknown one, InputError for one that does not act there or needs what is lacking.
@@ -157,7 +157,7 @@ def load(
         if getattr(part, "tokenizer", None) == "":
             part = dataclasses.replace(cast(Any, part), tokenizer=model.tokenizer)
         found.append(part)
-    return Mitigations(tuple(found))
+    return MitigationStack(tuple(found))
 
 
 def refuse(spec: str, needs: Sequence[str], model: Model, guidance: float, has: Sequence[str] | None) -> None:

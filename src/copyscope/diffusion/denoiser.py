@@ -34,7 +34,7 @@ class Denoiser(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ask:
+class DenoiseQuery:
     """Where a sampler asks for an estimate of x0: latents x [n c h w] at noise levels sigma [n].
 
     i: step, from 0, of n_steps, that begins here; None at a point that a step only tries. scale: of guidance [n].
@@ -48,7 +48,7 @@ class Ask:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class DenoiseResult:
     """What an Ask was answered, as whatever watches the sampling sees it. i, n_steps, sigma [n], x: those of the Ask.
 
     conditional, unconditional, denoised: estimates of x0 given the prompt, given none (None where that was not asked
@@ -66,7 +66,7 @@ class Step:
     scale: Tensor
 
 
-Guided = Callable[[Ask], Step]
+GuidedDenoiser = Callable[[DenoiseQuery], DenoiseResult]
 """A denoiser that has been told what to make, guidance included: what a sampler asks, and mitigations wrap."""
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """A Denoiser that n rows of any number can be given; gradients flow through it where they are enabled."""
@@ -90,7 +90,7 @@ An attribute `fingerprint`, text, tells `generate` one training set from another
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Request:
+class SamplingContext:
     """n images that are asked of a model, for parts that need to know, or to ask the model more.
 
     prompts: [n]; None where the caller gave embeddings. conditioning: of n images. null: what the model is told when

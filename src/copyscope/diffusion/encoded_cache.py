@@ -20,7 +20,7 @@ from .conditioning import Conditioning
 from .models import Trainable
 
 
-class Texts:
+class TextEmbeddingCache:
     """Conditioning of captions, for `train`: kept in memory from the first time it is asked for.
 
     captions: encoded at once. others: kept like these once they come, all of them up to KEPT_BYTES. Of any more,
@@ -109,14 +109,14 @@ class _Kept:
             self._bytes += size
 
 
-class Others:
+class FusionImages:
     """Images of another corpus with their captions, as a model is told of them: encoded when they are first drawn.
 
     The middle square of an image is taken. Latents and texts are kept in memory, up to KEPT_BYTES each.
     """
 
     def __init__(self, corpus: Corpus, model: Trainable) -> None:
-        self._corpus, self._model, self._texts = corpus, model, Texts(model, [], corpus.prompts)
+        self._corpus, self._model, self._texts = corpus, model, TextEmbeddingCache(model, [], corpus.prompts)
         self._latent = functools.lru_cache(KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
 
     def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Conditioning]:
@@ -139,7 +139,7 @@ class Others:
         """Its latent, None if it cannot be read. One at a time, so that it is the same to the last bit at any time."""
         side = self._model.image_size
         try:
-            picture = images.cut(images.resize_short(images.decode(self._corpus.read(row)), side), side)
+            picture = images.crop(images.resize_short(images.decode(self._corpus.read(row)), side), side)
         except ImageError:
             return None
         with torch.no_grad():

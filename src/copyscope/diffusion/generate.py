@@ -25,7 +25,7 @@ from copyscope.machine import Progress
 
 from . import applied, observed, sampling
 from .conditioning import Conditioning
-from .denoiser import Ask, FindNearest, Guided, Predict, Request, Step, guided
+from .denoiser import DenoiseQuery, DenoiseResult, FindNearest, GuidedDenoiser, Predict, SamplingContext, guided
 from .mitigations import NEAREST, PROMPTS, SAMPLING
 from .models import Image, Model
 from .signals import Signal
@@ -93,7 +93,7 @@ def sample(
     *,
     prompts: Sequence[str] | None = None,
     nearest: FindNearest | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[DenoiseResult], None] | None = None,
     watched: observed.Observed | None = None,
 ) -> list[Image]:
     """Pictures [n], uint8 [h w 3] each, of a conditioning [n], each from the noise of its seed.
@@ -113,15 +113,17 @@ def sample(
         null = model.condition([recipe.negative]).take([0] * len(conditioning)).to(model.device)
     noise = sampling.noise(seeds, model.shape).to(model.device)
     told = conditioning.to(model.device)
-    request = Request(model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest, block)
-    request = parts.begun(request, seeds)
+    request = SamplingContext(
+        model, prompts, told, null, recipe.guidance, float(sigmas[0]), noise, predict, (), nearest, block
+    )
+    request = parts.prepare(request, seeds)
     if watched is not None:
         watched.begin(signals, request, seeds)
     asked = parts.around(_plain(request), request, seeds)
     scale = noise.new_full((len(noise),), recipe.guidance)
 
     def denoise(x: Tensor, sigma: Tensor, i: int | None) -> Tensor:
-        step = asked(Ask(x, sigma, i, recipe.steps, scale))
+        step = asked(DenoiseQuery(x, sigma, i, recipe.steps, scale))
         if watched is not None:
             watched.see(step)
         if on_step and i is not None:
@@ -191,16 +193,16 @@ def block_size(shape: tuple[int, ...], n_images: int) -> int:
     return max(1, min(BLOCK_IMAGES, BLOCK_NUMBERS // math.prod(shape), n_images))
 
 
-def _plain(request: Request) -> Guided:
+def _plain(request: SamplingContext) -> GuidedDenoiser:
     """The model itself, told what to make, with classifier-free guidance unless its scale is 1."""
 
-    def denoiser(ask: Ask) -> Step:
+    def denoiser(ask: DenoiseQuery) -> DenoiseResult:
         with_prompt = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
         without, scale = None, torch.ones_like(ask.scale)
         if request.scale != 1 and request.null is not None:
             without, scale = request.predict(ask.x, ask.sigma, request.null), ask.scale
             denoised = guided(with_prompt, without, scale)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, denoised, scale)
+        return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, with_prompt, without, denoised, scale)
 
     return denoiser
 
@@ -269,7 +271,7 @@ def _scores(path: Path) -> dict[str, dict[str, float | None]]:
     return scores
 
 
-def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.Mitigations:
+def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.MitigationStack:
     has = [what for what, there in ((PROMPTS, prompted), (NEAREST, nearest is not None)) if there]
     return applied.load(recipe.mitigations, SAMPLING, model, guidance=recipe.guidance, has=has)
 
@@ -278,7 +280,7 @@ def _signals(model: Model, recipe: SampleRecipe, prompted: bool) -> list[Signal]
     return observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS] if prompted else [])
 
 
-def _told(parts: applied.Mitigations, prompt: str, seed: int) -> dict[str, str]:
+def _told(parts: applied.MitigationStack, prompt: str, seed: int) -> dict[str, str]:
     """What the model is told in place of the prompt, where mitigations make it another."""
     told = parts.caption([prompt], lambda number: applied.sampling_rngs([seed], number)[0])
     return {} if told == prompt else {"told": told}
@@ -362,7 +364,7 @@ def _identity(
     run: Run | None,
     recipe: SampleRecipe,
     prompts: list[Prompt],
-    parts: applied.Mitigations,
+    parts: applied.MitigationStack,
     nearest: FindNearest | None,
 ) -> dict[str, Any]:
     """All that decides the images, and so which folder a call may go on with."""

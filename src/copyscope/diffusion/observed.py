@@ -13,10 +13,10 @@ from torch import Tensor
 from copyscope import parts
 
 from . import applied
-from .denoiser import Request, Step
+from .denoiser import DenoiseResult, SamplingContext
 from .mitigations import PROMPTS
 from .models import Model, Trainable
-from .signals import Signal, Watch
+from .signals import Signal, SignalState
 
 STREAM = 7
 """Stream of signals of an image's seed, beside those of `applied`; the same for all, so that their order is nothing."""
@@ -29,9 +29,9 @@ class Observed:
     watches: by the spec of the signal. `scores` and `maps` may be asked at any time.
     """
 
-    watches: dict[str, Watch] = dataclasses.field(default_factory=dict)
+    watches: dict[str, SignalState] = dataclasses.field(default_factory=dict)
 
-    def begin(self, signals: Sequence[Signal], request: Request, seeds: Sequence[int]) -> None:
+    def begin(self, signals: Sequence[Signal], request: SamplingContext, seeds: Sequence[int]) -> None:
         """A sampling of n images begins."""
         self.watches.clear()
         for signal in signals:
@@ -39,7 +39,7 @@ class Observed:
             self.watches[str(signal)] = signal.watch(dataclasses.replace(request, rngs=rngs))
 
     @torch.no_grad()
-    def see(self, step: Step) -> None:
+    def see(self, step: DenoiseResult) -> None:
         """A step of it, not a point that a step only tries."""
         if step.i is not None:
             for watch in self.watches.values():

@@ -14,7 +14,7 @@ from copyscope import parts, recipes
 from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import InputError
-from copyscope.files import whole
+from copyscope.files import as_damaged
 from copyscope.trust import check_specs
 
 from .models import Trainable
@@ -40,7 +40,7 @@ class Run:
         if not all((folder / name).exists() for name in ("summary.json", "recipe.json")):
             raise InputError(f"{folder} holds no finished training.\nTrain with: copyscope train")
         summary, saved = read_json(folder / "summary.json"), read_json(folder / "recipe.json")
-        with whole(folder / "recipe.json"):
+        with as_damaged(folder / "recipe.json"):
             recipe = recipes.from_dict(TrainRecipe, saved["recipe"])
         if not trust_parts:
             check_specs({"model": recipe.model}, f"The run {folder}")

@@ -24,7 +24,7 @@ from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import CopyscopeError, ImageError, InputError, MissingExtra
 from copyscope.imaging import images
-from copyscope.machine import Progress, locked
+from copyscope.machine import Progress, file_lock
 from copyscope.stats import Floats
 
 from . import outcomes
@@ -90,7 +90,7 @@ def run_arm(arm: Arm, progress: Progress | None = None) -> None:
     (arm.folder / "failed.json").unlink(missing_ok=True)
     write(arm.folder / "recipe.json", arm.recipe | {"run": arm.run.name, "provenance": recipes.provenance()})
     try:
-        found = _run_arm(arm, told(arm, progress))
+        found = _run_arm(arm, prefixed_progress(arm, progress))
     except Exception as error:  # memory that is used up, a library's own: no other arm is to be lost for it
         write(arm.folder / "failed.json", {"error": failure(error)})
     else:
@@ -157,7 +157,7 @@ def text_vectors(captions: Sequence[str]) -> Floats:
     return found
 
 
-def told(arm: Arm, progress: Progress | None) -> Progress | None:
+def prefixed_progress(arm: Arm, progress: Progress | None) -> Progress | None:
     """Progress that names the arm."""
     return functools.partial(_told, progress, arm.slug) if progress else None
 
@@ -211,7 +211,7 @@ def _trained(arm: Arm, training: Corpus, held_out: Corpus | None, progress: Prog
 
     watched = arm.train.sample_every or arm.train.stop_at_replication
     watch = make_watch(training, held_out, arm.audit.protocol) if watched else None
-    with locked(arm.run.parent / f".{arm.run.name}.lock"):
+    with file_lock(arm.run.parent / f".{arm.run.name}.lock"):
         return train(training, arm.run, arm.train, watch=watch, progress=progress)
 
 

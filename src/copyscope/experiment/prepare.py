@@ -25,7 +25,7 @@ from copyscope.data.sidecars import write_metadata
 from copyscope.data.table import SCHEMA
 from copyscope.documents import read_json
 from copyscope.errors import ImageError, InputError
-from copyscope.files import beside, sweep, sync
+from copyscope.files import beside, remove_stale, sync
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
@@ -114,7 +114,7 @@ def _make(recipe: DataRecipe, out: Path, progress: Progress | None) -> None:
     if recipe.distinct:
         kept, others = _distinct(corpus, kept, other, others, recipe, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    sweep(out.parent, out.name)
+    remove_stale(out.parent, out.name)
     with beside(out, folder=True) as work:
         missing = dict[str, str]()
         rows = iter(kept)

@@ -68,7 +68,7 @@ def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
         return
     (arm.folder / "recheck-failed.json").unlink(missing_ok=True)
     try:
-        found = _recheck(arm, arms.told(arm, progress))
+        found = _recheck(arm, arms.prefixed_progress(arm, progress))
     except Exception as error:  # as in `arms.run_arm`
         arms.write(arm.folder / "recheck-failed.json", {"error": arms.failure(error)})
     else:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import FindNearest, Step
+from copyscope.diffusion.denoiser import DenoiseResult, FindNearest
 from copyscope.diffusion.models import Image, Model
 
 from .pictures import delivered
@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Watching:
+class StepObserver:
     """What watches the steps. signals: in tries that nothing changes, since thresholds hold for those alone. looks:
     ascending shares of the steps after which `look` is shown the estimates. nearest: for mitigations that want it."""
 
@@ -51,13 +51,13 @@ class Watching:
         """The signals that watch a try on a rung."""
         return () if rung else self.signals
 
-    def looking(self) -> Callable[[Model, Step], None] | None:
+    def looking(self) -> Callable[[Model, DenoiseResult], None] | None:
         """What is to be shown the steps of one try, and raises Stopped; None where nobody looks."""
         if not self.looks:
             return None
         ahead = list(self.looks)
 
-        def on_step(model: Model, step: Step) -> None:
+        def on_step(model: Model, step: DenoiseResult) -> None:
             assert step.i is not None
             done = step.i + 1
             # After the last step the image itself is looked at.
@@ -73,7 +73,7 @@ class Watching:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Made:
+class Attempt:
     """Images of a try [n], in the caller's form, None each where it was stopped; estimates: theirs then, after this
     `share` of the steps. signals: scores by spec [n]. beside: what else was returned of each image, by name [n].
     views: of each finished image, uint8 [h w 3] each, all that a person may see in it.
@@ -87,7 +87,7 @@ class Made:
     views: list[list[Image]] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def stopped(cls, by: Stopped, scores: Mapping[str, Tensor]) -> Made:
+    def stopped(cls, by: Stopped, scores: Mapping[str, Tensor]) -> Attempt:
         """A try that a look ended."""
         return cls([None] * len(by.estimates), by.share, by.estimates, arrays(scores))
 
@@ -99,14 +99,14 @@ class Made:
         beside: Mapping[str, list[Any]] | None = None,
         *,
         colours: bool = False,
-    ) -> Made:
+    ) -> Attempt:
         """A try that ended, with images of any library. colours: as in `delivered`. Raises InputError where one is
         none."""
         found = [delivered(image, colours) for image in images]
         views = [each.views for each in found]
         return cls([each.image for each in found], signals=signals or {}, beside=beside or {}, views=views)
 
-    def of(self, rows: Sequence[int]) -> Made:
+    def of(self, rows: Sequence[int]) -> Attempt:
         """These rows of it."""
 
         def taken(values: Any) -> Any:
@@ -122,7 +122,7 @@ class Made:
         )
 
 
-class Maker(abc.ABC):
+class GenerationCall(abc.ABC):
     """One call. prompts [n]: as asked, None where there is no text; known once `first` has run."""
 
     prompts: list[str | None]
@@ -141,7 +141,7 @@ class Maker(abc.ABC):
 
     @abc.abstractmethod
     def __init__(
-        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
+        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: StepObserver
     ) -> None: ...
 
     @abc.abstractmethod
@@ -153,7 +153,7 @@ class Maker(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def first(self, seed_of: SeedOf) -> Made:
+    def first(self, seed_of: SeedOf) -> Attempt:
         """What the call makes by itself."""
 
     def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
@@ -161,7 +161,7 @@ class Maker(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
+    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
         """These rows once more, with other seeds and with mitigations."""
 
     @abc.abstractmethod

@@ -15,12 +15,12 @@ from copyscope.diffusion.models import Image
 from copyscope.errors import InputError
 
 from . import returned
-from .calls import OUTPUTS, Ladder, Made, Maker, SeedOf, Watching, generator, has_length
+from .calls import OUTPUTS, Attempt, GenerationCall, Ladder, SeedOf, StepObserver, generator, has_length
 
 SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class FunctionCall(Maker):
+class FunctionCall(GenerationCall):
     """A call of any function of a prompt, or of prompts [m], that gives images: a list, an array [n h w 3], one image,
     or something with these as `images`; n is a multiple of m. Its `seed` or `generator`, where it takes one and was
     given none, is one a call. An image is made again by a call for its prompt alone; or, where other arguments may hold
@@ -39,7 +39,7 @@ class FunctionCall(Maker):
                 )
 
     def __init__(
-        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
+        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: StepObserver
     ) -> None:
         self.function, self.bound = made_by, inspect.signature(made_by).bind_partial(*arguments, **options)
         parameters = self.bound.signature.parameters
@@ -64,7 +64,7 @@ class FunctionCall(Maker):
         # The first try is one call, with the seed of its first image.
         return self.takes is not None if attempt else self.seeded and row == 0
 
-    def first(self, seed_of: SeedOf) -> Made:
+    def first(self, seed_of: SeedOf) -> Attempt:
         self._returned = self._call(self.prompt, seed_of(0) if self.seeded else None)
         images = returned.listed(self._returned)
         texts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
@@ -72,10 +72,10 @@ class FunctionCall(Maker):
             raise InputError(f"{len(images)} images came of {len(texts)} prompts.\nReturn as many of each prompt")
         self.each = len(images) // len(texts)
         self.prompts = [text for text in texts for _ in range(self.each)]
-        return Made.finished(images)
+        return Attempt.finished(images)
 
-    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
-        captions = applied.Mitigations(tuple(applied.named(spec, SAMPLING) for spec in rung))
+    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
+        captions = applied.MitigationStack(tuple(applied.named(spec, SAMPLING) for spec in rung))
         images = []
         for row in rows:
             seed = seed_of(row)
@@ -87,7 +87,7 @@ class FunctionCall(Maker):
             if len(found) != self.each * (len(prompt) if isinstance(prompt, list) else 1):
                 raise InputError(f"A prompt gave {self.each} images, then {len(found)}.\nReturn as many each time")
             images.append(found[place])
-        return Made.finished(images)
+        return Attempt.finished(images)
 
     def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
         if self.takes is not None:

@@ -42,7 +42,7 @@ from .log import Record
 if TYPE_CHECKING:
     from copyscope.diffusion.denoiser import FindNearest
 
-    from .calls import Made, Maker
+    from .calls import Attempt, GenerationCall
 
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
@@ -197,7 +197,7 @@ class Guarded:
     __guard: Guard
     __pipe: Any
     __lock: contextlib.AbstractContextManager[Any]
-    __kind: type[Maker]
+    __kind: type[GenerationCall]
 
     def __init__(self, guard: Guard, pipe: Callable[..., Any]) -> None:
         from .kinds import kind_of
@@ -234,13 +234,13 @@ class Guarded:
         with self.__lock:
             return _Call(self.__guard, self.__maker, arguments, options).run()
 
-    def __maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> Maker:
-        from .calls import Watching
+    def __maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> GenerationCall:
+        from .calls import StepObserver
 
         guard = self.__guard
         signals = tuple(guard.thresholds.signals) if guard.thresholds else ()
         return self.__kind(
-            self.__pipe, arguments, options, Watching(look, signals, guard.policy.look_at, guard.nearest)
+            self.__pipe, arguments, options, StepObserver(look, signals, guard.policy.look_at, guard.nearest)
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -289,7 +289,7 @@ class _Call:
     """One call of a Guarded: its images, tried until they are no copies or may be tried no more."""
 
     def __init__(
-        self, guard: Guard, maker_of: Callable[..., Maker], arguments: tuple[Any, ...], options: dict[str, Any]
+        self, guard: Guard, maker_of: Callable[..., GenerationCall], arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
         self.guard, self.policy = guard, guard.policy
         self.maker = maker_of(arguments, options, self._look)
@@ -385,7 +385,7 @@ class _Call:
 
         return seed_of
 
-    def _flagged(self, made: Made, n: int) -> list[tuple[str, ...]]:
+    def _flagged(self, made: Attempt, n: int) -> list[tuple[str, ...]]:
         if not (self.guard.thresholds and made.signals):
             return [()] * n
         # Of a try that was stopped, signals may have no score yet, and that is not said against it.
@@ -395,7 +395,7 @@ class _Call:
 
     def _record(
         self,
-        made: Made,
+        made: Attempt,
         place: int,
         row: int,
         attempt: int,

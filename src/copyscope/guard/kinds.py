@@ -6,10 +6,10 @@ from typing import Any
 
 from copyscope.diffusion.models import Model
 
-from .calls import Maker
+from .calls import GenerationCall
 
 
-def kind_of(made_by: Any) -> type[Maker]:
+def kind_of(made_by: Any) -> type[GenerationCall]:
     """The Maker of calls of a pipeline, a model or run, or a function."""
     from copyscope.diffusion.run import Run
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from copyscope.diffusion import applied, observed
-from copyscope.diffusion.denoiser import FindNearest, Step
+from copyscope.diffusion.denoiser import DenoiseResult, FindNearest
 from copyscope.diffusion.generate import SampleRecipe, opened, sample
 from copyscope.diffusion.mitigations import NEAREST, PROMPTS, SAMPLING
 from copyscope.diffusion.models import Image, Model
 from copyscope.errors import InputError
 
-from .calls import Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays
+from .calls import Attempt, GenerationCall, Ladder, SeedOf, StepObserver, Stopped, arrays
 
 
-class ModelCall(Maker):
+class ModelCall(GenerationCall):
     """`(prompts, recipe=None, seeds=None) -> pictures`: a list of uint8 [h w 3], one a prompt.
 
     prompts: a text or a list of n. recipe: a SampleRecipe, of which `prompts`, `n_images`, `signals` and `seed` do not
@@ -34,7 +34,7 @@ class ModelCall(Maker):
         return opened(made_by)[0]
 
     def __init__(
-        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
+        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: StepObserver
     ) -> None:
         self.loaded, self.watching = self.model(made_by), watching
         prompts, recipe, self.seeds = _told(*arguments, **options)
@@ -56,17 +56,17 @@ class ModelCall(Maker):
             return False
         return True
 
-    def first(self, seed_of: SeedOf) -> Made:
+    def first(self, seed_of: SeedOf) -> Attempt:
         rows = range(len(self.texts))
         return self._made(rows, self.seeds or [seed_of(row) for row in rows], ())
 
-    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
+    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
         return self._made(rows, [seed_of(row) for row in rows], rung)
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> list[Image]:
         return list(images)
 
-    def _made(self, rows: Sequence[int], seeds: Sequence[int], rung: Sequence[str]) -> Made:
+    def _made(self, rows: Sequence[int], seeds: Sequence[int], rung: Sequence[str]) -> Attempt:
         specs = (*self.recipe.mitigations, *rung)
         settings: dict[str, Any] = {"mitigations": specs, "signals": tuple(self.watching.of(rung))}
         recipe = dataclasses.replace(self.recipe, n_images=len(rows), **settings)
@@ -77,7 +77,7 @@ class ModelCall(Maker):
         ]
         watched, looking = observed.Observed(), self.watching.looking()
 
-        def on_step(step: Step) -> None:
+        def on_step(step: DenoiseResult) -> None:
             if looking:
                 looking(self.loaded, step)
 
@@ -93,8 +93,8 @@ class ModelCall(Maker):
                 watched=watched,
             )
         except Stopped as stopped:
-            return Made.stopped(stopped, watched.scores)
-        return Made.finished(images, arrays(watched.scores), colours=True)
+            return Attempt.stopped(stopped, watched.scores)
+        return Attempt.finished(images, arrays(watched.scores), colours=True)
 
 
 def _told(
@@ -103,6 +103,8 @@ def _told(
     return prompts, recipe, seeds
 
 
-def _loaded(specs: Sequence[str], model: Model, guidance: float, nearest: FindNearest | None) -> applied.Mitigations:
+def _loaded(
+    specs: Sequence[str], model: Model, guidance: float, nearest: FindNearest | None
+) -> applied.MitigationStack:
     has = [PROMPTS] if nearest is None else [PROMPTS, NEAREST]
     return applied.load(specs, SAMPLING, model, guidance=guidance, has=has)

@@ -22,7 +22,18 @@ from copyscope.diffusion.pipelines.mitigate import observe
 from copyscope.errors import InputError
 
 from . import returned
-from .calls import OUTPUTS, Ladder, Made, Maker, SeedOf, Stopped, Watching, arrays, generator, has_length
+from .calls import (
+    OUTPUTS,
+    Attempt,
+    GenerationCall,
+    Ladder,
+    SeedOf,
+    StepObserver,
+    Stopped,
+    arrays,
+    generator,
+    has_length,
+)
 
 LIKE_PROMPTS = ("prompt_", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
 """How the arguments begin that hold something a prompt, beside `prompt`; the images of a prompt stand side by side."""
@@ -46,7 +57,7 @@ def is_text_pipeline(made_by: Any) -> bool:
 _FORMS = {"np": np.empty((1, 1, 1, 3)), "pt": torch.empty(1, 3, 1, 1)}
 
 
-class PipelineCall(Maker):
+class PipelineCall(GenerationCall):
     """A call of a pipeline, by the arguments it takes itself."""
 
     @classmethod
@@ -60,7 +71,7 @@ class PipelineCall(Maker):
         return StableDiffusion.around(made_by, made_by.device)
 
     def __init__(
-        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: Watching
+        self, made_by: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], watching: StepObserver
     ) -> None:
         self.pipeline, self.watching = made_by, watching
         signature = _pipelines.call_signature(made_by)
@@ -102,14 +113,14 @@ class PipelineCall(Maker):
             return False
         return prompted or not loaded.door(OnCaption)
 
-    def first(self, seed_of: SeedOf) -> Made:
+    def first(self, seed_of: SeedOf) -> Attempt:
         told = dict(self.told)
         if self.seeded:
             told["generator"] = [generator(seed_of(row)) for row in range(len(self.prompts))]
         made, self._output = self._made(told, len(self.prompts), (), 0)
         return made
 
-    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Made:
+    def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
         told = {name: value for name, value in self.told.items() if name != "latents"}
         if whole := any(self._may_be_a_row_each(name, value) for name, value in told.items()):
             # Which row of it is whose, the pipeline alone knows: all are made again, and the others left out.
@@ -143,7 +154,7 @@ class PipelineCall(Maker):
             image = {"np": array, "pt": tensor}.get(self.form, Pillow.fromarray(estimate))
         return super().blank(image, None)
 
-    def _made(self, told: dict[str, Any], n: int, rung: Sequence[str], seed: int) -> tuple[Made, Any]:
+    def _made(self, told: dict[str, Any], n: int, rung: Sequence[str], seed: int) -> tuple[Attempt, Any]:
         signals, on_step = self.watching.of(rung), self.watching.looking()
         inside: Any = contextlib.nullcontext()
         if rung or signals or on_step:
@@ -155,11 +166,11 @@ class PipelineCall(Maker):
             except Stopped as stopped:
                 # What the pipeline itself does at the end of a call.
                 self.pipeline.maybe_free_model_hooks()
-                return Made.stopped(stopped, observed.scores), None
+                return Attempt.stopped(stopped, observed.scores), None
             scores = {} if observed is None else arrays(observed.scores)
         return self._finished(output, n, scores), output
 
-    def _finished(self, output: Any, n: int, scores: Mapping[str, NDArray[np.float64]]) -> Made:
+    def _finished(self, output: Any, n: int, scores: Mapping[str, NDArray[np.float64]]) -> Attempt:
         """What came back of n images. Raises InputError where that is something else, or more."""
         kind = type(self.pipeline).__name__
         if not isinstance(output, Mapping) or "images" not in output:
@@ -175,7 +186,7 @@ class PipelineCall(Maker):
             for name, value in output.items()
             if name != "images" and isinstance(value, list) and len(value) == n
         }
-        return Made.finished(images, scores, beside, colours=_pipelines.is_of_diffusers(type(self.pipeline)))
+        return Attempt.finished(images, scores, beside, colours=_pipelines.is_of_diffusers(type(self.pipeline)))
 
     def _of(self, name: str, value: Any, rows: Sequence[int]) -> Any:
         """An argument of the call, for a call about these rows."""

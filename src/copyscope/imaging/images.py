@@ -433,7 +433,7 @@ _quiet = _Quiet()
 _FILTER = ("ignore", _quiet, Warning, None, 0)
 
 
-def cut(picture: Image, side: int, place: NDArray[np.float64] | None = None) -> Image:
+def crop(picture: Image, side: int, place: NDArray[np.float64] | None = None) -> Image:
     """A square [side side 3] of the picture: the middle, or where `place`, two numbers in [0, 1), says."""
     if place is None:
         return centre_crop(picture, side)
@@ -441,6 +441,6 @@ def cut(picture: Image, side: int, place: NDArray[np.float64] | None = None) -> 
     return np.ascontiguousarray(picture[top : top + side, left : left + side])
 
 
-def mirrored(picture: Image) -> Image:
+def mirror(picture: Image) -> Image:
     """The picture [h w 3] with left and right exchanged."""
     return np.ascontiguousarray(picture[:, ::-1])

@@ -13,7 +13,7 @@ from copyscope import parts
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes import causes as module
 from copyscope.detection.causes import exposure as exposure_module
-from copyscope.detection.causes.causes import COMPLEXITY, Profile, causes
+from copyscope.detection.causes.causes import COMPLEXITY, ImageFacts, causes
 from copyscope.detection.causes.exposure import Exposure, exposure
 from copyscope.detection.dedup.groups import Groups, representatives
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -227,12 +227,12 @@ def test_a_group_is_represented_by_its_first_image(made):
 def test_a_profile_leaves_what_it_was_not_asked_to_measure_unknown(made):
     matches, _, groups, pictures = made
     every = np.arange(len(LABEL))
-    profile = Profile.of(matches.references, groups, np.array([4, 9]), every)
+    profile = ImageFacts.of(matches.references, groups, np.array([4, 9]), every)
     np.testing.assert_allclose(profile.complexity[[4, 9]], [complexity_of(pictures[at]) for at in (4, 9)])
     assert np.isnan(np.delete(profile.complexity, [4, 9], axis=0)).all()
     assert profile.card(0)["entropy"] is None
     # What nobody asks about is not held, and what is held is the same.
-    few = Profile.of(matches.references, groups, np.array([9, 4]), np.array([1]))
+    few = ImageFacts.of(matches.references, groups, np.array([9, 4]), np.array([1]))
     assert few.asked.tolist() == [1, 4, 9]
     np.testing.assert_array_equal(few.complexity, profile.complexity[[1, 4, 9]])
     assert [few.card(at) for at in (1, 4, 9)] == [profile.card(at) for at in (1, 4, 9)]

@@ -185,7 +185,7 @@ def test_a_row_that_rotted_is_said_and_mended_and_the_others_stay(tmp_path, monk
     for asked in (range(9), [1, 2]):
         rows = store.find(digests_of(asked))
         if len(asked) == 9:
-            with pytest.raises(store_module.Rotten) as caught:
+            with pytest.raises(store_module.DamagedRows) as caught:
                 store.values(rows)
             assert caught.value.rows.tolist() == [rows[2]]
         else:
@@ -203,7 +203,7 @@ def test_a_width_that_rotted_is_seen(tmp_path):
     path = next(tmp_path.glob("*.keys.npy"))
     flip(path, path.stat().st_size - store_module.SUMMED.itemsize + 32)
     again = ContentStore(tmp_path, 2, np.float32)
-    with pytest.raises(store_module.Rotten):
+    with pytest.raises(store_module.DamagedRows):
         again.values(again.find(digests_of([1])))
 
 

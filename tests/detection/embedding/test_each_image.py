@@ -18,7 +18,7 @@ from copyscope.detection.embedding.each_image import values_of_each
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.fill import AHEAD_BYTES
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.windows import look
+from copyscope.detection.matching.windows import extract
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging import images, rgb
 
@@ -209,7 +209,7 @@ def test_what_is_no_fault_of_an_image_stops_the_run(tmp_path):
 def test_a_picture_in_memory_that_cannot_be_described_says_so():
     good, bad = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 77, 3), np.uint8)
     with pytest.raises(ImageError, match="77 x 40 pixels cannot be described: out of memory"):
-        look([good, bad], Fragile(), Verify(), False)
+        extract([good, bad], Fragile(), Verify(), False)
 
 
 def test_values_that_are_no_numbers_are_those_of_their_image_alone():

@@ -24,7 +24,7 @@ from copyscope.detection.embedding.cache import ContentStore
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import GROUP, Work
+from copyscope.detection.embedding.fill import GROUP, Feature
 from copyscope.errors import CopyscopeError, InputError
 from copyscope.imaging import images
 from tests import worlds
@@ -96,7 +96,9 @@ def test_values_that_are_not_numbers_are_an_error_of_their_row(folder, tmp_path)
     def function(given):
         return np.array([[np.nan if image.shape[0] % 2 else 1.0] for image in given])
 
-    corpus, rows, values = compute(Corpus.open(folder), Work("odd", "", 1, np.float64, function), cache=tmp_path / "c")
+    corpus, rows, values = compute(
+        Corpus.open(folder), Feature("odd", "", 1, np.float64, function), cache=tmp_path / "c"
+    )
     odd = [height is None for height in corpus.table["height"].to_pylist()]
     assert any(odd)
     assert len(rows) == len(values) == 12 - sum(odd)
@@ -229,7 +231,7 @@ def test_other_weights_are_another_cache(folder, tmp_path, monkeypatch):
 def test_values_of_the_wrong_shape_are_an_error_of_the_part(folder, tmp_path):
     for wrong in ((lambda given: np.zeros((len(given), 3))), (lambda given: np.zeros((1, 2)))):
         with pytest.raises(CopyscopeError, match="gave values of shape"):
-            compute(Corpus.open(folder), Work("wrong", "", 2, np.float64, wrong), cache=tmp_path / "c")
+            compute(Corpus.open(folder), Feature("wrong", "", 2, np.float64, wrong), cache=tmp_path / "c")
 
 
 def test_a_matrix_too_large_for_memory_is_mapped_and_the_same(folder, tmp_path, monkeypatch):
@@ -261,7 +263,7 @@ def test_very_many_images_are_described_lot_by_lot_each_content_once(folder, tmp
         described.append(len(pictures))
         return Phash().describe(pictures)
 
-    work = Work("phash", "in lots", 64, np.float32, describe)
+    work = Feature("phash", "in lots", 64, np.float32, describe)
     _, rows, values = compute(
         Corpus.open(folder), work, cache=tmp_path / "other", progress=lambda *values: told.append(values)
     )

@@ -25,12 +25,12 @@ from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.index import manifest as index_files
 from copyscope.detection.index.index import TABLE, table
 from copyscope.detection.matching import partial_copies
-from copyscope.detection.matching.local_search import Found, locate
+from copyscope.detection.matching.local_search import Candidates, local_search
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.tiny_image import coarse_vectors
-from copyscope.detection.matching.windows import look
+from copyscope.detection.matching.windows import extract
 from copyscope.detection.search import binary_codes as codes_module
-from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
+from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode, rotation
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from tests import worlds
@@ -67,7 +67,7 @@ def rows_of(vectors, parts, gone=()):
     blocks = [
         Block(vectors[part], encode(vectors[part], directions), thumbnails[part], removed[part]) for part in parts
     ]
-    return Rows(blocks, directions)
+    return VectorBlocks(blocks, directions)
 
 
 # Search
@@ -132,8 +132,10 @@ def test_few_queries_of_many_rows_go_by_codes_where_faiss_is(monkeypatch):
     vectors = unit(np.random.default_rng(2), 200)
     rows, taken = rows_of(vectors, [slice(0, 200)]), []
     for way in ("_exact", "_by_codes"):
-        method = getattr(Rows, way)
-        monkeypatch.setattr(Rows, way, lambda *given, way=way, method=method: taken.append(way) or method(*given))
+        method = getattr(VectorBlocks, way)
+        monkeypatch.setattr(
+            VectorBlocks, way, lambda *given, way=way, method=method: taken.append(way) or method(*given)
+        )
     rows.nearest(vectors[:3], 1)
     rows.nearest(vectors[:40], 1)
     monkeypatch.setattr(codes_module.importlib.util, "find_spec", lambda name: None)
@@ -200,16 +202,16 @@ def test_a_rough_copy_that_the_descriptor_does_not_retrieve_is_found_by_its_pixe
     index = Index.build(train, tmp_path / "index", FAST, held_out=Corpus.open(world.held_out).take(range(10)))
     source = images.decode(train.read(4))
     rough = source[:, ::-1].copy() if mirrored else source
-    looks = look([rough], named_protocol(FAST).load(), Verify(), local=False)
+    looks = extract([rough], named_protocol(FAST).load(), Verify(), local=False)
     (block,) = index._state.whole.blocks
     away = unit(np.random.default_rng(8), 1, looks.vectors.shape[2])
     away -= (away @ looks.vectors[0, 0]) * looks.vectors[:, 0]
     away /= np.linalg.norm(away)
     blind = np.repeat(0.1 * looks.vectors[:, 0] + np.sqrt(0.99) * away, len(block.vectors), axis=0).astype(np.float32)
     blind[4] = np.sqrt(0.99) * away - 0.1 * looks.vectors[:, 0]
-    whole = Rows([dataclasses.replace(block, vectors=blind)], index._state.whole.directions)
+    whole = VectorBlocks([dataclasses.replace(block, vectors=blind)], index._state.whole.directions)
     for exact in (True, False):
-        found = locate(looks, whole, index._state.coarse, None, Verify(top=2), 2, exact=exact)
+        found = local_search(looks, whole, index._state.coarse, None, Verify(top=2), 2, exact=exact)
         at = next(found.of(0))
         assert found.row[0, at] == 4
         assert found.verified[0, at] > 0.99
@@ -217,7 +219,7 @@ def test_a_rough_copy_that_the_descriptor_does_not_retrieve_is_found_by_its_pixe
         rows = found.row[0][found.row[0] >= 0].tolist()
         assert len(rows) == len(set(rows)), "no candidate is compared twice"
     blocks = [dataclasses.replace(block, gone=np.arange(len(blind)) == 4) for block in index._state.coarse.blocks]
-    found = locate(looks, whole, Rows(blocks, index._state.coarse.directions), None, Verify(top=2), 2)
+    found = local_search(looks, whole, VectorBlocks(blocks, index._state.coarse.directions), None, Verify(top=2), 2)
     assert 4 not in found.row
 
 
@@ -288,12 +290,12 @@ def test_a_place_is_found_mirrored_too_and_a_flat_picture_scores_nothing():
     thumbnail = images.resize(worlds.picture(rng)[0], (32, 32))
     canvas = np.full((1, partial_copies.SIDE, partial_copies.SIDE, 3), 120, np.uint8)
     canvas[0, 10:42, 20:52] = thumbnail[:, ::-1]
-    pictures = partial_copies.Canvases.of(canvas, np.array([[64, 64]]))
+    pictures = partial_copies.Padded.of(canvas, np.array([[64, 64]]))
     scores, boxes = partial_copies.find(pictures, thumbnail[None], np.array([[0, -1]]))
     assert scores[0, 0] > 0.99
     assert boxes[0, 0] == pytest.approx([20 / 64, 10 / 64, 0.5, 0.5], abs=0.04)
     assert np.isnan(scores[0, 1])
-    flat = partial_copies.Canvases.of(np.full_like(canvas, 120), np.array([[64, 64]]))
+    flat = partial_copies.Padded.of(np.full_like(canvas, 120), np.array([[64, 64]]))
     assert partial_copies.find(flat, thumbnail[None], np.array([[0]]))[0][0, 0] == pytest.approx(0, abs=1e-3)
 
 
@@ -408,7 +410,7 @@ def test_a_training_image_is_identical_at_any_calibration(world, tmp_path, preci
 def test_candidates_that_are_the_picture_itself_come_first():
     scores = [np.array([[0.9, 0.99, 1.0]], np.float32)] * 3
     boxes = [np.zeros((1, 3, 4), np.float32)] * 2
-    found = Found(np.array([[7, 8, 9]]), *boxes, *scores)
+    found = Candidates(np.array([[7, 8, 9]]), *boxes, *scores)
     assert list(found.of(0)) == [2, 1, 0]
     assert list(found.of(0, np.array([False, True, False]))) == [1, 2, 0]
 
@@ -440,7 +442,7 @@ def test_nothing_of_a_removed_image_is_left_after_compact(world, tmp_path, way, 
         gone, source = first(world, 40, 20).ids[15], first(world, 40, 20).take([15])
     content = source.read(0)
     picture = images.decode(content)
-    looks = look([picture], named_protocol(FAST).load(), Verify(), True)
+    looks = extract([picture], named_protocol(FAST).load(), Verify(), True)
     digest = hashlib.sha256(content)
     rows = {
         "id": gone.encode(),

@@ -26,7 +26,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search import ivf as cells_module
 from copyscope.detection.search import ivf_files
 from copyscope.detection.search.exact import search
-from copyscope.detection.search.ivf import Cells, in_cells, nearest
+from copyscope.detection.search.ivf import IVF, nearest, with_ivf
 from copyscope.engine import Processes
 from copyscope.errors import InputError
 
@@ -49,7 +49,7 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def cells(vectors):
-    return Cells.build(vectors, 64)
+    return IVF.build(vectors, 64)
 
 
 def copies(rng, vectors, n, noise=0.06):
@@ -92,13 +92,13 @@ def test_few_cells_miss_some_and_none_is_wrong(vectors, cells):
 def test_recall_is_the_share_of_nearest_rows_found(vectors, cells, monkeypatch):
     rng = np.random.default_rng(3)
     _, queries = copies(rng, vectors, 150, 0.12)
-    monkeypatch.setattr(cells_module, "SHARE", 64)
+    monkeypatch.setattr(cells_module, "PROBE_FRACTION", 64)
     told = cells.recall(queries)
     exact, found = search(queries, vectors, 1), cells.nearest(queries, 1, probes=1)
     assert told.n == 150
     assert told.value == pytest.approx((exact.index == found.index).mean(), abs=1e-9)
     assert 0.3 < told.value < 1
-    monkeypatch.setattr(cells_module, "SHARE", 1)
+    monkeypatch.setattr(cells_module, "PROBE_FRACTION", 1)
     assert cells.recall(queries).value == 1
     # Queries that are like nothing count only where there is nothing else.
     away = queries.copy()
@@ -155,13 +155,13 @@ def test_with_all_cells_near_components_are_those_of_all_pairs_whatever_the_piec
     for threshold in (0.7, 0.8, 0.85):
         _, wanted = every_pair(some, threshold)
         assert 1 < len(set(wanted.tolist())) < 900
-        assert same(ivf_components(Cells.build(some, 8), threshold)[0], wanted)
+        assert same(ivf_components(IVF.build(some, 8), threshold)[0], wanted)
 
 
 def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monkeypatch):
     monkeypatch.setattr(near_pairs, "LOT", 500)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 2000)
-    made = Cells.build(vectors, 64)
+    made = IVF.build(vectors, 64)
     for threshold in (0.8, 0.99):
         _, found = ivf_components(made, threshold, k=2, floor=0.6)
         own = np.arange(len(vectors))
@@ -176,7 +176,7 @@ def test_the_closest_rows_are_those_of_a_search_in_the_near_cells(vectors, monke
 
 def test_of_equal_rows_the_first_alone_is_close_to_anything(vectors):
     some = np.concatenate([vectors[:300], vectors[:50]])
-    _, found = ivf_components(Cells.build(some, 4), 0.9, k=2, floor=0.6)
+    _, found = ivf_components(IVF.build(some, 4), 0.9, k=2, floor=0.6)
     assert (found.index[300:] == -1).all()
     assert (found.index < 300).all()
     assert (found.index[:300, 0] >= 0).mean() > 0.5
@@ -203,7 +203,7 @@ def test_components_by_cells_are_those_of_all_pairs_but_for_few(vectors, cells):
     _, twins = copies(rng, vectors, 500, 0.04)
     hub = np.repeat(vectors[:1], 300, axis=0)
     every = np.concatenate([vectors, twins, hub]).astype(np.float32)
-    label = ivf_components(Cells.build(every, 64), 0.95)[0]
+    label = ivf_components(IVF.build(every, 64), 0.95)[0]
     pairs, wanted = every_pair(every, 0.95)
     both = {(a, b) for a, b in zip(*pairs, strict=True) if a < b}
     together = np.mean([label[a] == label[b] for a, b in both])
@@ -219,7 +219,7 @@ def test_a_chain_in_cells_is_split_into_stars_and_what_is_left_cell_by_cell(monk
     star = np.tile(np.array([[0.0, 0.0, 1.0]], np.float32), (40, 1))
     vectors = np.concatenate([np.pad(ring, ((0, 0), (0, 1))), star])
     threshold = float(np.cos(np.deg2rad(4.25)))
-    every = dataclasses.replace(embedded(vectors), cells=Cells.build(vectors, 8))
+    every = dataclasses.replace(embedded(vectors), cells=IVF.build(vectors, 8))
     joined = ivf_components(every.cells, threshold)[0]
     assert len(set(joined.tolist())) == 2
     for name, value in (("STARS", stars), ("PIECE", 50)):
@@ -258,14 +258,14 @@ def test_a_star_is_told_by_the_vectors_where_halves_are_not_sure():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_few_rows_have_no_more_cells_than_rows(vectors, n):
-    made = Cells.build(vectors[:n])
+    made = IVF.build(vectors[:n])
     assert len(made.centres) <= n
     assert made.nearest(vectors[:n], 1).index[:, 0].tolist() == list(range(n))
 
 
 def test_the_first_of_equal_vectors_is_known_and_a_shared_key_alone_makes_none_equal(vectors, monkeypatch):
     some = np.concatenate([vectors[:300], vectors[100:200], vectors[100:110]])
-    made = Cells.build(some, 8)
+    made = IVF.build(some, 8)
     first = made.rows[made.first][np.argsort(made.rows)]
     np.testing.assert_array_equal(first, [*range(300), *range(100, 200), *range(100, 110)])
     keys = np.zeros(len(some), np.uint64)  # as if all had one
@@ -289,10 +289,10 @@ def killed_after(monkeypatch, module, name, n):
 
 
 def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, monkeypatch):
-    whole = Cells.build(vectors, 64)
+    whole = IVF.build(vectors, 64)
     monkeypatch.setattr(ivf_files, "BLOCK", 256)
-    monkeypatch.setattr(ivf_files, "room", lambda: 200_000)
-    made = Cells.build(vectors, 64)
+    monkeypatch.setattr(ivf_files, "memory_budget", lambda: 200_000)
+    made = IVF.build(vectors, 64)
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
         np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
 
@@ -300,21 +300,21 @@ def test_cells_are_the_same_whatever_the_pieces_they_are_written_in(vectors, mon
 @pytest.mark.parametrize("n", [0, 1, 5, 24])
 def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path, monkeypatch, n):
     monkeypatch.setattr(ivf_files, "BLOCK", 256)
-    whole = Cells.build(vectors, 64)
+    whole = IVF.build(vectors, 64)
     with monkeypatch.context() as patch:
         calls = killed_after(patch, ivf_files, "search", n)
         if n < 24:
             with pytest.raises(KeyboardInterrupt):
-                Cells.build(vectors, 64, folder=tmp_path)
+                IVF.build(vectors, 64, folder=tmp_path)
         else:
-            Cells.build(vectors, 64, folder=tmp_path)
+            IVF.build(vectors, 64, folder=tmp_path)
             assert len(calls) == 24
     if n == 5:  # killed between the two files
         with (tmp_path / "near.part").open("ab") as file:
             file.write(b"x" * 1000)
     with monkeypatch.context() as patch:
         calls = killed_after(patch, ivf_files, "search", 24 - n)
-        made = Cells.build(vectors, 64, folder=tmp_path)
+        made = IVF.build(vectors, 64, folder=tmp_path)
         assert len(calls) == 24 - n, "what was done is not done again"
     for name in ("centres", "starts", "rows", "near", "halves", "first"):
         np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
@@ -324,8 +324,8 @@ def test_cells_that_were_killed_in_the_making_are_gone_on_with(vectors, tmp_path
 def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monkeypatch):
     monkeypatch.setattr(near_pairs, "LOT", 500)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 500)  # twelve of them
-    made = Cells.build(vectors, 64, folder=tmp_path)
-    wanted, closest = ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    made = IVF.build(vectors, 64, folder=tmp_path)
+    wanted, closest = ivf_components(IVF.build(vectors, 64), 0.9, k=2, floor=0.7)
     with monkeypatch.context() as patch:
         killed_after(patch, components_module, "go_through", 7)
         with pytest.raises(KeyboardInterrupt):
@@ -344,12 +344,12 @@ def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monke
 
 
 def test_a_stretch_is_what_memory_leaves(monkeypatch):
-    monkeypatch.setattr(components_module, "room", lambda besides: 10**9 - besides)
+    monkeypatch.setattr(components_module, "memory_budget", lambda besides: 10**9 - besides)
     alone = components_module._stretch(10**6, 512, None, 1)
     assert 200_000 < alone < 10**9 // 2048, "what merging takes is left out"
     assert components_module._stretch(4 * 10**6, 512, None, 1) < alone - 30_000
     monkeypatch.setattr(components_module, "cores", lambda: 4)
-    monkeypatch.setattr(components_module, "room", lambda besides: 4 * 10**9 - besides)
+    monkeypatch.setattr(components_module, "memory_budget", lambda besides: 4 * 10**9 - besides)
     four = components_module._stretch(10**6, 512, Processes(), 1)
     assert four == pytest.approx(alone - 41 * 10**6 // 2048, rel=0.01), "as four side by side have room for"
 
@@ -361,7 +361,7 @@ from pathlib import Path
 from copyscope.detection.dedup import ivf_components, near_pairs
 from copyscope.detection.search import ivf, ivf_files
 folder = Path(sys.argv[1])
-ivf_files.BLOCK, ivf_files.room = 256, lambda: 200_000
+ivf_files.BLOCK, ivf_files.memory_budget = 256, lambda: 200_000
 near_pairs.LOT, ivf_components._stretch = 500, lambda *_: 500
 for module, name in ((ivf_files, "search"), (ivf_files, "_scatter"), (ivf_components, "go_through")):
     def slowly(*arguments, real=getattr(module, name), **options):
@@ -403,13 +403,13 @@ def test_killed_again_and_again_it_ends_with_the_same(vectors, tmp_path, monkeyp
     assert kills > 2
     assert not list((tmp_path / "cells").glob(".*.tmp"))
     monkeypatch.setattr(ivf_files, "BLOCK", 256)
-    label, closest = ivf_components(Cells.build(vectors, 64), 0.9, k=2, floor=0.7)
+    label, closest = ivf_components(IVF.build(vectors, 64), 0.9, k=2, floor=0.7)
     assert same(np.load(tmp_path / "label.npy"), label)
     np.testing.assert_array_equal(np.load(tmp_path / "closest.npy"), closest.index)
 
 
 def test_temporary_cells_are_gone_when_nobody_has_them(vectors):
-    made = Cells.build(vectors[:500], 4)
+    made = IVF.build(vectors[:500], 4)
     folder = made.folder
     assert folder.is_dir()
     del made
@@ -420,24 +420,24 @@ def test_temporary_cells_are_gone_when_nobody_has_them(vectors):
 def test_cells_of_a_training_set_are_kept_by_what_decides_them(vectors, tmp_path, monkeypatch):
     monkeypatch.setattr(cells_module, "EXACT_ROWS", 100)
     embeddings = embedded(vectors[:300])
-    first = in_cells(embeddings, cache=tmp_path).cells
+    first = with_ivf(embeddings, cache=tmp_path).cells
     assert first.folder.parent == tmp_path / "cells"
     with monkeypatch.context() as patch:
         patch.setattr(cells_module, "make", None)
-        assert in_cells(embeddings, cache=tmp_path).cells.folder == first.folder
+        assert with_ivf(embeddings, cache=tmp_path).cells.folder == first.folder
     for other in ({"fingerprint": "2"}, {"descriptor": "phash"}, {"rows": np.arange(300)[::-1]}):
-        folder = in_cells(dataclasses.replace(embeddings, **other), cache=tmp_path).cells.folder
+        folder = with_ivf(dataclasses.replace(embeddings, **other), cache=tmp_path).cells.folder
         assert folder != first.folder
 
 
 def test_few_rows_are_searched_exactly_and_many_need_faiss(vectors, tmp_path, monkeypatch):
-    assert in_cells(embedded(vectors)).cells is None
+    assert with_ivf(embedded(vectors)).cells is None
     exact = search(vectors[:5], vectors, 3)
     np.testing.assert_array_equal(nearest(vectors[:5], vectors, 3, None).index, exact.index)
     monkeypatch.setattr(cells_module, "EXACT_ROWS", 100)
-    made = in_cells(embedded(vectors[:200]), cache=tmp_path).cells
+    made = with_ivf(embedded(vectors[:200]), cache=tmp_path).cells
     assert made is not None
     np.testing.assert_array_equal(nearest(vectors[:5], vectors[:200], 1, made).index[:, 0], range(5))
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(InputError, match="needs faiss"):
-        in_cells(embedded(vectors[:300]), cache=tmp_path)
+        with_ivf(embedded(vectors[:300]), cache=tmp_path)

@@ -20,7 +20,7 @@ from copyscope.cli import main
 from copyscope.detection.index import manifest as index_files
 from copyscope.detection.index import row_table
 from copyscope.detection.search import quantized
-from copyscope.detection.search.binary_codes import Block, Rows, encode, rotation
+from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode, rotation
 from copyscope.detection.search.quantized import PRECISIONS, Stored, checked, kinds, shorten
 from copyscope.errors import InputError
 
@@ -133,12 +133,15 @@ def test_both_searches_rank_by_the_vectors_as_they_are_kept(short, exact):
     ]
     scores = queries @ np.concatenate([block.vectors[:] for block in blocks]).T
     scores[:, 7] = -9
-    found = Rows(blocks, directions).nearest(queries, 5, exact=exact)
+    found = VectorBlocks(blocks, directions).nearest(queries, 5, exact=exact)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(found.index[:, 0], order[:, 0])
     np.testing.assert_allclose(found.score, np.take_along_axis(scores, order, axis=1), atol=1e-5)
     np.testing.assert_allclose(
-        Rows(blocks, directions).similarities(queries, found.index), found.score, atol=1e-5, err_msg="one score a row"
+        VectorBlocks(blocks, directions).similarities(queries, found.index),
+        found.score,
+        atol=1e-5,
+        err_msg="one score a row",
     )
 
 

@@ -15,10 +15,17 @@ from copyscope import parts
 from copyscope.curation.captions import paraphrases
 from copyscope.diffusion import applied, generate, sampling
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Ask, NearestImage, Request, Step, guided, text_conditional_norm
+from copyscope.diffusion.denoiser import (
+    DenoiseQuery,
+    DenoiseResult,
+    NearestImage,
+    SamplingContext,
+    guided,
+    text_conditional_norm,
+)
 from copyscope.diffusion.generate import SampleRecipe, sample
 from copyscope.diffusion.mitigations import NEAREST, PROMPTS, prompt_optimisation, sharpness_aware_noise
-from copyscope.diffusion.mitigations._start import pull
+from copyscope.diffusion.mitigations._start import guidance_direction
 from copyscope.diffusion.mitigations.antimemorization_guidance import AntimemorizationGuidance
 from copyscope.diffusion.mitigations.attention_rescaling import AttentionRescaling
 from copyscope.diffusion.mitigations.delayed_guidance import DelayedGuidance
@@ -150,7 +157,7 @@ def ask_of(captions=CAPTIONS, seeds=None, model=None, nearest=similar):
     noise = sampling.noise(seeds, model.shape)
     sigma, rngs = model.sigmas[1], applied.sampling_rngs(seeds, 0)
     told = model.condition(captions)
-    return Request(model, list(captions), told, null, SCALE, sigma, noise, Counted(model), rngs, nearest)
+    return SamplingContext(model, list(captions), told, null, SCALE, sigma, noise, Counted(model), rngs, nearest)
 
 
 def norms(request, noise=None, told=None):
@@ -164,7 +171,9 @@ def plain(request):
     def denoiser(ask):
         prompt = request.predict(ask.x, ask.sigma, request.conditioning)
         none = request.predict(ask.x, ask.sigma, request.null)
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, prompt, none, guided(prompt, none, ask.scale), ask.scale)
+        return DenoiseResult(
+            ask.i, ask.n_steps, ask.sigma, ask.x, prompt, none, guided(prompt, none, ask.scale), ask.scale
+        )
 
     return denoiser
 
@@ -174,7 +183,7 @@ def asks(request, n_steps=5):
     n = len(request.noise)
     levels = np.geomspace(request.sigma, 0.2, n_steps)
     return [
-        Ask(request.noise * level, torch.full((n,), level), i, n_steps, torch.full((n,), SCALE))
+        DenoiseQuery(request.noise * level, torch.full((n,), level), i, n_steps, torch.full((n,), SCALE))
         for i, level in enumerate(map(float, levels))
     ]
 
@@ -274,8 +283,8 @@ def test_noise_is_moved_until_its_own_loss_is_at_the_target():
     request = ask_of()
 
     def loss(noise):
-        here = pull(noise, request)
-        ahead = pull(noise + here / here.flatten(1).norm(dim=1).view(-1, 1, 1, 1), request)
+        here = guidance_direction(noise, request)
+        ahead = guidance_direction(noise + here / here.flatten(1).norm(dim=1).view(-1, 1, 1, 1), request)
         return ahead.flatten(1).norm(dim=1) + 0.1 * noise.flatten(1).norm(dim=1)
 
     before = loss(request.noise)
@@ -615,8 +624,8 @@ def test_attention_is_as_it_was_after_an_error_and_in_other_threads(models):
 def by_hand(request, part, conditional, sigma):
     """The guided estimate of `part` around a denoiser that answers `conditional`, and 0 without a prompt."""
     none, x = torch.zeros_like(conditional), request.noise * sigma
-    ask = Ask(x, torch.full((len(x),), sigma), 0, 5, torch.full((len(x),), SCALE))
-    inner = Step(0, 5, ask.sigma, x, conditional, none, guided(conditional, none, ask.scale), ask.scale)
+    ask = DenoiseQuery(x, torch.full((len(x),), sigma), 0, 5, torch.full((len(x),), SCALE))
+    inner = DenoiseResult(0, 5, ask.sigma, x, conditional, none, guided(conditional, none, ask.scale), ask.scale)
     given = [inner.conditional.clone(), inner.denoised.clone()]
     found = part.wrap(lambda _: inner, request)(ask).denoised
     assert torch.equal(inner.conditional, given[0])
@@ -786,11 +795,11 @@ def watched(part, norms):
         conditional = column(norms[ask.i]) * torch.ones(n, 1, 1, 1)
         none = torch.zeros_like(conditional)
         made = guided(conditional, none, ask.scale)
-        return Step(ask.i, n_steps, ask.sigma, ask.x, conditional, none, made, ask.scale)
+        return DenoiseResult(ask.i, n_steps, ask.sigma, ask.x, conditional, none, made, ask.scale)
 
     wrapped = part.wrap(denoiser, request)
     for i in range(n_steps):
-        made = wrapped(Ask(torch.zeros(n, 1, 1, 1), torch.ones(n), i, n_steps, torch.full((n,), SCALE)))
+        made = wrapped(DenoiseQuery(torch.zeros(n, 1, 1, 1), torch.ones(n), i, n_steps, torch.full((n,), SCALE)))
         scales.append((made.denoised.flatten() / norms[i]).tolist())
     return np.round(np.array(scales), 5)
 
@@ -817,7 +826,7 @@ def test_until_then_it_is_none_or_that_of_the_prompt_or_the_opposite():
 def test_parts_around_delayed_guidance_guide_by_the_scale_that_acts(part, early):
     def steps(*mitigations, scales=(SCALE,) * 6):
         request = ask_of()
-        denoiser = applied.Mitigations(mitigations).around(plain(request), request, range(3))
+        denoiser = applied.MitigationStack(mitigations).around(plain(request), request, range(3))
         given = zip(asks(request, 6), scales, strict=True)
         return [denoiser(dataclasses.replace(ask, scale=torch.full((3,), scale))) for ask, scale in given]
 

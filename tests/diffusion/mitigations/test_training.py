@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from copyscope import Corpus, parts
-from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.applied import MitigationStack, training_rng
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.encoded_cache import Texts
+from copyscope.diffusion.encoded_cache import TextEmbeddingCache
 from copyscope.diffusion.mitigations import Batch
 from copyscope.diffusion.mitigations.dual_fusion import DualFusion
 from copyscope.diffusion.mitigations.mix_up import MixUp
@@ -291,7 +291,7 @@ def test_the_gate_leaves_out_samples_whose_norm_is_at_its_limit_or_above():
 def test_anti_gradient_is_an_exponential_mean_of_each_bin():
     below, decay, bins, n = 0.8, 0.7, 4, 12
     control, rng = part(f"anti_gradient(below={below}, decay={decay}, bins={bins})"), np.random.default_rng(0)
-    memory = control.remembers()
+    memory = control.state()
     assert memory.dtype == torch.float64
     history = [[] for _ in range(bins)]
     dropped, fresh = 0, 0
@@ -319,7 +319,7 @@ def test_anti_gradient_is_an_exponential_mean_of_each_bin():
 
 def test_anti_gradient_leaves_all_out_where_all_are_low_and_forgets():
     control = part("anti_gradient(below=0.5)")
-    memory = control.remembers()
+    memory = control.state()
     assert control.weigh(batch([1.0, 1.0], [1.0, 1.0]), memory).tolist() == [1, 1]
     assert control.weigh(batch([0.4, 0.4], [1.0, 1.0]), memory).tolist() == [0, 0]
     # Another noise level has no history yet.
@@ -328,15 +328,15 @@ def test_anti_gradient_leaves_all_out_where_all_are_low_and_forgets():
         weight = control.weigh(batch([0.3, 0.3], [1.0, 1.0]), memory)
     assert weight.tolist() == [1, 1]
     assert memory.isfinite().all()
-    untouched = control.remembers()
+    untouched = control.state()
     assert part("anti_gradient(below=0.0)").weigh(batch([1.0, 2], [1.0, 1]), untouched).tolist() == [1, 1]
-    assert torch.equal(untouched, control.remembers())
+    assert torch.equal(untouched, control.state())
 
 
 def test_anti_gradients_memory_can_be_averaged_over_processes():
     """One process had losses at a noise level, the other none: the mean is that of the one."""
     control = part("anti_gradient(below=0.5, bins=2)")
-    one, two = control.remembers(), control.remembers()
+    one, two = control.state(), control.state()
     control.weigh(batch([1.0], [0.1]), one)
     control.weigh(batch([8.0], [10.0]), two)
     both = (one + two) / 2
@@ -414,7 +414,7 @@ def test_a_step_is_that_of_the_formulas(folder, tmp_path):
     run = train(folder, tmp_path / "run", options)
     model, corpus = Tiny(seed=options.seed), Corpus.open(folder)
     sampler = draws.WeightedSampler.from_corpus(corpus, seed=options.seed)
-    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), Mitigations())
+    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), MitigationStack())
     repetition, noise, _ = map(part, mitigations)
     rng = training_rng(options.seed, 0, 0)
     captions = [repetition.rewrite([f"picture {row}", f"the other {row}"], rng) for row in drawn.rows]
@@ -444,7 +444,7 @@ def test_who_is_told_nothing_stays_told_nothing(folder, tmp_path, monkeypatch):
     train(folder, tmp_path / "run", options)
     corpus = Corpus.open(folder)
     policy, sampler = draws.CaptionPolicy.from_corpus(corpus), draws.WeightedSampler.from_corpus(corpus, seed=0)
-    dropped = [data.draw(step, Tiny(), options, sampler, policy, Mitigations()).dropped for step in range(12)]
+    dropped = [data.draw(step, Tiny(), options, sampler, policy, MitigationStack()).dropped for step in range(12)]
     assert 20 < np.concatenate(dropped).sum() < 60
     null = Tiny().condition([""]).text
     for (text, mask), drops in zip(seen, dropped, strict=True):
@@ -515,8 +515,8 @@ def losses_of_parts(folder, options):
     """Losses of the first step in each half of its batch, and their noise levels."""
     model, corpus = Tiny(seed=options.seed), Corpus.open(folder)
     sampler = draws.WeightedSampler.from_corpus(corpus, seed=options.seed)
-    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), Mitigations())
-    pictures = data.Pictures(corpus, model, options, None)
+    drawn = data.draw(0, model, options, sampler, draws.CaptionPolicy.from_corpus(corpus), MitigationStack())
+    pictures = data.LatentCache(corpus, model, options, None)
     found = []
     for half in (slice(0, 4), slice(4, 8)):
         x0 = pictures.latents(drawn.rows[half], drawn.flips[half], drawn.places[half])
@@ -541,7 +541,7 @@ def test_two_processes_train_what_one_does_and_average_what_they_remember(folder
         torch.testing.assert_close(two.model.network.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     memories = []
     for loss, sigma in losses_of_parts(folder, APART):
-        memories.append(part(*APART.mitigations).remembers())
+        memories.append(part(*APART.mitigations).state())
         part(*APART.mitigations).weigh(batch(loss, sigma), memories[-1])
     saved = load_file(checkpoints.latest(tmp_path / "apart" / "checkpoints")[1] / "mitigations.safetensors")
     assert not torch.allclose(*memories)
@@ -585,14 +585,14 @@ def test_captions_made_anew_are_not_kept_for_ever_and_the_training_sets_are(
     sizes, calls = [], []
     plain = Tiny.condition
 
-    class Watched(Texts):
+    class Watched(TextEmbeddingCache):
         def __call__(self, captions):
             told = super().__call__(captions)
             sizes.append(sum(one.text.nbytes for store in (self._own, self._made) for one in store.found.values()))
             return told
 
     monkeypatch.setattr(encoded_cache, "KEPT_BYTES", kept)
-    monkeypatch.setattr(loop, "Texts", Watched)
+    monkeypatch.setattr(loop, "TextEmbeddingCache", Watched)
     monkeypatch.setattr(Tiny, "condition", lambda self, captions: [calls.extend(captions), plain(self, captions)][1])
     train(folder, tmp_path / "run", recipe(steps=150, checkpoint_every=150, mitigations=specs))
     own = {caption for captions in Corpus.open(folder).captions for caption in captions}
@@ -664,7 +664,7 @@ def test_dual_fusion_without_images_is_told_before_anything_is_read(folder, with
 def test_a_caption_that_an_image_has_twice_counts_twice(fresh):
     policy, sampler = draws.CaptionPolicy([["a", "a", "b"]], np.array([fresh])), draws.WeightedSampler([1.0])
     options, n = recipe(batch_size=3000), 3000
-    _, captions, _ = data.said(0, options, sampler, policy, Mitigations((part("multiple_captions"),)))
+    _, captions, _ = data.sample_captions(0, options, sampler, policy, MitigationStack((part("multiple_captions"),)))
     assert within(captions.count("b"), n, 1 / 3)
 
 
@@ -686,7 +686,7 @@ def test_a_run_from_before_there_were_mitigations_has_none(folder, tmp_path):
 
 
 def test_mitigations_that_cannot_be_are_told_before_captions_are_encoded(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Texts", None)
+    monkeypatch.setattr(loop, "TextEmbeddingCache", None)
     with pytest.raises(PartError, match="token_noise"):
         train(folder, tmp_path / "run", recipe(mitigations=("token_nose",)))
     with pytest.raises(InputError, match="acts in sampling only"):

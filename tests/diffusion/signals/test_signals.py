@@ -19,7 +19,7 @@ from copyscope import parts
 from copyscope.cli import main
 from copyscope.diffusion import observed, sampling, thresholds
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 from copyscope.diffusion.generate import SampleRecipe, generate, in_blocks, sample, seeds_of
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models.empirical import Empirical
@@ -198,7 +198,7 @@ def asked(of, n=3, emphasis=None, mask=None):
     told = of.condition(TEXTS[:n])
     told = dataclasses.replace(told, emphasis=emphasis, mask=told.mask if mask is None else mask)
     noise = sampling.noise(SEEDS[:n], of.shape)
-    return Request(of, TEXTS[:n], told, None, 1.0, of.sigmas[1], noise, in_blocks(of, 2), ())
+    return SamplingContext(of, TEXTS[:n], told, None, 1.0, of.sigmas[1], noise, in_blocks(of, 2), ())
 
 
 def of_diffusers(layer, query, key, mask):

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from copyscope import Corpus
 from copyscope.curation import curate
 from copyscope.diffusion import encoded_cache
-from copyscope.diffusion.applied import Mitigations
-from copyscope.diffusion.encoded_cache import Texts
+from copyscope.diffusion.applied import MitigationStack
+from copyscope.diffusion.encoded_cache import TextEmbeddingCache
 from copyscope.diffusion.training import data
-from copyscope.diffusion.training.data import CaptionedImages, Pictures, collate, draw
+from copyscope.diffusion.training.data import CaptionedImages, LatentCache, collate, draw
 from copyscope.diffusion.training.draws import CaptionPolicy, WeightedSampler
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
@@ -155,7 +155,7 @@ def test_a_row_that_cannot_be_read_says_why(corpus):
 def test_a_step_is_drawn_by_seed_and_step_alone(corpus):
     told = recipe(caption_dropout=0.5, flip=True, batch_size=400)
     policy, sampler = CaptionPolicy.from_corpus(corpus), WeightedSampler.from_corpus(corpus, seed=told.seed)
-    one, two, other = (draw(step, Tiny(), told, sampler, policy, Mitigations()) for step in (4, 4, 5))
+    one, two, other = (draw(step, Tiny(), told, sampler, policy, MitigationStack()) for step in (4, 4, 5))
     for field in dataclasses.fields(one):
         a, b, c = (getattr(each, field.name) for each in (one, two, other))
         assert np.array_equal(a, b)
@@ -173,10 +173,10 @@ def test_latents_are_the_same_kept_or_not(corpus, monkeypatch, random_crop):
     told = recipe(flip=True, random_crop=random_crop)
     rows, flips = np.array([3, 0, 3, 7]), np.array([True, False, False, True])
     places = np.array([[0, 0.9], [0.5, 0.5], [0, 0.0], [0.1, 0.1]])
-    kept = Pictures(corpus, Tiny(), told, None).latents(rows, flips, places)
-    pictures = Pictures(corpus, Tiny(), dataclasses.replace(told, cache_latents=False), None)
+    kept = LatentCache(corpus, Tiny(), told, None).latents(rows, flips, places)
+    pictures = LatentCache(corpus, Tiny(), dataclasses.replace(told, cache_latents=False), None)
     monkeypatch.setattr(data, "KEPT_BYTES", 0)
-    neither = Pictures(corpus, Tiny(), told, None)
+    neither = LatentCache(corpus, Tiny(), told, None)
     assert torch.equal(kept, pictures.latents(rows, flips, places))
     assert torch.equal(kept, neither.latents(rows, flips, places))
     whole = images.resize_short(images.decode(corpus.read(3)), 8)
@@ -197,7 +197,7 @@ def test_texts_are_encoded_once_where_they_fit(corpus, monkeypatch):
 
     captions = [f"caption {index % 70}" for index in range(90)]
     reports = []
-    texts = Texts(Counted(), captions, progress=lambda *report: reports.append(report))
+    texts = TextEmbeddingCache(Counted(), captions, progress=lambda *report: reports.append(report))
     assert sorted(calls) == sorted(set(captions))
     assert reports[-1] == ("encoding captions", 70, 70)
     told = texts(captions[3:6])
@@ -209,7 +209,7 @@ def test_texts_are_encoded_once_where_they_fit(corpus, monkeypatch):
     texts.keep(["newer", "new"])
     assert torch.equal(texts(["newer"]).text, Tiny().condition(["newer"]).text)
     assert calls[70:] == ["new", "newer"]
-    texts = Texts(Counted(), captions, cache=False)
+    texts = TextEmbeddingCache(Counted(), captions, cache=False)
     before = len(calls)
     assert torch.equal(texts(captions[3:6]).text, told.text)
     texts.keep(captions)
@@ -226,7 +226,7 @@ def test_texts_are_kept_up_to_a_number_of_bytes(monkeypatch):
 
     # A caption of Tiny takes 32 bytes.
     monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 70)
-    texts = Texts(Counted(), ["a", "b", "c", "d"])
+    texts = TextEmbeddingCache(Counted(), ["a", "b", "c", "d"])
     for _ in range(2):
         assert torch.equal(texts(["d", "a", "d", "b"]).text, Tiny().condition(["d", "a", "d", "b"]).text)
     assert calls == [["a", "b", "c", "d"], ["d"], ["d"]]
@@ -242,7 +242,7 @@ def test_texts_that_are_not_the_training_sets_make_way_for_others(monkeypatch):
 
     # Room for ten captions, and two more of those that are made.
     monkeypatch.setattr(encoded_cache, "KEPT_BYTES", 10 * 32 * 2)
-    texts = Texts(Counted(), ["a"], ["b"])
+    texts = TextEmbeddingCache(Counted(), ["a"], ["b"])
     for captions in (["b"], ["one"], ["two"], ["one"], ["three"], ["a", "b", "one"], ["three", "four", "one"], ["two"]):
         assert torch.equal(texts(captions).text, Tiny().condition(captions).text)
     # "two" made way for "three", as "one" was used since; and "three" for "four", which was asked for with it.
@@ -271,7 +271,7 @@ def test_a_model_is_told_of_by_its_spec(corpus):
 
     told = recipe()
     with pytest.raises(TrainingError, match=f"^{told.model} makes latents of shape") as caught:
-        Pictures(corpus, Around(), told, None)
+        LatentCache(corpus, Around(), told, None)
     assert "Linear" in str(Around())
     assert "Linear" not in str(caught.value)
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from copyscope import Corpus, parts
-from copyscope.diffusion.applied import Mitigations
+from copyscope.diffusion.applied import MitigationStack
 from copyscope.diffusion.training import checkpoints, data, loop
 from copyscope.diffusion.training.train import train
 from copyscope.imaging import images
@@ -40,7 +40,7 @@ def by_hand(folder, options, steps):
     optimizer = torch.optim.AdamW(weights, betas=told.betas, eps=told.epsilon, weight_decay=told.weight_decay)
     average, losses = [value.detach().clone() for value in weights], []
     for step in range(steps):
-        drawn = data.draw(step, model, told, sampler, policy, Mitigations())
+        drawn = data.draw(step, model, told, sampler, policy, MitigationStack())
         pictures = [images.decode(corpus.read(int(row))) for row in drawn.rows]
         x0 = model.encode([images.centre_crop(images.resize_short(each, 8), 8) for each in pictures])
         sigma = drawn.sigma.view(-1, 1, 1, 1)

@@ -18,7 +18,7 @@ from copyscope.detection.dedup.caption_overlap import CaptionSharing, caption_sh
 from copyscope.detection.dedup.groups import Groups, representatives
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.detection.verdict.answer import COPIES
@@ -81,7 +81,7 @@ def causes(
     large = groups.sizes > 1
     large[list(copied_groups)] = False
     uncopied = first[np.flatnonzero(large)[:UNCOPIED_CARDS]]
-    profile = Profile.of(
+    profile = ImageFacts.of(
         matches.references,
         groups,
         np.concatenate([first[chosen], top, matches.match]),
@@ -110,7 +110,7 @@ def causes(
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class ImageFacts:
     """What is known of some training images, the asked ones.
 
     asked: their positions [m], in order. captions: of each, lists of strings [m]. sharing: of each [m], among all.
@@ -132,7 +132,7 @@ class Profile:
         positions: NDArray[np.int64],
         captions_of: NDArray[np.int64] | None = None,
         **options: Any,
-    ) -> Profile:
+    ) -> ImageFacts:
         """Measure the pictures at `positions` (the set's readable images), and their captions and those of
         `captions_of`, with the captions of all."""
         positions = np.unique(positions)
@@ -239,7 +239,7 @@ def _risk(
     matches: Matches,
     judged: Verdict,
     groups: Groups,
-    profile: Profile,
+    profile: ImageFacts,
     uncopied: NDArray[np.int64],
 ) -> tuple[pa.Table, dict[int, str]]:
     """A card each copied near-duplicate group, under its most copied member; then those of `uncopied` groups."""
@@ -284,11 +284,11 @@ def _risk(
     return pa.Table.from_pylist(cards, schema=RISK_SCHEMA), reasons
 
 
-def complexity_work() -> Work:
+def complexity_work() -> Feature:
     """What measures how complex an image is, by each measure in COMPLEXITY."""
     # The size of a JPEG depends on who writes it.
     key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
-    return Work("complexity", key, len(COMPLEXITY), np.float64, _complexity)
+    return Feature("complexity", key, len(COMPLEXITY), np.float64, _complexity)
 
 
 def _complexity(pictures: list[NDArray[np.uint8]]) -> NDArray[np.float64]:

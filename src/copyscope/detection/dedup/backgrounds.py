@@ -17,7 +17,7 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
@@ -99,9 +99,9 @@ def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
     return dataclasses.replace(groups, label=merged(groups.label, pairs)) if len(pairs) else groups
 
 
-def transparency_work() -> Work:
+def transparency_work() -> Feature:
     """What tells which images are transparent: 1 for these, else 0."""
-    return Work("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
+    return Feature("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
 
 
 def _differ(layers: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:

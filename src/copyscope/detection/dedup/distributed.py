@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.detection.search.ivf import Cells
-from copyscope.engine import Engine, Lost
+from copyscope.detection.search.ivf import IVF
+from copyscope.engine import Engine, TaskFailure
 from copyscope.errors import CopyscopeError, InputError
 
 from .near_pairs import Closest, Labels, begin, go_through
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class PairTask:
     """What all tasks are told; see `ivf_components`. folder: the cells, at the same path on all machines."""
 
     folder: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class PairChunk:
     """What one stretch gave. edges: rows [e 2] in one component. unsure: places [u 2] that half precision cannot tell.
     places [p]: those with something close; close: the places of that [p k], -1 for none; score: float32 [p k].
     """
@@ -43,7 +43,7 @@ class Part:
 
 def by_engine(
     engine: Engine,
-    asked: Asked,
+    asked: PairTask,
     spans: Sequence[tuple[int, int]],
     labels: Labels,
     closest: Closest,
@@ -55,10 +55,10 @@ def by_engine(
     exact: which places [u] and places [u] reach the threshold. rows: of each place. Raises CopyscopeError where a
     stretch is lost: groups without its pairs would look like an answer.
     """
-    found: dict[int, Part] = {}
+    found: dict[int, PairChunk] = {}
     done = 0
     for number, part in engine.map(stretch, asked, spans):
-        if isinstance(part, Lost):
+        if isinstance(part, TaskFailure):
             start, stop = spans[number]
             raise CopyscopeError(
                 f"Near-duplicates of images {start:,} to {stop - 1:,} of {len(rows):,}, in the order of the cells, "
@@ -72,7 +72,7 @@ def by_engine(
             done += 1
 
 
-def take(part: Part, labels: Labels, closest: Closest, exact: Any, rows: NDArray[np.int64]) -> None:
+def take(part: PairChunk, labels: Labels, closest: Closest, exact: Any, rows: NDArray[np.int64]) -> None:
     """Join what a part says."""
     labels.join(part.edges[:, 0], part.edges[:, 1])
     if len(part.unsure):
@@ -84,11 +84,11 @@ def take(part: Part, labels: Labels, closest: Closest, exact: Any, rows: NDArray
         closest.offer(places[there], part.close[there].astype(np.int64), part.score[there])
 
 
-def stretch(asked: Asked, span: tuple[int, int]) -> Part:
+def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
     """By a worker: one stretch of places."""
     folder = Path(asked.folder)
     try:
-        cells = Cells.open(folder, np.zeros((0, 0), np.float32))
+        cells = IVF.open(folder, np.zeros((0, 0), np.float32))
     except OSError:
         raise InputError(
             f"The cells {folder} are not on the machine of a worker.\n"
@@ -108,7 +108,7 @@ def stretch(asked: Asked, span: tuple[int, int]) -> Part:
     _, first, root = np.unique(after, return_index=True, return_inverse=True)
     moved = np.flatnonzero((first[root] != np.arange(len(after))) & (before != before[first[root]]))
     places = np.flatnonzero((closest.place >= 0).any(axis=1))
-    return Part(
+    return PairChunk(
         np.stack([moved, first[root][moved]], axis=1),
         np.concatenate(unsure),
         places,

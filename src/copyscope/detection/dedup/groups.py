@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest, search
-from copyscope.detection.search.ivf import in_cells
+from copyscope.detection.search.ivf import with_ivf
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
-from copyscope.machine import Progress, let_go
+from copyscope.machine import Progress, drop_pages
 
 from .caption_overlap import normalise
 from .components import components
@@ -135,7 +135,7 @@ def duplicates(
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
-    embeddings = in_cells(embeddings, cache=cache, workers=workers, progress=progress)
+    embeddings = with_ivf(embeddings, cache=cache, workers=workers, progress=progress)
     vectors, cells = embeddings.vectors, embeddings.cells
     floor = max(FLOOR, SPREADS / math.sqrt(vectors.shape[1]))
     again = verify is not None and threshold > floor
@@ -224,7 +224,7 @@ def _split(
                 parts.append(rest)
         n_chained += taken > 0
         if number % BLOCK == 0:
-            let_go(vectors)
+            drop_pages(vectors)
     return label, n_chained
 
 
@@ -344,10 +344,10 @@ def _exact(
     return exact
 
 
-def pixels_work() -> Work:
+def pixels_work() -> Feature:
     """What makes a digest of the pixels of an image: equal for exact duplicates, whatever their files."""
     key = "sha256 of height, width and RGB values, over both backgrounds"
-    return Work("pixels", key, 32, np.uint8, _pixel_digests, layers=True)
+    return Feature("pixels", key, 32, np.uint8, _pixel_digests, layers=True)
 
 
 def _pixel_digests(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.search.exact import NOTHING, Nearest
-from copyscope.detection.search.ivf import Cells
+from copyscope.detection.search.ivf import IVF
 from copyscope.engine import Engine, open_engine
-from copyscope.files import replace_file, told
-from copyscope.machine import Progress, cores, locked, room
+from copyscope.files import cache_errors, replace_file
+from copyscope.machine import Progress, cores, file_lock, memory_budget
 
 from .near_pairs import LOT, PIECE, Closest, Exact, Labels, begin, go_through
 
 
 def ivf_components(
-    cells: Cells,
+    cells: IVF,
     threshold: float,
     *,
     k: int = 0,
@@ -40,7 +40,7 @@ def ivf_components(
     n, dim = cells.halves.shape
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
     engine = open_engine(engine) if engine is not None else None
-    with told(cells.folder), locked(kept.with_suffix(".lock")):
+    with cache_errors(cells.folder), file_lock(kept.with_suffix(".lock")):
         labels, closest, done = _begun(kept, cells, k, floor)
         size = _stretch(n, dim, engine, workers or cores())
         spans = [(start, min(start + size, n)) for start in range(done, n, size)]
@@ -67,11 +67,11 @@ def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
     places, a_thread = (24 if engine is None else 65) * n, LOT * dim * 6 + 8 * PIECE**2 * 2
     tasks = 1 if engine is None else max(1, cores() // engine.threads)
     threads = workers if engine is None else tasks * engine.threads
-    return max(LOT, room(tasks * places + threads * a_thread) // tasks // (4 * dim))
+    return max(LOT, memory_budget(tasks * places + threads * a_thread) // tasks // (4 * dim))
 
 
 def _done(
-    cells: Cells,
+    cells: IVF,
     spans: list[tuple[int, int]],
     threshold: float,
     labels: Labels,
@@ -82,9 +82,9 @@ def _done(
 ) -> Iterator[int]:
     """The end of each of the stretches `spans` of places, when its pairs are joined."""
     if engine is not None:
-        from .distributed import Asked, by_engine
+        from .distributed import PairTask, by_engine
 
-        asked = Asked(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
+        asked = PairTask(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
         yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)
         return
     for start, stop in spans:
@@ -92,7 +92,7 @@ def _done(
         yield stop
 
 
-def _begun(kept: Path, cells: Cells, k: int, floor: float) -> tuple[Labels, Closest, int]:
+def _begun(kept: Path, cells: IVF, k: int, floor: float) -> tuple[Labels, Closest, int]:
     """What is known so far: labels, the closest, and how many places were gone through. Of a file that is not whole,
     nothing is."""
     if kept.is_file():

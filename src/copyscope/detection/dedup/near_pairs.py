@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.search.exact import NOTHING, one_blas_thread
-from copyscope.detection.search.ivf import Cells
-from copyscope.machine import cores, let_go
+from copyscope.detection.search.ivf import IVF
+from copyscope.machine import cores, drop_pages
 
 LOT = 32768
 PIECE = 2048
@@ -122,7 +122,7 @@ def _connected(one: NDArray[np.int64], other: NDArray[np.int64], size: int) -> N
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def begin(cells: Cells, k: int, floor: float) -> tuple[Labels, Closest]:
+def begin(cells: IVF, k: int, floor: float) -> tuple[Labels, Closest]:
     """What is known before any two rows are compared: equal vectors."""
     label = np.empty(len(cells.rows), np.int64)
     label[cells.rows] = cells.rows[cells.first]
@@ -130,7 +130,7 @@ def begin(cells: Cells, k: int, floor: float) -> tuple[Labels, Closest]:
 
 
 def go_through(
-    cells: Cells,
+    cells: IVF,
     start: int,
     stop: int,
     threshold: float,
@@ -142,17 +142,17 @@ def go_through(
     """Join all pairs of which one is at a place from `start` to `stop`. exact: tells places [e] and places [e] that
     half precision cannot tell."""
     alone = cells.first == np.arange(len(cells.rows))
-    stretch = _Stretch.read(cells, alone, start, stop)
+    stretch = _CellRange.read(cells, alone, start, stop)
     with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
         join = functools.partial(
             stretch.join, cells, alone, threshold=threshold, labels=labels, closest=closest, exact=exact
         )
         list(pool.map(join, range(0, len(alone), LOT)))
-    let_go(cells.near)
+    drop_pages(cells.near)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stretch:
+class _CellRange:
     """Places from `start` on that memory holds, of equal vectors the first alone.
 
     vectors: float32 [s d]. places: int64 [s]. cells: which they are of. bounds: int64 [c+1], where each begins in them.
@@ -164,7 +164,7 @@ class _Stretch:
     bounds: NDArray[np.int64]
 
     @classmethod
-    def read(cls, cells: Cells, alone: NDArray[np.bool_], start: int, stop: int) -> _Stretch:
+    def read(cls, cells: IVF, alone: NDArray[np.bool_], start: int, stop: int) -> _CellRange:
         places = start + np.flatnonzero(alone[start:stop])
         vectors = np.empty((len(places), cells.halves.shape[1]), np.float32)
         there = 0
@@ -179,7 +179,7 @@ class _Stretch:
 
     def join(
         self,
-        cells: Cells,
+        cells: IVF,
         alone: NDArray[np.bool_],
         first: int,
         *,
@@ -211,7 +211,7 @@ class _Stretch:
 
 
 def _join(
-    cells: Cells,
+    cells: IVF,
     one: NDArray[np.int64],
     other: NDArray[np.int64],
     scores: NDArray[np.float32],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.templates import Planes, turned
 from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread
@@ -136,7 +136,7 @@ def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:
 def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> _Views:
     """Views of `rows` [n]; blank for an image that is gone by now."""
     luma, hues = 2 * SMALL**2, 2 * HUES**2
-    work = Work("views", f"luma {SMALL} twice, hues {HUES}, detail, blank", luma + hues + 3, np.uint8, _view, True)
+    work = Feature("views", f"luma {SMALL} twice, hues {HUES}, detail, blank", luma + hues + 3, np.uint8, _view, True)
     values, filled = _values(corpus, rows, work, options)
     gone = ~values.any(axis=1)
     return _Views(
@@ -150,13 +150,15 @@ def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]
 
 
 def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> NDArray[np.uint8]:
-    work = Work("large-views", f"luma {LARGE}", LARGE**2, np.uint8, _large_view)
+    work = Feature("large-views", f"luma {LARGE}", LARGE**2, np.uint8, _large_view)
     values, _ = _values(corpus, rows, work, options)
     found: NDArray[np.uint8] = values.reshape(-1, LARGE, LARGE)
     return found
 
 
-def _values(corpus: Corpus, rows: NDArray[np.intp], work: Work, options: dict[str, Any]) -> tuple[NDArray[Any], Corpus]:
+def _values(
+    corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: dict[str, Any]
+) -> tuple[NDArray[Any], Corpus]:
     """Values [n dim] of `rows` and these rows as a corpus, sizes filled in; zeros for an image that is gone by now."""
     filled, found, values = compute(corpus.take(rows), work, **options)
     whole = np.zeros((len(rows), work.dim), work.dtype)

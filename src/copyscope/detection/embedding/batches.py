@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.engine import Engine, Lost
+from copyscope.engine import Engine, TaskFailure
 from copyscope.errors import CopyscopeError
-from copyscope.files import told
+from copyscope.files import cache_errors
 from copyscope.machine import Progress
 
 from .cache import KEY, ContentStore
-from .fill import Work, fill
-from .image_status import Ledger
+from .fill import Feature, fill
+from .image_status import ImageStatus
 
 SIZES = (512, 16, 1)
 """Images of a piece at most, and of what is cut of one that is lost."""
@@ -54,16 +54,16 @@ class Described:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class EmbedTask:
     """What all workers are told: the works, how many threads do them, and by work the contents whose values its store
     has [s]."""
 
-    works: list[Work]
+    works: list[Feature]
     threads: int
     known: list[NDArray[np.bytes_]]
 
 
-def cut(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+def split(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
     """Pieces of `rows`, in their order: neighbours of one shard or folder, at most `size`.
 
     A piece also ends where an id says so, by chance, every size / 2 rows or so: images that are added to a folder then
@@ -89,7 +89,7 @@ def cut(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[n
         yield np.array(piece, np.intp)
 
 
-def by_pieces(
+def map_batches(
     engine: Engine,
     function: Callable[[S, Corpus], R],
     shared: S,
@@ -97,7 +97,7 @@ def by_pieces(
     rows: NDArray[np.intp],
     sizes: Sequence[int],
     progress: Callable[[int], None],
-) -> Iterator[tuple[NDArray[np.intp], R | Lost]]:
+) -> Iterator[tuple[NDArray[np.intp], R | TaskFailure]]:
     """(rows, what `function(shared, corpus of these rows)` gives) of all pieces of `rows`, as they are done.
 
     What is Lost is cut to the next of `sizes`; only of the last it is handed on. progress: told the rows done. Raises
@@ -110,7 +110,7 @@ def by_pieces(
 
         def tasks(size: int = size, left: list[NDArray[np.intp]] = left, pieces: Any = pieces) -> Iterator[Corpus]:
             for run in left:
-                for piece in cut(corpus, run, size):
+                for piece in split(corpus, run, size):
                     pieces.append(piece)
                     yield corpus.take(piece.tolist())
 
@@ -118,15 +118,15 @@ def by_pieces(
         for number, found in engine.map(function, shared, tasks()):
             piece = pieces[number]
             last = level == len(sizes) - 1 or len(piece) == 1
-            if isinstance(found, Lost):
+            if isinstance(found, TaskFailure):
                 lost.append(piece)
                 if not n_done and (found.told or len(lost) >= GIVE_UP):
                     raise CopyscopeError(
                         f"The engine {engine} can do nothing of what it is given: {found.why}.\n"
                         "What was done before is kept. See what it says with one image, without an engine"
                     )
-            if not isinstance(found, Lost) or last:
-                n_done += not isinstance(found, Lost)
+            if not isinstance(found, TaskFailure) or last:
+                n_done += not isinstance(found, TaskFailure)
                 progress(len(piece))
                 yield piece, found
         if not lost:
@@ -134,13 +134,13 @@ def by_pieces(
         left = sorted((piece for piece in lost if len(piece) > 1), key=lambda piece: int(piece[0]))
 
 
-def fill_by(
+def fill_by_engine(
     engine: Engine,
     corpus: Corpus,
     rows: NDArray[np.intp],
-    works: Sequence[Work],
+    works: Sequence[Feature],
     stores: Sequence[ContentStore],
-    ledger: Ledger,
+    ledger: ImageStatus,
     progress: Progress | None,
 ) -> None:
     """As `fill`, by an engine: one shard of each store a piece. What is lost is an `error` of its rows in `ledger`
@@ -154,29 +154,29 @@ def fill_by(
             progress(works[0].name, n_done, len(rows))
 
     lean = dataclasses.replace(corpus, table=corpus.table.select(_NEEDED))
-    shared = Asked(list(works), engine.threads, [store.digests for store in stores])
+    shared = EmbedTask(list(works), engine.threads, [store.digests for store in stores])
     size = min(SIZES[0], max(LEAST, len(rows) // (4 * engine.width())))
-    for piece, found in by_pieces(engine, describe, shared, lean, rows, (size, *SIZES[1:]), tell):
-        if isinstance(found, Lost):
+    for piece, found in map_batches(engine, describe, shared, lean, rows, (size, *SIZES[1:]), tell):
+        if isinstance(found, TaskFailure):
             ledger.errors |= {int(row): f"not described: {found.why}" for row in piece}
             continue
         ledger.digests[piece], ledger.any_new = found.digests, True
         ledger.errors |= {int(piece[place]): error for place, error in found.errors.items()}
         for store, (keys, values) in zip(stores, found.made, strict=True):
             if len(keys):
-                with told(store.folder):
+                with cache_errors(store.folder):
                     store.add(keys, values)
 
 
-def describe(asked: Asked, corpus: Corpus) -> Described:
+def describe(asked: EmbedTask, corpus: Corpus) -> Described:
     """The images of `corpus`, by a worker."""
-    ledger, held = Ledger(corpus), [Held(known) for known in asked.known]
+    ledger, held = ImageStatus(corpus), [InMemoryCache(known) for known in asked.known]
     fill(corpus, np.arange(len(corpus)), asked.works, held, ledger, asked.threads, None)
     made = [each.made(work) for each, work in zip(held, asked.works, strict=True)]
     return Described(ledger.digests, ledger.errors, made)
 
 
-class Held:
+class InMemoryCache:
     """A store in memory, of what a worker computes of its piece. known: S32 [s], sorted, what need not be computed."""
 
     folder = Path()
@@ -198,7 +198,7 @@ class Held:
         self.keys.append(keys)
         self.values.append(values)
 
-    def made(self, work: Work) -> tuple[NDArray[Any], NDArray[Any]]:
+    def made(self, work: Feature) -> tuple[NDArray[Any], NDArray[Any]]:
         """Keys KEY [m] and values [m dim] of all that was added."""
         keys = np.concatenate([np.zeros(0, KEY), *self.keys])
         return keys, np.concatenate([np.zeros((0, work.dim), work.dtype), *self.values])

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import beside, save_array, sweep
-from copyscope.machine import let_go
+from copyscope.files import beside, remove_stale, save_array
+from copyscope.machine import drop_pages
 
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
 SUMMED = np.dtype([*KEY.descr, ("crc", "<u4")])
@@ -31,7 +31,7 @@ COPY_ROWS = 8192
 IN_MEMORY = 32 * 2**20
 
 
-class Rotten(Exception):
+class DamagedRows(Exception):
     """Rows of a store are not what was written: `rows` [n]."""
 
     def __init__(self, rows: NDArray[np.intp]) -> None:
@@ -48,7 +48,7 @@ class ContentStore:
         self.dtype = np.dtype(dtype)
         self._listed: list[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        remove_stale(folder)
         self.refresh()
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class ContentStore:
                 piece[self._wrong(shard, piece, held[piece[0] - self._starts[shard] :][: len(piece)])]
                 for piece in np.split(rows, range(COPY_ROWS, len(rows), COPY_ROWS))
             ]
-            let_go(held)
+            drop_pages(held)
             _raise_rotten(rotten)
             return held[first : first + len(rows)]
         with tempfile.TemporaryFile() as file:
@@ -149,8 +149,8 @@ class ContentStore:
                 found = values[rows[piece] - self._starts[shard]]
                 rotten.append(rows[piece][self._wrong(shard, rows[piece], found)])
                 out[piece] = found
-            let_go(values)
-            let_go(out)
+            drop_pages(values)
+            drop_pages(out)
         _raise_rotten(rotten)
         return out
 
@@ -189,7 +189,7 @@ class ContentStore:
             self.write(self._keys[rows], self._pieces(rows))
         except FileNotFoundError:  # another process compacts the same shards
             return
-        except Rotten as found:
+        except DamagedRows as found:
             self.mend(found.rows)
             return
         for name in old:
@@ -248,7 +248,7 @@ def _sums(keys: NDArray[Any], values: NDArray[Any]) -> NDArray[np.uint32]:
 
 def _raise_rotten(found: list[NDArray[np.intp]]) -> None:
     if any(len(each) for each in found):
-        raise Rotten(np.concatenate(found))
+        raise DamagedRows(np.concatenate(found))
 
 
 def _heads(digests: NDArray[np.bytes_]) -> NDArray[np.uint64]:

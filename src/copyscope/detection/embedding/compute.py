@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.engine import Engine, open_engine
 from copyscope.errors import CopyscopeError
-from copyscope.files import told
+from copyscope.files import cache_errors
 from copyscope.machine import Progress, cores
 
-from .batches import fill_by
-from .cache import ContentStore, Rotten
-from .fill import Work, fill
-from .image_status import Ledger
+from .batches import fill_by_engine
+from .cache import ContentStore, DamagedRows
+from .fill import Feature, fill
+from .image_status import ImageStatus
 
 LOT = 1_000_000
 
 
 def compute(
     corpus: Corpus,
-    work: Work,
+    work: Feature,
     *,
     rows: NDArray[np.intp] | None = None,
     cache: str | Path | None = None,
@@ -41,7 +41,7 @@ def compute(
     """
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)
-    ledger = Ledger(corpus)
+    ledger = ImageStatus(corpus)
     missing = chosen[(ledger.places(store, chosen) < 0) & ~ledger.failed(chosen)]
     while True:
         if len(missing):
@@ -57,8 +57,8 @@ def compute(
             break
         except FileNotFoundError:  # another process compacted the store just now: look again
             continue
-        except Rotten as rotten:
-            with told(store.folder):
+        except DamagedRows as rotten:
+            with cache_errors(store.folder):
                 store.mend(rotten.rows)
             missing = good[ledger.places(store, good) < 0]
     ledger.widths[good], ledger.heights[good] = store.sizes(found)
@@ -67,7 +67,7 @@ def compute(
 
 def compute_ahead(
     corpus: Corpus,
-    works: Sequence[Work],
+    works: Sequence[Feature],
     *,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -90,7 +90,7 @@ def compute_ahead(
         The corpus with `sha256` and `error` filled.
     """
     stores = [work.store(cache) for work in works]
-    ledger, every = Ledger(corpus), np.arange(len(corpus))
+    ledger, every = ImageStatus(corpus), np.arange(len(corpus))
     lacking = np.any([ledger.places(store, every) < 0 for store in stores], axis=0)
     missing = every[lacking & ~ledger.failed(every)]
     if len(missing):
@@ -101,9 +101,9 @@ def compute_ahead(
 def _make(
     corpus: Corpus,
     rows: NDArray[np.intp],
-    works: Sequence[Work],
+    works: Sequence[Feature],
     stores: Sequence[ContentStore],
-    ledger: Ledger,
+    ledger: ImageStatus,
     workers: int | None,
     engine: Engine | str | None,
     progress: Progress | None,
@@ -117,9 +117,9 @@ def _make(
             for store in stores:
                 store.refresh()
     else:
-        fill_by(open_engine(engine), corpus, rows, works, stores, ledger, progress)
+        fill_by_engine(open_engine(engine), corpus, rows, works, stores, ledger, progress)
     for store in stores:
-        with told(store.folder):
+        with cache_errors(store.folder):
             store.compact()
 
 

@@ -15,7 +15,7 @@ from copyscope.machine import Progress
 
 from .compute import compute
 from .embeddings import Embeddings
-from .fill import Same, Work
+from .fill import Feature, FingerprintCheck
 from .protocols import protocol
 
 
@@ -42,19 +42,19 @@ def embed(
     return Embeddings(filled, rows, vectors, str(descriptor), descriptor.fingerprint())
 
 
-def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> Work:
+def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> Feature:
     """What describes images. engine: who will; its workers check that their weights are the same."""
     fingerprint = descriptor.fingerprint()
-    return Work(
+    return Feature(
         name=str(descriptor).partition("(")[0].replace(":", "."),
         key=f"{descriptor}\n{fingerprint}",
         dim=descriptor.dim,
         dtype=np.float32,
-        function=descriptor.describe if engine is None else Same(descriptor, fingerprint),
+        function=descriptor.describe if engine is None else FingerprintCheck(descriptor, fingerprint),
     )
 
 
-def read_again(described: Embeddings, work: Work, **options: Any) -> Embeddings:
+def without_unreadable(described: Embeddings, work: Feature, **options: Any) -> Embeddings:
     """The embeddings without images that cannot be read again for `work`: these have an error, as if they could never
     be read. What the work makes of the others is kept by content, so that no step reads them for it once more.
 

@@ -15,12 +15,12 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.documents import read_json
 from copyscope.errors import InputError
-from copyscope.files import file_sha256, save_array, whole, write_file, write_parquet
+from copyscope.files import as_damaged, file_sha256, save_array, write_file, write_parquet
 
 from . import parquet
 
 if TYPE_CHECKING:
-    from copyscope.detection.search.ivf import Cells
+    from copyscope.detection.search.ivf import IVF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Embeddings:
     vectors: NDArray[np.float32]
     descriptor: str
     fingerprint: str
-    cells: Cells | None = None
+    cells: IVF | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -80,7 +80,7 @@ class Embeddings:
         if not (folder / "embeddings.json").is_file():
             raise InputError(f"No finished embeddings in {folder}.\nMake them with: copyscope embed CORPUS -o {folder}")
         summary, table = read_json(folder / "embeddings.json"), read_table(folder / "embeddings.parquet")
-        with whole(folder):
+        with as_damaged(folder):
             corpus = Corpus(table, str(summary["corpus"]), str(summary["kind"])).settled()
             rows = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
             # Those of version 0.1 have no checksum.

@@ -17,13 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor, Image
 from copyscope.errors import CopyscopeError, ImageError
-from copyscope.files import cache_folder, told
+from copyscope.files import cache_errors, cache_folder
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
 from .cache import KEY, ContentStore
 from .each_image import values_of_each
-from .image_status import Ledger, Store
+from .image_status import ImageStatus, Store
 
 BATCH = 8
 BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
@@ -35,7 +35,7 @@ GROUP = 16 * BATCH
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Feature:
     """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them.
 
     layers: `function` is given what `images.decode_layers` gives of each, not the image alone. folder: the cache that
@@ -54,12 +54,12 @@ class Work:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
         root = self.folder or cache_folder(cache)
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
-        with told(root):
+        with cache_errors(root):
             return ContentStore(root / "content" / f"{self.name}-{digest}", self.dim, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Same:
+class FingerprintCheck:
     """`descriptor.describe` on another machine, where its weights, or the library it rests on, may be other ones."""
 
     descriptor: Descriptor
@@ -100,9 +100,9 @@ class _Done:
 def fill(
     corpus: Corpus,
     rows: NDArray[np.intp],
-    works: Sequence[Work],
+    works: Sequence[Feature],
     stores: Sequence[Store],
-    ledger: Ledger,
+    ledger: ImageStatus,
     workers: int,
     progress: Progress | None,
 ) -> None:
@@ -167,7 +167,7 @@ def fill(
 
 def _commit(store: Store, pending: list[_Done]) -> None:
     if any(len(piece.keys) for piece in pending):
-        with told(store.folder):
+        with cache_errors(store.folder):
             store.add(
                 np.concatenate([piece.keys for piece in pending]), np.concatenate([piece.values for piece in pending])
             )
@@ -197,7 +197,7 @@ def _parallel(
                 future.cancel()
 
 
-def _describe(batch: _Batch, works: Sequence[Work]) -> list[_Done]:
+def _describe(batch: _Batch, works: Sequence[Feature]) -> list[_Done]:
     """What each work makes of a batch. What is raised of one image is the error of that image alone."""
     errors: list[dict[bytes, str]] = [{} for _ in works]
     keys: list[list[tuple[bytes, int, int]]] = [[] for _ in works]

@@ -26,7 +26,7 @@ class Store(Protocol):
     def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None: ...
 
 
-class Ledger:
+class ImageStatus:
     """What is known of each corpus row while its images are read."""
 
     def __init__(self, corpus: Corpus) -> None:

@@ -34,15 +34,15 @@ from copyscope.data.parquet_pages import table_in
 from copyscope.data.storage import MAX_BYTES, Storage, file_system, join
 from copyscope.detection.descriptors import Descriptor
 from copyscope.documents import parse_json
-from copyscope.engine import Engine, Lost, open_engine
+from copyscope.engine import Engine, TaskFailure, open_engine
 from copyscope.errors import ImageError, InputError, reason
-from copyscope.files import replace_file, whole
+from copyscope.files import as_damaged, replace_file
 from copyscope.machine import Progress
 
-from .batches import Held, by_pieces
+from .batches import InMemoryCache, map_batches
 from .cache import IN_MEMORY
-from .fill import Same, Work, fill
-from .image_status import Ledger
+from .fill import Feature, FingerprintCheck, fill
+from .image_status import ImageStatus
 from .protocols import protocol
 
 SCHEMA = "copyscope.embeddings-parts/1"
@@ -58,7 +58,7 @@ _OURS = re.compile(r"(part|some|lost|removed)-[0-9a-f]{32}(-\d+)?\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class EmbedTask:
     """What all workers are told. made: parts that the last manifest names, with their entries. some: by DIGEST, the
     name of the part of which most could be read."""
 
@@ -96,7 +96,7 @@ def write(
         )
     _writable(out)
     made = {part["name"]: part for part in before.get("parts", ())}
-    asked = Asked(out, descriptor, descriptor.fingerprint(), engine.threads, made, _some(out))
+    asked = EmbedTask(out, descriptor, descriptor.fingerprint(), engine.threads, made, _some(out))
     rows = np.arange(len(corpus), dtype=np.intp)
     n_done, parts = 0, dict[int, dict[str, Any]]()
 
@@ -106,8 +106,8 @@ def write(
         if progress:
             progress(str(descriptor).partition("(")[0], n_done, len(corpus))
 
-    for piece, found in by_pieces(engine, make, asked, corpus, rows, SIZES, tell):
-        if isinstance(found, Lost):
+    for piece, found in map_batches(engine, make, asked, corpus, rows, SIZES, tell):
+        if isinstance(found, TaskFailure):
             # Under a name that is not looked for: the next run tries again.
             table = _table(corpus.take(piece.tolist()), np.zeros((len(piece), descriptor.dim), np.float32), found.why)
             found = _put(out, f"lost-{uuid.uuid4().hex[:32]}.parquet", table)
@@ -132,7 +132,7 @@ def write(
     return manifest, removed
 
 
-def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
+def make(asked: EmbedTask, corpus: Corpus) -> dict[str, Any]:
     """The part of these rows, by a worker: its entry in the manifest. One that is there and whole is not made again."""
     digest, out = _digest(asked, corpus), asked.out
     name, some = f"part-{digest}.parquet", asked.some.get(digest)
@@ -163,10 +163,10 @@ def make(asked: Asked, corpus: Corpus) -> dict[str, Any]:
     return _put(out, name, _table(filled, vectors, None))
 
 
-def _describe(asked: Asked, corpus: Corpus, rows: NDArray[np.intp], vectors: NDArray[np.float32]) -> Corpus:
+def _describe(asked: EmbedTask, corpus: Corpus, rows: NDArray[np.intp], vectors: NDArray[np.float32]) -> Corpus:
     """Describe `rows` into vectors [n d]; the corpus, with what is known of them now."""
-    work = Work("", "", asked.descriptor.dim, np.float32, Same(asked.descriptor, asked.fingerprint))
-    ledger, held = Ledger(corpus), Held(np.zeros(0, "S32"))
+    work = Feature("", "", asked.descriptor.dim, np.float32, FingerprintCheck(asked.descriptor, asked.fingerprint))
+    ledger, held = ImageStatus(corpus), InMemoryCache(np.zeros(0, "S32"))
     fill(corpus, rows, [work], [held], ledger, asked.threads, None)
     keys, values = held.made(work)
     place = {bytes(digest): at for at, digest in enumerate(keys["sha256"])}
@@ -195,7 +195,7 @@ def load(out: str | Path) -> tuple[Corpus, NDArray[np.intp], NDArray[np.float32]
         raise InputError(
             f"No finished embeddings in {out}.\nMake them with: copyscope embed CORPUS -o {out} --engine ..."
         )
-    with whole(out):
+    with as_damaged(out):
         gone, tables, n = set(_removed(out, manifest)), [], 0
         vectors = _room(manifest["n"], manifest["dim"])
         for table in _read(out, manifest["parts"]):
@@ -239,7 +239,7 @@ def _removed(out: str, manifest: dict[str, Any]) -> list[str]:
     return list(_table_of(out, manifest["removed"])["id"].to_pylist())
 
 
-def _digest(asked: Asked, corpus: Corpus) -> str:
+def _digest(asked: EmbedTask, corpus: Corpus) -> str:
     """Of all that decides a part: rows as they are known before reading, the files they lie in, and who describes."""
     # Without what is null: a column that other shards bring changes nothing here.
     table = corpus.table.drop_columns(["sha256", "width", "height"])
@@ -255,7 +255,7 @@ def _digest(asked: Asked, corpus: Corpus) -> str:
 def _stamp(storage: Storage, path: str) -> list[str]:
     """What changes when a file is replaced: its size, and its checksum or when it was written."""
     try:
-        known = storage.steadily(lambda: storage.fs.info(path))
+        known = storage.with_retries(lambda: storage.fs.info(path))
     except Exception as error:
         return [reason(error)]
     return [str(known.get(name)) for name in ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated")]
@@ -346,7 +346,7 @@ def _some(out: str) -> dict[str, str]:
 def _size(out: str, name: str) -> int | None:
     storage, root = file_system(out)
     try:
-        return int(storage.steadily(lambda: storage.fs.info(join(root, name)))["size"])
+        return int(storage.with_retries(lambda: storage.fs.info(join(root, name)))["size"])
     except Exception:
         return None
 
@@ -431,7 +431,7 @@ def _put_bytes(out: str, name: str, data: bytes) -> None:
     path = join(root, name)
     try:
         if not storage.local:
-            storage.steadily(lambda: storage.fs.pipe_file(path, data))
+            storage.with_retries(lambda: storage.fs.pipe_file(path, data))
             return
         # Two machines may write the same part at once.
         replace_file(Path(path), lambda temporary: temporary.write_bytes(data))

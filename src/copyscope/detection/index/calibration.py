@@ -18,17 +18,17 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.blank import blank_or_gone
-from copyscope.detection.matching.local_search import locate
+from copyscope.detection.matching.local_search import local_search
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.partial_copies import Canvases
-from copyscope.detection.matching.windows import Looks, look_at
-from copyscope.detection.search.binary_codes import Rows
+from copyscope.detection.matching.partial_copies import Padded
+from copyscope.detection.matching.windows import QueryFeatures, extract_from
+from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import search
 from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
 from copyscope.errors import InputError
 
 from . import manifest as files
-from .segments import State, drop
+from .segments import IndexSnapshot, drop
 
 # Training images that stand in where nothing was held out; each is looked at ten times.
 SAMPLE = 500
@@ -38,7 +38,7 @@ KINDS = ("vectors", "thumbnails", "canvases", "extent")
 
 def calibrate(
     folder: Path,
-    state: State,
+    state: IndexSnapshot,
     train: Embeddings,
     held: Corpus | None,
     groups: Groups | None,
@@ -54,7 +54,7 @@ def calibrate(
     written: dict[str, Any] = {}
     if held is not None:
         pdq = parts.load("descriptors", "pdq")
-        filled, rows, looks = look_at(held, descriptor, verify, True, also=[vectors_work(pdq)], **options)
+        filled, rows, looks = extract_from(held, descriptor, verify, True, also=[vectors_work(pdq)], **options)
         hashes = embed(filled.take(rows.tolist()), pdq, **options)
         rows, looks = rows[hashes.rows], looks.take(hashes.rows)
         if not len(rows):
@@ -79,7 +79,7 @@ def calibrate(
         _, first = np.unique(groups.label, return_index=True)
         sample = np.sort(rng.permutation(first)[:SAMPLE])
         corpus = train.corpus.take(train.rows[sample].tolist())
-        _, rows, looks = look_at(corpus, descriptor, verify, True, **options)
+        _, rows, looks = extract_from(corpus, descriptor, verify, True, **options)
         n_missing = len(sample) - len(rows)
         own = (groups.label[sample[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
@@ -102,7 +102,7 @@ def calibrate(
     state.manifest["files"] |= written
 
 
-def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
+def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
     """Raise the scores to what the last segment, of the images `added`, gives; take out what now has a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
@@ -110,7 +110,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     kept = state.manifest["calibration"]
     name = kept["looks"]
     vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
-    looks = Looks(vectors, thumbnails, Canvases(pixels, extent))
+    looks = QueryFeatures(vectors, thumbnails, Padded(pixels, extent))
     rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     if not len(old):  # all were removed
@@ -140,7 +140,7 @@ def recalibrate(folder: Path, state: State, added: Embeddings, verify: Verify, o
     state.manifest["files"] |= files.write_array(folder, f"{kept['scores']}.scores", raised)
 
 
-def forget(folder: Path, state: State) -> None:
+def forget(folder: Path, state: IndexSnapshot) -> None:
     """Write what the p-values rest on again without the images that were removed, where any was, and name it.
 
     Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
@@ -171,10 +171,10 @@ def forget(folder: Path, state: State) -> None:
 
 
 def _scores(
-    looks: Looks,
-    whole: Rows,
-    coarse: Rows,
-    crops: Rows | None,
+    looks: QueryFeatures,
+    whole: VectorBlocks,
+    coarse: VectorBlocks,
+    crops: VectorBlocks | None,
     verify: Verify,
     own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     options: dict[str, Any],
@@ -183,7 +183,7 @@ def _scores(
     settings = {"workers": options.get("workers"), "progress": options.get("progress")}
     alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
     columns = [
-        locate(each, whole, coarse, crops, verify, verify.top, exact=True, own=own, **settings).best
+        local_search(each, whole, coarse, crops, verify, verify.top, exact=True, own=own, **settings).best
         for each in (alone, looks)
     ]
     scores = np.stack(columns, axis=1)

@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from copyscope import stats
-from copyscope.detection.matching.local_search import WHOLE, Found, locate
+from copyscope.detection.matching.local_search import WHOLE, Candidates, local_search
 from copyscope.detection.matching.match import is_identical
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.matching.windows import Box, Looks
+from copyscope.detection.matching.windows import Box, QueryFeatures
 from copyscope.errors import InputError
 
-from .segments import Kept, State
+from .segments import CalibrationScores, IndexSnapshot
 
 SAME_TO_ROUNDING = 0.996
 """Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""
@@ -83,8 +83,8 @@ def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
 
 
 def answers(
-    looks: Looks,
-    state: State,
+    looks: QueryFeatures,
+    state: IndexSnapshot,
     k: int,
     local: bool,
     settings: dict[str, Any],
@@ -101,7 +101,7 @@ def answers(
     n = len(looks.vectors)
     if not n:
         return []
-    found = locate(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
+    found = local_search(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
     same = _identical(found, looks, state, digests)
     chosen = [
         [] if blank[picture] else list(itertools.islice(found.of(picture, same[picture]), k)) for picture in range(n)
@@ -113,7 +113,9 @@ def answers(
     ]
 
 
-def _identical(found: Found, looks: Looks, state: State, digests: Sequence[str | None] | None) -> NDArray[np.bool_]:
+def _identical(
+    found: Candidates, looks: QueryFeatures, state: IndexSnapshot, digests: Sequence[str | None] | None
+) -> NDArray[np.bool_]:
     """Which candidates [n c] are the picture itself: by both scores, by equal thumbnails where vectors are rounded, or
     by the digest of the file."""
     wholes = (found.box == WHOLE).all(axis=2) & (found.source_box == WHOLE).all(axis=2) & (found.row >= 0)
@@ -133,11 +135,11 @@ def _identical(found: Found, looks: Looks, state: State, digests: Sequence[str |
 
 
 def _hits(
-    found: Found,
+    found: Candidates,
     picture: int,
     chosen: list[int],
     said: dict[int, dict[str, Any]],
-    kept: Kept,
+    kept: CalibrationScores,
     local: bool,
     same: NDArray[np.bool_],
 ) -> list[Hit]:

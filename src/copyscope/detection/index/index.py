@@ -23,28 +23,28 @@ from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over
 from copyscope.detection.dedup.groups import duplicates, pixels_work
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute_ahead
-from copyscope.detection.embedding.embed import embed, read_again, vectors_work
+from copyscope.detection.embedding.embed import embed, vectors_work, without_unreadable
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.detection.matching.blank import blank_among, blank_rows, without_rows
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.tiny_image import DIM
-from copyscope.detection.matching.windows import look, look_at, window_thumbnails_work, window_work
+from copyscope.detection.matching.windows import extract, extract_from, window_thumbnails_work, window_work
 from copyscope.detection.search.binary_codes import rotation
 from copyscope.detection.search.quantized import checked
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
-from copyscope.machine import Progress, locked
+from copyscope.machine import Progress, file_lock
 from copyscope.trust import check_spec
 
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
 from .hits import TABLE, Hit, answers, table
-from .segments import State, load, merge, precision_of, write_segment
+from .segments import IndexSnapshot, load, merge, precision_of, write_segment
 
 __all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32
@@ -53,7 +53,7 @@ COMPACT_ABOVE = 32
 class Index:
     """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
 
-    def __init__(self, folder: Path, state: State, trust_parts: bool = False) -> None:
+    def __init__(self, folder: Path, state: IndexSnapshot, trust_parts: bool = False) -> None:
         self.origin = str(folder)
         # The process may change its working folder while the index is open.
         self.folder = folder.absolute()
@@ -93,9 +93,9 @@ class Index:
         also = _later(descriptor, verify, crops, held_out is not None, engine)
         described, source, n_missing, n_blank = _described(train, descriptor, options, engine, also)
         held = _corpus(held_out) if held_out is not None else None
-        with locked(folder / ".lock"):
+        with file_lock(folder / ".lock"):
             _refuse_foreign(folder)
-            files.sweep(folder)
+            files.remove_stale(folder)
             directions = rotation(descriptor.dim), rotation(DIM)
             manifest: dict[str, Any] = {
                 "schema": files.SCHEMA if precision == "float32" else files.SHORT_SCHEMA,
@@ -203,7 +203,7 @@ class Index:
             return self.match_corpus(_corpus(pictures), k, local=local, cache=cache, **settings)[1]
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-        looks = look(given, self._descriptor(state), Verify(), local)
+        looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([images.is_blank(picture) for picture in given], bool)
         return answers(looks, state, k, local, settings, blank)
 
@@ -223,7 +223,7 @@ class Index:
         A row that has neither is blank, where anything is in the index."""
         state = self._fresh()
         options: dict[str, Any] = {"workers": workers, "progress": progress}
-        filled, rows, looks = look_at(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
+        filled, rows, looks = extract_from(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
         blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
         digests = filled.pick("sha256", rows)
         found: list[list[Hit]] = [[] for _ in range(len(corpus))]
@@ -264,7 +264,7 @@ class Index:
         descriptor, kept = self._descriptor(state), state.manifest["calibration"]
         also = _later(descriptor, verify, state.manifest["crops"], kept["method"] == "held-out", engine)
         described, source, n_missing, n_blank = _described(train, descriptor, options, engine, also)
-        with locked(self.folder / ".lock"):
+        with file_lock(self.folder / ".lock"):
             state = load(self.folder)
             ids = described.corpus.table["id"].take(pa.array(described.rows))
             _, there = state.find(ids)
@@ -293,7 +293,7 @@ class Index:
 
         Raises InputError where an id is not in the index.
         """
-        with locked(self.folder / ".lock"):
+        with file_lock(self.folder / ".lock"):
             state = load(self.folder)
             # All rows of a transparent image, whichever is named.
             wanted = list(dict.fromkeys(map(plain_id, ids)))
@@ -314,7 +314,7 @@ class Index:
     def compact(self) -> None:
         """Make one segment of all, without any byte of what was removed, also where a removed image calibrated; readers
         go on with what they have."""
-        with locked(self.folder / ".lock"):
+        with file_lock(self.folder / ".lock"):
             state = load(self.folder)
             _merge(self.folder, state)
             files.write_manifest(self.folder, state.manifest)
@@ -327,15 +327,15 @@ class Index:
             if progress:
                 progress("check", done >> 20, total >> 20)
 
-        files.steadily(self.folder, lambda manifest: files.check_sums(self.folder, manifest, tell))
+        files.with_retries(self.folder, lambda manifest: files.check_sums(self.folder, manifest, tell))
 
-    def _fresh(self) -> State:
+    def _fresh(self) -> IndexSnapshot:
         """The state of now: loaded again where a writer has put another manifest in place."""
         if files.stamp(self.folder) != self._state.stamp:
             self._state = load(self.folder)
         return self._state
 
-    def _descriptor(self, state: State) -> Descriptor:
+    def _descriptor(self, state: IndexSnapshot) -> Descriptor:
         """The descriptor of the index. Raises InputError where its weights are not those that made it, PartError where
         it is code that the caller does not trust."""
         if not self._trust_parts:
@@ -350,7 +350,7 @@ class Index:
         return descriptor
 
 
-def _merge(folder: Path, state: State) -> None:
+def _merge(folder: Path, state: IndexSnapshot) -> None:
     """One segment of all, and nothing of what was removed in it or in the calibration."""
     forget(folder, state)
     merge(folder, state)
@@ -358,7 +358,7 @@ def _merge(folder: Path, state: State) -> None:
 
 def _later(
     descriptor: Descriptor, verify: Verify, crops: bool, held_out: bool, engine: Engine | str | None
-) -> list[Work]:
+) -> list[Feature]:
     """What will be asked of training images once they are described. held_out: by the calibration on held-out images;
     else by that on the training images."""
     windows = [window_work(descriptor), window_thumbnails_work(verify)] if crops and engine is None else []
@@ -370,14 +370,14 @@ def _described(
     descriptor: Descriptor,
     options: dict[str, Any],
     engine: Engine | str | None,
-    also: Sequence[Work],
+    also: Sequence[Feature],
 ) -> tuple[Embeddings, NDArray[np.int64], int, int]:
     """The readable images that show something, transparent ones over several backgrounds; which image each of these
     rows shows; how many images cannot be read, and how many are blank. also: what else will be asked of the images."""
     corpus = _corpus(train)
     works = [vectors_work(descriptor, engine), Verify().work(), transparency_work(), *also]
     every = embed(compute_ahead(corpus, works, engine=engine, **options), descriptor, **options)
-    every = read_again(every, Verify().work(), **options)
+    every = without_unreadable(every, Verify().work(), **options)
     both, source = over_all(every, descriptor, engine=engine, **options)
     blank = blank_rows(both, **options)
     described, n_blank = without_rows(both, blank), int(blank[: len(every.rows)].sum())

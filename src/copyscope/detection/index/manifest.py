@@ -115,10 +115,10 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     whole = manifest | {"digest": digest_of(manifest)}
     text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-    sweep(folder, manifest["files"])
+    remove_stale(folder, manifest["files"])
 
 
-def sweep(folder: Path, named: Iterable[str] = ()) -> None:
+def remove_stale(folder: Path, named: Iterable[str] = ()) -> None:
     """Take away every file of ours but those that are `named`: the rest of a writer that was killed."""
     kept = {".lock", *named}
     for path in folder.iterdir():
@@ -275,12 +275,12 @@ def hold(folder: Path, name: str) -> pa.MemoryMappedFile:
 def read_table(folder: Path, name: str) -> pa.Table:
     """`NAME.parquet`. Raises FileNotFoundError, or Damaged where it is no such file."""
     held = hold(folder, name)
-    with told(folder, f"{name}.parquet"):
+    with as_corruption_error(folder, f"{name}.parquet"):
         return table_in(held)
 
 
 @contextlib.contextmanager
-def told(folder: Path, file: str) -> Iterator[None]:
+def as_corruption_error(folder: Path, file: str) -> Iterator[None]:
     """What cannot be read of a table is said as damage to its file."""
     try:
         yield
@@ -302,7 +302,7 @@ def stamp(folder: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def steadily(folder: Path, use: Callable[[dict[str, Any]], T]) -> T:
+def with_retries(folder: Path, use: Callable[[dict[str, Any]], T]) -> T:
     """What `use` makes of the manifest, again where a writer has taken away what it named, and put another in place.
 
     Raises Damaged where a file that the manifest names is missing.

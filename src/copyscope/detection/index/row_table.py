@@ -87,7 +87,7 @@ class RowTable:
         if self._open is None:
             opened = []
             for at, held in enumerate(self._held):
-                with files.told(self._folder, f"{self._names[at]}.parquet"):
+                with files.as_corruption_error(self._folder, f"{self._names[at]}.parquet"):
                     file = pq.ParquetFile(held, page_checksum_verification=True)
                 about = file.metadata
                 sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
@@ -104,7 +104,7 @@ class RowTable:
         return self._groups[key]
 
     def _read(self, at: int, groups: list[int], columns: Sequence[str] | None) -> pa.Table:
-        with files.told(self._folder, f"{self._names[at]}.parquet"):
+        with files.as_corruption_error(self._folder, f"{self._names[at]}.parquet"):
             return self._files()[at][0].read_row_groups(groups, columns=columns and list(columns))
 
 

@@ -18,7 +18,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.tiny_image import DIM, coarse_vectors
 from copyscope.detection.matching.windows import BOXES, window_thumbnails, window_vectors
-from copyscope.detection.search.binary_codes import Block, Rows, encode
+from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode
 from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, kinds, shorten
 from copyscope.errors import InputError
 from copyscope.machine import Progress
@@ -32,7 +32,7 @@ Directions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kept:
+class CalibrationScores:
     """Combined scores of real images that are no copies [m]: of the whole image, and the best with its windows."""
 
     whole: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Kept:
 
 
 @dataclasses.dataclass(eq=False)
-class State:
+class IndexSnapshot:
     """One manifest and the files it names, mapped.
 
     A row is an image; `coarse` has the same rows by their coarse vectors, `crops` one row for each window of an image.
@@ -48,11 +48,11 @@ class State:
 
     manifest: dict[str, Any]
     stamp: tuple[int, int, int] | None
-    whole: Rows
-    coarse: Rows
-    crops: Rows | None
+    whole: VectorBlocks
+    coarse: VectorBlocks
+    crops: VectorBlocks | None
     table: RowTable
-    calibration: Kept
+    calibration: CalibrationScores
 
     @property
     def directions(self) -> Directions:
@@ -167,15 +167,15 @@ def _write_rows(
     return files.write_arrays(folder, names, n, pieces(), kept(np.zeros((0, dim), np.float32)))
 
 
-def load(folder: Path, manifest: dict[str, Any] | None = None) -> State:
+def load(folder: Path, manifest: dict[str, Any] | None = None) -> IndexSnapshot:
     """The state of `manifest`, or of the one in place. Raises as `Index.open` does."""
     if manifest is not None:
         return _map(folder, None, manifest)
     stamp = files.stamp(folder)
-    return files.steadily(folder, lambda manifest: _map(folder, stamp, manifest))
+    return files.with_retries(folder, lambda manifest: _map(folder, stamp, manifest))
 
 
-def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, Any]) -> State:
+def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, Any]) -> IndexSnapshot:
     files.check_sizes(folder, manifest)
     segments = manifest["segments"]
     gone = {each["name"]: np.zeros(each["n"], bool) for each in segments}
@@ -194,12 +194,14 @@ def _map(folder: Path, stamp: tuple[int, int, int] | None, manifest: dict[str, A
     crops = None
     if manifest["crops"]:
         inner = [_block(folder, f"{name}.crops", precision, np.repeat(each, len(BOXES))) for name, each in gone.items()]
-        crops = Rows(inner, directions)
-    kept = Kept(np.zeros(0), np.zeros(0))
+        crops = VectorBlocks(inner, directions)
+    kept = CalibrationScores(np.zeros(0), np.zeros(0))
     if manifest["calibration"]:
         scores = files.map_array(folder, manifest["calibration"]["scores"] + ".scores")
-        kept = Kept(*(column[np.isfinite(column)].astype(np.float64) for column in scores.T))
-    return State(manifest, stamp, Rows(whole, directions), Rows(coarse, coarsely), crops, table, kept)
+        kept = CalibrationScores(*(column[np.isfinite(column)].astype(np.float64) for column in scores.T))
+    return IndexSnapshot(
+        manifest, stamp, VectorBlocks(whole, directions), VectorBlocks(coarse, coarsely), crops, table, kept
+    )
 
 
 def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], shown: str | None = None) -> Block:
@@ -209,7 +211,7 @@ def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], sho
     return Block(stored, codes, thumbnails, gone)
 
 
-def merge(folder: Path, state: State) -> None:
+def merge(folder: Path, state: IndexSnapshot) -> None:
     """Write one segment of what is there and was not removed, and name it in the manifest instead of all others."""
     manifest = state.manifest
     keep = [~block.gone for block in state.whole.blocks]

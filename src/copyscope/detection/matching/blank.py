@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
@@ -65,7 +65,7 @@ def blank_or_gone(
     blank, gone = np.zeros((2, len(rows)), bool)
     doubtful = np.flatnonzero(images.may_be_blank(thumbnails))
     if len(doubtful):
-        work = Work("blank", RULE, 1, np.uint8, _blank)
+        work = Feature("blank", RULE, 1, np.uint8, _blank)
         _, readable, values = compute(corpus, work, rows=rows[doubtful], **options)
         blank[doubtful] = np.isin(rows[doubtful], readable[values[:, 0] > 0])
         gone[doubtful] = ~np.isin(rows[doubtful], readable)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.detection.search.binary_codes import Rows
+from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import NOTHING, Nearest
 
 from .match import combine
@@ -17,14 +17,14 @@ from .ncc import Verify
 from .partial_copies import find
 from .templates import SYMMETRIES
 from .tiny_image import coarse_vectors, turned_vectors
-from .windows import BOXES, Looks
+from .windows import BOXES, QueryFeatures
 
 Own = tuple[NDArray[np.int64], NDArray[np.int64]]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class Candidates:
     """What pictures [n] may be copies of: c candidates each, in no order.
 
     row: int64 [n c], row of the training image, -1 for none. box, source_box: float32 [n c 4], what part of the
@@ -59,18 +59,18 @@ class Found:
                 yield at
 
 
-def locate(
-    looks: Looks,
-    whole: Rows,
-    coarse: Rows,
-    crops: Rows | None,
+def local_search(
+    looks: QueryFeatures,
+    whole: VectorBlocks,
+    coarse: VectorBlocks,
+    crops: VectorBlocks | None,
     verify: Verify,
     k: int,
     *,
     exact: bool | None = None,
     own: Own | None = None,
     **options: Any,
-) -> Found:
+) -> Candidates:
     """Candidates for every picture: as `match` finds them, the k nearest to the whole, the first `verify.top` verified;
     the `verify.top` whose coarse vectors are nearest to those of the whole, under any of the eight symmetries; with
     windows, the `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the
@@ -91,13 +91,21 @@ def locate(
             row, window = np.divmod(cut.row, len(BOXES))
             boxes = np.array(BOXES, np.float32)[window]
             found.append(dataclasses.replace(cut, row=np.where(cut.row < 0, -1, row), source_box=boxes))
-    return Found(
-        *(np.concatenate([getattr(each, field.name) for each in found], axis=1) for field in dataclasses.fields(Found))
+    return Candidates(
+        *(
+            np.concatenate([getattr(each, field.name) for each in found], axis=1)
+            for field in dataclasses.fields(Candidates)
+        )
     )
 
 
 def _nearest(
-    vectors: NDArray[np.float32], rows: Rows, k: int, exact: bool | None, own: Own | None, options: dict[str, Any]
+    vectors: NDArray[np.float32],
+    rows: VectorBlocks,
+    k: int,
+    exact: bool | None,
+    own: Own | None,
+    options: dict[str, Any],
 ) -> Nearest:
     """The k rows nearest to each of the p vectors of each picture [n p d]: index and score [n p k]."""
     n, p, d = vectors.shape
@@ -129,15 +137,15 @@ def _to_any(nearest: Nearest, top: int) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def _wholes(
-    looks: Looks,
-    rows: Rows,
-    coarse: Rows | None,
+    looks: QueryFeatures,
+    rows: VectorBlocks,
+    coarse: VectorBlocks | None,
     nearest: Nearest,
     verify: Verify,
     exact: bool | None,
     own: Own | None,
     options: dict[str, Any],
-) -> Found:
+) -> Candidates:
     """The rows nearest to each whole picture, and besides those nearest by coarse vectors under any symmetry."""
     index, score, seen = nearest.index[:, 0], nearest.score[:, 0], verify.top
     if coarse is not None:
@@ -154,7 +162,9 @@ def _wholes(
     return _found(index, score, verified, np.full((*index.shape, 4), WHOLE, np.float32))
 
 
-def _insets(looks: Looks, rows: Rows, nearest: Nearest, top: int, options: dict[str, Any]) -> Found:
+def _insets(
+    looks: QueryFeatures, rows: VectorBlocks, nearest: Nearest, top: int, options: dict[str, Any]
+) -> Candidates:
     """The `top` rows nearest to any window of each picture, and where in the picture they are."""
     row, best = _to_any(nearest, top)
     thumbnails, slots = _thumbnails(rows, row)
@@ -162,7 +172,7 @@ def _insets(looks: Looks, rows: Rows, nearest: Nearest, top: int, options: dict[
     return _found(row, best, verified, box)
 
 
-def _thumbnails(rows: Rows, candidates: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _thumbnails(rows: VectorBlocks, candidates: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Thumbnails [u s s 3] of all that occur among candidates [n k], and candidates as rows of those; -1 stays."""
     used, places = np.unique(candidates[candidates >= 0], return_inverse=True)
     slots = np.full(candidates.shape, -1, np.int64)
@@ -172,5 +182,5 @@ def _thumbnails(rows: Rows, candidates: NDArray[np.int64]) -> tuple[NDArray[np.u
 
 def _found(
     row: NDArray[np.int64], score: NDArray[np.float32], verified: NDArray[np.float32], box: NDArray[np.float32]
-) -> Found:
-    return Found(row, box, np.full_like(box, WHOLE), score, verified, combine(score, verified))
+) -> Candidates:
+    return Candidates(row, box, np.full_like(box, WHOLE), score, verified, combine(score, verified))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
 from copyscope.machine import Progress, cores
@@ -55,9 +55,9 @@ class Verify:
         fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"aligned_ncc({', '.join(fields)})"
 
-    def work(self) -> Work:
+    def work(self) -> Feature:
         """What makes thumbnails of images."""
-        return Work("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, self._flat)
+        return Feature("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, self._flat)
 
     def _flat(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
         return self.shrink(pictures).reshape(len(pictures), -1)
@@ -124,10 +124,10 @@ class Verify:
     ) -> Planes:
         """Scores [p] of the pairs (query, reference)."""
         query, reference = pairs
-        mine, theirs = _Looks.of(self, queries), _Looks.of(self, references)
+        mine, theirs = _Prepared.of(self, queries), _Prepared.of(self, references)
         best = mine.laid_over(theirs, query, reference)
         if self.flip:
-            flipped = _Looks.of(self, queries[:, :, ::-1])
+            flipped = _Prepared.of(self, queries[:, :, ::-1])
             np.maximum(best, flipped.laid_over(theirs, query, reference), out=best)
         if self.turn:
             symmetry = self._best_turn(queries, references, query, reference)
@@ -158,7 +158,7 @@ class Verify:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Looks:
+class _Prepared:
     """Pictures [n s s 3] prepared to be found in others and to have others found in them.
 
     planes: the pictures [n 3 s s]. units: of each size, unit templates [n 3 w w]. templates: their spectra, conjugate.
@@ -172,7 +172,7 @@ class _Looks:
     templates: list[Spectra]
 
     @classmethod
-    def of(cls, verify: Verify, pictures: NDArray[np.uint8]) -> _Looks:
+    def of(cls, verify: Verify, pictures: NDArray[np.uint8]) -> _Prepared:
         size = verify.size
         planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
         margin = round(size * (1 - verify.core) / 2)
@@ -185,7 +185,7 @@ class _Looks:
         return cls._prepared(planes, [unit_templates(template) for template in templates], norms)
 
     @classmethod
-    def _prepared(cls, planes: Planes, units: list[Planes], norms: list[Planes]) -> _Looks:
+    def _prepared(cls, planes: Planes, units: list[Planes], norms: list[Planes]) -> _Prepared:
         fft = fourier()
 
         size = planes.shape[-1]
@@ -193,7 +193,7 @@ class _Looks:
             planes, units, norms, fft.rfft2(planes), [np.conj(fft.rfft2(unit, s=(size, size))) for unit in units]
         )
 
-    def turned(self, rows: NDArray[np.intp], symmetry: int) -> _Looks:
+    def turned(self, rows: NDArray[np.intp], symmetry: int) -> _Prepared:
         """Some of the pictures under a symmetry. The norms of windows turn with the picture."""
         planes, units, norms = self.planes, self.units, self.inverse_norms
         return self._prepared(
@@ -202,7 +202,7 @@ class _Looks:
             [turned(norm[rows], symmetry) for norm in norms],
         )
 
-    def laid_over(self, others: _Looks, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
+    def laid_over(self, others: _Prepared, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Scores [p] of pictures `mine` [p] and `theirs` [p]: either found in the other, at every size."""
         best = np.full(len(mine), -1, dtype=np.float32)
         for at in range(len(self.units)):
@@ -210,7 +210,7 @@ class _Looks:
             np.maximum(best, others.found_in(self, at, theirs, mine), out=best)
         return best
 
-    def found_in(self, others: _Looks, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
+    def found_in(self, others: _Prepared, at: int, mine: NDArray[np.intp], theirs: NDArray[np.intp]) -> Planes:
         """Best correlation [p] of template `at` of pictures `mine` [p] over all places of pictures `theirs` [p]."""
         fft = fourier()
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.errors import InputError
 from copyscope.files import cache_folder
@@ -146,13 +146,13 @@ class PartSearch:
         return cls(train, descriptor, verify, **options), f"Each of the {n:,} training images was looked for in parts."
 
     @property
-    def work(self) -> Work:
+    def work(self) -> Feature:
         """What is computed of a picture: similarity, pixel score, position of the training image, box."""
         digest = hashlib.sha256()
         digest.update("".join(self.train.corpus.pick("sha256", self.train.rows).to_pylist()).encode())
         digest.update(b"" if self.labels is None else self.labels.astype("<i8").tobytes())
         facts = (VERSION, self.train.descriptor, self.train.fingerprint, str(self.verify), digest.hexdigest())
-        return Work("parts", repr(facts), VALUES, np.float32, self._look, folder=cache_folder(self.cache))
+        return Feature("parts", repr(facts), VALUES, np.float32, self._look, folder=cache_folder(self.cache))
 
     @property
     def _options(self) -> dict[str, Any]:

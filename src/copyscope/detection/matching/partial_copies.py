@@ -27,7 +27,7 @@ CORE = 0.875
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Canvases:
+class Padded:
     """Pictures [n] shrunk to fit a square, the rest filled with their edge.
 
     pixels: uint8 [n SIDE SIDE 3]. extent: float32 [n 2], the share of its width and height that the picture fills.
@@ -37,13 +37,13 @@ class Canvases:
     extent: NDArray[np.float32]
 
     @classmethod
-    def of(cls, pixels: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> Canvases:
+    def of(cls, pixels: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> Padded:
         """Canvases of pictures whose width and height [n 2] in pixels are `sizes`."""
         return cls(pixels, (sizes / sizes.max(axis=1, keepdims=True, initial=1)).astype(np.float32))
 
-    def take(self, rows: NDArray[Any]) -> Canvases:
+    def take(self, rows: NDArray[Any]) -> Padded:
         """Some of the canvases."""
-        return Canvases(self.pixels[rows], self.extent[rows])
+        return Padded(self.pixels[rows], self.extent[rows])
 
 
 def canvas(picture: Image) -> Image:
@@ -55,7 +55,7 @@ def canvas(picture: Image) -> Image:
 
 
 def find(
-    pictures: Canvases, references: NDArray[np.uint8], candidates: NDArray[np.int64], *, workers: int | None = None
+    pictures: Padded, references: NDArray[np.uint8], candidates: NDArray[np.int64], *, workers: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scores [n k] in [-1, 1] of `references[candidates]`, thumbnails [m s s 3], in pictures [n], and boxes [n k 4].
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import Progress, cores
 
@@ -73,7 +73,7 @@ class Register:
         fields = (f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"registered({', '.join(fields)})"
 
-    def work(self) -> Work:
+    def work(self) -> Feature:
         """What makes the thumbnails that are registered."""
         return Verify(size=self.size).work()
 

@@ -15,13 +15,13 @@ from copyscope.data.storage import failure
 from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute, compute_ahead
 from copyscope.detection.embedding.embed import embed, vectors_work
-from copyscope.detection.embedding.fill import Work
+from copyscope.detection.embedding.fill import Feature
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
 
 from .ncc import Verify
 from .partial_copies import SIDE as SIDE_OF_CANVAS
-from .partial_copies import Canvases, canvas
+from .partial_copies import Padded, canvas
 
 Box = tuple[float, float, float, float]
 SIDE, STRIDE = 0.5, 0.25
@@ -35,7 +35,7 @@ LOT = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Looks:
+class QueryFeatures:
     """Pictures [n] as they are looked up: whole and, if p > 1, by their windows.
 
     vectors: float32 [n p d], unit length, the first of each picture that of the whole, then those of its windows.
@@ -44,14 +44,14 @@ class Looks:
 
     vectors: NDArray[np.float32]
     thumbnails: NDArray[np.uint8]
-    canvases: Canvases
+    canvases: Padded
 
-    def take(self, rows: NDArray[Any]) -> Looks:
+    def take(self, rows: NDArray[Any]) -> QueryFeatures:
         """The looks at some of the pictures."""
-        return Looks(self.vectors[rows], self.thumbnails[rows], self.canvases.take(rows))
+        return QueryFeatures(self.vectors[rows], self.thumbnails[rows], self.canvases.take(rows))
 
 
-def cut(picture: Image) -> list[Image]:
+def window_crops(picture: Image) -> list[Image]:
     """The windows of a picture [h w 3], in the order of BOXES; at least one pixel each."""
     height, width = picture.shape[:2]
     found = []
@@ -62,9 +62,9 @@ def cut(picture: Image) -> list[Image]:
     return found
 
 
-def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> Looks:
+def extract(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> QueryFeatures:
     """Looks at pictures in memory, with their windows if `local`."""
-    every = [each for picture in pictures for each in (picture, *(cut(picture) if local else ()))]
+    every = [each for picture in pictures for each in (picture, *(window_crops(picture) if local else ()))]
     lots = [every[start : start + LOT] for start in range(0, len(every), LOT)]
     try:
         vectors = np.concatenate([np.zeros((0, descriptor.dim), np.float32), *map(descriptor.describe, lots)])
@@ -73,20 +73,20 @@ def look(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: b
     except Exception as error:
         if len(pictures) > 1:
             for picture in pictures:  # so that the error is of the one it is about
-                look([picture], descriptor, verify, local)
+                extract([picture], descriptor, verify, local)
         height, width = pictures[0].shape[:2]
         raise ImageError(f"{width} x {height} pixels cannot be described: {failure(error)}") from None
     sizes = [picture.shape[1::-1] for picture in pictures]
-    return Looks(
+    return QueryFeatures(
         vectors.reshape(len(pictures), -1, descriptor.dim),
         verify.shrink(pictures),
-        Canvases.of(np.stack([canvas(picture) for picture in pictures]), np.array(sizes)),
+        Padded.of(np.stack([canvas(picture) for picture in pictures]), np.array(sizes)),
     )
 
 
-def look_at(
-    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, also: Sequence[Work] = (), **options: Any
-) -> tuple[Corpus, NDArray[np.intp], Looks]:
+def extract_from(
+    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, also: Sequence[Feature] = (), **options: Any
+) -> tuple[Corpus, NDArray[np.intp], QueryFeatures]:
     """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
 
     One that cannot be read for all looks has an error. also: what else will be asked of these images. options: `cache`,
@@ -112,7 +112,7 @@ def look_at(
         vectors = np.concatenate([vectors, found[2].reshape(n, -1, descriptor.dim)], axis=1)
         small = found[3].reshape(small.shape)
     sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
-    return filled, rows, Looks(vectors, found[1].reshape(n, size, size, 3), Canvases.of(small, sizes))
+    return filled, rows, QueryFeatures(vectors, found[1].reshape(n, size, size, 3), Padded.of(small, sizes))
 
 
 def canvases(
@@ -122,9 +122,9 @@ def canvases(
     return _values(corpus, rows, canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
 
 
-def canvas_work() -> Work:
+def canvas_work() -> Feature:
     """What makes canvases of images."""
-    return Work("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, _canvases)
+    return Feature("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, _canvases)
 
 
 def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
@@ -138,14 +138,16 @@ def window_vectors(
     return _values(corpus, rows, window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
 
 
-def window_work(descriptor: Descriptor) -> Work:
+def window_work(descriptor: Descriptor) -> Feature:
     """What describes the windows of images."""
     n, dim = len(BOXES), descriptor.dim
 
     def describe(pictures: list[Image]) -> NDArray[np.float32]:
-        return descriptor.describe([each for picture in pictures for each in cut(picture)]).reshape(-1, n * dim)
+        return descriptor.describe([each for picture in pictures for each in window_crops(picture)]).reshape(
+            -1, n * dim
+        )
 
-    return Work("windows", f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}", n * dim, np.float32, describe)
+    return Feature("windows", f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}", n * dim, np.float32, describe)
 
 
 def window_thumbnails(
@@ -156,20 +158,20 @@ def window_thumbnails(
     return found.reshape(-1, len(BOXES), verify.size, verify.size, 3)
 
 
-def window_thumbnails_work(verify: Verify) -> Work:
+def window_thumbnails_work(verify: Verify) -> Feature:
     """What makes thumbnails of the windows of images."""
     size = verify.size
 
     def shrink(pictures: list[Image]) -> NDArray[np.uint8]:
-        shrunk = verify.shrink([each for picture in pictures for each in cut(picture)])
+        shrunk = verify.shrink([each for picture in pictures for each in window_crops(picture)])
         return shrunk.reshape(len(pictures), -1)
 
     dim = len(BOXES) * 3 * size**2
-    return Work("window-thumbnails", f"central square {size} of {BOXES}", dim, np.uint8, shrink)
+    return Feature("window-thumbnails", f"central square {size} of {BOXES}", dim, np.uint8, shrink)
 
 
 def _values(
-    corpus: Corpus, rows: NDArray[np.intp], work: Work, cache: str | Path | None, options: dict[str, Any]
+    corpus: Corpus, rows: NDArray[np.intp], work: Feature, cache: str | Path | None, options: dict[str, Any]
 ) -> NDArray[Any]:
     """Values [n dim] of all `rows`; zeros for an image that is gone by now."""
     _, found, values = compute(corpus, work, rows=rows, cache=cache, **options)

@@ -74,7 +74,7 @@ class Block:
         return rows, self.codes[rows]
 
 
-class Rows:
+class VectorBlocks:
     """Blocks as one list of rows, numbered through."""
 
     def __init__(self, blocks: list[Block], directions: Vectors) -> None:
@@ -85,9 +85,9 @@ class Rows:
         return int(self.starts[-1])
 
     @property
-    def last(self) -> Rows:
+    def last(self) -> VectorBlocks:
         """The rows of the last block alone."""
-        return Rows(self.blocks[-1:], self.directions)
+        return VectorBlocks(self.blocks[-1:], self.directions)
 
     def thumbnails(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Thumbnails [n s s 3] of rows [n]."""

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copyscope.engine import Engine, Lost, open_engine
+from copyscope.engine import Engine, TaskFailure, open_engine
 from copyscope.errors import CopyscopeError
 from copyscope.machine import Progress, cores
 
 from . import exact as searching
 from .exact import Nearest, query_block, search
-from .ivf import Cells, nearest
+from .ivf import IVF, nearest
 
 RANGE = 16
 """A task has no more than so many blocks of references."""
@@ -28,7 +28,7 @@ SCORES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class SearchTask:
     """What all tasks are told. queries: float32 [n d]. labels: int64 [n] of the queries, or None. block: queries of a
     matrix product."""
 
@@ -79,12 +79,14 @@ def search_by(
             theirs = None if reference_labels is None else np.ascontiguousarray(reference_labels[piece])
             yield Range(start, np.ascontiguousarray(references[piece], np.float32), theirs)
 
-    asked = Asked(np.ascontiguousarray(queries), query_labels, k, engine.threads, query_block(n, workers or cores()))
+    asked = SearchTask(
+        np.ascontiguousarray(queries), query_labels, k, engine.threads, query_block(n, workers or cores())
+    )
     # By number, for results come in any order, and which of equal scores stays shall not depend on that.
     found: dict[int, Nearest] = {}
     best, merged = Nearest(np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)), 0
     for done, (number, part) in enumerate(engine.map(search_range, asked, ranges()), 1):
-        if isinstance(part, Lost):
+        if isinstance(part, TaskFailure):
             first = number * size
             raise CopyscopeError(
                 f"References {first:,} to {min(first + size, m) - 1:,} of {m:,} were not searched: {part.why}.\n"
@@ -103,7 +105,7 @@ def nearest_by(
     queries: NDArray[np.float32],
     references: NDArray[np.float32],
     k: int,
-    cells: Cells | None,
+    cells: IVF | None,
     **options: Any,
 ) -> Nearest:
     """As `cells.nearest`; by an engine, if there is one, where that searches exactly. options: as of `search_by`."""
@@ -112,7 +114,7 @@ def nearest_by(
     return search_by(open_engine(engine), queries, references, k, **options)
 
 
-def search_range(asked: Asked, part: Range) -> Nearest:
+def search_range(asked: SearchTask, part: Range) -> Nearest:
     """The k best of one range for each query, by a worker; index counts from the first of all references."""
     labels: dict[str, Any] = {"query_labels": asked.labels, "reference_labels": part.labels}
     found = search(asked.queries, part.references, asked.k, **labels, workers=asked.threads, block=asked.block)

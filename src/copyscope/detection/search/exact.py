@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
-from copyscope.machine import Progress, cores, let_go, memory
+from copyscope.machine import Progress, cores, drop_pages, memory
 
 QUERY_BLOCK = 1024
 REFERENCE_BLOCK = 4096
@@ -77,7 +77,7 @@ def search(
 
             list(pool.map(task, range(len(tops))))
             if streamed:
-                let_go(references)
+                drop_pages(references)
             if progress:
                 progress("search", min(start + REFERENCE_BLOCK, m), m)
     for top in tops:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from copyscope import stats
 from copyscope.detection.embedding.embeddings import Embeddings
-from copyscope.files import cache_folder, told
-from copyscope.machine import Progress, cores, let_go, locked, room
+from copyscope.files import cache_errors, cache_folder
+from copyscope.machine import Progress, cores, drop_pages, file_lock, memory_budget
 from copyscope.stats import Estimate
 
 from .exact import NOTHING, Best, Nearest, one_blas_thread, search
@@ -30,7 +30,7 @@ from .ivf_files import BLOCK, DONE, PIECE, SCHEMA, Vectors, make, pieces
 
 EXACT_ROWS = 1_000_000
 """Up to so many rows are searched exactly."""
-SHARE = 32
+PROBE_FRACTION = 32
 """One cell in so many is searched for a query."""
 NEAR = 16
 """Cells that are searched for near-duplicates of a row: those are nearer than what a query is looked for."""
@@ -42,7 +42,7 @@ Labels = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cells:
+class IVF:
     """Rows of `vectors` [n d], unit length, sorted into c cells. A place is a row's number in the order of the cells.
 
     folder: where they lie on disk. centres: float32 [c d]. starts: int64 [c+1], the first place of each cell. Of each
@@ -69,14 +69,14 @@ class Cells:
         seed: int = 0,
         workers: int | None = None,
         progress: Progress | None = None,
-    ) -> Cells:
+    ) -> IVF:
         """Sort vectors [n d] into `count` cells, `how_many` unless said. Needs the extra `scale`.
 
         folder: where they are kept, for these vectors alone; what is there is used, and what a killed process left is
         gone on with. None = a temporary one.
         """
         kept = folder or Path(tempfile.mkdtemp(prefix="copyscope-"))
-        with told(kept), locked(kept / ".lock"):
+        with cache_errors(kept), file_lock(kept / ".lock"):
             made = cls._kept(kept, vectors)
             if made is None:
                 count = count or how_many(len(vectors))
@@ -87,7 +87,7 @@ class Cells:
         return made
 
     @classmethod
-    def _kept(cls, folder: Path, vectors: Vectors) -> Cells | None:
+    def _kept(cls, folder: Path, vectors: Vectors) -> IVF | None:
         """The cells in a folder; None where there are none, or a file of them is not whole: then none of them stays."""
         if not (folder / DONE).is_file():
             return None
@@ -99,7 +99,7 @@ class Cells:
             return None
 
     @classmethod
-    def open(cls, folder: Path, vectors: Vectors) -> Cells:
+    def open(cls, folder: Path, vectors: Vectors) -> IVF:
         """The cells of these vectors that `build` has made in a folder. Raises OSError where there are none."""
         names = ("centres", "starts", "rows", "near", "halves", "first")
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
@@ -128,8 +128,8 @@ class Cells:
         wrong. One cell in SHARE unless said."""
         index = np.full((len(queries), k), -1, np.int64)
         score = np.full((len(queries), k), NOTHING, np.float32)
-        reach = min(probes or max(1, -(-len(self.centres) // SHARE)), len(self.centres))
-        lot = max(BLOCK, room() // 4 // (4 * queries.shape[1]))
+        reach = min(probes or max(1, -(-len(self.centres) // PROBE_FRACTION)), len(self.centres))
+        lot = max(BLOCK, memory_budget() // 4 // (4 * queries.shape[1]))
         for start in range(0, len(queries), lot):
             piece = slice(start, start + lot)
             mine = query_labels[piece] if query_labels is not None else None
@@ -231,7 +231,7 @@ class Cells:
         for start, stop in pieces(0, len(there), PIECE):
             vectors = np.asarray(self.vectors[index.ravel()[there[start:stop]]])
             score.ravel()[there[start:stop]] = np.einsum("ed,ed->e", vectors, queries[asking[start:stop]])
-            let_go(self.vectors)
+            drop_pages(self.vectors)
         order = np.lexsort((index, -score))[:, :k]
         return Nearest(np.take_along_axis(index, order, axis=1), np.take_along_axis(score, order, axis=1))
 
@@ -257,7 +257,7 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_cells(
+def with_ivf(
     embeddings: Embeddings,
     *,
     cache: str | Path | None = None,
@@ -269,7 +269,7 @@ def in_cells(
     if embeddings.cells is not None or len(embeddings.vectors) <= EXACT_ROWS:
         return embeddings
     folder = cache_folder(cache) / "cells" / _identity(embeddings)
-    cells = Cells.build(embeddings.vectors, folder=folder, workers=workers, progress=progress)
+    cells = IVF.build(embeddings.vectors, folder=folder, workers=workers, progress=progress)
     return dataclasses.replace(embeddings, cells=cells)
 
 
@@ -281,10 +281,10 @@ def _identity(embeddings: Embeddings) -> str:
     return digest.hexdigest()[:16]
 
 
-def how_searched(references: Embeddings, queries: Vectors | None = None, **options: Any) -> dict[str, Any]:
+def search_report(references: Embeddings, queries: Vectors | None = None, **options: Any) -> dict[str, Any]:
     """How `queries`, or without any the references among themselves, were looked up, for a summary.
 
-    The recall is in it where some are missed. options: of `Cells.recall`.
+    The recall is in it where some are missed. options: of `IVF.recall`.
     """
     cells = references.cells
     if cells is None:
@@ -296,7 +296,7 @@ def nearest(
     queries: Vectors,
     vectors: Vectors,
     k: int,
-    cells: Cells | None,
+    cells: IVF | None,
     *,
     probes: int | None = None,
     query_labels: Labels | None = None,

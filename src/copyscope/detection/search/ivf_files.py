@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from copyscope.files import replace_file, save_array, sync
-from copyscope.machine import Progress, let_go, room
+from copyscope.machine import Progress, drop_pages, memory_budget
 
 from .exact import faiss_for, search
 
@@ -49,7 +49,7 @@ def make(
         sample = np.sort(rng.choice(n, min(n, SAMPLED_PER_CELL * count), replace=False))
         found = _centres(np.ascontiguousarray(vectors[sample]), count, seed)
         replace_file(centres, lambda path: save_array(path, found))
-        let_go(vectors)
+        drop_pages(vectors)
     near, keys = _assigned(folder, vectors, np.load(centres), min(width, count), workers, progress)
     own = np.array(near[:, 0])
     rows = np.argsort(own, kind="stable")
@@ -71,7 +71,7 @@ def make(
     about = {"schema": SCHEMA, "n": n, "dim": vectors.shape[1], "cells": count}
     replace_file(folder / DONE, lambda path: path.write_text(json.dumps(about) + "\n"))
     for array in (halves, in_order):
-        let_go(array)
+        drop_pages(array)
 
 
 def _assigned(
@@ -92,7 +92,7 @@ def _assigned(
         keys.truncate(done * 8)
         for start, stop in pieces(done, n, BLOCK):
             block = np.ascontiguousarray(vectors[start:stop], np.float32)
-            let_go(vectors)
+            drop_pages(vectors)
             found = search(block, centres, width, workers=workers).index
             near.write(np.ascontiguousarray(found, np.int32).data)
             keys.write((block.view(np.uint32) * factors).sum(axis=1).data)
@@ -127,11 +127,11 @@ def _scatter(
     n, dim = vectors.shape
     free = starts[:-1].copy()
     with path.open("r+b", buffering=0) as file:
-        for start, stop in pieces(0, n, max(BLOCK, room() // 2 // (2 * dim))):
+        for start, stop in pieces(0, n, max(BLOCK, memory_budget() // 2 // (2 * dim))):
             lot = np.empty((stop - start, dim), np.float16)
             for first, last in pieces(start, stop, BLOCK):
                 lot[first - start : last - start] = vectors[first:last]
-                let_go(vectors)
+                drop_pages(vectors)
                 if progress:
                     progress("cells", n + last, 2 * n)
             order = np.argsort(own[start:stop], kind="stable")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.errors import InputError
-from copyscope.machine import let_go
+from copyscope.machine import drop_pages
 
 Vectors = NDArray[np.float32]
 
@@ -71,7 +71,7 @@ class Stored:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Vectors:
         if isinstance(rows, slice) and self.values.nbytes > RELEASED_ABOVE:
-            let_go(self.values)
+            drop_pages(self.values)
         found = self.values[rows]
         if self.scale is None:
             return np.asarray(found, np.float32)

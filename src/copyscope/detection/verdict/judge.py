@@ -23,7 +23,7 @@ from copyscope.stats import Estimate
 
 from . import calibration as calibrate
 from .calibration import Baseline
-from .sensitivity import GROUPS, Copies, planted_copies
+from .sensitivity import GROUPS, PlantedCopies, planted_copies
 from .verdict import FDR, Calibration, Planted, Verdict, verdict
 
 LOOK_ALIKES = pa.schema(
@@ -132,7 +132,7 @@ def judge(
     n_blank = int(sum(blank[name].sum() for name in ("held-out", "control") if name in blank))
     calibration = dataclasses.replace(calibration, n_excluded=n_excluded, n_blank=n_blank)
 
-    def beyond(found: Matches | Copies) -> NDArray[np.bool_] | None:
+    def beyond(found: Matches | PlantedCopies) -> NDArray[np.bool_] | None:
         if calibration.method != "controls":
             return None
         return baseline.beyond(found.evidence, found.pixels, calibration.scores)

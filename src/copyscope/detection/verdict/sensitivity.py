@@ -36,7 +36,7 @@ from copyscope.detection.matching.registration import Register
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.engine import Engine
 from copyscope.errors import ImageError, InputError
-from copyscope.files import cache_folder, told, write_file, write_parquet
+from copyscope.files import cache_errors, cache_folder, write_file, write_parquet
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores
@@ -57,7 +57,7 @@ AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Copies:
+class PlantedCopies:
     """What is known of the planted copies of one kind.
 
     Attributes:
@@ -88,7 +88,7 @@ def planted_copies(
     workers: int | None = None,
     progress: Progress | None = None,
     engine: Engine | str | None = None,
-) -> dict[str, Copies]:
+) -> dict[str, PlantedCopies]:
     """Match altered training images against the training set, by kind of alteration (`alterations.KINDS`).
 
     Copies are made of one image a near-duplicate group, and take the same way as generated images. What is found is
@@ -156,7 +156,7 @@ def planted_copies(
             more: dict[str, Any] = settings | {"cache": cache, "engine": engine, "labels": groups.label}
             more |= {"register": register, "edges": edges, "parts": parts}
             found = match(described, train, verify, thumbnails=thumbnails, **more)
-        with told(root):
+        with cache_errors(root):
             write_file(file, lambda path: write_parquet(_table(found), path))
     table = read_table(file)
     return {kind: _of_kind(table, kind) for kind in KINDS if kind in table["kind"].to_pylist()}
@@ -198,11 +198,11 @@ def _table(found: Matches) -> pa.Table:
     )
 
 
-def _of_kind(table: pa.Table, kind: str) -> Copies:
+def _of_kind(table: pa.Table, kind: str) -> PlantedCopies:
     rows = table.filter(pa.compute.equal(table["kind"], kind))
     evidence = np.array(rows["evidence"].to_pylist(), np.float32)
     pixels = rows["pixels"].to_numpy()
-    return Copies(rows["source"].to_pylist(), rows["match"].to_pylist(), evidence, pixels)
+    return PlantedCopies(rows["source"].to_pylist(), rows["match"].to_pylist(), evidence, pixels)
 
 
 def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:

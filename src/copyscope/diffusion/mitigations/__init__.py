@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Guided, Predict, Request
+from copyscope.diffusion.denoiser import GuidedDenoiser, Predict, SamplingContext
 from copyscope.diffusion.models import Trainable
 from copyscope.parts import Part
 
@@ -85,7 +85,9 @@ class OnConditioning(Mitigation):
         return False
 
     @abc.abstractmethod
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         """conditioning: of n images. rngs: one an image [n], so that an image depends on its own alone. request: in
         sampling, what is asked; None in training."""
 
@@ -122,10 +124,10 @@ class OnLoss(Mitigation):
 
     @abc.abstractmethod
     def weigh(self, batch: Batch, memory: Tensor) -> Tensor:
-        """Weight [n] of each loss, without gradient; all zero is allowed. memory: what `remembers` gave at the start,
+        """Weight [n] of each loss, without gradient; all zero is allowed. memory: what `state` gave at the start,
         then as this left it: changed in place, saved with the checkpoints, averaged over processes after each step."""
 
-    def remembers(self) -> Tensor:
+    def state(self) -> Tensor:
         """What the part remembers from step to step, as it is at the start: float64, any length."""
         return torch.zeros(0, dtype=torch.float64)
 
@@ -136,7 +138,7 @@ class OnNoise(Mitigation):
     stages = (SAMPLING,)
 
     @abc.abstractmethod
-    def draw(self, noise: Tensor, request: Request) -> Tensor:
+    def draw(self, noise: Tensor, request: SamplingContext) -> Tensor:
         """noise: [n c h w], standard normal or what another part made of it. Gives noise of that shape; an image's
         depends on its own row alone."""
 
@@ -147,7 +149,7 @@ class OnDenoiser(Mitigation):
     stages = (SAMPLING,)
 
     @abc.abstractmethod
-    def wrap(self, denoiser: Guided, request: Request) -> Guided:
+    def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
         """A guided denoiser around `denoiser`, for one sampling of n images: what it remembers is of these alone."""
 
 

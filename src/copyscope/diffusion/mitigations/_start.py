@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 TINY = 1e-12
 
 
-def pull(noise: Tensor, request: Request) -> Tensor:
+def guidance_direction(noise: Tensor, request: SamplingContext) -> Tensor:
     """Noise prediction given the prompt minus that given none [n c h w], where sampling starts from `noise` [n c h w].
 
     Two model calls a row. epsilon = (x - D) / sigma, hence the sign.
@@ -33,7 +33,7 @@ def unit(x: Tensor) -> Tensor:
     return x / length(x).clamp(min=TINY).view(-1, 1, 1, 1)
 
 
-def blocks(request: Request) -> Iterator[Request]:
+def blocks(request: SamplingContext) -> Iterator[SamplingContext]:
     """The request, cut into as many images at a time as the model is shown: a graph of more would be kept whole."""
     n = len(request.noise)
     for rows in torch.split(torch.arange(n, device=request.noise.device), request.block or max(n, 1)):

@@ -40,7 +40,7 @@ class AntiGradient(OnLoss):
         if self.bins < 1:
             raise ValueError("bins must be 1 or more")
 
-    def remembers(self) -> Tensor:
+    def state(self) -> Tensor:
         """Of each bin the decayed sum of its means, then of their weights: their ratio is the mean from the first
         sample on, and stays one when both are averaged over processes of which some had no sample."""
         return torch.zeros(2 * self.bins, dtype=torch.float64)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from copyscope.diffusion.denoiser import Ask, Guided, NearestImage, Request, Step
+from copyscope.diffusion.denoiser import DenoiseQuery, DenoiseResult, GuidedDenoiser, NearestImage, SamplingContext
 from copyscope.diffusion.models import Trainable
 from copyscope.imaging import images
 
@@ -53,10 +53,10 @@ class AntimemorizationGuidance(OnDenoiser):
     def calls(self, steps: int) -> int:
         return steps - self._first(steps) if self.strength * self.deduplication else 0
 
-    def wrap(self, denoiser: Guided, request: Request) -> Guided:
+    def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
         model, found, look = request.model, list[NearestImage](), 0
 
-        def guided_away(ask: Ask) -> Step:
+        def guided_away(ask: DenoiseQuery) -> DenoiseResult:
             nonlocal found, look
             step = denoiser(ask)
             assert step.unconditional is not None

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import CROSS_ATTENTION, PROMPTS, SAMPLING, Generators, OnConditioning
 
@@ -35,7 +35,9 @@ class AttentionRescaling(OnConditioning):
         if not 0 <= self.factor < float("inf"):
             raise ValueError("factor must be a number of 0 or more")
 
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         if request is None:
             return conditioning
         mask, emphasis, tokenizer = conditioning.mask, conditioning.emphasis, request.model.tokenizer

@@ -6,7 +6,14 @@ import dataclasses
 
 import torch
 
-from copyscope.diffusion.denoiser import Ask, Guided, Request, Step, guided, text_conditional_norm
+from copyscope.diffusion.denoiser import (
+    DenoiseQuery,
+    DenoiseResult,
+    GuidedDenoiser,
+    SamplingContext,
+    guided,
+    text_conditional_norm,
+)
 
 from . import GUIDANCE, OnDenoiser
 
@@ -34,12 +41,12 @@ class DelayedGuidance(OnDenoiser):
         if not 0 <= self.start <= 1:
             raise ValueError("start must be a share from 0 to 1")
 
-    def wrap(self, denoiser: Guided, request: Request) -> Guided:
+    def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
         n = len(request.conditioning)
         begun = torch.zeros(n, dtype=torch.bool, device=request.noise.device)
         before = torch.full((n,), torch.inf, device=request.noise.device)
 
-        def delayed(ask: Ask) -> Step:
+        def delayed(ask: DenoiseQuery) -> DenoiseResult:
             step = denoiser(ask)
             assert step.unconditional is not None
             if ask.i is not None:

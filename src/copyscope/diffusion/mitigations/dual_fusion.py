@@ -10,7 +10,7 @@ from torch import Tensor
 
 from copyscope.data.corpus import Corpus
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.encoded_cache import Others
+from copyscope.diffusion.encoded_cache import FusionImages
 from copyscope.diffusion.models import Trainable
 from copyscope.diffusion.training.draws import WeightedSampler
 from copyscope.errors import InputError
@@ -55,7 +55,7 @@ class DualFusion(OnLatents):
             return latents, conditioning
         if self.images:
             if str(model) not in self._others:
-                self._others[str(model)] = Others(self._corpus, model)
+                self._others[str(model)] = FusionImages(self._corpus, model)
             others, told = self._others[str(model)].draw(rngs)
         else:
             rows = partners(rngs)
@@ -74,5 +74,5 @@ class DualFusion(OnLatents):
         return corpus.take(WeightedSampler.from_corpus(corpus).rows.tolist())
 
     @functools.cached_property
-    def _others(self) -> dict[str, Others]:
+    def _others(self) -> dict[str, FusionImages]:
         return {}

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import Generators, OnConditioning
 from ._normal import normal
@@ -35,7 +35,9 @@ class GaussianNoise(OnConditioning):
     def on_null(self) -> bool:
         return self.both
 
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         if self.scale == 0:
             return conditioning
         text = conditioning.text.clone()

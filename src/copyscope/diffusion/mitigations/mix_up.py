@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import TRAINING, Generators, OnConditioning
 from ._checks import check_probability
@@ -36,7 +36,9 @@ class MixUp(OnConditioning):
         if not 0 < self.alpha < float("inf"):
             raise ValueError("alpha must be a number above 0")
 
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         if self.probability == 0 or len(conditioning) < 2:
             return conditioning
         lam = [rng.beta(self.alpha, 1) if rng.random() < self.probability else 1.0 for rng in rngs]

@@ -6,10 +6,10 @@ import dataclasses
 
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import NULL, OnNoise
-from ._start import pull, unit
+from ._start import guidance_direction, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class NoiseAdjustment(OnNoise):
     def calls(self, steps: int) -> int:
         return 4 * self.rounds if self.gamma else 0
 
-    def draw(self, noise: Tensor, request: Request) -> Tensor:
+    def draw(self, noise: Tensor, request: SamplingContext) -> Tensor:
         for _ in range(self.rounds if self.gamma else 0):
-            here = pull(noise, request)
-            noise = noise - self.gamma * (pull(noise + self.rho * unit(here), request) - here)
+            here = guidance_direction(noise, request)
+            noise = noise - self.gamma * (guidance_direction(noise + self.rho * unit(here), request) - here)
         return noise

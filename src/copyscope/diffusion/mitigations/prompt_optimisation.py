@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request, text_conditional_norm
+from copyscope.diffusion.denoiser import SamplingContext, text_conditional_norm
 
 from . import NULL, SAMPLING, Generators, OnConditioning
 from ._start import blocks, descend
@@ -45,13 +45,15 @@ class PromptOptimisation(OnConditioning):
     def calls(self, steps: int) -> int:
         return self.steps + 1 if self.steps else 0
 
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         if self.steps == 0 or request is None:
             return conditioning
         asked = dataclasses.replace(request, conditioning=conditioning)
         return dataclasses.replace(conditioning, text=torch.cat([self._moved(block) for block in blocks(asked)]))
 
-    def _moved(self, request: Request) -> Tensor:
+    def _moved(self, request: SamplingContext) -> Tensor:
         """The states of the prompts' tokens [n t d]."""
         conditioning = request.conditioning
         assert request.null is not None

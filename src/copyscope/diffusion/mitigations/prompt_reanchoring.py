@@ -8,7 +8,13 @@ import torch
 
 from copyscope.curation.captions import paraphrases
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Ask, Guided, Request, Step, text_conditional_norm
+from copyscope.diffusion.denoiser import (
+    DenoiseQuery,
+    DenoiseResult,
+    GuidedDenoiser,
+    SamplingContext,
+    text_conditional_norm,
+)
 
 from . import GUIDANCE, NULL, PROMPTS, OnDenoiser
 
@@ -43,12 +49,12 @@ class PromptReanchoring(OnDenoiser):
     def calls(self, steps: int) -> int:
         return self.paraphrases + 1 + steps if self.paraphrases else 0
 
-    def wrap(self, denoiser: Guided, request: Request) -> Guided:
+    def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
         if self.paraphrases == 0:
             return denoiser
         anchors: dict[int, Conditioning | None] = {}
 
-        def reanchored(ask: Ask) -> Step:
+        def reanchored(ask: DenoiseQuery) -> DenoiseResult:
             step = denoiser(ask)
             assert step.unconditional is not None
             norm = text_conditional_norm(step.conditional - step.unconditional, step.sigma)
@@ -68,7 +74,7 @@ class PromptReanchoring(OnDenoiser):
 
         return reanchored
 
-    def _anchors(self, rows: list[int], request: Request) -> dict[int, Conditioning | None]:
+    def _anchors(self, rows: list[int], request: SamplingContext) -> dict[int, Conditioning | None]:
         """Of each row, what the model is told by the paraphrase taken; None where there is no paraphrase."""
         assert request.null is not None
         assert request.prompts is not None

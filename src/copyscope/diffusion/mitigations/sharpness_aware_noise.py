@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import NULL, OnNoise
-from ._start import blocks, descend, length, pull, unit
+from ._start import blocks, descend, guidance_direction, length, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +46,16 @@ class SharpnessAwareNoise(OnNoise):
     def calls(self, steps: int) -> int:
         return 4 * self.steps
 
-    def draw(self, noise: Tensor, request: Request) -> Tensor:
+    def draw(self, noise: Tensor, request: SamplingContext) -> Tensor:
         if self.steps == 0:
             return noise
         asked = dataclasses.replace(request, noise=noise)
         return torch.cat([self._moved(block) for block in blocks(asked)])
 
-    def _moved(self, request: Request) -> Tensor:
+    def _moved(self, request: SamplingContext) -> Tensor:
         def loss(noise: Tensor) -> Tensor:
             with torch.no_grad():
-                ahead = unit(pull(noise, request))
-            return length(pull(noise + ahead, request)) + self.weight * length(noise)
+                ahead = unit(guidance_direction(noise, request))
+            return length(guidance_direction(noise + ahead, request)) + self.weight * length(noise)
 
         return descend(request.noise, loss, self.steps, self.rate, self.target)

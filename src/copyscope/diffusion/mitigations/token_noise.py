@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 from . import Generators, OnConditioning
 from ._normal import normal
@@ -34,7 +34,9 @@ class TokenNoise(OnConditioning):
         if not 0 <= self.probability <= 1:
             raise ValueError("probability must be from 0 to 1")
 
-    def perturb(self, conditioning: Conditioning, rngs: Generators, request: Request | None = None) -> Conditioning:
+    def perturb(
+        self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
+    ) -> Conditioning:
         if self.scale == 0 or self.probability == 0:
             return conditioning
         text = conditioning.text

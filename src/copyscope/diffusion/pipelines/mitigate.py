@@ -27,7 +27,14 @@ from torch import Tensor
 from copyscope.diffusion import applied
 from copyscope.diffusion import observed as signals_of
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Ask, FindNearest, Guided, Request, Step, guided
+from copyscope.diffusion.denoiser import (
+    DenoiseQuery,
+    DenoiseResult,
+    FindNearest,
+    GuidedDenoiser,
+    SamplingContext,
+    guided,
+)
 from copyscope.diffusion.mitigations import (
     GUIDANCE,
     NEAREST,
@@ -48,7 +55,7 @@ from copyscope.errors import InputError
 from .network_call import NetworkCall, same, told_by
 from .patched_pipeline import PROMPTS_OF, CaptionsOnly, captions_only, lock_of, rewritten, seeds_of, wrapped_calls
 
-OnStep = Callable[[StableDiffusion, Step], None]
+OnStep = Callable[[StableDiffusion, DenoiseResult], None]
 POSITIONS = ("sample", "timestep")
 """Names of the arguments that pipelines give a U-Net by position; transformers are given all by name."""
 
@@ -129,7 +136,7 @@ class _Call:
     thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations."""
 
     number: int
-    parts: applied.Mitigations | None = None
+    parts: applied.MitigationStack | None = None
     signals: Sequence[Signal] = ()
     prompts: list[str] | None = None
     null: Conditioning | None = None
@@ -139,7 +146,7 @@ class _Call:
     halves: int = 0
     given: Tensor | None = None
     told: tuple[Conditioning, Conditioning | None] | None = None
-    guided: Guided | None = None
+    guided: GuidedDenoiser | None = None
     asked: NetworkCall | None = None
     thread: int = dataclasses.field(default_factory=threading.get_ident)
 
@@ -224,7 +231,7 @@ class _Mitigated:
 
     def _loaded(
         self, model: StableDiffusion, guidance: float, prompted: bool
-    ) -> tuple[applied.Mitigations, Sequence[Signal]]:
+    ) -> tuple[applied.MitigationStack, Sequence[Signal]]:
         has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.nearest is not None)) if there]
         parts = applied.load(self.specs, SAMPLING, model, guidance=guidance, has=has)
         if not prompted and (captions := parts.door(OnCaption)):
@@ -302,7 +309,7 @@ class _Mitigated:
 
     # What is done there
 
-    def _told(self, call: _Call, parts: applied.Mitigations, given: dict[str, Any]) -> dict[str, Any]:
+    def _told(self, call: _Call, parts: applied.MitigationStack, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `encode_prompt`, with the captions of this draw."""
         each, prompt = given.get("num_images_per_prompt", 1), given["prompt"]
         n = 1 if isinstance(prompt, str) else len(prompt)
@@ -328,7 +335,7 @@ class _Mitigated:
                 told[name] = [text for text in rows for _ in range(each)]
         return given | told | {"num_images_per_prompt": 1}
 
-    def _answer(self, call: _Call, parts: applied.Mitigations, told: dict[str, Any]) -> Any:
+    def _answer(self, call: _Call, parts: applied.MitigationStack, told: dict[str, Any]) -> Any:
         """What the network answers the pipeline."""
         scheduler, halves = self.pipeline.scheduler, 1 + getattr(self.pipeline, "do_classifier_free_guidance", False)
         if "skip_layers" in told:
@@ -345,7 +352,7 @@ class _Mitigated:
         elif call.told is not None:
             if call.given is None or not torch.equal(asked.text, call.given[-asked.n :]):
                 raise InputError("A callback changed the prompt that mitigations changed.\nDo without one of the two")
-            asked.retell(*call.told)
+            asked.set_conditioning(*call.told)
         begins = getattr(scheduler, "state_in_first_order", True)
         i = call.steps if begins else None
         call.steps += begins
@@ -355,7 +362,7 @@ class _Mitigated:
             raise InputError("A callback turned guidance off, which mitigations change.\nDo without one of the two")
         scale = asked.x.new_full((asked.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
         n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
-        step = call.guided(Ask(asked.x, asked.sigma, i, n_steps, scale))
+        step = call.guided(DenoiseQuery(asked.x, asked.sigma, i, n_steps, scale))
         self.observed.see(step)
         if self.on_step and i is not None:
             self.on_step(asked.model, step)
@@ -365,7 +372,7 @@ class _Mitigated:
     def _flux(self) -> bool:
         return _pipelines.family(self.pipeline) == "FluxPipeline"
 
-    def _start(self, call: _Call, parts: applied.Mitigations, asked: NetworkCall) -> None:
+    def _start(self, call: _Call, parts: applied.MitigationStack, asked: NetworkCall) -> None:
         """All that comes before the first step, as in `generate.sample`."""
         call.halves, seeds = asked.halves, seeds_of(self.seed, call.number, asked.n)
         self.acted = True
@@ -373,7 +380,7 @@ class _Mitigated:
         told, null = asked.conditioning()
         sigma = float(asked.sigma[0])
         noise = asked.x / sigma if call.latents is None else asked.unpacked(call.latents) / deviation
-        request = Request(
+        request = SamplingContext(
             asked.model,
             call.prompts,
             told,
@@ -386,21 +393,21 @@ class _Mitigated:
             self.nearest,
             asked.block,
         )
-        begun = parts.begun(request, seeds)
+        begun = parts.prepare(request, seeds)
         if not same(begun.conditioning, told) or (null is not None and not same(begun.null, null)):
             call.given, call.told = asked.text.clone(), (begun.conditioning, begun.null)
-            asked.retell(*call.told)
+            asked.set_conditioning(*call.told)
         if call.latents is not None and not torch.equal(begun.noise, noise):
-            asked.restart(call.latents, begun.noise, deviation)
+            asked.set_noise(call.latents, begun.noise, deviation)
         self.observed.begin(call.signals, begun, seeds)
         if parts.door(OnDenoiser) or call.signals or self.on_step:
             call.guided = parts.around(self._plain(call, begun), begun, seeds)
 
     @staticmethod
-    def _plain(call: _Call, request: Request) -> Guided:
+    def _plain(call: _Call, request: SamplingContext) -> GuidedDenoiser:
         """The network itself: its answer to the pipeline where that is what is asked, else another."""
 
-        def denoiser(ask: Ask) -> Step:
+        def denoiser(ask: DenoiseQuery) -> DenoiseResult:
             asked = call.asked
             assert asked is not None
             if torch.equal(ask.x, asked.x) and torch.equal(ask.sigma, asked.sigma):
@@ -410,7 +417,7 @@ class _Mitigated:
             if asked.halves == 2 and request.null is not None:
                 unconditional, scale = request.predict(ask.x, ask.sigma, request.null), ask.scale
                 denoised = guided(conditional, unconditional, scale)
-            return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
+            return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
         return denoiser
 

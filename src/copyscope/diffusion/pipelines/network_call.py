@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Ask, Step, guided
+from copyscope.diffusion.denoiser import DenoiseQuery, DenoiseResult, guided
 from copyscope.diffusion.models import _pipelines
 from copyscope.diffusion.models._schedules import Flow, VariancePreserving
 from copyscope.diffusion.models.stable_diffusion import StableDiffusion
@@ -62,12 +62,12 @@ class NetworkCall:
         rows = torch.arange(len(both))
         return both.take(rows[-self.n :]), both.take(rows[: self.n]) if self.halves == 2 else None
 
-    def retell(self, conditioning: Conditioning, null: Conditioning | None) -> None:
+    def set_conditioning(self, conditioning: Conditioning, null: Conditioning | None) -> None:
         """The network is told this instead."""
         both = Conditioning.join([conditioning] if self.halves == 1 or null is None else [null, conditioning])
         self.told, self._emphasis = self._with(self.told, both), both.emphasis
 
-    def restart(self, latents: Tensor, noise: Tensor, deviation: float) -> None:
+    def set_noise(self, latents: Tensor, noise: Tensor, deviation: float) -> None:
         """Sampling starts from this noise [n c h w]: the pipeline's latents become deviation * noise, in place, and the
         network is given what follows from them."""
         latents.copy_(self._packed(noise * deviation))
@@ -82,7 +82,7 @@ class NetworkCall:
         with self.model.attending(self._emphasis):
             return self.forward(**self.told)
 
-    def step(self, ask: Ask) -> Step:
+    def step(self, ask: DenoiseQuery) -> DenoiseResult:
         """The network's own answer to the pipeline, read as estimates of x0; guided, where it is guided."""
         raw = self.run()[0]
         estimates = self._schedule.denoised(
@@ -96,7 +96,7 @@ class NetworkCall:
             # What the pipeline itself will make of it, whatever scale was asked for here.
             plain = guided(conditional, unconditional, torch.full_like(ask.scale, self.pipeline.guidance_scale))
         self._ran = raw, plain
-        return Step(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
+        return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
     def answer(self, denoised: Tensor) -> tuple[Tensor]:
         """What to answer so that the pipeline goes on with this estimate of x0 [n c h w].

@@ -64,7 +64,7 @@ def seeds_of(seed: int, call: int, n: int) -> list[int]:
     return [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1) for key in keys]
 
 
-def rewritten(parts: applied.Mitigations, texts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+def rewritten(parts: applied.MitigationStack, texts: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """The captions of this draw, each with the seed of its image."""
     rngs_of = [lambda number, seed=seed: applied.sampling_rngs([seed], number)[0] for seed in seeds]
     return [parts.caption([text], rng_of) for text, rng_of in zip(texts, rngs_of, strict=True)]
@@ -79,7 +79,7 @@ class CaptionsOnly:
     observed = Observed()
     """Nothing is observed."""
 
-    def __init__(self, pipeline: Any, parts: applied.Mitigations, specs: Sequence[str], seed: int) -> None:
+    def __init__(self, pipeline: Any, parts: applied.MitigationStack, specs: Sequence[str], seed: int) -> None:
         self.pipeline, self.parts, self.specs, self.seed = pipeline, parts, specs, seed
         self.signature = _pipelines.call_signature(pipeline)
         self.calls, self.lock = itertools.count(), threading.RLock()
@@ -113,7 +113,7 @@ class CaptionsOnly:
 
 def captions_only(pipeline: Any, mitigations: Sequence[str], signals: Sequence[str], seed: int) -> CaptionsOnly:
     """Of a pipeline of no known family. Raises InputError where more is asked than to rewrite its prompt."""
-    parts = applied.Mitigations(tuple(applied.named(spec, SAMPLING) for spec in mitigations))
+    parts = applied.MitigationStack(tuple(applied.named(spec, SAMPLING) for spec in mitigations))
     unfit = [spec for spec, part in zip(mitigations, parts.parts, strict=True) if not isinstance(part, OnCaption)]
     if signals or unfit or not _pipelines.takes_prompt(pipeline):
         supported = ", ".join(_pipelines.NETWORKS)

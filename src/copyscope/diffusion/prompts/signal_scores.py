@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copyscope.diffusion import applied, observed, thresholds
-from copyscope.diffusion.denoiser import Step
+from copyscope.diffusion.denoiser import DenoiseResult
 from copyscope.diffusion.generate import SampleRecipe, block_size, made_with, opened, sample, seeds_of
 from copyscope.diffusion.mitigations import PROMPTS, SAMPLING
 from copyscope.diffusion.models import Model
-from copyscope.diffusion.signals import Signal, Watch
+from copyscope.diffusion.signals import Signal, SignalState
 from copyscope.errors import InputError
 from copyscope.machine import Progress
 from copyscope.stats import Floats
@@ -67,7 +67,7 @@ def learned(
     """
     signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
     learning = [signal for signal in signals if signal.learns]
-    seen: dict[str, list[Watch]] = {str(signal): [] for signal in learning}
+    seen: dict[str, list[SignalState]] = {str(signal): [] for signal in learning}
     if learning:
         recipe = dataclasses.replace(recipe, signals=tuple(seen))
         for watched in _watched(model, prompts, seeds, recipe, learning, progress):
@@ -144,8 +144,8 @@ def calibrate(
     return thresholds.calibrate(found, observed.fingerprint(model), made_with(model, run, recipe), rate)
 
 
-def _stop_at(needed: int) -> Callable[[Step], None]:
-    def look(step: Step) -> None:
+def _stop_at(needed: int) -> Callable[[DenoiseResult], None]:
+    def look(step: DenoiseResult) -> None:
         if step.i is not None and step.i + 1 >= needed:
             raise _SeenEnough
 

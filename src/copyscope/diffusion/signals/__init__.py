@@ -15,15 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 from copyscope.parts import Part
 
 
-class Watch(abc.ABC):
+class SignalState(abc.ABC):
     """What a signal sees of one sampling of n images."""
 
     @abc.abstractmethod
-    def observe(self, step: Step) -> None:
+    def observe(self, step: DenoiseResult) -> None:
         """Each step of the sampling, in order; `step.i` is its number."""
 
     @abc.abstractmethod
@@ -56,12 +56,12 @@ class Signal(Part, abc.ABC):
         """Whether it is of more use once it was `fitted`, which calibration then does first."""
         return False
 
-    def fitted(self, ordinary: Sequence[Watch]) -> Signal:
+    def fitted(self, ordinary: Sequence[SignalState]) -> Signal:
         """The signal with what it learns of ordinary prompts, of which each block was watched by one of `ordinary`."""
         return self
 
     @abc.abstractmethod
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: SamplingContext) -> SignalState:
         """Begins to watch the sampling of a request; `request.rngs` are the signal's own generators."""
 
 
@@ -69,21 +69,21 @@ class OnSteps(Signal):
     """Gives a number at each step that it needs; the score is their mean."""
 
     @abc.abstractmethod
-    def value(self, step: Step, request: Request) -> Tensor:
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
         """[n] at this step."""
 
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: SamplingContext) -> SignalState:
         return _Mean(self, request)
 
 
 @dataclasses.dataclass(eq=False)
-class _Mean(Watch):
+class _Mean(SignalState):
     signal: OnSteps
-    request: Request
+    request: SamplingContext
     n_steps: int = 1
     values: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: DenoiseResult) -> None:
         self.n_steps = step.n_steps
         if len(self.values) < self.signal.needed(step.n_steps):
             self.values.append(self.signal.value(step, self.request).float())
@@ -94,12 +94,12 @@ class _Mean(Watch):
         return torch.stack(self.values).mean(0)
 
 
-def unknown(request: Request) -> Tensor:
+def unknown(request: SamplingContext) -> Tensor:
     """NaN for each image."""
     return request.noise.new_full((len(request.noise),), float("nan"))
 
 
-def apart(step: Step, request: Request) -> Tensor:
+def cond_minus_uncond(step: DenoiseResult, request: SamplingContext) -> Tensor:
     """D given the prompt minus D given none [n c h w] at a step; a model call a row where the sampler asked for one
     only. Of a sampling with a negative prompt, "none" is that prompt."""
     without = step.unconditional

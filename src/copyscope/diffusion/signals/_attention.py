@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request
+from copyscope.diffusion.denoiser import SamplingContext
 
 LEFT_OUT = -10000.0
 """What diffusers adds to the logits of tokens that do not count."""
@@ -19,7 +19,7 @@ Reduce = Callable[[Tensor], Tensor]
 """What a layer attends to [n heads places tokens] -> what is kept of it [n ...]."""
 
 
-def attention(request: Request, x: Tensor, sigma: Tensor, keep: Reduce) -> list[Tensor]:
+def attention(request: SamplingContext, x: Tensor, sigma: Tensor, keep: Reduce) -> list[Tensor]:
     """What each of `Model.cross_attentions` attends to [n ...] as it is asked for D(x, sigma, conditioning): one model
     call a row. keep: reduces it at once, since maps of all layers together are large."""
     told, n, thread = request.conditioning, len(x), threading.get_ident()

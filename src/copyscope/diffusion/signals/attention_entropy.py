@@ -7,11 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 from copyscope.diffusion.mitigations import CROSS_ATTENTION
 from copyscope.errors import InputError
 
-from . import OnSteps, Watch
+from . import OnSteps, SignalState
 from ._attention import attention
 
 
@@ -45,13 +45,13 @@ class AttentionEntropy(OnSteps):
     def calls(self, steps: int, guided: bool) -> int:
         return self.needed(steps)
 
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: SamplingContext) -> SignalState:
         n_layers = len(request.model.cross_attentions)
         if self.layer >= n_layers:
             raise InputError(f"{self} names a layer of {n_layers}.\nTake one from 0 to {n_layers - 1}, or -1 for all")
         return super().watch(request)
 
-    def value(self, step: Step, request: Request) -> Tensor:
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
         layers = attention(request, step.x, step.sigma, lambda found: found.mean((1, 2)))
         mean = torch.stack(layers).mean(0) if self.layer == -1 else layers[self.layer]
         entropy: Tensor = torch.special.entr(mean).sum(1)

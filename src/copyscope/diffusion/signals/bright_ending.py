@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 from copyscope.diffusion.mitigations import CROSS_ATTENTION, NULL, PROMPTS
 
-from . import Signal, Watch, apart, unknown
+from . import Signal, SignalState, cond_minus_uncond, unknown
 from ._attention import attention
 
 
@@ -36,20 +36,20 @@ class BrightEnding(Signal):
     def calls(self, steps: int, guided: bool) -> int:
         return 1 if guided else steps + 1
 
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: SamplingContext) -> SignalState:
         return _Ending(request)
 
 
 @dataclasses.dataclass(eq=False)
-class _Ending(Watch):
+class _Ending(SignalState):
     """squares: of each step, |e(prompt) - e(none)|^2 over channels [n h w]. bright: m [n h w]."""
 
-    request: Request
+    request: SamplingContext
     squares: list[Tensor] = dataclasses.field(default_factory=list)
     bright: Tensor | None = None
 
-    def observe(self, step: Step) -> None:
-        pull = apart(step, self.request) / step.sigma.view(-1, 1, 1, 1)
+    def observe(self, step: DenoiseResult) -> None:
+        pull = cond_minus_uncond(step, self.request) / step.sigma.view(-1, 1, 1, 1)
         self.squares.append(pull.square().sum(1))
         if step.i == step.n_steps - 1:
             self.bright = self._seen(step)
@@ -63,7 +63,7 @@ class _Ending(Watch):
     def maps(self) -> Tensor | None:
         return self.bright
 
-    def _seen(self, step: Step) -> Tensor:
+    def _seen(self, step: DenoiseResult) -> Tensor:
         request, (height, width) = self.request, step.x.shape[2:]
         layers = attention(request, step.x, step.sigma, lambda found: found.mean(1))
         most = max(layer.shape[1] for layer in layers)
@@ -75,7 +75,7 @@ class _Ending(Watch):
         return torch.nn.functional.interpolate(map, (height, width), mode="bilinear")[:, 0]
 
 
-def _ends(request: Request) -> list[int]:
+def _ends(request: SamplingContext) -> list[int]:
     """Place of the last token of each prompt [n]: the one that says that the text ends."""
     assert request.prompts is not None
     tokenizer, length = request.model.tokenizer, request.conditioning.text.shape[1]

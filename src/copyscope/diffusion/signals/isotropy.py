@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step, text_conditional_norm
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext, text_conditional_norm
 from copyscope.diffusion.mitigations import NULL
 
-from . import OnSteps, apart
+from . import OnSteps, cond_minus_uncond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Isotropy(OnSteps):
     def calls(self, steps: int, guided: bool) -> int:
         return 2 if guided else 3
 
-    def value(self, step: Step, request: Request) -> Tensor:
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
         assert request.null is not None
         sigma = torch.full_like(step.sigma, self.level)
         x = request.noise * (1 + self.level**2) ** 0.5
         given, without = (request.predict(x, sigma, told) for told in (request.conditioning, request.null))
         alike = torch.nn.functional.cosine_similarity(x - without, without - given, dim=1).mean((1, 2))
-        return self.first * text_conditional_norm(apart(step, request), step.sigma) + self.second * alike
+        return self.first * text_conditional_norm(cond_minus_uncond(step, request), step.sigma) + self.second * alike

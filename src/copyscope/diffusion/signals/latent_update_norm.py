@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 
-from . import Signal, Watch, unknown
+from . import Signal, SignalState, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +41,27 @@ class LatentUpdateNorm(Signal):
     def learns(self) -> bool:
         return not self.mean
 
-    def fitted(self, ordinary: Sequence[Watch]) -> LatentUpdateNorm:
+    def fitted(self, ordinary: Sequence[SignalState]) -> LatentUpdateNorm:
         """Against the band of two ordinary prompts or more, each number to six digits, since a spec is read."""
         norms = torch.cat([watch.norms() for watch in ordinary if isinstance(watch, Moves)])
         ends = (norms.mean(0), norms.std(0).clamp(min=1e-12))
         return LatentUpdateNorm(*(tuple(float(f"{each:.6g}") for each in end.tolist()) for end in ends))
 
-    def watch(self, request: Request) -> Moves:
+    def watch(self, request: SamplingContext) -> Moves:
         return Moves(self, request)
 
 
 @dataclasses.dataclass(eq=False)
-class Moves(Watch):
+class Moves(SignalState):
     """Of one sampling."""
 
     signal: LatentUpdateNorm
-    request: Request
+    request: SamplingContext
     n_steps: int = 2
     before: Tensor | None = None
     found: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: DenoiseResult) -> None:
         self.n_steps = step.n_steps
         y = step.x / torch.sqrt(1 + step.sigma**2).view(-1, 1, 1, 1)
         if self.before is not None:

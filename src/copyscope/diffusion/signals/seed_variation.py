@@ -10,7 +10,7 @@ from torch import Tensor
 
 from copyscope.diffusion import sampling
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 
 from . import OnSteps
 
@@ -39,7 +39,7 @@ class SeedVariation(OnSteps):
     def calls(self, steps: int, guided: bool) -> int:
         return self.images * self.steps
 
-    def value(self, step: Step, request: Request) -> Tensor:
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
         levels = sampling.noise_levels(self.steps, request.model.sigmas[0], request.sigma, request.model.schedule)
         told = Conditioning.join([request.conditioning] * self.images)
         shape = (self.images, *request.noise.shape[1:])

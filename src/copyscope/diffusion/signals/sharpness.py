@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 from copyscope.diffusion.mitigations import NULL
 
-from . import OnSteps, apart
+from . import OnSteps, cond_minus_uncond
 
 AHEAD = 0.1
 """How far the difference quotient looks, in noise levels: little beside noise, and far above what rounding does."""
@@ -44,8 +44,8 @@ class Sharpness(OnSteps):
     def calls(self, steps: int, guided: bool) -> int:
         return self.needed(steps) * (2 if guided else 3)
 
-    def value(self, step: Step, request: Request) -> Tensor:
-        pull, sigma = apart(step, request), step.sigma
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        pull, sigma = cond_minus_uncond(step, request), step.sigma
         size = torch.linalg.vector_norm(pull.flatten(1), dim=1)
         reach = AHEAD * sigma / size.clamp(min=1e-12)
         there = request.apart(step.x + reach.view(-1, 1, 1, 1) * pull, sigma)

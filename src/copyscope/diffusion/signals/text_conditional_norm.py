@@ -6,10 +6,10 @@ import dataclasses
 
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step, text_conditional_norm
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext, text_conditional_norm
 from copyscope.diffusion.mitigations import NULL
 
-from . import OnSteps, apart
+from . import OnSteps, cond_minus_uncond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,5 +37,5 @@ class TextConditionalNorm(OnSteps):
     def calls(self, steps: int, guided: bool) -> int:
         return 0 if guided else self.needed(steps)
 
-    def value(self, step: Step, request: Request) -> Tensor:
-        return text_conditional_norm(apart(step, request), step.sigma)
+    def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        return text_conditional_norm(cond_minus_uncond(step, request), step.sigma)

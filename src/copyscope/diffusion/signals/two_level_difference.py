@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from copyscope.diffusion.denoiser import Request, Step
+from copyscope.diffusion.denoiser import DenoiseResult, SamplingContext
 from copyscope.diffusion.mitigations import GUIDANCE
 
-from . import Signal, Watch, unknown
+from . import Signal, SignalState, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,18 @@ class TwoLevelDifference(Signal):
     def needed(self, steps: int) -> int:
         return self.steps + 1
 
-    def watch(self, request: Request) -> Watch:
+    def watch(self, request: SamplingContext) -> SignalState:
         return _Turn(self.steps, request)
 
 
 @dataclasses.dataclass(eq=False)
-class _Turn(Watch):
+class _Turn(SignalState):
     last: int
-    request: Request
+    request: SamplingContext
     start: Tensor | None = None
     found: Tensor | None = None
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: DenoiseResult) -> None:
         epsilon = (step.x - step.conditional) / step.sigma.view(-1, 1, 1, 1)
         if step.i == 0:
             self.start = epsilon

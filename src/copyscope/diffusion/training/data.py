@@ -22,13 +22,13 @@ from torch.utils.data import Dataset, get_worker_info
 
 from copyscope import machine
 from copyscope.data.corpus import Corpus
-from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.applied import MitigationStack, training_rng
 from copyscope.diffusion.encoded_cache import KEPT_BYTES
 from copyscope.diffusion.mitigations import OnCaption
 from copyscope.diffusion.models import Trainable
 from copyscope.errors import ImageError, InputError, TrainingError
 from copyscope.imaging import images
-from copyscope.imaging.images import cut, mirrored
+from copyscope.imaging.images import crop, mirror
 from copyscope.machine import Progress
 
 from .draws import CAPTIONS, CROPS, NOISE, CaptionPolicy, WeightedSampler, stream
@@ -77,9 +77,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._asked[row] += 1
         caption = self.policy(row, rng)
         picture = images.resize_short(images.decode(self.corpus.read(row)), self.size)
-        picture = cut(picture, self.size, rng.random(2) if self.random_crop else None)
+        picture = crop(picture, self.size, rng.random(2) if self.random_crop else None)
         if self.flip and rng.random() < 0.5:
-            picture = mirrored(picture)
+            picture = mirror(picture)
         return {"image": self.transform(picture), "caption": caption, "row": row, "id": self.corpus.ids[row]}
 
 
@@ -96,7 +96,7 @@ def to_tensor(picture: images.Image) -> Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
 
 
-class Pictures:
+class LatentCache:
     """Latents of a corpus's images, for `train`: kept in memory, or pictures kept and encoded at each step, or neither.
 
     Every image is read once at the start; `corpus` has why those that cannot be read cannot. Raises InputError where
@@ -121,7 +121,7 @@ class Pictures:
                 rows = torch.tensor(list(pictures))
                 self._latents[0, rows] = self._encode(list(pictures.values()))
                 if recipe.flip:
-                    self._latents[1, rows] = self._encode([mirrored(each) for each in pictures.values()])
+                    self._latents[1, rows] = self._encode([mirror(each) for each in pictures.values()])
             elif kept + sum(each.nbytes for each in pictures.values()) <= KEPT_BYTES:
                 kept += sum(each.nbytes for each in pictures.values())
                 self._kept |= pictures
@@ -149,8 +149,8 @@ class Pictures:
                     "Put it back, and run the same command again"
                 )
             if self._recipe.random_crop:
-                picture = cut(picture, self._model.image_size, place)
-            pictures.append(mirrored(picture) if flip else picture)
+                picture = crop(picture, self._model.image_size, place)
+            pictures.append(mirror(picture) if flip else picture)
         return self._encode(pictures)
 
     def _read(self, row: int) -> bytes | ImageError:
@@ -165,7 +165,7 @@ class Pictures:
             picture = images.resize_short(images.decode(data), side)
         except ImageError as error:
             return error
-        return picture if self._recipe.random_crop else cut(picture, side)
+        return picture if self._recipe.random_crop else crop(picture, side)
 
     def _encode(self, pictures: Sequence[images.Image]) -> Tensor:
         groups = [pictures[start : start + 16] for start in range(0, len(pictures), 16)]
@@ -180,7 +180,7 @@ class Pictures:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Draw:
+class TrainingBatch:
     """All that is random in a step of n images: noise [n c h w], sigma [n], flips [n], places of crops [n 2].
 
     dropped [n]: told nothing.
@@ -201,21 +201,23 @@ def draw(
     recipe: TrainRecipe,
     sampler: WeightedSampler,
     policy: CaptionPolicy,
-    mitigations: Mitigations,
-) -> Draw:
+    mitigations: MitigationStack,
+) -> TrainingBatch:
     """The whole batch of a step, of which each process and accumulation takes its part; by (seed, step) alone."""
     n, seed = recipe.batch_size, recipe.seed
-    rows, captions, dropped = said(step, recipe, sampler, policy, mitigations)
+    rows, captions, dropped = sample_captions(step, recipe, sampler, policy, mitigations)
     rng = stream(seed, CROPS, step)
     flips, places = rng.random(n) < 0.5 * recipe.flip, rng.random((n, 2))
     generator = torch.Generator().manual_seed(int(stream(seed, NOISE, step).integers(2**63)))
     noise = torch.randn(n, *model.shape, generator=generator)
     uniform = torch.rand(n, generator=generator).clamp(1e-6, 1 - 1e-6)
-    return Draw(rows, captions, dropped, flips, places, noise, model.noise_levels(uniform.to(model.device)).cpu())
+    return TrainingBatch(
+        rows, captions, dropped, flips, places, noise, model.noise_levels(uniform.to(model.device)).cpu()
+    )
 
 
-def said(
-    step: int, recipe: TrainRecipe, sampler: WeightedSampler, policy: CaptionPolicy, mitigations: Mitigations
+def sample_captions(
+    step: int, recipe: TrainRecipe, sampler: WeightedSampler, policy: CaptionPolicy, mitigations: MitigationStack
 ) -> tuple[NDArray[np.int64], list[str], NDArray[np.bool_]]:
     """Of a step's Draw: its rows, captions, and which are dropped, [n] each."""
     n, seed = recipe.batch_size, recipe.seed

@@ -19,9 +19,9 @@ from torch import Tensor
 from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.diffusion import applied
-from copyscope.diffusion.applied import Mitigations, training_rng
+from copyscope.diffusion.applied import MitigationStack, training_rng
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.encoded_cache import Texts
+from copyscope.diffusion.encoded_cache import TextEmbeddingCache
 from copyscope.diffusion.mitigations import TRAINING, Batch, OnCaption
 from copyscope.diffusion.models import Trainable
 from copyscope.errors import InputError, TrainingError
@@ -31,7 +31,7 @@ from copyscope.machine import Progress
 from copyscope.stats import Estimate
 
 from . import checkpoints
-from .data import Pictures, draw, said
+from .data import LatentCache, draw, sample_captions
 from .draws import SAMPLES, CaptionPolicy, WeightedSampler, stream
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ HISTORY = pa.schema(
     | {"replication_high": pa.float64(), "replication_n": pa.int64()}
 )
 
-Watch = Callable[[Path, Sequence[str], int], Estimate]
+ReplicationCallback = Callable[[Path, Sequence[str], int], Estimate]
 """(folder of fresh samples, their prompts, step) -> replication rate."""
 
 
@@ -66,10 +66,10 @@ def rate(recipe: TrainRecipe, step: int) -> float:
 class Loss(torch.nn.Module):
     """The loss of a batch as a module, so that accelerate can wrap it for many processes."""
 
-    def __init__(self, model: Trainable, min_snr: float, mitigations: Mitigations | None = None) -> None:
+    def __init__(self, model: Trainable, min_snr: float, mitigations: MitigationStack | None = None) -> None:
         super().__init__()
         self.network, self._model, self._gamma = model.network, model, min_snr
-        self._mitigations = mitigations or Mitigations()
+        self._mitigations = mitigations or MitigationStack()
         self.memories = self._mitigations.remember()
         self._null = model.condition([""]).to(model.device) if self.memories else None
 
@@ -99,12 +99,12 @@ class Loop:
     def __init__(
         self,
         model: Trainable,
-        pictures: Pictures,
+        pictures: LatentCache,
         corpus: Corpus,
         recipe: TrainRecipe,
         out: Path,
         accelerator: Any,
-        watch: Watch | None,
+        watch: ReplicationCallback | None,
         progress: Progress | None,
     ) -> None:
         self.model, self.pictures, self.corpus, self.recipe, self.out = model, pictures, corpus, recipe, out
@@ -116,7 +116,7 @@ class Loop:
         spoken = {caption for row in self.readable for caption in self.policy.all_of(row)}
         spoken |= {""} if recipe.caption_dropout else set()
         others = {caption for row in self.readable for caption in self.policy.captions[row]}
-        self.texts = Texts(model, spoken, others, cache=recipe.cache_text, progress=progress)
+        self.texts = TextEmbeddingCache(model, spoken, others, cache=recipe.cache_text, progress=progress)
         network = model.network
         if recipe.gradient_checkpointing:
             if not hasattr(network, "enable_gradient_checkpointing"):
@@ -220,7 +220,7 @@ class Loop:
         """Encodes this process's captions of the steps from `step` on."""
         captions: set[str] = set()
         for ahead in range(step, min(step + AHEAD, self.recipe.steps)):
-            _, spoken, _ = said(ahead, self.recipe, self.sampler, self.policy, self.mitigations)
+            _, spoken, _ = sample_captions(ahead, self.recipe, self.sampler, self.policy, self.mitigations)
             captions.update(*(spoken[part] for part in self._parts()))
         self.texts.keep(captions)
 
@@ -234,7 +234,7 @@ class Loop:
             return [training_rng(seed, step, number, first + row) for row in range(len(x0))]
 
         nothing = told
-        told = self.mitigations.perturbed(told, rngs_of)
+        told = self.mitigations.perturb(told, rngs_of)
         x0, told = self.mitigations.fused(x0, told, rngs_of, self.model)
         if dropped.any():
             both = Conditioning.join([told, nothing])

@@ -20,12 +20,12 @@ from copyscope.diffusion.recipe import TrainRecipe
 from copyscope.diffusion.run import Run
 from copyscope.documents import read_json
 from copyscope.errors import InputError, MissingExtra
-from copyscope.files import is_bare, whole, write_json, write_table
+from copyscope.files import as_damaged, is_bare, write_json, write_table
 from copyscope.machine import Progress
 
 from . import checkpoints
-from .data import Pictures
-from .loop import SCHEMA, Loop, Watch
+from .data import LatentCache
+from .loop import SCHEMA, Loop, ReplicationCallback
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     out: str | os.PathLike[str],
     recipe: TrainRecipe | None = None,
     *,
-    watch: Watch | None = None,
+    watch: ReplicationCallback | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Trains `recipe.model` on a corpus, in the folder `out`; the same call again goes on where a killed one stopped.
@@ -61,10 +61,15 @@ def train(
 
 
 def _train(
-    corpus: Corpus, out: Path, recipe: TrainRecipe, accelerator: Any, watch: Watch | None, progress: Progress | None
+    corpus: Corpus,
+    out: Path,
+    recipe: TrainRecipe,
+    accelerator: Any,
+    watch: ReplicationCallback | None,
+    progress: Progress | None,
 ) -> None:
     model: Trainable = parts.load("models", recipe.model).seeded(recipe.seed)
-    pictures = Pictures(corpus, model, recipe, progress)
+    pictures = LatentCache(corpus, model, recipe, progress)
     # After all images were read: only those that can be are planted as duplicates or need a caption.
     spoken = wording.conditioned(
         pictures.corpus, recipe.conditioning, seed=recipe.seed, class_column=recipe.class_column
@@ -95,7 +100,7 @@ def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) 
     saved = read_json(path, "Name another folder") if path.exists() else None
     if saved is None and out.exists() and not is_bare(out):
         raise InputError(f"{out} is not empty and holds no training.\nName another folder")
-    with whole(path):
+    with as_damaged(path):
         # Runs from before there were mitigations have none.
         before = {"mitigations": []} | (saved or {}).get("recipe", {})
     if saved is not None and {name: saved.get(name) for name in values} | {"recipe": before} != values:
