@@ -85,7 +85,7 @@ def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
 
 
 def test_a_captioning_model_adds_what_it_sees(world, tmp_path, monkeypatch):
-    from copyscope.diffusion.text.encoder import captioner
+    from copyscope.diffusion.text import captioner
 
     seen = []
 
