@@ -1,10 +1,11 @@
-"""Make slow.txt, the list of tests that `pytest -m "not slow"` leaves out, from the durations of a run.
+"""Add to slow.txt, the list of tests that `pytest -m "not slow"` leaves out, from the durations of a run.
 
-    python -m pytest --durations=0 --durations-min=0.1 | tee times.txt
+    python -m pytest -m "not slow" --durations=0 --durations-min=0.1 | tee times.txt
     python tests/slow.py times.txt
 
 A test function is slow where its calls and set-ups, parameters together, take LONGEST seconds or more. A file on a line
-of its own is left out whole. Numbers of a busy machine only make the list longer.
+of its own is left out whole. A fixture counts for the first test that uses it, so run both again for what is left. To
+make the list anew, empty it first. Numbers of a busy machine only make the list longer.
 """
 
 from __future__ import annotations
@@ -37,5 +38,6 @@ def slowest(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    head = "# Made by tests/slow.py: tests that `-m 'not slow'` leaves out.\n"
-    LIST.write_text(head + "\n".join(slowest(Path(sys.argv[1]).read_text(encoding="utf-8"))) + "\n", encoding="utf-8")
+    found = sorted(names().union(slowest(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    head = "# Tests that `-m 'not slow'` leaves out; see slow.py."
+    LIST.write_text("\n".join([head, *found]) + "\n", encoding="utf-8")

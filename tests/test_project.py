@@ -80,7 +80,7 @@ def test_each_slow_test_exists() -> None:
         path = ROOT / file
         if not path.is_file() or (function and f"def {function}(" not in path.read_text(encoding="utf-8")):
             gone.append(name)
-    assert not gone, "slow.txt names tests that are gone: make it again with tests/slow.py"
+    assert not gone, "slow.txt names tests that are gone: take them out"
 
 
 def test_parameters_and_set_ups_of_a_slow_test_count_together() -> None:

@@ -44,8 +44,9 @@ def test_every_bit_is_that_of_the_library(vectors, hashes):
 
 
 def test_inner_product_is_one_minus_hamming_over_128(vectors, hashes):
-    expected = 1 - 2 * (hashes[:, None] != hashes).mean(axis=2)
-    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+    some, bits = vectors[::4], hashes[::4]
+    expected = 1 - 2 * (bits[:, None] != bits).mean(axis=2)
+    np.testing.assert_allclose(some @ some.T, expected, atol=1e-6)
     assert Pdq().dim == vectors.shape[1] == 256
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(np.linalg.norm(vectors, axis=1), 1)
