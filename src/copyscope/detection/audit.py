@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from pathlib import Path
@@ -40,46 +39,42 @@ from copyscope.machine import Progress
 
 from .one_pass import read_queries, read_train
 from .previews import gallery
-from .results import failures, load_result, save_result, versions
+from .results import Result, failures, versions
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
 MATCHES_KEPT = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Audit:
+class Audit(Result):
     """The result of an audit: a summary that is plain JSON, and tables. `docs/json.md` describes both.
 
     Prints as its verdict; in a notebook it shows the key figures.
     """
 
-    summary: dict[str, Any]
-    tables: dict[str, pa.Table]
+    schema = SCHEMA
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder.
-
-        Where calibration images score as light copies do, `look-alikes.csv` lists them: without the rows of those that
-        shall stay it is a list for `held_out_exclude`.
-        """
+    def page(self) -> str:
+        """The report: verdict, matches, causes, advice."""
         from copyscope.report import render
 
-        lists = {"look-alikes": self.tables["look_alikes"]} if "look_alikes" in self.tables else {}
-        return save_result(folder, self.summary, self.tables, render(self), lists)
+        return render(self)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Audit:
-        """What `save` wrote. Raises InputError when the folder holds no finished audit."""
-        return cls(*load_result(folder, SCHEMA))
+    @property
+    def sentence(self) -> str:
+        """The verdict in a sentence."""
+        return str(self.summary["verdict"]["sentence"])
+
+    @property
+    def lists(self) -> dict[str, pa.Table]:
+        """Calibration images that score as light copies do: without the rows of those that shall stay it is a list for
+        `held_out_exclude`."""
+        return {"look-alikes": self.tables["look_alikes"]} if "look_alikes" in self.tables else {}
 
     @property
     def copies(self) -> list[dict[str, Any]]:
         """The generated images called copies, worst first."""
         return list(self.summary["copies"])
-
-    def __repr__(self) -> str:
-        return f"<Audit: {self.summary['verdict']['sentence']}>"
 
     def __rich__(self) -> Any:
         from copyscope.report.terminal import audit_panel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from copyscope.machine import Progress
 
 from .one_pass import read_train
 from .previews import gallery
-from .results import failures, load_result, save_result, versions
+from .results import Result, failures, versions
 
 SCHEMA = "copyscope.lint/1"
 MEASURED = 20_000
@@ -39,26 +38,16 @@ are shared."""
 PIECE, CARDS = 65_536, 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class Lint:
+class Lint(Result):
     """The result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
-    summary: dict[str, Any]
-    tables: dict[str, pa.Table]
+    schema = SCHEMA
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+    def page(self) -> str:
+        """The report: near-duplicate groups and risk cards."""
         from copyscope.report import render_lint
 
-        return save_result(folder, self.summary, self.tables, render_lint(self))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Lint:
-        """What `save` wrote. Raises InputError when the folder holds no finished lint."""
-        return cls(*load_result(folder, SCHEMA))
-
-    def __repr__(self) -> str:
-        return f"<Lint: {self.summary['sentence']}>"
+        return render_lint(self)
 
     def __rich__(self) -> Any:
         from copyscope.report.terminal import lint_panel
