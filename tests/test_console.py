@@ -66,6 +66,7 @@ def test_a_table_fits_80_columns_and_long_ids_lose_their_middle(capsys, monkeypa
 
 
 def test_what_has_room_is_not_shortened(capsys, monkeypatch):
+    monkeypatch.setenv("LINES", "50")  # else a terminal that is called dumb has 80 columns, whatever COLUMNS says
     monkeypatch.setenv("COLUMNS", "200")
     console.show_table(pa.table({"query_id": [LONG], "score": [0.5]}), "one")
     assert LONG in capsys.readouterr().out

@@ -343,7 +343,9 @@ def test_an_engine_of_many_hands_trains_a_shared_run_once_at_a_time(toml, fakes,
 
 def test_the_lock_of_a_killed_process_is_open(tmp_path):
     path = tmp_path / "runs" / ".run.lock"
-    code = f"import time, pathlib; from copyscope import machine\nwith machine.locked(pathlib.Path({str(path)!r})):\n"
+    code = (
+        f"import time, pathlib; from copyscope import machine\nwith machine.file_lock(pathlib.Path({str(path)!r})):\n"
+    )
     code += " print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "in\n"

@@ -739,7 +739,7 @@ def match(self, *arguments, **options):
         time.sleep(120)
     return plain(self, *arguments, **options)
 Index.match = match
-from copyscope.cli import main
+from copyscope.cli.main import main
 sys.argv[0] = "copyscope"
 main()
 """

@@ -368,7 +368,7 @@ for module, name in ((ivf_files, "search"), (ivf_files, "_scatter"), (ivf_compon
         time.sleep(0.03)
         return real(*arguments, **options)
     setattr(module, name, slowly)
-made = ivf.Cells.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
+made = ivf.IVF.build(np.load(folder / "vectors.npy"), 64, folder=folder / "cells")
 label, closest = ivf_components.ivf_components(made, 0.9, k=2, floor=0.7)
 np.save(folder / "label.npy", label)
 np.save(folder / "closest.npy", closest.index)

@@ -8,14 +8,8 @@ import torch
 
 from copyscope.curation.captions import paraphrases
 from copyscope.diffusion.conditioning import Conditioning
-from copyscope.diffusion.denoiser import (
-    DenoiseQuery,
-    DenoiseResult,
-    GuidedDenoiser,
-    SamplingContext,
-    text_conditional_norm,
-)
 
+from ..denoiser import DenoiseQuery, DenoiseResult, GuidedDenoiser, SamplingContext, text_conditional_norm
 from . import GUIDANCE, NULL, PROMPTS, OnDenoiser
 
 
