@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from copyscope import Index, audit, lint
@@ -63,18 +64,15 @@ def decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]
 
     monkeypatch.setattr(images, "_decode", counting)
     for module in (audit_module, lint_module):
-        empty: Callable[..., Any] = lambda *_: worlds_empty()  # noqa: E731
-        monkeypatch.setattr(module, "gallery", empty)
+        monkeypatch.setattr(module, "gallery", no_previews)
     opened.clear()
     watched.append(str(folder))
     yield count
     watched.clear()
 
 
-def worlds_empty() -> Any:
+def no_previews(*_: Any) -> pa.Table:
     """A table of previews with none in it."""
-    import pyarrow as pa
-
     return pa.table({"set": pa.array([], pa.string()), "id": pa.array([], pa.string())})
 
 

@@ -363,7 +363,7 @@ def batches(script, folder, cache):
     return epochs
 
 
-def test_ten_lines_put_duplication_into_a_script_of_diffusers(tmp_path):
+def test_eleven_lines_put_duplication_into_a_script_of_diffusers(tmp_path):
     pytest.importorskip("datasets")
     folder = write_corpus(tmp_path / "train")
     corpus = Corpus.open(folder)
