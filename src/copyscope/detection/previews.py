@@ -95,8 +95,7 @@ def previews(places: Sequence[tuple[Corpus, int]]) -> list[bytes | None]:
 
     def picture(place: tuple[Corpus, int]) -> bytes | None:
         try:
-            image = images.decode(place[0].read(place[1]))
-            return images.encode(images.thumbnail(image, SIDE), "webp", QUALITY)
+            return images.encode(images.preview(place[0].read(place[1]), SIDE), "webp", QUALITY)
         except ImageError:
             return None
 

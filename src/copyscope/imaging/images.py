@@ -10,12 +10,13 @@ safe to call from many threads.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -59,6 +60,8 @@ MAX_SCANS = 100
 
 # Only formats that decode pixels inside this process: Pillow would also hand EPS files to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+MAX_KEPT = 512 * 512
+"""Pixels: larger resized images are not kept for the next who asks."""
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 # First bytes of each format: tells a damaged image from a file that never was one.
@@ -106,6 +109,21 @@ def decode_layers(
             raise ImageError(f"corrupt image: {_reason(error)}") from None
 
 
+def preview(content: bytes, size: int) -> Image:
+    """What a person is shown of an image file, its longer side at most `size` pixels.
+
+    Decoding a JPEG at a fraction of its size takes a fraction of the time, but gives other pixels: no number may rest
+    on them. Raises ImageError as `decode`.
+    """
+    with _quiet, contextlib.ExitStack() as turn:
+        try:
+            return thumbnail(_decode(BytesIO(content), MAX_PIXELS, turn, draft=2 * size)[0], size)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"corrupt image: {_reason(error)}") from None
+
+
 def over_background(content: bytes, background: str) -> bytes:
     """A transparent image as a PNG file over one of BACKGROUNDS. Raises ImageError where it is not transparent."""
     seen, behind = decode_layers(content)
@@ -133,9 +151,8 @@ def resize(image: Image, size: tuple[int, int], filter: str = "bilinear") -> Ima
     if filter not in FILTERS:
         raise ValueError(f"no resize filter {filter!r}; there are: {', '.join(FILTERS)}")
     _refuse_bomb(width, height)
-    method = getattr(_pillow().Resampling, filter.upper())
     try:
-        return _array(_picture(image).resize((width, height), method))
+        return _array(_resized(image, (width, height), filter))
     except MemoryError:
         raise ImageError(f"too large for the memory there is: {width} x {height} pixels") from None
 
@@ -150,6 +167,15 @@ def resize_short(image: Image, size: int, filter: str = "bilinear") -> Image:
     if height <= width:
         return resize(image, (size, int(size * width / height)), filter)
     return resize(image, (int(size * height / width), size), filter)
+
+
+def resize_square(image: Image, size: int) -> Image:
+    """The central square of `image` [h w 3], as large as fits, at `size` x `size` pixels, bilinear."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    picture = _picture(image).crop((left, top, left + side, top + side))
+    return _array(picture.resize((size, size), _pillow().Resampling.BILINEAR))
 
 
 def centre_crop(image: Image, size: int) -> Image:
@@ -274,8 +300,14 @@ def _open_file(path: str | Path) -> Any:
 
 
 def _decode(
-    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers] = layers
+    file: Any,
+    max_pixels: int,
+    turn: contextlib.ExitStack,
+    layers_of: Callable[[Pillow.Image], _Layers] = layers,
+    draft: int = 0,
 ) -> _Layers:
+    """The layers of an image file. draft: a JPEG may be shrunk while it is decoded, to this many pixels a side at
+    least; 0 = it may not."""
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -292,6 +324,8 @@ def _decode(
     if width * height > LARGE_PIXELS:
         turn.enter_context(_large)
     try:
+        if draft:
+            picture.draft(None, (draft, draft))
         picture.load()
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -328,7 +362,55 @@ def _upright(image: Image, orientation: int) -> Image:
 def _picture(image: Image) -> Pillow.Image:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"an image is uint8 [h w 3], not {image.dtype} {list(image.shape)}")
-    return cast("Pillow.Image", _pillow().fromarray(image))
+    kept = _kept.images.get(id(image))
+    if kept is None:
+        return cast("Pillow.Image", _pillow().fromarray(image))
+    if kept.picture is None:
+        kept.picture = cast("Pillow.Image", _pillow().fromarray(image))
+    return kept.picture
+
+
+def _resized(image: Image, size: tuple[int, int], filter: str) -> Pillow.Image:
+    """`image` [h w 3] at `size` = (width, height)."""
+    kept, wanted = _kept.images.get(id(image)), (*size, filter)
+    if kept is not None and wanted in kept.resized:
+        return kept.resized[wanted]
+    made = _picture(image).resize(size, getattr(_pillow().Resampling, filter.upper()))
+    if kept is not None and size[0] * size[1] <= MAX_KEPT:
+        kept.resized[wanted] = made
+    return made
+
+
+@dataclasses.dataclass
+class _Shared:
+    """An image that several functions resize: the array, it for Pillow once asked for, and what it was resized to."""
+
+    image: Image
+    picture: Pillow.Image | None = None
+    resized: dict[tuple[int, int, str], Pillow.Image] = dataclasses.field(default_factory=dict)
+
+
+class _Kept(threading.local):
+    """The shared images of this thread by the `id` of their arrays."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, _Shared] = {}
+
+
+_kept = _Kept()
+
+
+@contextlib.contextmanager
+def shared(many: Iterable[Image]) -> Iterator[None]:
+    """Within, this thread converts each of `many` images for Pillow once, and resizes it to one size once.
+
+    The arrays must not change meanwhile.
+    """
+    before, _kept.images = _kept.images, {id(image): _Shared(image) for image in many}
+    try:
+        yield
+    finally:
+        _kept.images = before
 
 
 def _array(picture: Pillow.Image) -> Image:

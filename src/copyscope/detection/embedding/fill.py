@@ -30,7 +30,7 @@ from .image_status import ImageStatus, Store
 BATCH = 8
 BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
 """Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
-CALL_PIXELS = 16_000_000
+CALL_PIXELS = 8_000_000
 """Images of so many pixels are described before more are decoded."""
 DECODING_AHEAD = 2
 """Threads beside one a core where a GPU describes: one waits for it and one is next, while every core decodes."""
@@ -213,6 +213,11 @@ def _describe(batch: _Batch, works: Sequence[Feature]) -> list[_Done]:
     waiting: list[tuple[bytes, list[int], list[Any]]] = []
 
     def call() -> None:
+        with images.shared(layers[0] for *_, layers in waiting):
+            compute()
+        waiting.clear()
+
+    def compute() -> None:
         for at, work in enumerate(works):
             mine = [(digest, layers) for digest, lacking, layers in waiting if at in lacking]
             given = [tuple(layers) if work.layers else layers[0] for _, layers in mine]
@@ -223,7 +228,6 @@ def _describe(batch: _Batch, works: Sequence[Feature]) -> list[_Done]:
                 else:
                     keys[at].append((digest, layers[0].shape[1], layers[0].shape[0]))
                     values[at].append(value)
-        waiting.clear()
 
     with contextlib.ExitStack() as turn:
         for digest, content, lacking in zip(batch.digests, batch.contents, batch.lacking, strict=True):

@@ -83,8 +83,7 @@ class Verify:
 
     def shrink(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
         """Thumbnails [n size size 3] of pictures of any size."""
-        squares = [images.centre_crop(picture, min(picture.shape[:2])) for picture in pictures]
-        return np.stack([images.resize(square, (self.size, self.size)) for square in squares])
+        return np.stack([images.resize_square(picture, self.size) for picture in pictures])
 
     def compare(
         self,

@@ -33,7 +33,8 @@ def alter(image: Image, kind: str, rng: np.random.Generator, background: Image) 
     """
     if kind not in KINDS:
         raise ValueError(f"no alteration {kind!r}; there are: {', '.join(KINDS)}")
-    return KINDS[kind](images.thumbnail(image, LONGEST), rng, background)
+    small = image if max(image.shape[:2]) <= LONGEST else images.thumbnail(image, LONGEST)
+    return KINDS[kind](small, rng, background)
 
 
 def _light(image: Image, rng: np.random.Generator, background: Image) -> Image:

@@ -41,7 +41,7 @@ from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores
 
-from .alterations import KINDS, VERSION, alter
+from .alterations import KINDS, LONGEST, VERSION, alter
 from .answer import MUST_SEE
 
 GROUPS = 200
@@ -224,12 +224,13 @@ def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> It
 
     def copies(task: tuple[int, bytes, bytes]) -> list[dict[str, Any]]:
         row, content, other = task
-        image, background = _decoded(content), _decoded(other)
+        kinds = kinds_of(row)
+        image, background = _decoded(content), _decoded(other) if "part" in kinds else None
         if image is None:  # gone or changed since it was described
             return []
-        found = []
+        found, image = [], images.thumbnail(image, LONGEST)
         for number, kind in enumerate(KINDS):
-            if kind not in kinds_of(row) or (kind == "part" and background is None):
+            if kind not in kinds or (kind == "part" and background is None):
                 continue
             for turn in range(rounds):
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 6, row, number, turn]))
