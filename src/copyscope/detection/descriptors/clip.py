@@ -19,9 +19,14 @@ from . import Descriptor, Image, _onnx
 
 @dataclasses.dataclass(frozen=True)
 class Clip(Descriptor):
-    """CLIP by local folder (config.json, weights, tokenizer, preprocessor_config.json); its own preprocessing applies.
+    """CLIP image embeddings of a local model folder, by the model's own preprocessing; nothing is downloaded.
 
-    model: path of the folder, as `save_pretrained` writes it. Nothing is ever downloaded.
+    Source: Radford et al. 2021, *Learning Transferable Visual Models From Natural Language Supervision* (arXiv
+    2103.00020).
+
+    Args:
+        model: path of the folder as `save_pretrained` writes it: config.json, weights, tokenizer,
+            preprocessor_config.json.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("model",)
@@ -30,9 +35,11 @@ class Clip(Descriptor):
 
     @property
     def dim(self) -> int:
+        """Length of the joint embedding."""
         return int(_load(self.model)[0].config.projection_dim)
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """CLIP image vectors; see `Descriptor.describe`."""
         import torch
 
         model, processor = _load(self.model)
@@ -45,7 +52,7 @@ class Clip(Descriptor):
         return _onnx.unit(np.concatenate(found))
 
     def describe_text(self, texts: list[str]) -> NDArray[np.float32]:
-        """Unit-length vectors [n dim] of texts, in the same space; longer ones are cut at the model's limit."""
+        """CLIP text vectors [n dim], unit length, in the space of the images; texts are cut at the model's limit."""
         import torch
 
         model, processor = _load(self.model)
@@ -57,6 +64,7 @@ class Clip(Descriptor):
         return _onnx.unit(np.concatenate(found))
 
     def fingerprint(self) -> str:
+        """sha256 over the files of the model folder."""
         digest = hashlib.sha256()
         for path in sorted(Path(self.model).glob("*")):
             if path.suffix in {".json", ".safetensors", ".txt"}:

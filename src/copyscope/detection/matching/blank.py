@@ -30,10 +30,16 @@ def blank_rows(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.bool_]:
-    """Which readable images of a corpus are blank (`images.is_blank`) [n], kept by content.
+    """Detect the blank images (`images.is_blank`) among readable ones, bool [n]; cached by content.
 
-    described: the rows asked about. cache, workers: as in `embed`. An image is decoded only if its thumbnail, which a
-    second look needs anyway, leaves doubt: one in hundreds of photographs.
+    An image is decoded only if its thumbnail, which re-ranking needs anyway, leaves doubt: one in hundreds of
+    photographs.
+
+    Args:
+        described: the images asked about.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     found = np.zeros(len(described.rows), bool)
@@ -45,7 +51,12 @@ def blank_rows(
 
 
 def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
-    """The embeddings without those of `some` rows [n]; `n_missing` then counts these too."""
+    """Embeddings without some rows; `n_missing` then counts these too.
+
+    Args:
+        described: the embeddings [n].
+        some: bool [n], rows to leave out.
+    """
     if not some.any():
         return described
     return dataclasses.replace(described, rows=described.rows[~some], vectors=described.vectors[~some], cells=None)
@@ -54,7 +65,14 @@ def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
 def blank_among(
     corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
 ) -> NDArray[np.bool_]:
-    """The same of `rows` [n] of a corpus whose thumbnails [n s s 3] are at hand. options: as in `compute`."""
+    """Detect the blank images as `blank_rows`, where thumbnails are at hand.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        thumbnails: uint8 [n s s 3].
+        options: `cache`, `workers` and `progress` of `compute`.
+    """
     return blank_or_gone(corpus, rows, thumbnails, **options)[0]
 
 
