@@ -37,8 +37,16 @@ class Descriptor(Part, abc.ABC):
             float32 [n dim], unit length.
         """
 
+    @property
+    def device(self) -> str:
+        """Device of `describe`: "cpu", "cuda:0". On a device, several threads decode ahead and batches are larger."""
+        return "cpu"
+
     def fingerprint(self) -> str:
-        """Whatever decides the vectors beside the spec: sha256 of the weights, version of a library. May load them."""
+        """Whatever decides the vectors beside the spec: sha256 of the weights, a library's version, the kind of device.
+
+        May load the weights.
+        """
         return ""
 
 
