@@ -156,10 +156,9 @@ def run_on(doc: str, names: set[str]) -> list[str]:
 def first_line(doc: str) -> list[str]:
     """Offences of the first line."""
     line, _, rest = doc.partition("\n")
-    found = [] if line[:1].isupper() or line[:1] in "`\"'(" or line[:1].isdigit() else ["first line begins no sentence"]
-    return found + (
-        [] if line.endswith((".", "?")) and not rest.strip("\n") == rest != "" else ["first line is no sentence"]
-    )
+    begins = line[:1].isupper() or line[:1].isdigit() or line[:1] in "`\"'("
+    ends = line.endswith((".", "?")) and (not rest or rest.startswith("\n"))
+    return ["first line begins no sentence"] * (not begins) + ["first line ends no sentence"] * (not ends)
 
 
 def raised(function: FunctionType) -> set[str]:
@@ -195,6 +194,7 @@ def offences_of_function(function: FunctionType, is_property: bool = False) -> l
     found += [f"Args names {name}, which is no argument" for name in sorted(set(described) - names)]
     found += [f"Args says nothing of {name}" for name, text in described.items() if not text]
     found += [f"{name} is described outside Args" for name in run_on(doc, names)]
+    found += ["what it raises is told outside Raises"] * bool(re.search(r"\bRaises [A-Z]\w*", there[""]))
     returns, path = signature.return_annotation, function.__qualname__.split(".")
     # Nothing, an object of the method's own class, a truth that the first line states.
     obvious = returns in (None, "None", inspect.Signature.empty, *path[:-1]) or doc.startswith("Whether ")
@@ -246,16 +246,14 @@ def offences_of_class(cls: type) -> dict[str, list[str]]:
         names = set()
     elif dataclasses.is_dataclass(cls):
         names = {field.name for field in dataclasses.fields(cls) if field.init}
-    elif "__init__" in cls.__dict__ or isinstance(cls.__init__, FunctionType):
-        names = set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
     else:
-        names = set()
+        names = set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
     own = first_line(doc) if doc else ["no docstring"]
     own += [f"no Args entry for {name}" for name in sorted(names - fields_described(cls))]
     own += [f"{name} is described outside Args" for name in run_on(doc, names)]
-    if "__init__" in cls.__dict__ and not dataclasses.is_dataclass(cls):
-        listed = entries(sections(doc).get("Raises", ""))
-        own += [f"Raises lacks {name}" for name in sorted(raised(cls.__init__) - set(listed))]
+    made = cls.__dict__.get("__post_init__" if dataclasses.is_dataclass(cls) else "__init__")
+    listed = entries(sections(doc).get("Raises", ""))
+    own += [f"Raises lacks {name}" for name in sorted((raised(made) if made else set()) - set(listed))]
     found = {"": own}
     # A part's methods are those of its base class, which are described there.
     if not (issubclass(cls, parts.Part) and cls in part_classes()):

@@ -48,7 +48,7 @@ def make_watch(
         options: `cache`, `workers` and `progress` of `embed`.
 
     Returns:
-        A function of pictures [n], uint8 [h w 3] each, for `train(watch=...)`.
+        (folder of samples, their prompts, training step) -> replication rate, for `train(watch=...)`.
 
     Raises:
         InputError: at the first call, where the training images cannot be used.

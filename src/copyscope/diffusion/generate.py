@@ -63,6 +63,9 @@ class SampleRecipe:
         signals: specs of that shelf, which watch and change no pixel.
         batch_size: images under way at a time; changes no pixel.
         seed: of the recipe; each image has a seed of its own, drawn from it.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     n_images: int = 256
@@ -170,7 +173,7 @@ def generate(
 
     Args:
         model: a run or its folder, a model, or a spec of the shelf.
-        out: folder or URL of the images.
+        out: folder of the images.
         recipe: how; None = the defaults.
         captions: prompts taken in turn, in place of those that the recipe names; None = the recipe's.
         ids: the training image that each caption is of, None for none.

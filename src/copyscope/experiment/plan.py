@@ -56,6 +56,9 @@ class AuditRecipe:
             is tried to bring the copy back.
         attempts: images of each kind of try.
         seed: as in `copyscope.audit`.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     protocol: str = "sscd-288"
@@ -86,6 +89,9 @@ class ExperimentRecipe:
         audit: values of an AuditRecipe.
         grid: dotted key -> list of values; arms are all combinations.
         arms: tables of arms that are listed one by one.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     name: str

@@ -47,6 +47,9 @@ class DataRecipe:
         n_held_out: how many, likewise.
         size: side in pixels of the square the images are cut and scaled to, on white; 0 = as they are.
         seed: of the draws.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     train: str

@@ -67,6 +67,9 @@ class Policy:
         seed: of all that the guard draws.
         local: look up windows of the images too, ten times the work.
         hash_prompts: records hold the sha256 of a prompt, not its text.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     rate: float = 0.05

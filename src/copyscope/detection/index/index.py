@@ -386,7 +386,7 @@ class Index:
         """Check that every byte of the index is what was written.
 
         Args:
-            progress: called with a label, the number of bytes done and the total.
+            progress: called with a label, the MiB done and the total.
 
         Raises:
             InputError: names the first file which is not.
