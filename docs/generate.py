@@ -146,12 +146,12 @@ One that the stage has no use for, or that needs what is not there, is refused b
 need is guidance above 1, a model that can be told nothing (`null`), cross-attention, the prompt as text, or to be told
 the nearest training image: `copyscope generate --nearest TRAIN`, in Python `nearest=copyscope.nearest("train/")`.
 
-## Doors
+## Hooks
 
-A mitigation acts through one door, its base class. In a step of training, and at the start of sampling, the doors come
-in this order, whatever the order of the list; mitigations of one door act in the order of the list.
+A mitigation acts through one hook, its base class. In a step of training, and at the start of sampling, the hooks come
+in this order, whatever the order of the list; mitigations of one hook act in the order of the list.
 
-| door | is given | acts in |
+| hook | is given | acts in |
 |---|---|---|
 | `OnCaption` | the captions of an image -> the caption of this draw | training, sampling |
 | `OnConditioning` | what the model is told -> what it is told instead | training, sampling |
@@ -261,7 +261,7 @@ def mitigations_page() -> str:
     table = [
         "## All of them\n",
         f"{CALLS_ARE}\n",
-        "| name | source | door | acts in | needs | calls, sampling | calls, training |",
+        "| name | source | hook | acts in | needs | calls, sampling | calls, training |",
         "|---|---|---|---|---|---|---|",
         *(_mitigation(name, part) for name, part in found.items()),
         "",

@@ -1,6 +1,6 @@
 """Nearest training image of a picture in the making, for mitigations and guards.
 
-`diffusion` knows nothing of descriptors, `copying` nothing of models: here a callable is made of the one for the other.
+`diffusion` knows nothing of descriptors, `detection` nothing of models: a callable is made here of one for the other.
 """
 
 from __future__ import annotations

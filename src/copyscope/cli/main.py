@@ -1,9 +1,6 @@
 """Entry point of the command line: registers all commands; results on stdout, progress and errors on stderr.
 
-Here are the entry and the commands about Copyscope itself; the audit is in cli_auditing.py, the others that look at
-images in cli_looking.py, those that look them up in cli_searching.py, those that make data, models and images in
-cli_making.py, those that watch images in the making in cli_guarding.py, the one that answers over HTTP in
-cli_serving.py, what they share in cli_options.py.
+The commands about Copyscope itself are here, all others in the modules of their groups.
 """
 
 from __future__ import annotations

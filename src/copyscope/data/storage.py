@@ -1,7 +1,7 @@
 """File access by path or URL through fsspec: local disk, zip, memory, object stores.
 
 A path here is the file system's own (`/data/a.jpg`, `bucket/a.jpg`); `connect` makes one from what the user typed.
-What is not local is asked again where that may help (`Patience`), an object store many things at once (`ahead`).
+What is not local is asked again where that may help (`RetryPolicy`), an object store many things at once (`ahead`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Watch for copying during training: samples of each checkpoint, judged.
 
-`diffusion.train` makes the samples and knows nothing of copies; `copying` judges images and knows nothing of models.
+`diffusion.train` makes the samples and knows nothing of copies; `detection` judges images and knows nothing of models.
 Here a callable is made of the one for the other.
 """
 

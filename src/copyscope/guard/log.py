@@ -190,7 +190,7 @@ def _row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict) or row.get("schema") not in (SCHEMA, OLD_SCHEMA):
         raise TypeError
     if row["schema"] == OLD_SCHEMA:
-        # Its `score` was the combined one where there was a second look, and so a p-value; else the similarity.
+        # Its `score` was the combined one where the hit was re-ranked, and so a p-value; else the similarity.
         known = row["p_value"] is not None
         row |= {"score": None, "combined": row["score"]} if known else {"combined": None}
     return row

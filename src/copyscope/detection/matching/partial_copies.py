@@ -1,6 +1,6 @@
 """Locate a training image at several sizes and every place of a picture, with its box.
 
-The score is the best normalised cross-correlation, as in verify.py, and the box is where it is reached. There the whole
+The score is the best normalised cross-correlation, as in `ncc`, and the box is where it is reached. There the whole
 is compared, or most of it; here what fills a sixth to a third of the picture.
 """
 

@@ -1,8 +1,8 @@
 """Tiny-image vectors (4 x 4 pixels) that find rough copies the descriptor misses.
 
-The inner product of two is the normalised cross-correlation of the second look (verify.py), of four by four pixels in
-one place. Many pictures that have nothing to do with one another agree so far: it names candidates, and proves nothing.
-A quarter turn, which moves a descriptor far, only permutes these numbers.
+The inner product of two is the normalised cross-correlation of `ncc`, of four by four pixels in one place. Many
+pictures that have nothing to do with one another agree so far: it names candidates, and proves nothing. A quarter turn,
+which moves a descriptor far, only permutes these numbers.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Mitigations: what makes a model copy less, in training or in sampling, one file each.
 
-A mitigation acts through one of six doors, its base class. Those that draw at random are given generators and use
+A mitigation acts through one of six hooks, its base class. Those that draw at random are given generators and use
 nothing else; one that is turned down to nothing (each says how) changes nothing at all; inputs are never changed.
 
-| door | is given | acts in |
+| hook | is given | acts in |
 |---|---|---|
 | OnCaption | the captions of an image -> the caption of this draw | training, sampling |
-| OnConditioning | what the model is told -> what it is told instead | training, sampling |
+| OnConditioning | the conditioning -> another one | training, sampling |
 | OnLatents | latents and conditioning of a batch -> others | training |
 | OnLoss | the losses of a batch -> their weights | training |
 | OnNoise | the noise sampling starts from -> other noise | sampling |

@@ -1,8 +1,8 @@
 """Models: what makes images from noise and a text, one file a model.
 
-Every model is a denoiser (see `denoiser.py`) that also knows how to turn captions into conditioning and latents into
-pictures; one that can be trained knows its network, how pictures become latents, and at which noise levels it learns.
-Constructors only store; weights load on first use, and a model given no weights starts from its seed.
+Every model is a denoiser (see `diffusion.denoiser`) that also knows how to turn captions into conditioning and latents
+into pictures; one that can be trained knows its network, how pictures become latents, and at which noise levels it
+learns. Constructors only store; weights load on first use, and a model given no weights starts from its seed.
 """
 
 from __future__ import annotations
