@@ -100,7 +100,12 @@ def known() -> list[Asset]:
 
 
 def is_fetched(name: str, *, cache: str | Path | None = None) -> bool:
-    """Whether `fetch(name)` would find everything there and download nothing."""
+    """Whether `fetch(name)` would find everything there and download nothing.
+
+    Args:
+        name: of an asset that `known` lists.
+        cache: as in `fetch`.
+    """
     return _complete(_asset(name), cache_folder(cache) / "assets")
 
 

@@ -115,7 +115,13 @@ def leave_out(corpus: Corpus, listed: Iterable[str], *, progress: Progress | Non
 
 
 def ids_of(ids: Sequence[str], sha256: Sequence[str | None], listed: Iterable[str]) -> tuple[list[str], Removed]:
-    """Ids that a removal list names, where images are known by id and sha256 alone, as in an index; and its outcome."""
+    """Ids that a removal list names, where images are known by id and sha256 alone, as in an index; and its outcome.
+
+    Args:
+        ids: of the images [n].
+        sha256: hex, of their files [n]; None where it is not known.
+        listed: the entries.
+    """
     wanted = {_plain(entry) for entry in listed}
     rows, matched = _named([ids, sha256], wanted)
     return [ids[row] for row in sorted(rows)], Removed(len(wanted), len(rows), frozenset(wanted - matched))

@@ -227,7 +227,14 @@ def named(spec: str, stage: str) -> Mitigation:
 
 
 def training_rng(seed: int, step: int, number: int, *row: int) -> np.random.Generator:
-    """Generator of a part in a training step, or of a row of that step's batch."""
+    """Generator of a part in a training step, or of a row of that step's batch.
+
+    Args:
+        seed: of the recipe.
+        step: of the training, from 0.
+        number: of the part among the mitigations.
+        row: of the whole batch; none = one generator for all its captions.
+    """
     return np.random.default_rng(np.random.SeedSequence([seed, TRAINING_STREAM, step, number, *row]))
 
 

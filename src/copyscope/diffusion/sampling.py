@@ -58,13 +58,27 @@ def noise_levels(n_steps: int, low: float, high: float, schedule: str = "karras"
 
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise [n *shape] on the CPU, each image's from its own seed alone."""
+    """Standard normal noise on the CPU, each image's from its own seed alone.
+
+    Args:
+        seeds: of the images [n].
+        shape: of one image's latents.
+
+    Returns:
+        float32 [n *shape].
+    """
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(drawn) if drawn else torch.zeros(0, *shape)
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """Euler's method, first order: DDIM (Song et al. 2021) in these coordinates. One call of the denoiser a step."""
+    """Euler's method, first order: DDIM (Song et al. 2021) in these coordinates. One call of the denoiser a step.
+
+    Args:
+        denoise: (x, sigma [n], step or None) -> estimate of x0.
+        x: latents at the first level [n c h w].
+        sigmas: noise levels, falling to 0 [n_steps + 1].
+    """
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         denoised = denoise(x, _all(sigma, x), i)
         x = denoised + (x - denoised) * (following / sigma)
@@ -75,6 +89,11 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     """Heun's method, second order (Karras et al. 2022, algorithm 1).
 
     Two calls of the denoiser a step, but one where the step ends at 0.
+
+    Args:
+        denoise: as in `euler`.
+        x: as in `euler`.
+        sigmas: as in `euler`.
     """
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         slope = (x - denoise(x, _all(sigma, x), i)) / sigma
@@ -90,6 +109,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call a step.
 
     First order where it begins, and where the step ends at 0.
+
+    Args:
+        denoise: as in `euler`.
+        x: as in `euler`.
+        sigmas: as in `euler`.
     """
     before: tuple[Tensor, float] | None = None
     for i, (sigma, following) in enumerate(_steps(sigmas)):

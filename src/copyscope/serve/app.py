@@ -210,6 +210,10 @@ def app(index: Index, settings: Settings) -> FastAPI:
 def run(index: Index, settings: Settings) -> bool:
     """Serve until SIGINT or SIGTERM; requests under way are then finished, within `settings.seconds` and 5 more.
 
+    Args:
+        index: the index.
+        settings: address and limits.
+
     Returns:
         Whether all threads have ended: one that hangs in a library would hold up the end of the process.
 

@@ -79,7 +79,17 @@ def blank_among(
 def blank_or_gone(
     corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """As `blank_among`; and which [n] cannot be read again, where the thumbnail left doubt."""
+    """As `blank_among`; and which images cannot be read again, where the thumbnail left doubt.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        thumbnails: uint8 [n s s 3].
+        options: `cache`, `workers` and `progress` of `compute`.
+
+    Returns:
+        (blank, gone), bool [n] each.
+    """
     blank, gone = np.zeros((2, len(rows)), bool)
     doubtful = np.flatnonzero(images.may_be_blank(thumbnails))
     if len(doubtful):

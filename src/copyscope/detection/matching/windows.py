@@ -156,7 +156,15 @@ def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
 def window_vectors(
     corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.float32]:
-    """Vectors [n w d] of the windows of the images in `rows`, cached by content."""
+    """Vectors [n w d] of the windows of images, cached by content.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        descriptor: what describes them.
+        cache: folder of the cache; None = the user's.
+        options: `workers` and `progress` of `compute`.
+    """
     return _values(corpus, rows, window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
 
 
@@ -176,7 +184,15 @@ def window_work(descriptor: Descriptor) -> Feature:
 def window_thumbnails(
     corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
-    """Thumbnails [n w s s 3] of the windows of the images in `rows`, cached by content."""
+    """Thumbnails [n w s s 3] of the windows of images, cached by content.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        verify: whose thumbnails.
+        cache: folder of the cache; None = the user's.
+        options: `workers` and `progress` of `compute`.
+    """
     found = _values(corpus, rows, window_thumbnails_work(verify), cache, options)
     return found.reshape(-1, len(BOXES), verify.size, verify.size, 3)
 

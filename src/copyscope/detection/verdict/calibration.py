@@ -209,7 +209,13 @@ def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArra
 def alike_by_hash(
     queries: NDArray[np.float32], references: NDArray[np.float32], workers: int | None = None
 ) -> NDArray[np.bool_]:
-    """Which PDQ vectors [n 256] are within LOOK_ALIKE_BITS of one of the references [m 256]."""
+    """Look-alikes by PDQ: which queries are within LOOK_ALIKE_BITS of one of the references, bool [n].
+
+    Args:
+        queries: PDQ vectors [n 256].
+        references: PDQ vectors [m 256].
+        workers: threads; None = one a core.
+    """
     found = search(queries, references, 1, workers=workers)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
     return np.asarray(found.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
