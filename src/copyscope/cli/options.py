@@ -110,7 +110,7 @@ TrustParts = Annotated[
 
 
 class FailOn(enum.Enum):
-    """What --fail-over is compared with."""
+    """Rate that --fail-over is compared with."""
 
     rate = "rate"
     upper = "upper"
@@ -125,9 +125,15 @@ class PartsWish(enum.Enum):
 
 
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Raises InputError where an option was typed that this call has no use for: its parameter is one of `names`.
+    """Refuse options that were typed and that this call has no use for.
 
-    why: when these options have no use, and what to do, in two lines.
+    Args:
+        context: of the call.
+        names: parameters of the options.
+        why: when these options have no use, and what to do, in two lines.
+
+    Raises:
+        InputError: one of them was typed.
     """
     typed = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if typed:
@@ -138,7 +144,7 @@ def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
 
 
 def check_out(out: Path | None) -> None:
-    """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
+    """Check that -o names a folder, or a place for one: before the work rather than after it."""
     if out:
         from copyscope.detection.results import check_folder
 
@@ -146,14 +152,14 @@ def check_out(out: Path | None) -> None:
 
 
 def opened_engine(spec: str | None) -> Engine | None:
-    """The engine of --engine, before anything else is done: a spec that is wrong is told at once."""
+    """Load the engine of --engine, before anything else is done: a spec that is wrong is told at once."""
     from copyscope.engine import open_engine
 
     return open_engine(spec) if spec is not None else None
 
 
 def open_corpus(path: str, inside_only: bool) -> Corpus:
-    """The corpus at `path`; how many of its images lie outside is said to the person."""
+    """Open the corpus at `path`, and tell the person how many of its images lie outside."""
     from copyscope.data.corpus import Corpus
 
     corpus = Corpus.open(path, inside_only=inside_only)
@@ -163,8 +169,10 @@ def open_corpus(path: str, inside_only: bool) -> Corpus:
 
 
 def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
-    that lie outside."""
+    """Open the corpus at `path` without the images that the list of --without names.
+
+    Also what the summary says of that, and of images that lie outside.
+    """
     from copyscope.data import removals
 
     corpus = open_corpus(path, inside_only)
@@ -176,7 +184,7 @@ def opened(path: str, without: str | None, inside_only: bool, progress: Progress
 
 
 def removal_note(without: str, removed: Removed) -> dict[str, Any]:
-    """What a summary says of a removal list; said to the person too."""
+    """Note on a removal list for a summary; told to the person too."""
     note(f"{removed.n_removed} images are left out, as {without} asks.")
     if removed.unmatched:
         first = min(removed.unmatched)
@@ -185,7 +193,11 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
 
 
 def need_torch(what: str) -> None:
-    """Raises MissingExtra where torch is not installed."""
+    """Check that torch is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
     if not importlib.util.find_spec("torch"):
         raise MissingExtra(what, "torch", "diffusion")
 

@@ -91,7 +91,11 @@ def _rows(described: Embeddings, ids: list[str]) -> dict[str, int]:
 
 
 def previews(places: Sequence[tuple[Corpus, int]]) -> list[bytes | None]:
-    """The image in each place (corpus, row) as WebP, its longer side at most SIDE; None where it cannot be read."""
+    """Previews as WebP, the longer side at most SIDE pixels; None where an image cannot be read.
+
+    Args:
+        places: (corpus, row) of each image.
+    """
 
     def picture(place: tuple[Corpus, int]) -> bytes | None:
         try:

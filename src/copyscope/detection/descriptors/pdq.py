@@ -34,9 +34,11 @@ class Pdq(Descriptor):
 
     @property
     def dim(self) -> int:
+        """256 bits."""
         return _BITS**2
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """PDQ hashes as vectors; see `Descriptor.describe`."""
         small = np.empty((len(images), _SIDE, _SIDE), np.float32)
         shapes: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
@@ -52,6 +54,7 @@ class Pdq(Descriptor):
         return np.where(bits, 1, -1).astype(np.float32) / np.float32(_BITS)
 
     def fingerprint(self) -> str:
+        """Version of this implementation."""
         return "pdq 1"
 
 

@@ -38,8 +38,11 @@ def alter(image: Image, kind: str, rng: np.random.Generator, background: Image) 
 
 
 def _light(image: Image, rng: np.random.Generator, background: Image) -> Image:
-    """As a model reproduces a picture: half resolution and back, blur of .8 pixels, noise of 6/255, contrast by up to
-    8 %, shifted by up to 4 pixels, JPEG 85."""
+    """Light copy, as a model reproduces a picture.
+
+    Half resolution and back, blur of .8 pixels, noise of 6/255, contrast by up to 8 %, shifted by up to 4 pixels, JPEG
+    85.
+    """
     from PIL import Image as pillow
     from PIL import ImageFilter
 

@@ -206,8 +206,14 @@ def _of_kind(table: pa.Table, kind: str) -> PlantedCopies:
 
 
 def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
-    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time. rounds: copies of a
-    kind of each image."""
+    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time.
+
+    Args:
+        corpus: the images.
+        seed: of the alterations.
+        rounds: copies of a kind of each image.
+        workers: threads; None = one a core.
+    """
     n = len(corpus)
     turn_of = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(n)
     others = [kind for kind in KINDS if kind not in MUST_SEE]
