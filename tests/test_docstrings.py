@@ -63,7 +63,7 @@ NAMED = (
     "guard.log.Record",
     "guard.log.load",
     "guard.log.read_log",
-    "imaging.images.is_blank",
+    "imaging.blank.is_blank",
     "parts.load",
     "parts.names",
 )

@@ -14,6 +14,7 @@ from copyscope import Corpus, Index
 from copyscope.cli import main
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.lookup import lookup
+from copyscope.detection.matching import blank as blank_module
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank, may_be_blank
@@ -122,7 +123,7 @@ def test_blank_rows_are_those_of_the_corpus_and_kept(folder, tmp_path, monkeypat
         "dot.png",
         "grey.jpg",
     ]
-    monkeypatch.setattr(images, "is_blank", lambda image: pytest.fail("looked at again"))
+    monkeypatch.setattr(blank_module, "is_blank", lambda image: pytest.fail("looked at again"))
     np.testing.assert_array_equal(blank_rows(described, cache=tmp_path), found)
 
 
