@@ -25,6 +25,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .one_pass import read_train
 from .previews import gallery
@@ -94,7 +95,7 @@ def lint(
     began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     descriptor = rules.load()
     engine = open_engine(engine) if engine is not None else None
     described = embed(read_train(corpus, descriptor, grouped=True, engine=engine, **options), descriptor, **options)

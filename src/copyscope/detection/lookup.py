@@ -6,7 +6,6 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -18,6 +17,7 @@ from copyscope.detection.index.index import Hit, Index, table
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .match_sentences import blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
@@ -71,7 +71,7 @@ def lookup(
     began = time.monotonic()
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]
     places = [(corpus, row) for corpus, _ in found for row in range(len(corpus))]
     hits = [each for _, answers in found for each in answers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from copyscope.detection.matching.blank import blank_rows, without_rows
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.engine import open_engine
+from copyscope.options import EngineOptions, without_engine
 
 from .one_pass import read_queries, read_train
 
@@ -61,7 +62,7 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
 
 
 def match_sets(
-    queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Any
+    queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Unpack[EngineOptions]
 ) -> tuple[dict[str, Any], pa.Table]:
     """Match two sets: the k references most like each query; blank images of both are set apart.
 
@@ -76,10 +77,13 @@ def match_sets(
         (summary of `copyscope.matches/1` without its matches, the matches as a table).
     """
     descriptor = rules.load()
-    plain = {name: options.get(name) for name in ("cache", "workers", "progress")}
-    engine = options.get("engine")
-    settings: dict[str, Any] = plain | {"engine": open_engine(engine) if engine is not None else None}
-    opened = read_queries(queries, descriptor, **settings), read_train(references, descriptor, **settings)
+    plain = without_engine(options)
+    spec = options.get("engine")
+    engine = open_engine(spec) if spec is not None else None
+    opened = [
+        read_queries(queries, descriptor, engine=engine, **plain),
+        read_train(references, descriptor, engine=engine, **plain),
+    ]
     described = [embed(corpus, descriptor, **plain) for corpus in opened]
     both, source = over_all(described[1], descriptor, **options)
     blank = [blank_rows(each, **plain) for each in (described[0], both)]

@@ -14,6 +14,7 @@ from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.files import safe_cell, write_file
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .groups import duplicates
 from .same_picture import compare_pixels
@@ -49,7 +50,7 @@ def deduplicated(
         `kept_because`: why the other one was kept. `kept_id`: "" where the whole group was dropped.
     """
     rules = named_protocol(protocol)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     described = embed(corpus, rules.load(), **options)
     groups = duplicates(described, rules.duplicates, **options)
     if how == "down-weight":
