@@ -478,6 +478,14 @@ def index_page() -> str:
     return text
 
 
+def json_page() -> str:
+    """docs/json.md with its tables of keys, of the types in the code."""
+    page, text = _beside("json_page"), (Path(__file__).parent / "json.md").read_text(encoding="utf-8")
+    for name, kind in page.TABLES.items():
+        text = _with_table(text, name, page.table(kind))
+    return text
+
+
 def scale_drawing() -> str:
     """docs/scale.svg: hours and bytes against the number of training images."""
     return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
@@ -544,6 +552,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "growth.svg": growth_drawing,
     "index.md": index_page,
+    "json.md": json_page,
     "leaderboard.md": leaderboard_page,
     "leaderboard.svg": leaderboard_drawing,
     "mitigations.md": mitigations_page,

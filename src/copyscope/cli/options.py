@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,7 +168,7 @@ def need_torch(what: str) -> None:
         raise MissingExtra(what, "torch", "diffusion")
 
 
-def exit_with(summary: dict[str, Any], strict: bool) -> None:
+def exit_with(summary: Mapping[str, Any], strict: bool) -> None:
     """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
     if strict and unreadable:
@@ -176,7 +176,7 @@ def exit_with(summary: dict[str, Any], strict: bool) -> None:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def gate(summary: dict[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
+def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
     """Exit with EXIT_COPIES above a replication rate, and with EXIT_CANNOT_TELL where an audit does not know it.
 
     The lower end of the corrected rate may not be above it either: a rate that is known to be higher than what was

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +26,52 @@ LISTED = 100
 """Most copies that a summary lists; the table of matches has all."""
 
 
+class MatchCopy(TypedDict):
+    """A query called a copy."""
+
+    query_id: Annotated[str, "image asked about"]
+    reference_id: Annotated[str, "training image, or reference"]
+    identical: Annotated[bool, "the same image"]
+    p_value: Annotated[float | None, "conformal p-value; null where nothing is calibrated, as between two sets"]
+    similarity: Annotated[float, "descriptor similarity"]
+    sentence: Annotated[str, "the two in words"]
+
+
+class MatchRow(TypedDict):
+    """A match of a query."""
+
+    query_id: Annotated[str, "query"]
+    reference_id: Annotated[str, "reference"]
+    rank: Annotated[int, "1 = highest descriptor similarity"]
+    score: Annotated[float, "descriptor similarity"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    identical: Annotated[bool, "the query is the reference: the same image"]
+
+
+class MatchSummary(TypedDict):
+    """Summary of `match` of two sets."""
+
+    schema: Annotated[str, "`copyscope.matches/1`"]
+    sentence: Annotated[str, "what was found, in words"]
+    n_missing: Annotated[list[int], "queries, and references, that cannot be read"]
+    n_blank: Annotated[list[int], "queries, and references, of one colour to within noise: left out"]
+    n_identical: Annotated[int, "queries that are the same image as a reference"]
+    n_similar: Annotated[
+        int,
+        "other queries whose first match has a similarity of at least `threshold`; no calibration backs it",
+    ]
+    threshold: Annotated[float, "similarity above which the literature says replication"]
+    copies: Annotated[list[MatchCopy], "the first 100 of both, identical ones first"]
+
+
 def named(reference: str, origin: str) -> str:
     """The id of an image of a set, with the set's folder before it where it is a file in that folder."""
     there = "://" not in origin and (Path(origin) / reference).is_file()
     return str(Path(origin) / reference) if there else reference
 
 
-def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[dict[str, Any]]]:
+def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[MatchCopy]]:
     """How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
     p_value, similarity and a sentence. level: largest p-value of a copy."""
     copies = [(each, found[0]) for each, found in zip(ids, hits, strict=True) if is_copy(found, level)]
@@ -53,7 +92,7 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
 
 def match_sets(
     queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Any
-) -> tuple[dict[str, Any], pa.Table]:
+) -> tuple[MatchSummary, pa.Table]:
     """The k references most like each query, and what to say of them; blank images of both are set apart.
 
     options: `workers`, `engine` and `progress` of `match`. Returns the summary of `copyscope.matches/1` without its
@@ -87,7 +126,7 @@ def match_sets(
     }, with_identical(found, k)
 
 
-def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[dict[str, Any]]]:
+def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[MatchCopy]]:
     """How many queries are a reference itself; how many others have a similarity of `threshold` or more, which no
     calibration backs; and the LISTED of highest similarity, as in `copies_in_index`, their p_value None."""
     if not found.nearest.index.shape[1]:
@@ -180,7 +219,7 @@ def lines_of(copies: Iterable[dict[str, Any]], n: int) -> list[str]:
 
 def _copy(
     query: str, reference: str, shown: str, same: bool, p_value: float | None, similarity: float, why: str
-) -> dict[str, Any]:
+) -> MatchCopy:
     if same:
         is_one = f"{query} is a copy of {shown} (the same image)"
     elif p_value is None:  # a similarity that nothing calibrates is no more than that

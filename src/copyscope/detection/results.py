@@ -34,7 +34,7 @@ PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 class Result(abc.ABC):
     """A summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
-    summary: dict[str, Any]
+    summary: Mapping[str, Any]
     tables: dict[str, pa.Table]
 
     schema: ClassVar[str]
@@ -69,7 +69,7 @@ class Result(abc.ABC):
 
 def save_result(
     folder: str | Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     tables: dict[str, pa.Table],
     page: str,
     lists: Mapping[str, pa.Table] | None = None,

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -26,10 +26,10 @@ class Threshold:
     """A score above `value` is flagged. Of ordinary prompts like the n that drew it, of which n_missing had no score,
     at most the share `rate` is."""
 
-    value: float
-    rate: float
-    n: int
-    n_missing: int
+    value: Annotated[float, "a score above it is flagged"]
+    rate: Annotated[float, "at most this share of ordinary prompts is, at most the rate that was asked for"]
+    n: Annotated[int, "prompts it was drawn by: of a signal that learned of some, the others"]
+    n_missing: Annotated[int, "of these, prompts without a score, counted as the highest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Thresholds:
     """Of the signals, by spec. model: fingerprint of its weights; settings: how its images are made, in a line. Both
     decide what scores there are, so the lines hold for these alone."""
 
-    model: str
-    settings: str
-    signals: Mapping[str, Threshold]
+    model: Annotated[str, "sha256 of the model's weights; the thresholds hold for no other"]
+    settings: Annotated[str, "how images are made, in a line; nor for images made otherwise"]
+    signals: Annotated[Mapping[str, Threshold], "from the spec of a signal, with what it learned, to the following"]
 
     def flagged(self, scores: Mapping[str, Floats]) -> dict[str, Any]:
         """Which of the scores [n] of each signal are above its line; a score that is missing is."""

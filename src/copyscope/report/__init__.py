@@ -35,7 +35,7 @@ class Result(Protocol):
     """What a page needs of a result; `copyscope.detection.audit.Audit` and `copyscope.detection.lint.Lint` are such."""
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, Any]:
         """The summary, JSON-safe."""
 
     @property

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,22 @@ STARS = 64
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly. A descriptor of few numbers must give
 # it more: similarities of strangers spread by 1 / sqrt(numbers), and 64 bits give many of a large set FLOOR by chance.
 FLOOR, SPREADS, SAME, LOOKED_AT = 0.5, 5.5, 0.97, 2
+
+
+class GroupsSummary(TypedDict):
+    """Counts of near-duplicate groups."""
+
+    n_groups: Annotated[int, "groups"]
+    n_images_in_groups: Annotated[int, "images in them"]
+    n_exact_groups: Annotated[int, "groups in which images have the very same pixels"]
+    full: Annotated[int, "groups in which a caption repeats with the image"]
+    partial: Annotated[int, "groups with captions of which none repeats"]
+    uncaptioned: Annotated[int, "groups without captions"]
+    largest: Annotated[int, "images in the largest group, 1 where there are only single images"]
+    n_look_alikes: Annotated[int, "images that the descriptor tied to others and the pixels did not confirm"]
+    confirmed: Annotated[bool, "whether the pixels were asked"]
+    threshold: Annotated[float, "similarity from which two images are tied"]
+    chains: Annotated[str, "whether loose chains were split"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +100,7 @@ class Groups:
             }
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> GroupsSummary:
         """Counts for people and JSON."""
         sizes, grouped = self.sizes, self.sizes > 1
         kinds = [kind for kind, many in zip(self.kind, grouped, strict=True) if many]

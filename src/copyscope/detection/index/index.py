@@ -44,7 +44,8 @@ from copyscope.trust import check_spec
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
 from .hits import TABLE, Hit, answers, table
-from .segments import IndexSnapshot, load, merge, precision_of, write_segment
+from .segments import IndexSnapshot, load, merge, write_segment
+from .summary import IndexSummary, summary_of
 
 __all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32
@@ -158,21 +159,9 @@ class Index:
         """sha256 (hex) of the file of each training image, in the order of `ids`."""
         return self._fresh().column("sha256")
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> IndexSummary:
         """What the index is, as plain values; docs/json.md has its keys."""
-        state = self._fresh()
-        keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
-        kept = state.manifest["calibration"]
-        return {key: state.manifest[key] for key in keys} | {
-            "precision": precision_of(state.manifest),
-            "n": state.n,
-            "n_blank": state.manifest.get("n_blank", 0),
-            "n_removed": state.manifest["n_removed"],
-            "n_segments": len(state.manifest["segments"]),
-            "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")}
-            | {key: kept.get(key, 0) for key in ("n_blank", "n_missing")},
-        }
+        return summary_of(self._fresh())
 
     def refresh(self) -> Index:
         """Look again at what is on disk. Every call does so by itself; returns the index."""
