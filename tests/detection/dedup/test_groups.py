@@ -17,6 +17,7 @@ from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.search.ivf import IVF
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from tests import worlds
@@ -66,7 +67,7 @@ def test_a_chain_is_split_so_that_every_member_reaches_its_centre_and_a_star_is_
     bar = float(np.cos(np.deg2rad(22)))
     joined = components(vectors, bar)
     assert len(set(joined[:6])) == 1
-    label, n_chained = module._split(vectors, joined, bar)
+    label, n_chained = module._split(module._Rows(vectors), joined, bar)
     assert n_chained == 1
     assert len(set(label[:6])) > 1
     assert len(set(label[6:])) == 1
@@ -205,12 +206,12 @@ def test_a_pair_at_the_threshold_is_a_pair_and_a_star_at_it_no_chain():
     half = np.array([[1, 0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]], np.float32)
     label = components(half, 0.5)
     assert len(set(label)) == 1
-    assert module._split(half, label, 0.5)[1] == 0
+    assert module._split(module._Rows(half), label, 0.5)[1] == 0
 
 
 def test_a_centre_belongs_to_its_star_even_where_rounding_has_it_below_the_threshold():
     short = np.full((3, 1), 0.999, np.float32)
-    label, n_chained = module._split(short, np.zeros(3, np.int64), 1.0)
+    label, n_chained = module._split(module._Rows(short), np.zeros(3, np.int64), 1.0)
     assert len(set(label)) == 3
     assert n_chained == 1
 
@@ -235,3 +236,13 @@ def test_an_image_joins_its_nearest_from_a_pixel_score_of_97_percent_on(tmp_path
     monkeypatch.setattr(module.Verify, "compare", lambda *given, **options: np.full(given[3].shape, score))
     described = Embeddings(Corpus.open(tmp_path), np.arange(2), bits / 8, "phash", "")
     assert (len(duplicates(described, 0.9).kind) == 1) is joined
+
+
+@pytest.mark.parametrize("stars", [1, 2, 3])
+def test_a_component_in_cells_may_fall_into_any_number_of_stars(stars, monkeypatch):
+    monkeypatch.setattr(module, "STARS", stars)
+    apart = np.repeat(np.eye(4, 64, dtype=np.float32), 3, axis=0)
+    cells = IVF.build(apart, 2)
+    label, n_chained = module._split(module._Rows(cells.halves, cells), np.zeros(12, np.int64), 0.9)
+    assert sorted(np.bincount(label)[-4:].tolist()) == [3, 3, 3, 3]
+    assert n_chained == 1

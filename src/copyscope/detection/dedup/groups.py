@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -19,7 +19,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.search.exact import Nearest, search
-from copyscope.detection.search.ivf import with_ivf
+from copyscope.detection.search.ivf import IVF, with_ivf
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
@@ -155,6 +155,8 @@ def duplicates(
     vectors, cells = embeddings.vectors, embeddings.cells
     floor = max(FLOOR, SPREADS / math.sqrt(vectors.shape[1]))
     again = verify is not None and threshold > floor
+    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    # Connected components of all pairs that reach the threshold.
     closest: Nearest | None = None
     if cells is None:
         label = components(vectors, threshold, workers=workers, progress=progress)
@@ -163,22 +165,23 @@ def duplicates(
         label, closest = ivf_components(
             cells, threshold, k=k, floor=least, workers=workers, engine=engine, progress=progress
         )
+    # Loose chains split into stars.
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
+    # By pixels: strays joined to what shows the same picture, look-alikes parted, turned groups joined.
     if verify is not None and again:
-        options = {"cache": cache, "workers": workers, "progress": progress}
         label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
     n_look_alikes = 0
     if verify is not None:
-        pixels: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         alike = len(_of_groups(label, 2))
-        label = same_picture_groups(embeddings, label, **pixels)
+        label = same_picture_groups(embeddings, label, **options)
         n_look_alikes = alike - len(_of_groups(label, 2))
         if cells is None:
-            label = join_turned(embeddings, label, verify, **pixels)
+            label = join_turned(embeddings, label, verify, **options)
+    # What is said of each group.
     label = _by_size(label)
-    exact = _exact(embeddings, label, cache, workers, progress)
+    exact = _count_exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
     confirmed = verify is not None
     return Groups(
@@ -186,91 +189,99 @@ def duplicates(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Unit vectors [n d] in which centres of groups are sought; with `cells` those that the cells hold, in their order
+    and in half precision."""
+
+    vectors: NDArray[Any]
+    cells: IVF | None = None
+
+    def star(self, rows: NDArray[np.int64], threshold: float) -> NDArray[np.bool_]:
+        """Which of the rows [m] reach the threshold to their centre, itself among them [m].
+
+        The centre is the member nearest to the mean of all vectors.
+        """
+        pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+        held = [self._read(rows)] if len(pieces) == 1 else None
+
+        def blocks() -> Iterable[NDArray[np.float32]]:
+            return held or map(self._read, pieces)
+
+        # Mean and centre.
+        mean = held[0].mean(axis=0) if held else np.sum([each.sum(axis=0) for each in blocks()], axis=0) / len(rows)
+        centre = int(np.argmax(np.concatenate([block @ mean for block in blocks()])))
+        # Similarity to the centre, in full precision where the halves cannot tell.
+        towards = self._read(rows[centre])
+        scores = np.concatenate([block @ towards for block in blocks()])
+        near = scores >= threshold
+        if self.cells is not None and len(unsure := np.flatnonzero(np.abs(scores - threshold) < ROUNDING)):
+            exact = self._exact(self.cells, rows[unsure], np.repeat(rows[centre], len(unsure)))
+            near[unsure] = exact >= threshold
+        near[centre] = True
+        return near
+
+    def by_cell(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The rows [m], ascending, of each cell; all as they are where there are no cells."""
+        if self.cells is None:
+            return [rows]
+        return np.split(rows, np.flatnonzero(np.diff(np.searchsorted(self.cells.starts, rows, side="right"))) + 1)
+
+    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.vectors[rows].astype(np.float32)
+
+    @staticmethod
+    def _exact(cells: IVF, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Similarities of rows [e] and rows [e] in full precision."""
+        vectors = (cells.vectors[cells.rows[rows]] for rows in (one, other))
+        scores: NDArray[np.float32] = np.einsum("ed,ed->e", *vectors)
+        return scores
+
+
 def _stars(embeddings: Embeddings, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Split every component that is not a star around its centre (the member nearest to the mean of its vectors)."""
     cells = embeddings.cells
     if cells is None:
-        return _split(embeddings.vectors, label, threshold)
-
-    def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = np.einsum(
-            "ed,ed->e", cells.vectors[cells.rows[one]], cells.vectors[cells.rows[other]]
-        )
-        return scores
-
+        return _split(_Rows(embeddings.vectors), label, threshold)
     # In the order of the cells: members of a group lie side by side there.
-    split, n_chained = _split(cells.halves, label[cells.rows], threshold, exact, cells.starts)
+    split, n_chained = _split(_Rows(cells.halves, cells), label[cells.rows], threshold)
     found = np.empty_like(label)
     found[cells.rows] = split
     return found, n_chained
 
 
-def _split(
-    vectors: NDArray[Any],
-    label: NDArray[np.int64],
-    threshold: float,
-    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None,
-    starts: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], int]:
+def _split(rows: _Rows, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Stars of the components `label` [n], and how many were split.
 
-    exact: similarities of rows [e] and rows [e], where those of `vectors` are not sure to ROUNDING. starts: where the
-    cells begin in which the rows lie; of what is left of a component after STARS stars each is split by itself, for a
-    chain of a million would otherwise be gone through a hundred thousand times.
+    After STARS stars of a component, what is left of it in each cell is split by itself: a chain of a million would
+    otherwise be gone through a hundred thousand times.
     """
     label = label.copy()
-    rows = _of_groups(label, 3)
-    rows = rows[np.argsort(label[rows], kind="stable")]
-    _, begins, sizes = np.unique(label[rows], return_index=True, return_counts=True)
     fresh, n_chained = int(label.max(initial=-1)) + 1, 0
-    for number, group in enumerate(np.argsort(rows[begins])):
-        parts, taken = [rows[begins[group] : begins[group] + sizes[group]]], 0
+    for number, members in enumerate(_members(label, 3)):
+        parts, taken = [members], 0
         while parts:
             left = parts.pop()
-            near = _star(vectors, left, threshold, exact)
+            near = rows.star(left, threshold)
             if near.all() and not taken:
                 break
             label[left[near]] = fresh
-            fresh += 1
-            taken += 1
-            rest = left[~near]
-            if taken == STARS and starts is not None:
-                parts += np.split(rest, np.flatnonzero(np.diff(np.searchsorted(starts, rest, side="right"))) + 1)
-            elif len(rest):
-                parts.append(rest)
+            fresh, taken, rest = fresh + 1, taken + 1, left[~near]
+            if len(rest):
+                parts += rows.by_cell(rest) if taken == STARS else [rest]
         n_chained += taken > 0
         if number % BLOCK == 0:
-            drop_pages(vectors)
+            drop_pages(rows.vectors)
     return label, n_chained
 
 
-def _star(
-    vectors: NDArray[Any],
-    rows: NDArray[np.int64],
-    threshold: float,
-    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None,
-) -> NDArray[np.bool_]:
-    """Which of the rows [m] reach the threshold to their centre, itself among them [m]."""
-    pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
-    held = vectors[rows].astype(np.float32) if len(pieces) == 1 else None
-
-    def scores(towards: NDArray[np.float32]) -> NDArray[np.float32]:
-        if held is not None:
-            return held @ towards
-        return np.concatenate([vectors[piece].astype(np.float32) @ towards for piece in pieces])
-
-    if held is not None:
-        mean = held.mean(axis=0)
-    else:
-        mean = np.sum([vectors[piece].astype(np.float32).sum(axis=0) for piece in pieces], axis=0) / len(rows)
-    centre = int(np.argmax(scores(mean)))
-    found = scores(vectors[rows[centre]].astype(np.float32))
-    near = found >= threshold
-    unsure = np.flatnonzero(np.abs(found - threshold) < ROUNDING) if exact else np.zeros(0, np.intp)
-    if exact and len(unsure):
-        near[unsure] = exact(rows[unsure], np.repeat(rows[centre], len(unsure))) >= threshold
-    near[centre] = True
-    return near
+def _members(label: NDArray[np.int64], least: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each group of so many or more, ascending; groups in the order of their first row."""
+    rows = _of_groups(label, least)
+    rows = rows[np.argsort(label[rows], kind="stable")]
+    _, begins, sizes = np.unique(label[rows], return_index=True, return_counts=True)
+    for group in np.argsort(rows[begins]):
+        yield rows[begins[group] : begins[group] + sizes[group]]
 
 
 def _join_same_pictures(
@@ -342,7 +353,7 @@ def _of_groups(label: NDArray[np.int64], least: int) -> NDArray[np.intp]:
     return np.flatnonzero((np.bincount(label) >= least)[label])
 
 
-def _exact(
+def _count_exact(
     embeddings: Embeddings,
     label: NDArray[np.int64],
     cache: str | Path | None,
