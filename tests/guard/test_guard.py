@@ -29,8 +29,8 @@ from copyscope.diffusion.models.empirical import Empirical
 from copyscope.diffusion.observed import fingerprint
 from copyscope.diffusion.thresholds import Threshold, Thresholds
 from copyscope.errors import InputError, PartError, Refused
-from copyscope.guard import guard
 from copyscope.guard import log as guard_log
+from copyscope.guard import retries
 from copyscope.guard.calls import Attempt
 from copyscope.guard.log import read_log, summed_up
 from copyscope.imaging import images
@@ -171,7 +171,7 @@ def test_tries_and_seconds_are_a_budget(monkeypatch):
         Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=3))(painter)("b")
     assert len(painter.calls) == 3
     now = iter(range(0, 1000, 4))
-    monkeypatch.setattr(guard, "clock", lambda: next(now))
+    monkeypatch.setattr(retries, "clock", lambda: next(now))
     with pytest.raises(Refused) as refused:
         # The clock is read when the call begins, and before and after each try.
         Guard(Listed(is_copy), dataclasses.replace(RESEEDS, tries=99, seconds=15))(painter)("b")
@@ -674,7 +674,7 @@ def test_signals_flag_their_own_images_and_missing_scores_of_finished_tries_alon
     lines = Thresholds("", "", {name: Threshold(1.0, 0.01, 100, 0) for name in "ab"})
     made = Attempt([None] * 3, share, signals={"a": np.array([2.0, 0.5, np.nan]), "b": np.array([0.0, 3.0, 0.0])})
     call = types.SimpleNamespace(guard=types.SimpleNamespace(thresholds=lines))
-    assert guard._Call._flagged(call, made, 3) == [("a",), ("b",), of_missing]
+    assert retries.GuardedCall._flagged(call, made, 3) == [("a",), ("b",), of_missing]
 
 
 def test_what_a_pipeline_cannot_be_guarded_for_is_said_before(pipe):
