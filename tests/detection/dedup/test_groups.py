@@ -17,6 +17,8 @@ from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.search import ivf as ivf_module
+from copyscope.detection.search.exact import search
 from copyscope.detection.search.ivf import IVF
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -246,3 +248,36 @@ def test_a_component_in_cells_may_fall_into_any_number_of_stars(stars, monkeypat
     label, n_chained = module._split(module._Rows(cells.halves, cells), np.zeros(12, np.int64), 0.9)
     assert sorted(np.bincount(label)[-4:].tolist()) == [3, 3, 3, 3]
     assert n_chained == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_comparison_gives_the_components_and_the_nearest_rows(monkeypatch, workers):
+    monkeypatch.setattr(components_module, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((90, 8)).astype(np.float32)
+    vectors[60:75] = vectors[:15]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    own = np.arange(90)
+    for threshold in (0.6, 0.8, 0.999):
+        label, nearest = components_module.components_and_nearest(vectors, threshold, 2, workers=workers)
+        np.testing.assert_array_equal(label, components(vectors, threshold, workers=workers))
+        wanted = search(vectors, vectors, 2, query_labels=own, reference_labels=own, workers=workers)
+        np.testing.assert_array_equal(nearest.index, wanted.index)
+        np.testing.assert_array_equal(nearest.score, wanted.score)
+
+
+def test_duplicates_compares_every_pair_once(world, tmp_path, monkeypatch):
+    described = embed(Corpus.open(world.train), SscdDistilled(), cache=tmp_path)
+    real, pairs = components_module.search, []
+
+    def counted(queries, references, *given, **more):
+        pairs.append(len(queries) * len(references))
+        return real(queries, references, *given, **more)
+
+    monkeypatch.setattr(components_module, "search", counted)
+    monkeypatch.setattr(ivf_module, "search", counted)
+    monkeypatch.setattr(module, "components", None)  # would be a second comparison
+    groups = duplicates(described, 0.75, cache=tmp_path)
+    n = len(described.rows)
+    assert sum(pairs) == n * n
+    assert groups.closest.index.shape == (n, 2)

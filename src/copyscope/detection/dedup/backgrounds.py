@@ -86,8 +86,10 @@ def plain_id(name: str) -> str:
 
 def grouped_with_source(groups: Groups, both: Embeddings, source: NDArray[np.int64]) -> Groups:
     """The groups of training images with their further rows in the group of the first ones."""
+    if len(source) == len(groups.label):
+        return groups
     return dataclasses.replace(
-        groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source]
+        groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source], closest=None
     )
 
 

@@ -18,7 +18,7 @@ from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.search.exact import Nearest, search
+from copyscope.detection.search.exact import Nearest
 from copyscope.detection.search.ivf import IVF, with_ivf
 from copyscope.engine import Engine
 from copyscope.errors import InputError
@@ -26,7 +26,7 @@ from copyscope.imaging.images import Image
 from copyscope.machine import Progress, drop_pages
 
 from .caption_overlap import normalise
-from .components import components
+from .components import components, components_and_nearest
 from .ivf_components import ivf_components
 from .near_pairs import ROUNDING, merged
 from .pixel_groups import join_turned, same_picture_groups
@@ -65,7 +65,8 @@ class Groups:
     kind: of each group [g]: "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or
     "none" for a group of one. n_chained: connected components that were loose chains and were split. confirmed: every
     image of a group is the same picture as another of it by its pixels (`compare_pixels`); else the descriptor alone
-    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not.
+    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not. closest: the few other rows
+    nearest to each row by the descriptor, where all were compared with all.
     """
 
     corpus: Corpus
@@ -77,6 +78,7 @@ class Groups:
     n_chained: int
     n_look_alikes: int = 0
     confirmed: bool = False
+    closest: Nearest | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -158,7 +160,9 @@ def duplicates(
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     # Connected components of all pairs that reach the threshold.
     closest: Nearest | None = None
-    if cells is None:
+    if cells is None and again:
+        label, closest = components_and_nearest(vectors, threshold, LOOKED_AT, workers=workers, progress=progress)
+    elif cells is None:
         label = components(vectors, threshold, workers=workers, progress=progress)
     else:
         k, least = (LOOKED_AT, floor) if again else (0, 1.0)
@@ -170,7 +174,7 @@ def duplicates(
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
     # By pixels: strays joined to what shows the same picture, look-alikes parted, turned groups joined.
-    if verify is not None and again:
+    if verify is not None and closest is not None:
         label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
     n_look_alikes = 0
     if verify is not None:
@@ -183,9 +187,17 @@ def duplicates(
     label = _by_size(label)
     exact = _count_exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
-    confirmed = verify is not None
     return Groups(
-        embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained, n_look_alikes, confirmed
+        embeddings.corpus,
+        embeddings.rows,
+        label,
+        exact,
+        kind,
+        threshold,
+        n_chained,
+        n_look_alikes,
+        confirmed=verify is not None,
+        closest=closest if cells is None else None,
     )
 
 
@@ -287,36 +299,22 @@ def _members(label: NDArray[np.int64], least: int) -> Iterator[NDArray[np.int64]
 def _join_same_pictures(
     embeddings: Embeddings,
     label: NDArray[np.int64],
-    closest: Nearest | None,
+    closest: Nearest,
     floor: float,
     verify: Verify,
     options: dict[str, Any],
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 
-    closest: the nearest of all rows, where they are known. floor: how alike they must be. Whole groups are not joined
-    to each other: one pair of look-alikes would chain two families.
+    closest: the nearest of all rows. floor: how alike they must be. Whole groups are not joined to each other: one pair
+    of look-alikes would chain two families.
     """
     is_stray = np.ones(len(label), bool)
     is_stray[_of_groups(label, 2)] = False
     strays = np.flatnonzero(is_stray)
-    if len(strays) == 0:
-        return label
-    if closest is not None:
-        strays = strays[closest.score[strays, 0] >= floor]
-        found = Nearest(closest.index[strays], closest.score[strays])
-    else:
-        found = search(
-            embeddings.vectors[strays],
-            embeddings.vectors,
-            LOOKED_AT,
-            query_labels=label[strays],
-            reference_labels=label,
-            workers=options["workers"],
-            progress=options["progress"],
-        )
-    near = found.score >= floor
-    query, other = strays[np.nonzero(near)[0]], found.index[near]
+    strays = strays[closest.score[strays, 0] >= floor]
+    near = closest.score[strays] >= floor
+    query, other = strays[np.nonzero(near)[0]], closest.index[strays][near]
     # Two strays that are near each other are one pair, not two.
     pairs = np.stack([query, other], axis=1)
     pairs = np.unique(np.where(is_stray[other][:, None], np.sort(pairs, axis=1), pairs), axis=0)
