@@ -6,6 +6,7 @@ not needed again. Images are added and removed; readers go on meanwhile. How it 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,13 +122,13 @@ class Index:
             }
             for suffix, array in zip(("rotation", "coarse.rotation"), directions, strict=True):
                 manifest["files"] |= files.write_array(folder, f"{manifest['rotation']}.{suffix}", array)
-            write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
+            manifest = write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
             state = load(folder, manifest)
             groups = None
             if held is None:
                 groups = duplicates(described, rules.duplicates, engine=engine, **options)
                 groups = joined_by_source(groups, source)
-            calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
+            manifest = calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
@@ -263,15 +264,16 @@ class Index:
                     f"{len(known)} of the images are in the index already, the first is {known[0].as_py()!r}.\n"
                     "Remove them first, or give only new ones"
                 )
-            manifest = state.manifest
-            manifest["n_missing"] += n_missing
-            manifest["n_blank"] = manifest.get("n_blank", 0) + n_blank
-            write_segment(
+            manifest = state.manifest | {
+                "n_missing": state.manifest["n_missing"] + n_missing,
+                "n_blank": state.manifest.get("n_blank", 0) + n_blank,
+            }
+            manifest = write_segment(
                 self.folder, manifest, described, state.directions, descriptor, verify, manifest["crops"], options
             )
-            recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
+            manifest = recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
             if len(manifest["segments"]) > COMPACT_ABOVE:
-                _merge(self.folder, load(self.folder, manifest))
+                manifest = _merged(self.folder, load(self.folder, manifest))
             files.write_manifest(self.folder, manifest)
         self.refresh()
         return len(np.unique(source))
@@ -295,8 +297,7 @@ class Index:
                     f"{len(unknown)} of the images are not in the index, the first is {unknown[0]!r}.\n"
                     "Give ids as `copyscope match` shows them"
                 )
-            state.write_removed(self.folder, rows)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, state.write_removed(self.folder, rows))
         self.refresh()
         return len(wanted)
 
@@ -304,9 +305,7 @@ class Index:
         """Make one segment of all, without any byte of what was removed, also where a removed image calibrated; readers
         go on with what they have."""
         with file_lock(self.folder / ".lock"):
-            state = load(self.folder)
-            _merge(self.folder, state)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, _merged(self.folder, load(self.folder)))
         self.refresh()
 
     def check(self, progress: Progress | None = None) -> None:
@@ -339,10 +338,9 @@ class Index:
         return descriptor
 
 
-def _merge(folder: Path, state: IndexSnapshot) -> None:
-    """One segment of all, and nothing of what was removed in it or in the calibration."""
-    forget(folder, state)
-    merge(folder, state)
+def _merged(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
+    """The manifest of one segment of all, and nothing of what was removed in it or in the calibration."""
+    return merge(folder, dataclasses.replace(state, manifest=forget(folder, state)))
 
 
 def _later(
