@@ -15,6 +15,7 @@ from .options import (
     AsJson,
     EngineSpec,
     HeldOut,
+    IndexFolder,
     InsideOnly,
     ProtocolName,
     Seed,
@@ -31,8 +32,6 @@ from .options import (
     refuse_idle,
     removal_note,
 )
-
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
 
 index = typer.Typer(
     help="A training set on disk, in which `copyscope match --index` finds copies.", no_args_is_help=True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from copyscope.console import note
+from copyscope.console import note, show, show_json
 from copyscope.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ Generated = Annotated[
     str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
 ]
 Train = Annotated[str, typer.Argument(metavar="TRAIN", help="Images it was trained on, in any of the same layouts.")]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
+ModelSpec = Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")]
 CorpusPath = Annotated[str, typer.Argument(metavar="CORPUS", help="Images: a folder, Parquet, WebDataset or URL.")]
 HeldOut = Annotated[
     str | None, typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict.")
@@ -160,6 +162,20 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
         first = min(removed.unmatched)
         note(f"{len(removed.unmatched)} of its {removed.n_listed} entries name no image, the first {first!r}.")
     return {"without": {"list": without, **removed.summary()}}
+
+
+def save_and_show(result: Any, out: Path | None, as_json: bool, without_out: str = "") -> None:
+    """Save an audit or a lint where -o says, and print it. without_out: a note for the person where there is no -o."""
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+        return
+    show(result)
+    if out:
+        print(f"Report: {out / 'report.html'}")
+    elif without_out:
+        note(without_out)
 
 
 def need_torch(what: str) -> None:
