@@ -462,7 +462,7 @@ def _beside(name: str) -> Any:
 
 
 def scale_page() -> str:
-    """docs/scale.md with its tables, out of the results of the simulation."""
+    """docs/scale.md with its tables."""
     page, text = _beside("scale_page"), (Path(__file__).parent / "scale.md").read_text(encoding="utf-8")
     for results, tables in (("benchmark-scale", page.TABLES), ("benchmark-scale-rates", page.OF_RATES)):
         for name, make in tables.items():
@@ -484,11 +484,6 @@ def json_page() -> str:
     for name, kind in page.TABLES.items():
         text = _with_table(text, name, page.table(kind))
     return text
-
-
-def scale_drawing() -> str:
-    """docs/scale.svg: hours and bytes against the number of training images."""
-    return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
 
 
 def numbers_page() -> str:
@@ -560,7 +555,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "parts.md": parts_page,
     "recipes.md": recipes_page,
     "scale.md": scale_page,
-    "scale.svg": scale_drawing,
 }
 
 if __name__ == "__main__":
