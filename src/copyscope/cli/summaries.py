@@ -38,12 +38,10 @@ class CurateSummary(TypedDict):
     kind: Annotated[str, "[how it will be recognised](corpora.md#what-is-recognised)"]
     n: Annotated[int, "images written"]
     n_duplicated: Annotated[
-        int,
-        "of them, those that `--duplication` planted, to be drawn more often; not the duplicates of the data set",
+        int, "of them, those that `--duplication` planted, to be drawn more often; not the duplicates of the data set"
     ]
     n_dropped: Annotated[
-        int,
-        "near-duplicates dropped by `--drop-duplicates keep-one` or `remove`, listed in `dropped.csv`",
+        int, "near-duplicates dropped by `--drop-duplicates keep-one` or `remove`, listed in `dropped.csv`"
     ]
     n_groups: Annotated[int, "near-duplicate groups they are of"]
     n_missing: Annotated[int, "images that cannot be read, listed in `skipped.jsonl`"]

@@ -45,8 +45,7 @@ CaptionCounts = TypedDict(
         "with": Annotated[int, "have a caption"],
         "without": Annotated[int, "have none"],
         "shared": Annotated[
-            int,
-            "share a caption with another image; by cells, as [a sample](numbers.md#many-training-images) says",
+            int, "share a caption with another image; by cells, as [a sample](numbers.md#many-training-images) says"
         ],
         "near_shared": Annotated[int, "nearly share one with a further image; likewise"],
     },
@@ -95,8 +94,7 @@ class LintSummary(TypedDict):
     n_train: Annotated[int, "images, unreadable ones included"]
     n_missing: Annotated[int, "images that cannot be read"]
     n_outside: Annotated[
-        int,
-        "images that [lie outside the folder](corpora.md#what-is-recognised): listed or linked to",
+        int, "images that [lie outside the folder](corpora.md#what-is-recognised): listed or linked to"
     ]
     frames: Annotated[
         str,

@@ -62,8 +62,7 @@ class LookupSummary(TypedDict):
     local: Annotated[bool, "parts of the images were looked at too"]
     level: Annotated[float, "share of images that copy nothing whose first match may have such a p-value: 0.01"]
     n_flagged: Annotated[
-        int,
-        "images that are the same as a training image, or whose first match has a p-value of at most `level`",
+        int, "images that are the same as a training image, or whose first match has a p-value of at most `level`"
     ]
     n_identical: Annotated[int, "of them, those that are the same as a training image"]
     flagged: Annotated[

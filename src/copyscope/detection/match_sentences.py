@@ -58,8 +58,7 @@ class MatchSummary(TypedDict):
     n_blank: Annotated[list[int], "queries, and references, of one colour to within noise: left out"]
     n_identical: Annotated[int, "queries that are the same image as a reference"]
     n_similar: Annotated[
-        int,
-        "other queries whose first match has a similarity of at least `threshold`; no calibration backs it",
+        int, "other queries whose first match has a similarity of at least `threshold`; no calibration backs it"
     ]
     threshold: Annotated[float, "similarity above which the literature says replication"]
     copies: Annotated[list[MatchCopy], "the first 100 of both, identical ones first"]

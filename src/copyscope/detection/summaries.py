@@ -116,10 +116,7 @@ DatasetP95 = TypedDict(
 class DatasetSimilarity(TypedDict):
     """Similarity of the whole set, as the literature reads it."""
 
-    p95: Annotated[
-        DatasetP95,
-        "95th percentile of similarity, by series",
-    ]
+    p95: Annotated[DatasetP95, "95th percentile of similarity, by series"]
     above: Annotated[bool, "the interval of the generated images lies above all others"]
     agrees: Annotated[bool, "that is so exactly where the answer is `copies`"]
     sentence: Annotated[str, "the same in words, with the reason where the two disagree"]
@@ -136,8 +133,7 @@ class CalibrationSummary(TypedDict):
     rule: Annotated[str, "by which rule those of `n_removed` were found"]
     fdr: Annotated[float, "false discovery rate of the list of copies"]
     line: Annotated[
-        float,
-        "p-values at or below it are called copies, or would be if one generated image in twenty were a copy",
+        float, "p-values at or below it are called copies, or would be if one generated image in twenty were a copy"
     ]
     differs: Annotated[
         str | None,
@@ -231,8 +227,7 @@ class JointModel(TypedDict):
     n: Annotated[int, "near-duplicate groups"]
     n_copied: Annotated[int, "of them copied"]
     n_images: Annotated[
-        int | None,
-        "generated images whose prompt is a caption of these groups; null where the exposure is not known",
+        int | None, "generated images whose prompt is a caption of these groups; null where the exposure is not known"
     ]
     n_copies: Annotated[int | None, "of them copies of the group whose caption is the prompt"]
     correlation: Annotated[float | None, 'correlation of "is a copy" between such images of one group, 0 to 1']
@@ -259,8 +254,7 @@ class QualitySummary(TypedDict):
     diversity_generated: Annotated[EstimateDict, "mean cosine distance of pairs of generated images"]
     diversity_train: Annotated[EstimateDict, "the same of training images"]
     text_image_alignment: Annotated[
-        EstimateDict | None,
-        "mean cosine of image and prompt, where a joint model was at hand",
+        EstimateDict | None, "mean cosine of image and prompt, where a joint model was at hand"
     ]
     notes: Annotated[list[str], "remarks"]
 
@@ -339,8 +333,7 @@ class AuditSummary(TypedDict):
         "calibration images are; 0 where none is known to be",
     ]
     n_blank: Annotated[
-        NBlank,
-        "[blank images](numbers.md#blank-images): one colour to within noise, no copies and in no rate",
+        NBlank, "[blank images](numbers.md#blank-images): one colour to within noise, no copies and in no rate"
     ]
     n_likeness: Annotated[int, "with `--control`: images of the subject of a training image that are not its picture"]
     repeated_outputs: Annotated[
@@ -353,8 +346,7 @@ class AuditSummary(TypedDict):
     n_missing: Annotated[int, "generated images that cannot be read"]
     n_missing_train: Annotated[int, "training images that cannot be read"]
     n_outside: Annotated[
-        int,
-        "images of all sets that [lie outside their folder](corpora.md#what-is-recognised): listed or linked to",
+        int, "images of all sets that [lie outside their folder](corpora.md#what-is-recognised): listed or linked to"
     ]
     frames: Annotated[
         str,
@@ -362,8 +354,7 @@ class AuditSummary(TypedDict):
         "compared](corpora.md#how-an-image-becomes-pixels)",
     ]
     similarity: Annotated[
-        SimilaritySummary,
-        "[similarity statistics](numbers.md#similarity-statistics) of generated -> train",
+        SimilaritySummary, "[similarity statistics](numbers.md#similarity-statistics) of generated -> train"
     ]
     dataset_similarity: Annotated[
         DatasetSimilarity,
@@ -376,8 +367,7 @@ class AuditSummary(TypedDict):
         "[the field's tests](numbers.md#classical-tests); empty where the training set is too small for them",
     ]
     duplicates: Annotated[
-        GroupsSummary,
-        "[near-duplicate groups](numbers.md#near-duplicate-groups) of two or more training images",
+        GroupsSummary, "[near-duplicate groups](numbers.md#near-duplicate-groups) of two or more training images"
     ]
     findings: Annotated[FindingsSummary, "[what goes with copying](numbers.md#why-findings)"]
     quality: Annotated[QualitySummary, "[quality](numbers.md#quality) against the training set"]
@@ -405,8 +395,7 @@ class PartFile(TypedDict):
     """A file of embeddings in parts."""
 
     name: Annotated[
-        str,
-        "`part-DIGEST.parquet`; `some-...` where files could not be read, `lost-...` where nothing could be done",
+        str, "`part-DIGEST.parquet`; `some-...` where files could not be read, `lost-...` where nothing could be done"
     ]
     rows: Annotated[int, "images in it"]
     errors: Annotated[int, "of them, those with an `error` and no vector"]

@@ -44,12 +44,10 @@ class LeaderboardRow(TypedDict):
     stage: Annotated[str, "`plain`, or where it differs from that: `training`, `sampling`, `both`"]
     seeds: Annotated[list[int], "its seeds"]
     estimates: Annotated[
-        dict[str, EstimateDict],
-        "those of the arm; over several seeds the mean with Student's interval, n seeds",
+        dict[str, EstimateDict], "those of the arm; over several seeds the mean with Student's interval, n seeds"
     ]
     fewer_copies: Annotated[
-        dict[str, Any],
-        "estimate: share of the plain model's copies that is gone, by `replication_rate_fixed`",
+        dict[str, Any], "estimate: share of the plain model's copies that is gone, by `replication_rate_fixed`"
     ]
     dearer: Annotated[dict[str, Any], "estimate: share by which `general_frechet_distance` is above the plain model's"]
     excess: Annotated[dict[str, Any], "estimate: the same, once `real_frechet_distance` is taken off both"]
