@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from copyscope.console import note, progress_bar, show, show_json
+from copyscope.console import progress_bar, show_json
 from copyscope.errors import InputError
 
 from .options import (
@@ -33,6 +33,7 @@ from .options import (
     open_corpus,
     opened_engine,
     refuse_idle,
+    save_and_show,
 )
 
 
@@ -158,16 +159,7 @@ def audit(
             engine=opened_engine(engine),
             progress=progress,
         )
-    if out:
-        result.save(out)
-    if as_json:
-        show_json(result.summary)
-    else:
-        show(result)
-        if out:
-            print(f"Report: {out / 'report.html'}")
-        else:
-            note("For the report with pictures, add -o DIR.")
+    save_and_show(result, out, as_json, without_out="For the report with pictures, add -o DIR.")
     if fail_over is not None:
         gate(result.summary, fail_over, fail_on, allow_cannot_tell)
     exit_with(result.summary, strict)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from copyscope.console import note_unreadable, progress_bar, show, show_json, show_table
+from copyscope.console import note_unreadable, progress_bar, show_json, show_table
 from copyscope.errors import InputError
 
 from .options import (
@@ -32,6 +32,7 @@ from .options import (
     opened_engine,
     refuse_idle,
     removal_note,
+    save_and_show,
 )
 
 if TYPE_CHECKING:
@@ -59,14 +60,7 @@ def lint(
         corpus, left_out = opened(train, without, inside_only, progress)
         result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
     result = dataclasses.replace(result, summary=result.summary | left_out)
-    if out:
-        result.save(out)
-    if as_json:
-        show_json(result.summary)
-    else:
-        show(result)
-        if out:
-            print(f"Report: {out / 'report.html'}")
+    save_and_show(result, out, as_json)
     exit_with(result.summary, strict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from .options import (
     DeviceName,
     EngineSpec,
     HeldOut,
+    IndexFolder,
     InsideOnly,
     ProtocolName,
     Seed,
@@ -31,8 +33,6 @@ from .options import (
     refuse_idle,
     removal_note,
 )
-
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
 
 index = typer.Typer(
     help="A training set on disk, in which `copyscope match --index` finds copies.", no_args_is_help=True
@@ -186,9 +186,9 @@ def show(folder: IndexFolder, as_json: AsJson = False) -> None:
 
 def _say(
     folder: Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     as_json: bool,
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
     n_missing: int | None = None,
 ) -> None:
     """Print what an index is.
@@ -201,7 +201,7 @@ def _say(
         n_missing: images that this command could not read; None = all that the index counts.
     """
     if as_json:
-        show_json(summary | (more or {}))
+        show_json({**summary, **(more or {})})
         return
     scores = summary["calibration"]
     short = f" ({summary['precision']})" if summary["precision"] != "float32" else ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from copyscope.console import note
+from copyscope.console import note, show, show_json
 from copyscope.errors import InputError, MissingExtra
 from copyscope.machine import DEVICE
 
@@ -27,6 +27,8 @@ Generated = Annotated[
     str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
 ]
 Train = Annotated[str, typer.Argument(metavar="TRAIN", help="Images it was trained on, in any of the same layouts.")]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
+ModelSpec = Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")]
 CorpusPath = Annotated[str, typer.Argument(metavar="CORPUS", help="Images: a folder, Parquet, WebDataset or URL.")]
 HeldOut = Annotated[
     str | None, typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict.")
@@ -192,6 +194,20 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
     return {"without": {"list": without, **removed.summary()}}
 
 
+def save_and_show(result: Any, out: Path | None, as_json: bool, without_out: str = "") -> None:
+    """Save an audit or a lint where -o says, and print it. without_out: a note for the person where there is no -o."""
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+        return
+    show(result)
+    if out:
+        print(f"Report: {out / 'report.html'}")
+    elif without_out:
+        note(without_out)
+
+
 def need_torch(what: str) -> None:
     """Check that torch is installed.
 
@@ -202,7 +218,7 @@ def need_torch(what: str) -> None:
         raise MissingExtra(what, "torch", "diffusion")
 
 
-def exit_with(summary: dict[str, Any], strict: bool) -> None:
+def exit_with(summary: Mapping[str, Any], strict: bool) -> None:
     """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
     if strict and unreadable:
@@ -210,7 +226,7 @@ def exit_with(summary: dict[str, Any], strict: bool) -> None:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def gate(summary: dict[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
+def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
     """Exit with EXIT_COPIES above a replication rate, and with EXIT_CANNOT_TELL where an audit does not know it.
 
     The lower end of the corrected rate may not be above it either: a rate that is known to be higher than what was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,7 +136,7 @@ def _match_in_index(
         print(f"Report: {out / 'report.html'}")
 
 
-def _print_copies(summary: dict[str, Any], n: int) -> None:
+def _print_copies(summary: Mapping[str, Any], n: int) -> None:
     """What was found in sentences: the first of n copies, then how many of how many images."""
     from copyscope.detection.match_sentences import lines_of
 

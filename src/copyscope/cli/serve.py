@@ -13,11 +13,11 @@ import typer
 from copyscope.errors import InputError
 from copyscope.machine import cores
 
-from .options import DeviceName, TrustParts, Workers
+from .options import DeviceName, IndexFolder, TrustParts, Workers
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")],
+    folder: IndexFolder,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; others than this machine need a token.")
     ] = ("127.0.0.1"),

@@ -32,11 +32,10 @@ from copyscope.detection.verdict.repeated_outputs import SAME, repeated_outputs
 from copyscope.detection.verdict.same_files import refuse_same_files
 from copyscope.detection.verdict.sensitivity import GROUPS
 from copyscope.detection.verdict.verdict import FDR, dataset_similarity, similarity
-from copyscope.engine import Engine, open_engine
+from copyscope.engine import CacheOptions, Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .one_pass import read_queries, read_train
 from .previews import gallery

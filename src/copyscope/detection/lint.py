@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +16,16 @@ from copyscope import parts, stats
 from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
-from copyscope.detection.dedup.groups import duplicates, representatives
+from copyscope.detection.dedup.groups import GroupsSummary, duplicates, representatives
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
-from copyscope.detection.search.ivf import search_report, with_ivf
-from copyscope.engine import Engine, open_engine
+from copyscope.detection.search.ivf import SearchReport, search_report, with_ivf
+from copyscope.engine import CacheOptions, Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
+from copyscope.stats import EstimateDict
 
 from .one_pass import read_train
 from .previews import gallery
@@ -39,9 +39,85 @@ are shared."""
 PIECE, CARDS = 65_536, 4096
 
 
+CaptionCounts = TypedDict(
+    "CaptionCounts",
+    {
+        "with": Annotated[int, "have a caption"],
+        "without": Annotated[int, "have none"],
+        "shared": Annotated[
+            int, "share a caption with another image; by cells, as [a sample](numbers.md#many-training-images) says"
+        ],
+        "near_shared": Annotated[int, "nearly share one with a further image; likewise"],
+    },
+)
+
+
+class ActionCounts(TypedDict):
+    """Risk cards by action."""
+
+    deduplicate: Annotated[int, "near-duplicate groups"]
+    recaption: Annotated[int, "simple pictures under a caption of their own"]
+
+
+class LintProtocol(TypedDict):
+    """Protocol of a lint."""
+
+    name: Annotated[str, "protocol, or the descriptor's spec"]
+    descriptor: Annotated[str, "descriptor's spec"]
+    duplicates: Annotated[float, "similarity of near-duplicates"]
+    fingerprint: Annotated[str, "sha256 of the weights, or a library's version"]
+
+
+class LintOptions(TypedDict):
+    """Options that change the result of a lint."""
+
+    protocol: Annotated[str, "protocol"]
+
+
+class LintRecipe(TypedDict):
+    """What a lint was made of."""
+
+    train: Annotated[str, "path or URL as given"]
+    options: Annotated[LintOptions, "`protocol`"]
+    versions: Annotated[dict[str, str], "versions, by package; its keys may change"]
+    seed: Annotated[int, "seed"]
+
+
+class LintSummary(TypedDict):
+    """Summary of a lint."""
+
+    schema: Annotated[str, "`copyscope.lint/1`"]
+    copyscope: Annotated[str, "version that made it"]
+    created: Annotated[str, "when, ISO 8601, UTC"]
+    seconds: Annotated[float, "how long it took"]
+    sentence: Annotated[str, "what was found, in words"]
+    n_train: Annotated[int, "images, unreadable ones included"]
+    n_missing: Annotated[int, "images that cannot be read"]
+    n_outside: Annotated[
+        int, "images that [lie outside the folder](corpora.md#what-is-recognised): listed or linked to"
+    ]
+    frames: Annotated[
+        str,
+        "`first`: of an animation or a TIFF of several pages, the first frame or page alone [is "
+        "compared](corpora.md#how-an-image-becomes-pixels)",
+    ]
+    duplicates: Annotated[GroupsSummary, "near-duplicate groups, with the keys they have in an audit"]
+    duplicated_share: Annotated[EstimateDict, "share of readable images that repeat another one"]
+    captions: Annotated[CaptionCounts, "readable images by their captions"]
+    actions: Annotated[ActionCounts, "risk cards by action"]
+    n_measured: Annotated[int, "images without near-duplicates whose complexity was measured"]
+    units: Annotated[
+        dict[str, str], "unit of each complexity measure: `entropy`, `jpeg_size`, `total_variation`, `mixed`"
+    ]
+    search: Annotated[SearchReport, "as in an audit"]
+    protocol: Annotated[LintProtocol, "as in an audit, without threshold and pixel comparison"]
+    recipe: Annotated[LintRecipe, "what to give to get this result again"]
+
+
 class Lint(Result):
     """Result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
+    summary: LintSummary
     schema = SCHEMA
 
     def page(self) -> str:
@@ -208,7 +284,7 @@ def _count(column: pa.ChunkedArray, value: str) -> int:
     return int(pa.compute.sum(pa.compute.equal(column, value)).as_py() or 0)
 
 
-def _sentence(n: int, n_missing: int, summary: dict[str, Any], plain: int) -> str:
+def _sentence(n: int, n_missing: int, summary: GroupsSummary, plain: int) -> str:
     repeated, n_groups, full = summary["n_images_in_groups"] - summary["n_groups"], summary["n_groups"], summary["full"]
     images = ("readable " if n_missing else "") + _form(n, "image", "images")
     said = []

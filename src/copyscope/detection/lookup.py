@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute
@@ -14,12 +15,14 @@ from copyscope import stats
 from copyscope._version import __version__
 from copyscope.data.corpus import Corpus
 from copyscope.detection.index.index import Hit, Index, table
+from copyscope.detection.index.summary import IndexCalibration
+from copyscope.engine import CacheOptions
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
+from copyscope.stats import EstimateDict
 
-from .match_sentences import blank_said, copies_in_index, sentence_of_index
+from .match_sentences import MatchCopy, blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
 from .results import Result, versions
 
@@ -28,9 +31,55 @@ LEVEL = 0.01
 """Of pictures that copy nothing, the share whose first match may have a p-value as small as those that are counted."""
 
 
+class LookupOptions(TypedDict):
+    """Options of a look-up."""
+
+    k: Annotated[int, "matches an image"]
+    local: Annotated[bool, "as `local`"]
+
+
+class LookupRecipe(TypedDict):
+    """What a look-up was made of."""
+
+    pictures: Annotated[list[str], "where the images asked about were"]
+    index: Annotated[str, "folder of the index"]
+    options: Annotated[LookupOptions, "`k` and `local`"]
+    versions: Annotated[dict[str, str], "versions, by package; its keys may change"]
+
+
+class LookupSummary(TypedDict):
+    """Summary of `match --index`; its JSON has the matches too."""
+
+    schema: Annotated[str, "`copyscope.index-matches/1`"]
+    copyscope: Annotated[str, "version"]
+    created: Annotated[str, "when, ISO 8601, UTC"]
+    seconds: Annotated[float, "how long it took"]
+    sentence: Annotated[str, "what was found, in words"]
+    n: Annotated[int, "images asked about, unreadable ones included"]
+    n_missing: Annotated[int, "of them, those that cannot be read"]
+    n_blank: Annotated[int, "of them, those of one colour to within noise: they have no matches"]
+    n_index: Annotated[int, "images in the index"]
+    protocol: Annotated[str, "protocol of the index"]
+    local: Annotated[bool, "parts of the images were looked at too"]
+    level: Annotated[float, "share of images that copy nothing whose first match may have such a p-value: 0.01"]
+    n_flagged: Annotated[
+        int, "images that are the same as a training image, or whose first match has a p-value of at most `level`"
+    ]
+    n_identical: Annotated[int, "of them, those that are the same as a training image"]
+    flagged: Annotated[
+        EstimateDict | None,
+        "`n_flagged` as a share of the readable images that are not blank; null = too few calibration images: "
+        "`n_flagged` then counts identical images alone",
+    ]
+    copies: Annotated[list[MatchCopy], "the first 100 of `n_flagged`, identical ones first, then by combined score"]
+    recipe: Annotated[LookupRecipe, "what it was made with"]
+    calibration: Annotated[IndexCalibration, "as in [the index](#index)"]
+
+
 class Lookup(Result):
     """Result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
+    summary: LookupSummary
     schema = SCHEMA
 
     def page(self) -> str:

@@ -39,7 +39,7 @@ class Result(abc.ABC):
         tables: name -> Arrow table.
     """
 
-    summary: dict[str, Any]
+    summary: Mapping[str, Any]
     tables: dict[str, pa.Table]
 
     schema: ClassVar[str]
@@ -94,7 +94,7 @@ class Result(abc.ABC):
 
 def save_result(
     folder: str | Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     tables: dict[str, pa.Table],
     page: str,
     lists: Mapping[str, pa.Table] | None = None,

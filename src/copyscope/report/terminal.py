@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from copyscope.console import printable
@@ -13,8 +14,8 @@ SHOWN = 8
 STYLES = {"copies": "red", "suspicious": "bold yellow", "no copies found": "green", "cannot tell": "yellow"}
 
 
-def audit_panel(summary: dict[str, Any]) -> Any:
-    """Panel of an audit for rich: the verdict, the key figures and the worst copies."""
+def audit_panel(summary: Mapping[str, Any]) -> Any:
+    """The verdict, the key figures and the worst copies of an audit's summary, for rich."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -31,8 +32,8 @@ def audit_panel(summary: dict[str, Any]) -> Any:
     return Panel(Group(*lines), title="Copyscope audit", border_style=STYLES[verdict["answer"]])
 
 
-def audit_warnings(summary: dict[str, Any]) -> list[str]:
-    """Warnings of an audit, a sentence each: held-out images of another kind, look-alikes among them."""
+def audit_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What else is wrong, a sentence each: held-out images of another kind, look-alikes among them."""
     found = []
     calibration = summary["calibration"]
     if calibration["differs"] and calibration["differs"] not in summary["verdict"]["sentence"]:
@@ -51,8 +52,8 @@ def audit_warnings(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Key figures of an audit: (name, value)."""
+def audit_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the key figures."""
     similarity, baseline = summary["similarity"], summary["similarity"]["baseline"]
     duplicates = summary["duplicates"]
     grouped = f"{duplicates['n_groups']} groups ({duplicates['full']} with the caption repeated)"
@@ -84,8 +85,8 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def corrected(summary: dict[str, Any]) -> str:
-    """Corrected rate as text, or what is known of it where nothing calibrates the verdict."""
+def corrected(summary: Mapping[str, Any]) -> str:
+    """The corrected rate, or what is known of it where nothing calibrates the verdict."""
     found = summary["estimated_rate"]
     if summary["calibration"]["method"] != "baseline" or found["value"] is None:
         return estimate(found, percent=True)
@@ -95,32 +96,32 @@ def corrected(summary: dict[str, Any]) -> str:
     )
 
 
-def _blind(summary: dict[str, Any]) -> str:
+def _blind(summary: Mapping[str, Any]) -> str:
     """Why no planted copy can be seen; empty where some can be, or none was planted."""
     return out_of_reach(summary["calibration"]) if summary["sensitivity"] else ""
 
 
-def seen(sensitivity: dict[str, Any] | None) -> str:
+def seen(sensitivity: Mapping[str, Any] | None) -> str:
     """Sensitivity in one line: per cent seen of each kind of planted copy."""
     if not sensitivity:
         return "not measured"
     return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
 
 
-def _outside(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _outside(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     n = summary.get("n_outside")  # results of before have none
     return [("outside", f"{n} images lie outside the folder that lists them or links to them")] if n else []
 
 
-def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _searched(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     search = summary["search"]
     if search["method"] == "exact":
         return []
     return [("search", f"by cells; nearest image found for {estimate(search['recall'], percent=True)}")]
 
 
-def lint_panel(summary: dict[str, Any]) -> Any:
-    """Panel of a lint for rich."""
+def lint_panel(summary: Mapping[str, Any]) -> Any:
+    """What `lint` found, for rich."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -129,8 +130,8 @@ def lint_panel(summary: dict[str, Any]) -> Any:
     return Panel(Group(sentence, _figures(lint_figures(summary))), title="Copyscope lint")
 
 
-def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Key figures of a lint: (name, value)."""
+def lint_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the key figures."""
     duplicates, captions, actions = summary["duplicates"], summary["captions"], summary["actions"]
     kinds = {"full": "with the caption repeated", "partial": "with other captions", "uncaptioned": "without captions"}
     groups = ", ".join(f"{duplicates[kind]} {said}" for kind, said in kinds.items())
@@ -147,16 +148,16 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def audit_snippet(summary: dict[str, Any]) -> str:
-    """HTML fragment of an audit for notebooks: verdict and key figures; everything is escaped."""
+def audit_snippet(summary: Mapping[str, Any]) -> str:
+    """The verdict and key figures as a fragment of HTML, for notebooks; everything is escaped."""
     verdict = summary["verdict"]
     sentences = [verdict["sentence"], *filter(None, [verdict["needed"]]), *audit_warnings(summary)]
     sentences.append(summary["calibration"]["sentence"])
     return _snippet(sentences, audit_figures(summary))
 
 
-def lint_snippet(summary: dict[str, Any]) -> str:
-    """HTML fragment of a lint for notebooks."""
+def lint_snippet(summary: Mapping[str, Any]) -> str:
+    """The same of what `lint` found."""
     return _snippet([summary["sentence"]], lint_figures(summary))
 
 
@@ -165,8 +166,8 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def estimate(found: dict[str, Any], percent: bool = False) -> str:
-    """Estimate as text, with its interval."""
+def estimate(found: Mapping[str, Any], percent: bool = False) -> str:
+    """An Estimate as text, with its interval."""
     if found["value"] is None:
         return "unknown"
     if percent:
@@ -184,7 +185,7 @@ def _figures(rows: list[tuple[str, str]]) -> Any:
     return table
 
 
-def _copies(copies: list[dict[str, Any]]) -> Any:
+def _copies(copies: Sequence[Mapping[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 

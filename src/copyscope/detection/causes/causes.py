@@ -23,9 +23,9 @@ from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.detection.verdict.answer import COPIES
 from copyscope.detection.verdict.verdict import Verdict
+from copyscope.engine import CacheOptions
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .exposure import exposure
 from .findings import Findings, explain, lint_action, risk_action

@@ -12,9 +12,9 @@ from copyscope.curation.curate import down_weight, kept_because, kept_rows, remo
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.engine import CacheOptions
 from copyscope.files import safe_cell, write_file
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .groups import duplicates
 from .same_picture import compare_pixels

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,8 @@ from copyscope.detection.matching.local_search import WHOLE, Candidates, local_s
 from copyscope.detection.matching.match import is_identical
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.windows import Box, QueryFeatures
+from copyscope.engine import Options
 from copyscope.errors import InputError
-from copyscope.options import Options
 
 from .segments import CalibrationScores, IndexSnapshot
 
@@ -48,15 +48,31 @@ class Hit:
             copy, whatever the p-value; never so for a part or a mirror image.
     """
 
-    id: str
-    score: float
-    verified: float | None
-    combined: float | None
-    p_value: float | None
-    box: Box | None
-    source_box: Box | None
-    caption: str | None
-    identical: bool = False
+    id: Annotated[str, "training image"]
+    score: Annotated[float, "descriptor similarity, of the part where there is a `box`"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    p_value: Annotated[float | None, "conformal p-value of that score"]
+    box: Annotated[Box | None, "part of the image: left, top, width, height as shares of it; null = the whole"]
+    source_box: Annotated[Box | None, "part of the training image; null = the whole"]
+    caption: Annotated[str | None, "first caption of the training image"]
+    identical: Annotated[bool, "the picture is the training image itself"] = False
+
+
+class HitRow(TypedDict):
+    """A match in an index, as a row."""
+
+    query_id: Annotated[str, "image asked about"]
+    reference_id: Annotated[str, "training image"]
+    rank: Annotated[int, "1 = highest combined score; those without a second look come last"]
+    score: Annotated[float, "descriptor similarity, of the part where there is a `box`"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    p_value: Annotated[float | None, "conformal p-value of that score"]
+    box: Annotated[list[float] | None, "part of the image: left, top, width, height as shares of it; null = the whole"]
+    source_box: Annotated[list[float] | None, "part of the training image; null = the whole"]
+    caption: Annotated[str | None, "first caption of the training image"]
+    identical: Annotated[bool, "the picture is the training image itself"]
 
 
 TABLE = pa.schema(

@@ -6,6 +6,7 @@ again. Images are added and removed; readers go on meanwhile. `manifest` tells h
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,19 +36,19 @@ from copyscope.detection.matching.tiny_image import DIM
 from copyscope.detection.matching.windows import extract, extract_from, window_thumbnails_work, window_work
 from copyscope.detection.search.binary_codes import rotation
 from copyscope.detection.search.quantized import checked
-from copyscope.engine import Engine
+from copyscope.engine import CacheOptions, Engine, Options
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, file_lock
-from copyscope.options import CacheOptions, Options
 from copyscope.trust import check_spec
 
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
 from .hits import TABLE, Hit, answers, table
-from .segments import IndexSnapshot, load, merge, precision_of, write_segment
+from .segments import IndexSnapshot, load, merge, write_segment
+from .summary import IndexSummary, summary_of
 
 __all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32
@@ -138,13 +139,13 @@ class Index:
             }
             for suffix, array in zip(("rotation", "coarse.rotation"), directions, strict=True):
                 manifest["files"] |= files.write_array(folder, f"{manifest['rotation']}.{suffix}", array)
-            write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
+            manifest = write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
             state = load(folder, manifest)
             groups = None
             if held is None:
                 groups = duplicates(described, rules.duplicates, engine=engine, **options)
                 groups = joined_by_source(groups, source)
-            calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
+            manifest = calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
@@ -179,21 +180,9 @@ class Index:
         """Digest sha256 (hex) of the file of each training image, in the order of `ids`."""
         return self._fresh().column("sha256")
 
-    def summary(self) -> dict[str, Any]:
-        """Summary of the index as plain values; docs/json.md has its keys."""
-        state = self._fresh()
-        keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
-        kept = state.manifest["calibration"]
-        return {key: state.manifest[key] for key in keys} | {
-            "precision": precision_of(state.manifest),
-            "n": state.n,
-            "n_blank": state.manifest.get("n_blank", 0),
-            "n_removed": state.manifest["n_removed"],
-            "n_segments": len(state.manifest["segments"]),
-            "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")}
-            | {key: kept.get(key, 0) for key in ("n_blank", "n_missing")},
-        }
+    def summary(self) -> IndexSummary:
+        """What the index is, as plain values; docs/json.md has its keys."""
+        return summary_of(self._fresh())
 
     def refresh(self) -> Index:
         """Look again at what is on disk, and return the index. Every call does so by itself."""
@@ -333,15 +322,16 @@ class Index:
                     f"{len(known)} of the images are in the index already, the first is {known[0].as_py()!r}.\n"
                     "Remove them first, or give only new ones"
                 )
-            manifest = state.manifest
-            manifest["n_missing"] += n_missing
-            manifest["n_blank"] = manifest.get("n_blank", 0) + n_blank
-            write_segment(
+            manifest = state.manifest | {
+                "n_missing": state.manifest["n_missing"] + n_missing,
+                "n_blank": state.manifest.get("n_blank", 0) + n_blank,
+            }
+            manifest = write_segment(
                 self.folder, manifest, described, state.directions, descriptor, verify, manifest["crops"], options
             )
-            recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
+            manifest = recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
             if len(manifest["segments"]) > COMPACT_ABOVE:
-                _merge(self.folder, load(self.folder, manifest))
+                manifest = _merged(self.folder, load(self.folder, manifest))
             files.write_manifest(self.folder, manifest)
         self.refresh()
         return len(np.unique(source))
@@ -371,17 +361,14 @@ class Index:
                     f"{len(unknown)} of the images are not in the index, the first is {unknown[0]!r}.\n"
                     "Give ids as `copyscope match` shows them"
                 )
-            state.write_removed(self.folder, rows)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, state.write_removed(self.folder, rows))
         self.refresh()
         return len(wanted)
 
     def compact(self) -> None:
         """Make one segment of all, without any byte of removed images; readers go on with what they have."""
         with file_lock(self.folder / ".lock"):
-            state = load(self.folder)
-            _merge(self.folder, state)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, _merged(self.folder, load(self.folder)))
         self.refresh()
 
     def check(self, progress: Progress | None = None) -> None:
@@ -428,10 +415,9 @@ class Index:
         return descriptor
 
 
-def _merge(folder: Path, state: IndexSnapshot) -> None:
-    """One segment of all, and nothing of what was removed in it or in the calibration."""
-    forget(folder, state)
-    merge(folder, state)
+def _merged(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
+    """The manifest of one segment of all, and nothing of what was removed in it or in the calibration."""
+    return merge(folder, dataclasses.replace(state, manifest=forget(folder, state)))
 
 
 def _later(

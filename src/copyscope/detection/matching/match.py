@@ -15,9 +15,8 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search.distributed import nearest_by
 from copyscope.detection.search.exact import NOTHING, Nearest
 from copyscope.detection.search.ivf import nearest
-from copyscope.engine import Engine
+from copyscope.engine import Engine, Options
 from copyscope.machine import Progress
-from copyscope.options import Options
 
 from .ncc import Verify
 

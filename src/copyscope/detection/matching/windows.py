@@ -15,9 +15,9 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute, compute_ahead
 from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.fill import Feature
+from copyscope.engine import CacheOptions
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
-from copyscope.options import CacheOptions
 
 from .ncc import Verify
 from .partial_copies import SIDE as SIDE_OF_CANVAS

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,23 +43,15 @@ def search(
     reference_labels: NDArray[np.int64] | None = None,
     workers: int | None = None,
     block: int | None = None,
+    look: Callable[[NDArray[np.float32], int, int], None] | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
     """Exact top-k inner-product search, in blocks of bounded memory whatever the number of references.
 
-    Args:
-        queries: float32 [n d].
-        references: float32 [m d], perhaps mapped.
-        k: references a query, 1 or more.
-        query_labels: int64 [n]; a reference of the query's own label does not count: how a training image is kept from
-            matching itself or its near-duplicate group. None = all count.
-        reference_labels: int64 [m], likewise.
-        workers: threads; None = one a core.
-        block: queries of one matrix product, which may round otherwise in blocks of another size; None = `query_block`.
-        progress: called with a label, the number done and the total.
-
-    Raises:
-        InputError: vectors of the two are not of one length, or k is below 1.
+    With labels [n] and [m], a reference of the query's own label does not count: how a training image is kept from
+    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m. block: queries
+    of a block; a matrix product may round otherwise in blocks of another size. look: is shown each block of scores, and
+    the query and the reference it begins with, by several threads.
     """
     if queries.shape[1] != references.shape[1]:
         raise InputError(
@@ -85,6 +77,8 @@ def search(
                 if members is not None and query_labels is not None:
                     _exclude(scores, query_labels[rows], members, start)
                 tops[number].offer(scores, start)
+                if look is not None:
+                    look(scores, rows.start, start)
 
             list(pool.map(task, range(len(tops))))
             if streamed:

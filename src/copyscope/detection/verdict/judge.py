@@ -19,7 +19,7 @@ from copyscope.detection.matching.match import Matches, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
-from copyscope.options import EngineOptions, without_engine
+from copyscope.engine import EngineOptions, without_engine
 from copyscope.stats import Estimate
 
 from . import calibration as calibrate
