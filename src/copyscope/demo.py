@@ -85,7 +85,7 @@ def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress 
 
 
 def score(made: Made, summary: Mapping[str, Any]) -> dict[str, Estimate]:
-    """What the audit of `made.generated` found, by where the prompts came from.
+    """Rates of copies in the audit of the demo's images, by where the prompts came from.
 
     Args:
         made: what `make` returned.

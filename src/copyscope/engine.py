@@ -109,6 +109,7 @@ class Processes(Engine):
     def map(
         self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
     ) -> Iterator[tuple[int, R | TaskFailure]]:
+        """Run the tasks in spawned processes; see `Engine.map`."""
         return _Pool(self, function, shared).map(tasks)
 
 

@@ -16,11 +16,16 @@ from .errors import CopyscopeError, MissingExtra, reason
 
 @dataclasses.dataclass(frozen=True)
 class Ray(Engine):
-    """Tasks of Ray, each on the machine that Ray thinks best, spread over all. Needs the extra `ray`, there too.
+    """Tasks of Ray, spread over all machines of a cluster. Needs the extra `ray` on each of them.
 
-    address: of a cluster ("auto": the one this machine belongs to; "local": start Ray here). None takes what
-    RAY_ADDRESS names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus:
-    processors that a task has.
+    Args:
+        address: of a cluster; "auto" = the one this machine belongs to, "local" = start Ray here, None = what
+            RAY_ADDRESS names, else a cluster that runs on this machine, else start Ray here, which ends with this
+            process.
+        cpus: processors of one task.
+
+    Raises:
+        ValueError: cpus is below 1.
     """
 
     address: str | None = None
@@ -32,14 +37,17 @@ class Ray(Engine):
 
     @property
     def threads(self) -> int:
+        """Processors of one task."""
         return self.cpus
 
     def width(self) -> int:
+        """Number of tasks that the processors of the cluster suffice for, at least 1."""
         return max(1, int(self._connected().cluster_resources().get("CPU", 1)) // self.cpus)
 
     def map(
         self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
     ) -> Iterator[tuple[int, R | TaskFailure]]:
+        """Run the tasks on the cluster; see `Engine.map`."""
         ray = self._connected()
         # What a task is tried again for is Ray's affair: it knows which worker or machine was lost, and where there is
         # another. SPREAD, else it fills one machine first.

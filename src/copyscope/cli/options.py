@@ -195,7 +195,14 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
 
 
 def save_and_show(result: Any, out: Path | None, as_json: bool, without_out: str = "") -> None:
-    """Save an audit or a lint where -o says, and print it. without_out: a note for the person where there is no -o."""
+    """Save an audit or a lint where -o says, and print it.
+
+    Args:
+        result: of the audit or the lint.
+        out: folder of -o; None = it is not saved.
+        as_json: print the summary as JSON.
+        without_out: a note for the person where there is no -o; "" = none.
+    """
     if out:
         result.save(out)
     if as_json:

@@ -71,8 +71,15 @@ def named(reference: str, origin: str) -> str:
 
 
 def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[MatchCopy]]:
-    """How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
-    p_value, similarity and a sentence. level: largest p-value of a copy.
+    """Copies among pictures that were looked up in an index.
+
+    Args:
+        ids: of the pictures [n].
+        hits: of each picture [n].
+        level: largest p-value of a copy.
+
+    Returns:
+        (how many pictures are copies, the LISTED of them with the highest combined scores).
     """
     copies = [(each, found[0]) for each, found in zip(ids, hits, strict=True) if is_copy(found, level)]
     copies.sort(key=lambda pair: (not pair[1].identical, -(pair[1].combined or -1.0)))
@@ -93,7 +100,7 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
 def match_sets(
     queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Unpack[EngineOptions]
 ) -> tuple[MatchSummary, pa.Table]:
-    """The k references most like each query, and what to say of them; blank images of both are set apart.
+    """Match two sets: the k references most like each query; blank images of both are set apart.
 
     Args:
         queries: the images to match.
@@ -137,8 +144,15 @@ def match_sets(
 
 
 def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[MatchCopy]]:
-    """How many queries are a reference itself; how many others have a similarity of `threshold` or more, which no
-    calibration backs; and the LISTED of highest similarity, as in `copies_in_index`, their p_value None.
+    """Copies among matched queries, without a calibration.
+
+    Args:
+        found: the matches.
+        threshold: similarity of the queries that are counted.
+
+    Returns:
+        (how many queries are a reference itself, how many others have a similarity of `threshold` or more, the first
+        LISTED of both: identical ones first, then by similarity; their p_value is None).
     """
     if not found.nearest.index.shape[1]:
         return 0, 0, []

@@ -29,10 +29,14 @@ clock = time.monotonic
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What is said of one image of a try.
+    """Judgement of one image of a try.
 
-    row: of the call. place: in the try. hit: the training image it is most like. flagged: signals above their
-    threshold. is_copy: whether it is taken for a copy.
+    Attributes:
+        row: of the call.
+        place: in the try.
+        hit: the training image it is most like; None = there is none.
+        flagged: names of the signals above their threshold.
+        is_copy: whether the image is taken for a copy.
     """
 
     row: int

@@ -85,7 +85,16 @@ def plain_id(name: str) -> str:
 
 
 def grouped_with_source(groups: Groups, both: Embeddings, source: NDArray[np.int64]) -> Groups:
-    """The groups of training images with their further rows in the group of the first ones."""
+    """Groups of training images, with their further rows in the group of the first ones.
+
+    Args:
+        groups: of the training images.
+        both: they and their further rows [m], as `over_all` gives them.
+        source: [m], as `over_all` gives it.
+
+    Returns:
+        Groups of [m] rows.
+    """
     if len(source) == len(groups.label):
         return groups
     return dataclasses.replace(

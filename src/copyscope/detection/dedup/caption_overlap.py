@@ -219,10 +219,12 @@ def _others(uses: list[list[int]], width: int, classes: _Classes, n: int) -> Num
 
 
 class _WordSets(NamedTuple):
-    """Word sets [b] as flat arrays, an entry [w] a word that held captions have.
+    """Word sets [b] as flat arrays, with an entry [w] for each word that the held captions have.
 
-    owner: which set the entry is of, ascending. words: rank of the word by rarity, ascending within a set. sizes: words
-    of each set [b], those that no held caption has included.
+    Attributes:
+        owner: [w], which set the entry is of, ascending.
+        words: [w], rank of the word by rarity, ascending within a set.
+        sizes: [b], words of each set, including those that no held caption has.
     """
 
     owner: Numbers
@@ -233,7 +235,10 @@ class _WordSets(NamedTuple):
 class _Postings(NamedTuple):
     """Prefix words of the held word sets, as an inverted list in the order of `key`.
 
-    key: rank of the word * span + size of its set. owner: its set. left: words of the set from this one on.
+    Attributes:
+        key: rank of the word * span + size of its set.
+        owner: number of its set.
+        left: words of the set from this one on.
     """
 
     key: Numbers
@@ -246,10 +251,13 @@ class _Held:
 
     A similarity join: prefix filter (Bayardo, Ma & Srikant 2007), length filter, positional filter (Xiao et al. 2008),
     then the overlap itself. Jaccard >= 4/5 throughout.
+
+    Args:
+        texts: normalised captions, all different.
+        classes: where sets of word sets are numbered.
     """
 
     def __init__(self, texts: list[str], classes: _Classes) -> None:
-        """texts: normalised, all different. classes: where sets of word sets are numbered."""
         # The different word sets. As text, for a set of words takes ten times as much memory.
         bags: dict[str, int] = {}
         self.bag = [bags.setdefault(" ".join(sorted(set(text.split()))), len(bags)) for text in texts]
@@ -352,9 +360,17 @@ class _Held:
         return low, np.maximum(np.searchsorted(self._postings.key, of_word + most, side="right"), low)
 
     def _near(self, sets: _WordSets, position: Numbers, entry: Numbers, low: Numbers, high: Numbers) -> Numbers:
-        """Pairs [p 2] of a word set and a held one that is near and not the same.
+        """Pairs of a word set and a held one that is near and not the same, among those that share a rare word.
 
-        position: of each word [w] in its set. entry: words [e] whose postings from low [e] to high [e] are tried.
+        Args:
+            sets: the word sets.
+            position: [w], place of each word in its set.
+            entry: [e], words whose postings are tried.
+            low: [e], first posting of each of these words.
+            high: [e], end of its postings.
+
+        Returns:
+            [p 2], the number of the set in `sets` and of the held one.
         """
         # Every word with each of its postings.
         times = high - low

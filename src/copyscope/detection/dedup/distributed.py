@@ -55,9 +55,18 @@ class PairChunk:
 
 
 def by_engine(engine: Engine, search: PairSearch, spans: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """Join what the stretches `spans` of places give, in their order; the end of each, when it is done.
+    """Join near-duplicate pairs that the workers of an engine find, range by range.
 
-    Raises CopyscopeError where a stretch is lost: groups without its pairs would look like an answer.
+    Args:
+        engine: who searches.
+        search: takes what they find.
+        spans: ranges of places.
+
+    Yields:
+        The end of each range, in their order, when it is joined.
+
+    Raises:
+        CopyscopeError: a range is lost: groups without its pairs would look like an answer.
     """
     closest, n = search.closest, len(search.cells.rows)
     task = PairTask(str(search.cells.folder), search.threshold, closest.place.shape[1], closest.floor, engine.threads)
@@ -79,7 +88,12 @@ def by_engine(engine: Engine, search: PairSearch, spans: Sequence[tuple[int, int
 
 
 def take(part: PairChunk, search: PairSearch) -> None:
-    """Join what a part says."""
+    """Join the pairs that one range gave.
+
+    Args:
+        part: of the range.
+        search: takes the pairs.
+    """
     search.labels.join(part.edges[:, 0], part.edges[:, 1])
     if len(part.unsure):
         search.unsure(part.unsure[:, 0], part.unsure[:, 1])

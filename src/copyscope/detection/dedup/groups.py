@@ -60,13 +60,21 @@ class GroupsSummary(TypedDict):
 class Groups:
     """Near-duplicate groups of the readable rows of a corpus.
 
-    rows: corpus rows [n]. label: group of each [n]; groups are numbered by size, the largest first.
-    exact: how many images of the corpus have the very same pixels, itself counted [n]; 1 outside groups of two or more.
-    kind: of each group [g]: "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or
-    "none" for a group of one. n_chained: connected components that were loose chains and were split. confirmed: every
-    image of a group is the same picture as another of it by its pixels (`compare_pixels`); else the descriptor alone
-    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not. closest: the few other rows
-    nearest to each row by the descriptor, where all were compared with all.
+    Args:
+        corpus: the corpus.
+        rows: [n], corpus rows.
+        label: [n], group of each; groups are numbered by size, the largest first.
+        exact: [n], how many images of the corpus have the very same pixels, itself counted; 1 outside groups of two or
+            more.
+        kind: [g], "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or "none"
+            for a group of one.
+        threshold: similarity from which images are near-duplicates.
+        n_chained: connected components that were loose chains and were split.
+        n_look_alikes: images that the descriptor took for near-duplicates and the pixels do not.
+        confirmed: every image of a group is the same picture as another of it by its pixels (`compare_pixels`); else
+            the descriptor alone says so.
+        closest: the few other rows nearest to each row by the descriptor; None where not all rows were compared with
+            all.
     """
 
     corpus: Corpus
@@ -216,8 +224,11 @@ def duplicates(
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Unit vectors [n d] in which centres of groups are sought; with `cells` those that the cells hold, in their order
-    and in half precision.
+    """Unit vectors in which the centres of groups are sought.
+
+    Attributes:
+        vectors: [n d]; with `cells` in half precision and in the order of the cells.
+        cells: the IVF index that holds the vectors; None = the vectors are in full precision and in no cells.
     """
 
     vectors: NDArray[Any]
@@ -248,7 +259,7 @@ class _Rows:
         return near
 
     def by_cell(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The rows [m], ascending, of each cell; all as they are where there are no cells."""
+        """Split the rows [m], ascending, by cell; all rows are one piece where there are no cells."""
         if self.cells is None:
             return [rows]
         return np.split(rows, np.flatnonzero(np.diff(np.searchsorted(self.cells.starts, rows, side="right"))) + 1)
@@ -277,10 +288,18 @@ def _stars(embeddings: Embeddings, label: NDArray[np.int64], threshold: float) -
 
 
 def _split(rows: _Rows, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
-    """Stars of the components `label` [n], and how many were split.
+    """Split components into stars.
 
-    After STARS stars of a component, what is left of it in each cell is split by itself: a chain of a million would
-    otherwise be gone through a hundred thousand times.
+    After STARS stars of a component, what is left of it in each IVF cell is split by itself: a chain of a million rows
+    would otherwise be gone through a hundred thousand times.
+
+    Args:
+        rows: the vectors.
+        label: [n], component of each row.
+        threshold: similarity of a star's members to its centre.
+
+    Returns:
+        (labels [n], how many components were split).
     """
     label = label.copy()
     fresh, n_chained = int(label.max(initial=-1)) + 1, 0
@@ -320,8 +339,18 @@ def _join_same_pictures(
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 
-    closest: the nearest of all rows. floor: how alike they must be. Whole groups are not joined to each other: one pair
-    of look-alikes would chain two families.
+    Whole groups are not joined to each other: one pair of look-alikes would chain two families.
+
+    Args:
+        embeddings: of the corpus.
+        label: [n].
+        closest: the nearest of all rows.
+        floor: lowest descriptor similarity of images whose pixels are compared.
+        verify: whose thumbnails.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        Labels [n].
     """
     is_stray = np.ones(len(label), bool)
     is_stray[_of_groups(label, 2)] = False

@@ -139,10 +139,15 @@ def begin(cells: IVF, k: int, floor: float) -> tuple[Labels, Closest]:
 
 @dataclasses.dataclass(frozen=True)
 class PairSearch:
-    """A search for near-duplicate pairs: among which rows, from which similarity on, and what is found so far.
+    """A search for near-duplicate pairs, and what it has found so far.
 
-    unsure: takes pairs of places [e] and places [e] whose similarity is within ROUNDING of the threshold, so that half
-    precision cannot tell on which side.
+    Attributes:
+        cells: the IVF index whose rows are compared.
+        threshold: similarity from which two rows are a pair.
+        labels: takes the pairs.
+        closest: takes the nearest rows.
+        unsure: called with places [e] and places [e] whose similarity is within ROUNDING of the threshold, so that half
+            precision cannot tell on which side.
     """
 
     cells: IVF

@@ -48,8 +48,27 @@ def calibrate(
     seed: int,
     options: CacheOptions,
 ) -> dict[str, Any]:
-    """Score held-out images without look-alikes, or a sample of the training set against those outside their own
-    near-duplicate group, as pictures are matched; write scores and looks. Returns the manifest with them.
+    """Score the calibration images of a new index, and name scores and features in the manifest.
+
+    Held-out images without look-alikes, or a sample of the training set against those outside their own near-duplicate
+    group, are matched as pictures are.
+
+    Args:
+        folder: of the index.
+        state: of the index, all segments written.
+        train: the training images.
+        held: held-out images; None = the training images stand in.
+        groups: near-duplicate groups of the training images; None with held-out images.
+        descriptor: what describes them.
+        verify: the pixel comparison.
+        seed: of the sample.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        The manifest with the calibration.
+
+    Raises:
+        InputError: no held-out image is left.
     """
     name = files.new_name()
     own, removed, n_blank = None, 0, 0
@@ -109,8 +128,7 @@ def calibrate(
 def recalibrate(
     folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: CacheOptions
 ) -> dict[str, Any]:
-    """Raise the scores to what the last segment, of the images `added`, gives; take out what now has a look-alike.
-    Returns the manifest with them.
+    """Raise the calibration scores after images were added; take out calibration images that now have a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
 
@@ -120,6 +138,9 @@ def recalibrate(
         added: images of the new segment.
         verify: the pixel comparison.
         options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        The manifest with the new calibration.
     """
     # What was kept of the calibration images.
     kept = state.manifest["calibration"]
@@ -157,7 +178,7 @@ def recalibrate(
 
 
 def forget(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
-    """Write what the p-values rest on again without the images that were removed, where any was; the manifest with it.
+    """Rewrite the calibration without images that were removed from the index, where any was; the manifest with it.
 
     Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
     count no more, and go too: one may have been the same file.

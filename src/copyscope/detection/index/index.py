@@ -181,7 +181,7 @@ class Index:
         return self._fresh().column("sha256")
 
     def summary(self) -> IndexSummary:
-        """What the index is, as plain values; docs/json.md has its keys."""
+        """Summary of the index as plain values; docs/json.md has its keys."""
         return summary_of(self._fresh())
 
     def refresh(self) -> Index:

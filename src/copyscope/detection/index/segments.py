@@ -92,7 +92,7 @@ class IndexSnapshot:
         return rows, [each["id"] for each in self.table.take(rows, ["id"])]
 
     def write_removed(self, folder: Path, rows: NDArray[np.int64]) -> dict[str, Any]:
-        """The manifest with `rows` removed too."""
+        """The manifest, with a note that `rows` are removed too."""
         gone = self.gone.copy()
         gone[rows] = True
         found = np.flatnonzero(gone)
@@ -134,7 +134,21 @@ def write_segment(
     crops: bool,
     options: CacheOptions,
 ) -> dict[str, Any]:
-    """Write the readable images of `described` as one segment; the manifest with it."""
+    """Write the readable images as one segment, and name it in the manifest.
+
+    Args:
+        folder: of the index.
+        manifest: of the index so far.
+        described: the images.
+        directions: of the sign codes.
+        descriptor: what described them.
+        verify: whose thumbnails.
+        crops: describe their windows too.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        The manifest with the segment.
+    """
     name, corpus, rows = files.new_name(), described.corpus, described.rows
     thumbnails = verify.thumbnails(corpus, rows, **options)
     n, vectors = len(rows), described.vectors
@@ -232,7 +246,7 @@ def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], sho
 
 
 def merge(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
-    """Write one segment of what is there and was not removed; the manifest with it instead of all others."""
+    """Merge all segments into one, without removed rows; the manifest with it instead of the others."""
     manifest = state.manifest
     keep = [~block.gone for block in state.whole.blocks]
     old = [each["name"] for each in manifest["segments"]]

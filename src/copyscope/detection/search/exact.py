@@ -48,10 +48,23 @@ def search(
 ) -> Nearest:
     """Exact top-k inner-product search, in blocks of bounded memory whatever the number of references.
 
-    With labels [n] and [m], a reference of the query's own label does not count: how a training image is kept from
-    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m. block: queries
-    of a block; a matrix product may round otherwise in blocks of another size. look: is shown each block of scores, and
-    the query and the reference it begins with, by several threads.
+    Each worker needs memory for one block of scores.
+
+    Args:
+        queries: float32 [n d].
+        references: float32 [m d], perhaps mapped.
+        k: references a query, 1 or more.
+        query_labels: int64 [n]; a reference of the query's own label does not count: how a training image is kept from
+            matching itself or its near-duplicate group. None = all count.
+        reference_labels: int64 [m], likewise.
+        workers: threads; None = one a core.
+        block: queries of one matrix product, which may round otherwise in blocks of another size; None = `query_block`.
+        look: called with each block of scores [q r], the number of its first query and that of its first reference, by
+            several threads; None = nobody looks.
+        progress: called with a label, the number done and the total.
+
+    Raises:
+        InputError: vectors of the two are not of one length, or k is below 1.
     """
     if queries.shape[1] != references.shape[1]:
         raise InputError(

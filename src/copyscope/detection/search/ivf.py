@@ -341,7 +341,7 @@ class SearchReport(TypedDict):
 
 
 def search_report(references: Embeddings, queries: Vectors | None = None, **options: Any) -> SearchReport:
-    """How `queries`, or without any the references among themselves, were looked up, for a summary.
+    """How vectors were searched, for a summary; with the recall where some are missed.
 
     Args:
         references: what was searched.

@@ -22,7 +22,15 @@ OnStep = Callable[[StableDiffusion, DenoiseResult], None]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `mitigate` and `observe` were given beside the pipeline."""
+    """What `mitigate` and `observe` were given beside the pipeline.
+
+    Attributes:
+        specs: of the mitigations.
+        signals: specs of the signals.
+        seed: as in `mitigate`.
+        nearest: as in `mitigate`.
+        on_step: called after each step of the sampler; None = nobody looks.
+    """
 
     specs: tuple[str, ...]
     signals: tuple[str, ...]
@@ -33,9 +41,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StartedCall:
-    """What is decided before the first step. halves: as in NetworkCall. given: texts that the network was first given,
-    and `told`, what mitigations have it told instead; None where they change nothing. guided: what answers in place of
-    the network; None where it answers itself.
+    """What is decided before the first step of a call.
+
+    Attributes:
+        halves: as in NetworkCall.
+        given: texts that the network was first given; None where mitigations change nothing of them.
+        told: what mitigations tell the network instead, with a prompt and without; None where they change nothing.
+        guided: what answers in place of the network; None where the network answers itself.
     """
 
     halves: int
@@ -48,11 +60,22 @@ class StartedCall:
 class Call:
     """A call of the pipeline, about n images, filled as the pipeline goes on.
 
-    thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations.
-    By `encode_prompt`: parts and signals, loaded for this call; prompts as rewritten [n]; null, what the network is
-    told when told nothing, where the pipeline does not ask for that; negative, texts of Flux's own guidance. By
-    `prepare_latents`: the pipeline's own latents. By the network: what started it, how many steps have begun, and its
-    call under way.
+    `encode_prompt` sets the fields from `parts` to `negative`, `prepare_latents` sets `latents`, and the network sets
+    those after it.
+
+    Attributes:
+        number: of the call, in this `with`.
+        thread: that the call is in. Other threads may use the network meanwhile, for pipelines without mitigations.
+        parts: mitigations, loaded for this call.
+        signals: loaded for this call.
+        prompts: [n], as mitigations rewrote them; None = the pipeline was given none.
+        null: what the network is told without a prompt, where a part needs that and the pipeline has no guidance; else
+            None.
+        negative: texts of Flux's own guidance; None = there are none.
+        latents: the pipeline's own; None where it starts from an image.
+        started: what was decided before the first step.
+        steps: how many steps have begun.
+        asked: the network's call under way.
     """
 
     number: int
