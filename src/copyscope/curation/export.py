@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copyscope.data.corpus import Corpus
-from copyscope.data.sidecars import is_image_name
+from copyscope.data.folders.names import is_image_name
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import beside, remove_stale, sync

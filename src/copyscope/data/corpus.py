@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,13 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from copyscope.errors import ImageError
+from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
 
-from .shards import ParquetImages, tar_pieces
+from .account import Account
+from .arrow_files import ArrowImages
+from .compressed import tar_read
+from .shards import ParquetImages
 from .storage import Storage, connect, file_system, from_text
 from .table import PIECE as ROWS_A_PIECE
 from .table import SCHEMA
+from .webdataset import tar_pieces
 
 ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""
@@ -29,7 +34,8 @@ _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are re
 _BACKGROUND = "shown_over_background"
 """Column of a corpus in memory: over which of images.BACKGROUNDS a row shows a transparent image; null = as it is."""
 _Read = tuple[int, bytes | ImageError]
-_IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
+_SHARDS = ("parquet", "arrow", "webdataset")
+_IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)(?:\.(\d+))?|bytes=(\d+)\+(\d+))", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,29 +46,40 @@ class Corpus:
     strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has read the
     image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`, `seed`, `class`, ...
     origin: the path or URL as the user gave it. kind: the layout it was recognised as. n_outside: images of what was
-    opened that lie outside the folder, listed in a table there or reached through a symbolic link.
+    opened that lie outside the folder, listed in a table there or reached through a symbolic link. account: what became
+    of all that lay there when it was opened.
     """
 
     table: pa.Table
     origin: str
     kind: str
     n_outside: int = 0
+    account: Account = dataclasses.field(default_factory=Account)
 
     @staticmethod
-    def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False) -> Corpus:
+    def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False, split: str | None = None) -> Corpus:
         """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
 
         Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
-        Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. Raises InputError if
-        there is nothing, or nothing of these. A single image that cannot be read is no such error but a row with one.
-        inside_only: images that lie outside the folder are such rows; else they are counted in `n_outside`.
-        """
-        from .layouts import detect_layout
+        Parquet with image bytes, Arrow files of `datasets`, WebDataset tars, a table or JSON that lists images, one
+        image. A single image that cannot be read is a row with an `error`.
 
-        origin = os.fspath(path_or_url)
-        storage, path = connect(origin)
-        kind, table, n_outside = detect_layout(storage, path, origin, inside_only)
-        return Corpus(table, origin, kind, n_outside).settled()
+        Args:
+            path_or_url: a path or URL; `PATH@SPLIT` reads one split, `PATH@all` all of them.
+            inside_only: images that lie outside the folder are rows with an `error`; else they are counted in
+                `n_outside`.
+            split: as in `PATH@SPLIT`. None = the only one there is.
+
+        Raises:
+            InputError: there is nothing at the path, or nothing of these; or several splits, and none is asked for.
+        """
+        from .layouts import Source, detect_layout
+
+        (storage, path), origin, asked = _connected(os.fspath(path_or_url))
+        found = detect_layout(Source(storage, path, origin, inside_only, split or asked))
+        corpus = Corpus(found.table, origin, found.kind, found.n_outside, found.account).settled()
+        found.account.count(corpus.table)
+        return corpus
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -94,7 +111,12 @@ class Corpus:
         if error := self.table["error"][row].as_py():
             raise ImageError(error)
         path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
-        content = self._storage.read(path, offset, size) if index is None else self._parquet.read(path, index)
+        if index is not None:
+            content = self._table_images.read(path, index, offset)
+        elif size is not None:
+            content = tar_read(self._storage, path, offset, size)
+        else:
+            content = self._storage.read(path)
         background = self._background(row)
         return images.over_background(content, background) if background else content
 
@@ -110,7 +132,7 @@ class Corpus:
 
     def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
-        in_shards = self.kind in ("parquet", "webdataset")
+        in_shards = self.kind in _SHARDS
         if in_shards and len(wanted) > _LOT:
             wanted = np.sort(wanted)
         for start in range(0, len(wanted), _LOT):
@@ -129,13 +151,15 @@ class Corpus:
                 yield 0, functools.partial(self._read_or_error, row)
                 continue
             path, index, offset, size = _place(images[row].as_py(), self.kind)
-            by_shard.setdefault(path, []).append((offset if index is None else index, size or 0, row))
+            place = (offset, size or 0, row) if index is None else (index, offset, row)
+            by_shard.setdefault(path, []).append(place)
         for path, places in sorted(by_shard.items()):
             places.sort()
-            if self.kind == "parquet":
-                pieces = self._parquet.pieces(path, [place for place, *_ in places])
+            where = [(first, second) for first, second, _ in places]
+            if self.kind == "webdataset":
+                pieces = tar_pieces(self._storage, path, where)
             else:
-                pieces = tar_pieces(self._storage, path, [(place, size) for place, size, _ in places])
+                pieces = self._table_images.pieces(path, where)
             done = 0
             for n, size, read in pieces:
                 rows = [row for *_, row in places[done : done + n]]
@@ -205,8 +229,8 @@ class Corpus:
         return file_system(self.origin)[0]
 
     @functools.cached_property
-    def _parquet(self) -> ParquetImages:
-        return ParquetImages(self._storage)
+    def _table_images(self) -> ParquetImages | ArrowImages:
+        return (ArrowImages if self.kind == "arrow" else ParquetImages)(self._storage)
 
     def over_backgrounds(self, rows: NDArray[np.integer[Any]], suffix: str) -> Corpus:
         """Some of the rows, transparent images, over each of images.BACKGROUNDS [backgrounds * rows]: they are read as
@@ -233,7 +257,7 @@ class Corpus:
         row, content = read
         background = self._background(row)
         # Files one by one come as `read` gives them.
-        if self.kind not in ("parquet", "webdataset") or isinstance(content, ImageError) or not background:
+        if self.kind not in _SHARDS or isinstance(content, ImageError) or not background:
             return read
         try:
             return row, images.over_background(content, background)
@@ -245,6 +269,20 @@ class Corpus:
             return [(row, self.read(row))]
         except ImageError as error:
             return [(row, error)]
+
+
+def _connected(origin: str) -> tuple[tuple[Storage, str], str, str | None]:
+    """What is at a path or URL, the path without the split that may be named behind an `@`, and that split."""
+    try:
+        return connect(origin), origin, None
+    except InputError:
+        base, _, split = origin.rpartition("@")
+        if not base or not split or "/" in split:
+            raise
+        # The message is about the path as it was typed, but where the folder is there.
+        with contextlib.suppress(InputError):
+            return connect(base), base, split
+        raise
 
 
 def _picked(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
@@ -277,10 +315,11 @@ def _mapped(table: pa.Table) -> pa.Table:
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
-    """(path, Parquet row, offset in bytes, size in bytes) of a locator; row or size is None where it has none."""
-    if kind in ("parquet", "webdataset") and (match := _IN_SHARD.fullmatch(locator)):
-        path, row, offset, size = match.groups()
+    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row or size is None where it
+    has none."""
+    if kind in _SHARDS and (match := _IN_SHARD.fullmatch(locator)):
+        path, row, item, offset, size = match.groups()
         if row is not None:
-            return from_text(path), int(row), 0, None
+            return from_text(path), int(row), int(item or 0), None
         return from_text(path), None, int(offset), int(size)
     return from_text(locator), None, 0, None

@@ -57,12 +57,14 @@ class Listing:
     """All files below a folder: `files` maps the path relative to it to the size in bytes (None if unknown).
 
     `unreadable` maps what is not looked into (a folder without permission, a pipe, a device) to the reason. `outside`:
-    those of the files that lie elsewhere, and are only reached through a symbolic link.
+    those of the files that lie elsewhere, and are only reached through a symbolic link. hidden: files and folders that
+    are left out for their names, folders with a slash at the end.
     """
 
     files: dict[str, int | None]
     unreadable: dict[str, str]
     outside: frozenset[str] = frozenset()
+    hidden: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,7 @@ class Storage:
         """
         found = Listing({}, {})
         outside: set[str] = set()
+        hidden: list[str] = []
         top = os.path.realpath(root) if self.local else root
         followed: set[str] = set()
         n_folders = 0
@@ -231,7 +234,10 @@ class Storage:
                 path = str(entry["name"]).rstrip("/")
                 name = posixpath.basename(path)
                 # Object stores list a folder as a member of itself.
-                if not name or name.startswith(".") or name == "__MACOSX" or path == folder.rstrip("/"):
+                if not name or path == folder.rstrip("/"):
+                    continue
+                if name.startswith(".") or name == "__MACOSX":
+                    hidden.append(f"{prefix}{name}/" if entry.get("type") == "directory" else prefix + name)
                     continue
                 link = bool(self.local and entry.get("islink"))
                 target = os.path.realpath(path) if link else join(trail[-1], name)
@@ -254,7 +260,7 @@ class Storage:
                 name, f"{name[:80]!r} is no plain path: nothing in the archive is reached by it"
             )
         files, unreadable = dict(sorted(found.files.items())), dict(sorted(found.unreadable.items()))
-        return Listing(files, unreadable, frozenset(outside))
+        return Listing(files, unreadable, frozenset(outside), tuple(sorted(hidden)))
 
     def _roundabout(self, root: str) -> Iterator[str]:
         """Files of an archive with `..`, `.` or nothing between slashes in their names: no listing of a folder has
