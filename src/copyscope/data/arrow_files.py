@@ -112,7 +112,7 @@ def _batches(storage: Storage, path: str) -> Iterator[Any]:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
-            raise ValueError("it is empty") from None
+            raise ValueError("empty file") from None
     start = 8 if mapped[:8] == _MAGIC else 0
     source = pa.BufferReader(pa.py_buffer(mapped).slice(start))
     reader = pa.ipc.MessageReader.open_stream(source)

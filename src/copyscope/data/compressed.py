@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import tempfile
 import threading
@@ -17,7 +18,8 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PIECE = 1 << 20
 
 _lock = threading.Lock()
-_unpacked: dict[str, _Unpacked | None] = {}  # by path; None for a tar that is not compressed
+_known: dict[str, _Unpacked | None] = {}  # by path; None for a tar that is not compressed
+_turns: dict[str, threading.Lock] = {}  # by path: one thread unpacks, others wait
 
 
 class TooMuch(ValueError):
@@ -55,26 +57,39 @@ class _Unpacked(io.RawIOBase):
         return data
 
 
-def open_tar(storage: Storage, path: str, block: int, *, anew: bool = False) -> Any:
-    """A tar opened for reading bytes, seekable, as if it were not compressed. anew: it may have changed.
+def open_tar(storage: Storage, path: str, block: int) -> Any:
+    """A tar opened for reading bytes, seekable, as if it were not compressed. It may have changed since it was.
 
     Raises TooMuch where it unpacks to more than it may, and what the storage or the decompressor raises.
     """
-    with _lock:
-        if anew or path not in _unpacked:
-            _unpacked[path] = _unpack(storage, path)
-        held = _unpacked[path]
-    return storage.open(path, block) if held is None else held.view()
+    file = storage.open(path, block)
+    try:
+        unpacked = _unpacked(file)
+    except BaseException:
+        file.close()
+        raise
+    _known[path] = unpacked
+    if unpacked is None:
+        file.seek(0)
+        return file
+    file.close()
+    return unpacked.view()
 
 
 def tar_span(storage: Storage, path: str, offset: int, size: int) -> bytes:
     """`size` bytes of a tar from `offset`, fewer where it ends before. Raises ImageError."""
     try:
-        with open_tar(storage, path, 1) as file:
-            if not isinstance(file, _Unpacked):
-                return storage.span(path, offset, size)
-            file.seek(offset)
-            return file.read(size)
+        with _lock:
+            turn = _turns.setdefault(path, threading.Lock())
+        with turn:
+            if path not in _known:  # opened in another process
+                open_tar(storage, path, 4).close()
+            unpacked = _known[path]
+        if unpacked is None:
+            return storage.span(path, offset, size)
+        view = unpacked.view()
+        view.seek(offset)
+        return view.read(size)
     except ImageError:
         raise
     except Exception as error:
@@ -89,23 +104,23 @@ def tar_read(storage: Storage, path: str, offset: int, size: int) -> bytes:
     return data
 
 
-def _unpack(storage: Storage, path: str) -> _Unpacked | None:
-    """The tar unpacked; None where it is not compressed."""
+def _unpacked(file: Any) -> _Unpacked | None:
+    """A tar unpacked; None where it is not compressed."""
     import pyarrow as pa
 
-    with storage.open(path, _PIECE) as file:
-        head = bytes(file.read(4))
-        codec = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-        if codec is None:
-            return None
-        most = max(MOST_BYTES, BYTES_A_BYTE * file.seek(0, 2))
-        file.seek(0)
-        unpacked, total = tempfile.TemporaryFile(prefix="copyscope-"), 0  # noqa: SIM115
-        stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
-        while data := stream.read(_PIECE):
-            total += len(data)
-            if total > most:
-                unpacked.close()
-                raise TooMuch(f"it unpacks to more than {most >> 20:,} MiB")
-            unpacked.write(data)
+    head = bytes(file.read(4))
+    codec = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    if codec is None:
+        return None
+    most = max(MOST_BYTES, BYTES_A_BYTE * file.seek(0, 2))
+    file.seek(0)
+    unpacked, total = tempfile.TemporaryFile(prefix="copyscope-"), 0  # noqa: SIM115
+    atexit.register(unpacked.close)
+    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+    while data := stream.read(_PIECE):
+        total += len(data)
+        if total > most:
+            unpacked.close()
+            raise TooMuch(f"it unpacks to more than {most >> 20:,} MiB")
+        unpacked.write(data)
     return _Unpacked(unpacked, threading.Lock())

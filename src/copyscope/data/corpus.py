@@ -315,8 +315,7 @@ def _mapped(table: pa.Table) -> pa.Table:
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
-    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row or size is None where it
-    has none."""
+    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row and size may be None."""
     if kind in _SHARDS and (match := _IN_SHARD.fullmatch(locator)):
         path, row, item, offset, size = match.groups()
         if row is not None:

@@ -40,6 +40,7 @@ from .webdataset import index_tar
 
 _INDEX = {"webdataset": index_tar, "parquet": index_parquet, "arrow": index_arrow}
 _DAMAGE = {"webdataset": "damaged tar", "parquet": "damaged Parquet", "arrow": "damaged Arrow"}
+_LISTS = ("annotations", "annotation", "captions", "metadata")
 BESIDE_SHARDS = "lies beside shards, which are read"
 BESIDE_IMAGES = "lies beside images, which are read"
 MASK = "a mask or conditioning image of another image"
@@ -188,6 +189,11 @@ def _listed(source: Source, suffix: str) -> Opened:
     captions = read_captions_json(storage, path) if suffix == ".json" else None
     listing = storage.list_files(root)
     images = [file for file in listing.files if may_be_image(file)]
+    if not any(map(is_image_name, images)) and posixpath.basename(root).lower() in _LISTS and not source.inside_only:
+        # COCO's `annotations`, beside the folders of images.
+        root, name = posixpath.dirname(root), posixpath.join(posixpath.basename(root), name)
+        listing = storage.list_files(root)
+        images = [file for file in listing.files if may_be_image(file)]
     about = Annotations(Names(root, images), inside_only=source.inside_only)
     if captions is not None:
         match_captions(name, captions, about, required=True)

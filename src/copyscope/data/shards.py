@@ -30,9 +30,6 @@ _ID_COLUMNS = ("id", "key", "__key__", "file_name")
 _CACHED_BYTES = 256 << 20  # row groups up to this size are kept whole for random access
 _BATCH = 16
 _PAGE_BYTES = 16 << 20  # a batch of values out of pages, or a dictionary, no larger than this takes little memory
-_TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
-_TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
-_TAR_GAP = 64 << 10  # unless more than this lies between them, which nobody wants
 
 Piece = tuple[int, int, Callable[[], Iterator[bytes | ImageError]]]
 """Images that are read together: how many, how many bytes (about), and what gives them or why they cannot be had."""

@@ -73,7 +73,7 @@ class TableBuilder:
                 if (given := _weight(value)) is not None:
                     weight = given
                     continue
-                error, value = error or f"its weight is not a number from 0: {str(value)[:40]!r}", str(value)[:MAX_NAME]
+                error, value = error or f"its weight is not a number from 0: {_shown(value)!r:.60}", _shown(value)
             self._extras.setdefault(_free_name(clean(name)), _Column(None)).put(self._n, value)
         values = (_bounded(readable(id)), None if image is None else to_text(image), captions, weight, error)
         for column, value in zip(self._columns.values(), values, strict=True):
@@ -260,6 +260,13 @@ def _bounded(name: str) -> str:
     """A name as an id: without NUL, and of a length that a table and a terminal can bear."""
     name = name.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return name if len(name) <= MAX_NAME else f"{name[:200]}...{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:MAX_NAME]
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _weight(value: Any) -> float | None:

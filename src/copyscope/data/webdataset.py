@@ -47,7 +47,7 @@ def index_tar(storage: Storage, path: str, name: str) -> Indexed:
     found = Indexed()
     parts: dict[str, _Part] = {}
     try:
-        with open_tar(storage, path, _TAR_BLOCK, anew=True) as file:
+        with open_tar(storage, path, _TAR_BLOCK) as file:
             size = file.seek(0, 2)
             file.seek(0)
             found.damage = _scan_tar(file, size, name, parts, found)
