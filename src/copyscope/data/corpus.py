@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
+from copyscope.imaging.formats import NO_END, with_end, without_end
 
 from .account import Account
 from .arrow_files import ArrowImages
@@ -33,6 +34,8 @@ _LOT = 1 << 18  # rows of which it is known at once in which shards they lie
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
 _BACKGROUND = "shown_over_background"
 """Column of a corpus in memory: over which of images.BACKGROUNDS a row shows a transparent image; null = as it is."""
+REPAIRED = "repaired"
+"""Column that says of which images the file was put right when it was read, and how; null = as it is."""
 _Read = tuple[int, bytes | ImageError]
 _SHARDS = ("parquet", "arrow", "webdataset")
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)(?:\.(\d+))?|bytes=(\d+)\+(\d+))", re.DOTALL)
@@ -57,7 +60,13 @@ class Corpus:
     account: Account = dataclasses.field(default_factory=Account)
 
     @staticmethod
-    def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False, split: str | None = None) -> Corpus:
+    def open(
+        path_or_url: str | os.PathLike[str],
+        *,
+        inside_only: bool = False,
+        split: str | None = None,
+        lenient: bool = False,
+    ) -> Corpus:
         """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
 
         Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
@@ -69,6 +78,8 @@ class Corpus:
             inside_only: images that lie outside the folder are rows with an `error`; else they are counted in
                 `n_outside`.
             split: as in `PATH@SPLIT`. None = the only one there is.
+            lenient: JPEG files without their end marker are read as if they had it, and the column `repaired` says so.
+                All files are read for it.
 
         Raises:
             InputError: there is nothing at the path, or nothing of these; or several splits, and none is asked for.
@@ -78,6 +89,7 @@ class Corpus:
         (storage, path), origin, asked = _connected(os.fspath(path_or_url))
         found = detect_layout(Source(storage, path, origin, inside_only, split or asked))
         corpus = Corpus(found.table, origin, found.kind, found.n_outside, found.account).settled()
+        corpus = corpus.repaired() if lenient else corpus
         found.account.count(corpus.table)
         return corpus
 
@@ -117,8 +129,7 @@ class Corpus:
             content = tar_read(self._storage, path, offset, size)
         else:
             content = self._storage.read(path)
-        background = self._background(row)
-        return images.over_background(content, background) if background else content
+        return self._as_shown(row, content)
 
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
         """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
@@ -128,7 +139,7 @@ class Corpus:
         """
         wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
         for found in self._storage.ahead(self._pieces(wanted)):
-            yield from found if _BACKGROUND not in self.table.column_names else map(self._shown, found)
+            yield from found if not {_BACKGROUND, REPAIRED} & {*self.table.column_names} else map(self._shown, found)
 
     def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
@@ -249,18 +260,38 @@ class Corpus:
         tables = [self.with_column(_BACKGROUND, pa.nulls(len(self), pa.string())).table, others.table]
         return dataclasses.replace(self, table=pa.concat_tables(tables)).settled()
 
-    def _background(self, row: int) -> str | None:
-        return self.table[_BACKGROUND][row].as_py() if _BACKGROUND in self.table.column_names else None
+    def repaired(self) -> Corpus:
+        """The same, with the column `repaired`, where JPEG files have no end marker: they are read as if they had.
+
+        All files are read for it.
+        """
+        found: list[str | None] = [None] * len(self)
+        for row, content in self.stream():
+            if isinstance(content, bytes) and without_end(content):
+                found[row] = NO_END
+        if not any(found):
+            return self
+        self.account.notes.append(f"{sum(map(bool, found)):,} images are read without their end marker")
+        return self.with_column(REPAIRED, pa.array(found, pa.string()))
+
+    def _cell(self, name: str, row: int) -> str | None:
+        return self.table[name][row].as_py() if name in self.table.column_names else None
+
+    def _as_shown(self, row: int, content: bytes) -> bytes:
+        """The bytes of a file as its row is to be seen: repaired, over a background."""
+        if self._cell(REPAIRED, row):
+            content = with_end(content)
+        background = self._cell(_BACKGROUND, row)
+        return images.over_background(content, background) if background else content
 
     def _shown(self, read: _Read) -> _Read:
-        """What was read of a row of a shard, over the background that the row is to show."""
+        """What was read of a row of a shard, as the row is to be seen."""
         row, content = read
-        background = self._background(row)
         # Files one by one come as `read` gives them.
-        if self.kind not in _SHARDS or isinstance(content, ImageError) or not background:
+        if self.kind not in _SHARDS or isinstance(content, ImageError):
             return read
         try:
-            return row, images.over_background(content, background)
+            return row, self._as_shown(row, content)
         except ImageError as error:
             return row, error
 
@@ -315,7 +346,7 @@ def _mapped(table: pa.Table) -> pa.Table:
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
-    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row and size may be None."""
+    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row, size may be None."""
     if kind in _SHARDS and (match := _IN_SHARD.fullmatch(locator)):
         path, row, item, offset, size = match.groups()
         if row is not None:
