@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from copyscope import Corpus, documents, recipes
-from copyscope.data import compressed, parquet_pages
+from copyscope.data import parquet_pages
 from copyscope.data.table import MAX_NAME, MAX_TEXT, TableBuilder
-from copyscope.data.tar_headers import TarDamage, members
+from copyscope.data.tars import compressed
+from copyscope.data.tars.headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
 from copyscope.experiment.plan import plan
 

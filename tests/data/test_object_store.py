@@ -14,10 +14,11 @@ import pytest
 import s3fs
 from PIL import Image
 
-from copyscope.data import storage, webdataset
+from copyscope.data import storage
 from copyscope.data.captions import beside
 from copyscope.data.corpus import Corpus
 from copyscope.data.retry import RetryPolicy
+from copyscope.data.tars import webdataset
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import ImageError, InputError
 from tests.data.test_shards import parquet, write_tar

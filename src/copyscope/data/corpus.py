@@ -21,12 +21,12 @@ from copyscope.imaging.formats import NO_END, with_end, without_end
 
 from .account import Account
 from .arrow_files import ArrowImages
-from .compressed import tar_read
 from .shards import ParquetImages
 from .storage import Storage, connect, file_system, from_text
 from .table import PIECE as ROWS_A_PIECE
 from .table import SCHEMA
-from .webdataset import tar_pieces
+from .tars.compressed import tar_read
+from .tars.webdataset import tar_pieces
 
 ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""

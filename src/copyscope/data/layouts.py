@@ -19,7 +19,9 @@ from .account import Account
 from .arrow_files import index_arrow
 from .captions.annotations import Annotations
 from .captions.json_files import match_captions, read_captions_json
+from .configured import MASK, read_configuration, read_subsets
 from .folders import splits
+from .folders.configurations import CONFIGURED
 from .folders.kohya import is_regularisation, repeats_of
 from .folders.names import (
     TABLE_SUFFIXES,
@@ -36,14 +38,13 @@ from .shards import chosen_ids, image_column, index_parquet
 from .sidecars import read_metadata, read_sidecars
 from .storage import OUTSIDE, Listing, Storage, join
 from .table import TableBuilder
-from .webdataset import index_tar
+from .tars.webdataset import index_tar
 
 _INDEX = {"webdataset": index_tar, "parquet": index_parquet, "arrow": index_arrow}
 _DAMAGE = {"webdataset": "damaged tar", "parquet": "damaged Parquet", "arrow": "damaged Arrow"}
 _LISTS = ("annotations", "annotation", "captions", "metadata")
 BESIDE_SHARDS = "lies beside shards, which are read"
 BESIDE_IMAGES = "lies beside images, which are read"
-MASK = "a mask or conditioning image of another image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,8 @@ def detect_layout(source: Source) -> Opened:
         return _shards(inside, [name], "parquet", Account())
     if suffix == ".arrow":
         return _shards(inside, [name], "arrow", Account())
+    if suffix in CONFIGURED or (suffix == ".json" and read_configuration(storage, path, required=False)):
+        return _configured(source)
     if suffix in (*TABLE_SUFFIXES, ".parquet", ".json", ".txt"):
         return _listed(source, suffix)
     if is_image_name(path):
@@ -211,6 +214,19 @@ def _listed(source: Source, suffix: str) -> Opened:
     return _image_rows(dataclasses.replace(source, root=root), listing, listed_images, about, Account(), {})
 
 
+def _configured(source: Source) -> Opened:
+    """The images of the folders that a trainer's configuration names."""
+    storage, (root, name) = source.storage, posixpath.split(source.root)
+    subsets = read_configuration(storage, source.root)
+    listing, about = read_subsets(storage, root, name, subsets, source.inside_only)
+    images = [path for path in about.captions if path in listing.files]
+    if not images:
+        raise InputError(
+            f"Cannot open {source.origin!r}: no images in the {len(subsets)} folders it names.\nAre they here?"
+        )
+    return _image_rows(dataclasses.replace(source, root=root), listing, images, about, Account(), {}, classes=False)
+
+
 def _image_rows(
     source: Source,
     listing: Listing,
@@ -219,10 +235,13 @@ def _image_rows(
     account: Account,
     by_folder: dict[str, str],
     repeats: dict[str, tuple[int, str]] | None = None,
+    *,
+    classes: bool = True,
 ) -> Opened:
     """The rows of images in files, and what became of the other files.
 
-    by_folder: the split of each image by its folders. repeats: of each folder, if they are kohya's.
+    by_folder: the split of each image by its folders. repeats: of each folder, if they are kohya's. classes: folders
+    are classes, where every image lies in one.
     """
     # Metadata may name files that do not look like images.
     found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}
@@ -230,7 +249,7 @@ def _image_rows(
     split_of = _splits_of(paths, about, by_folder, bool(repeats))
     counts = _known_splits(collections.Counter(split_of.values()))
     account.splits, account.split = counts, splits.chosen(counts, source.split, source.origin)
-    classes = all("/" in path for path in found)
+    classes = classes and all("/" in path for path in found)
     rows, sources = TableBuilder(), collections.Counter[str]()
     kept = set()
     for path in paths:

@@ -8,9 +8,8 @@ import tempfile
 import threading
 from typing import Any
 
+from copyscope.data.storage import CUT_SHORT, Storage
 from copyscope.errors import ImageError, reason
-
-from .storage import CUT_SHORT, Storage
 
 MOST_BYTES, BYTES_A_BYTE = 1 << 30, 20
 """What a compressed tar may unpack to: 1 GiB, or 20 times its own bytes where that is more."""

@@ -9,18 +9,18 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from copyscope.data.captions.beside import SIDECAR_BYTES
+from copyscope.data.captions.embedded import made_with
+from copyscope.data.captions.tables import decoded
+from copyscope.data.folders.names import TEXT_SUFFIXES, is_image_name, looks_like, masks_of
+from copyscope.data.shards import Indexed, Piece
+from copyscope.data.storage import CUT_SHORT, Storage
+from copyscope.data.table import captions_of, distinct, extras_of, texts
 from copyscope.documents import parse_json
 from copyscope.errors import ImageError, reason
 
-from .captions.beside import SIDECAR_BYTES
-from .captions.embedded import made_with
-from .captions.tables import decoded
 from .compressed import open_tar, tar_span
-from .folders.names import TEXT_SUFFIXES, is_image_name, looks_like, masks_of
-from .shards import Indexed, Piece
-from .storage import CUT_SHORT, Storage
-from .table import captions_of, distinct, extras_of, texts
-from .tar_headers import TarDamage, members
+from .headers import TarDamage, members
 
 _TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
 _TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
