@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .folders.names import looks_like
+from .folders.names import CONFIGURATIONS, looks_like, suffix_of
 from .storage import readable
 
 MOST_NAMES = 20
@@ -20,8 +20,9 @@ MOST_KINDS = 50
 _NAME = 200
 _OTHER = "other"
 NO_IMAGE = "no image has this name"
-DEFAULTS = {"captions": NO_IMAGE, "metadata": "no captions in it", "images": "not opened: name it to read it"}
+_DEFAULTS = {"captions": NO_IMAGE, "metadata": "no captions in it", "images": "not opened: name it to read it"}
 """Why a file was not used, by what it looks like, where nothing else is known."""
+_CONFIGURATION = "if it is a trainer's configuration, name the file itself"
 
 
 @dataclasses.dataclass
@@ -65,7 +66,8 @@ class Account:
         """Files that were not used, those that look like images, captions or metadata; `why` of some is known."""
         for path in paths:
             if kind := looks_like(path):
-                self.pass_over(path, why.get(path) or DEFAULTS[kind])
+                configured = _CONFIGURATION if suffix_of(path) in CONFIGURATIONS else _DEFAULTS[kind]
+                self.pass_over(path, why.get(path) or configured)
 
     def count(self, table: pa.Table) -> None:
         """Counts the rows of a corpus, as they are when it has been opened."""
@@ -104,7 +106,7 @@ class Account:
 
     def line(self) -> str:
         """The account in one line."""
-        parts = [f"{self.n:,} images" + (f" of the split {self.split!r}" if self.split else "")]
+        parts = [f"{self.n:,} image{'s' * (self.n != 1)}" + (f" of the split {self.split!r}" if self.split else "")]
         if self.errors:
             parts.append(f"{sum(self.errors.values()):,} with an error ({_counts(self.errors)})")
         sources = f" ({_counts(self.sources)})" if self.sources else ""

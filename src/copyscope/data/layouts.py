@@ -222,7 +222,8 @@ def _configured(source: Source) -> Opened:
     images = [path for path in about.captions if path in listing.files]
     if not images:
         raise InputError(
-            f"Cannot open {source.origin!r}: no images in the {len(subsets)} folders it names.\nAre they here?"
+            f"Cannot open {source.origin!r}: no images in the folders it names ({len(subsets)}).\n"
+            "Folders are looked for as they are named, and beside the file"
         )
     return _image_rows(dataclasses.replace(source, root=root), listing, images, about, Account(), {}, classes=False)
 
@@ -251,12 +252,13 @@ def _image_rows(
     account.splits, account.split = counts, splits.chosen(counts, source.split, source.origin)
     classes = classes and all("/" in path for path in found)
     rows, sources = TableBuilder(), collections.Counter[str]()
-    kept = set()
+    several, n_left_out = account.split is not None and len(counts) > 1, 0
     for path in paths:
         split = split_of.get(path)
-        if account.split is not None and len(counts) > 1 and split != account.split:
+        lost = path in about.absent or path in listing.unreadable
+        if several and split != account.split and not (split is None and lost):
+            n_left_out += split is None
             continue
-        kept.add(path)
         extras = about.extras.get(path, {})
         captions = about.captions.get(path, [])
         came_from = about.sources.get(path, ())
@@ -281,8 +283,8 @@ def _image_rows(
     account.pass_over_all(
         (path for path in listing.files if path not in found and path not in about.used), about.passed
     )
-    if account.split is not None and len(counts) > 1 and (n := len(paths) - sum(counts.values())):
-        account.notes.append(f"{n:,} images are {splits.NONE}")
+    if n_left_out:
+        account.notes.append(f"images {splits.NONE}, which are not read: {n_left_out:,}")
     return Opened(about.kind, rows.table(), account, outside)
 
 

@@ -210,10 +210,16 @@ class Names:
     def by_end(self, listed: str) -> tuple[str | None, int]:
         """(file, parts in common) of the one file whose path has the longest end in common with `listed`.
 
-        Where several have that end, (None, parts); where none has, (None, 0). A name without suffix is that of a file
+        A path from the root on is that file in any case. Where several have that end, (None, parts); where none has,
+        (None, 0). A name without suffix is that of a file
         with one where no file has the very name.
         """
         parts = parts_of(listed)
+        whole = "/".join(parts)
+        if whole in self.files:
+            return whole, len(parts)
+        if (found := self._stems.get(folded(whole))) is not None:
+            return found, len(parts)
         for ends, case in ((self._ends, False), (self._folded_ends, True), (self._stem_ends, True)):
             wanted = [folded(part) for part in parts] if case else parts
             for depth in range(len(wanted), 0, -1):
@@ -224,6 +230,10 @@ class Names:
     @functools.cached_property
     def _folded(self) -> dict[str, str | None]:
         return _unique((folded(path), path) for path in self.files)
+
+    @functools.cached_property
+    def _stems(self) -> dict[str, str | None]:
+        return _unique((folded(posixpath.splitext(path)[0]), path) for path in self.files)
 
     @functools.cached_property
     def _ends(self) -> dict[str, str | None]:
