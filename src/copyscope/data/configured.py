@@ -14,7 +14,7 @@ from .captions.beside import read_beside
 from .captions.json_files import captions_json, match_captions
 from .captions.tables import decoded
 from .folders.configurations import Subset, subsets_in
-from .folders.names import TEXT_SUFFIXES, Names, masks_of, may_be_image, parts_of, suffix_of
+from .folders.names import TEXT_SUFFIXES, Names, masks_of, may_be_image, parts_of, stem_of, suffix_of
 from .folders.splits import REGULARISATION
 from .storage import OUTSIDE, Listing, Storage, join, within
 
@@ -100,7 +100,7 @@ def _read_subset(
     for image in images:
         captions, source = said.captions.get(image, []), (said.sources.get(image) or ("",))[0]
         if subset.caption == "name":
-            captions, source = [posixpath.splitext(posixpath.basename(image))[0].replace("_", " ")], "name of the file"
+            captions, source = [stem_of(posixpath.basename(image)).replace("_", " ")], "name of the file"
         elif not captions and subset.words:
             captions, source = [subset.words], "the configuration"
         captions = [", ".join(filter(None, (subset.prefix, text, subset.suffix))) for text in captions]

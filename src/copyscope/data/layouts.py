@@ -42,6 +42,7 @@ from .tars.webdataset import index_tar
 
 _INDEX = {"webdataset": index_tar, "parquet": index_parquet, "arrow": index_arrow}
 _DAMAGE = {"webdataset": "damaged tar", "parquet": "damaged Parquet", "arrow": "damaged Arrow"}
+_TAR_ENDS = frozenset(map(suffix_of, TAR_SUFFIXES))
 _LISTS = ("annotations", "annotation", "captions", "metadata")
 BESIDE_SHARDS = "lies beside shards, which are read"
 BESIDE_IMAGES = "lies beside images, which are read"
@@ -143,10 +144,9 @@ def _shards_of(source: Source, listing: Listing, named: list[str]) -> tuple[list
     storage, root = source.storage, source.root
     # A compressed tar beside images is what they came in.
     suffixes = TAR_SUFFIXES[:1] if named else TAR_SUFFIXES
-    tars = [path for path in listing.files if path.lower().endswith(suffixes)]
-    parquet = [path for path in listing.files if suffix_of(path) == ".parquet" and not is_metadata(path)]
-    arrows = [path for path in listing.files if suffix_of(path) == ".arrow"]
-    arrows = [path for path in arrows if not posixpath.basename(path).startswith(("cache-", "tmp"))]
+    tars = [path for path in listing.ending(_TAR_ENDS) if path.lower().endswith(suffixes)]
+    parquet = [path for path in listing.ending([".parquet"]) if not is_metadata(path)]
+    arrows = [path for path in listing.ending([".arrow"]) if not posixpath.basename(path).startswith(("cache-", "tmp"))]
     # A data set has a picture for its front page, an image folder the archive it came from: the larger part is meant.
     size = _bytes(listing, named)
     if tars and _bytes(listing, tars) > size:

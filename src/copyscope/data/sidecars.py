@@ -18,7 +18,7 @@ from .captions.beside import read_beside
 from .captions.embedded import made_with
 from .captions.json_files import Listed, captions_json, match_captions
 from .captions.tables import FILE_COLUMNS, decoded, file_column, is_file_name, records, token_lines
-from .folders.names import TABLE_SUFFIXES, is_metadata, suffix_of
+from .folders.names import METADATA_SUFFIXES, TABLE_SUFFIXES, is_metadata, stem_of, suffix_of
 from .folders.splits import of_file
 from .storage import MAX_TEXT_BYTES, OUTSIDE, Listing, Storage, join, within
 from .table import captions_of, clean, extras_of, texts
@@ -41,9 +41,8 @@ def read_sidecars(
 
     tables: Parquet files without images, which may list some.
     """
-    for path in listing.files:
-        if is_metadata(path):
-            read_metadata(storage, root, path, listing, about)
+    for path in filter(is_metadata, listing.ending(METADATA_SUFFIXES)):
+        read_metadata(storage, root, path, listing, about)
     _read_tables(storage, root, listing, tables, about)
     _read_json(storage, root, listing, images, about)
     _read_parent(storage, root, listing, images, about)
@@ -112,8 +111,8 @@ def _refused_outside(storage: Storage, path: str, inside_only: bool) -> str | No
 
 def _read_tables(storage: Storage, root: str, listing: Listing, tables: list[str], about: Annotations) -> None:
     """Tables of any name that list images here: `captions.csv`, `train.jsonl`, Flickr8k's `captions.txt`."""
-    found = [path for path in listing.files if suffix_of(path) in TABLE_SUFFIXES and not is_metadata(path)]
-    texts_too = [path for path in listing.files if suffix_of(path) == ".txt" and _may_list(path, listing, about)]
+    found = listing.ending(TABLE_SUFFIXES)
+    texts_too = [path for path in listing.ending([".txt"]) if _may_list(path, about)]
     found = [path for path in (*found, *tables, *texts_too) if not is_metadata(path)]
     about.pass_over(found[_MOST_FILES:], f"more than {_MOST_FILES:,} tables")
     for path in found[:_MOST_FILES]:
@@ -129,7 +128,7 @@ def _read_tables(storage: Storage, root: str, listing: Listing, tables: list[str
             about.seen("imagefolder")
 
 
-def _may_list(path: str, listing: Listing, about: Annotations) -> bool:
+def _may_list(path: str, about: Annotations) -> bool:
     """Whether a text file may list captions of several images, by its name."""
     name = posixpath.basename(path).lower()
     return any(word in name for word in ("caption", "token", "prompts", "metadata")) and path not in about.names.files
@@ -180,18 +179,16 @@ def _read_table(storage: Storage, root: str, path: str, about: Annotations) -> s
 
 def _read_json(storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations) -> None:
     """JSON files that speak of several images, in the folder itself, above images, or named as captions."""
-    stems = {posixpath.splitext(path)[0] for path in images}
+    stems = {stem_of(path) for path in images}
     folders = {""}
     for folder in {posixpath.dirname(path) for path in images}:
         while folder not in folders:
             folders.add(folder)
             folder = posixpath.dirname(folder)
     found = []
-    for path in listing.files:
-        if suffix_of(path) != ".json":
-            continue
+    for path in listing.ending([".json"]):
         stem = path[: -len(".json")]
-        if stem in stems or posixpath.splitext(stem)[0] in stems or stem in about.names.files:
+        if stem in stems or stem_of(stem) in stems or stem in about.names.files:
             continue
         named = _is_captions_name(path)
         if named or posixpath.dirname(path) in folders:

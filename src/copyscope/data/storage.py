@@ -11,6 +11,7 @@ import difflib
 import errno
 import functools
 import io
+import itertools
 import os
 import posixpath
 from collections import deque
@@ -22,6 +23,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import NOT_REGULAR, open_regular
 
+from .folders.names import suffix_of
 from .retry import PATIENCE
 
 MAX_BYTES = 384 << 20
@@ -65,6 +67,19 @@ class Listing:
     unreadable: dict[str, str]
     outside: frozenset[str] = frozenset()
     hidden: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def by_suffix(self) -> dict[str, list[str]]:
+        """The files by the suffix of their names."""
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            found.setdefault(suffix_of(path), []).append(path)
+        return found
+
+    def ending(self, suffixes: Iterable[str]) -> list[str]:
+        """The files whose names have one of these suffixes, by name."""
+        found = [self.by_suffix[suffix] for suffix in suffixes if suffix in self.by_suffix]
+        return found[0] if len(found) == 1 else sorted(itertools.chain.from_iterable(found))
 
 
 @dataclasses.dataclass(frozen=True)

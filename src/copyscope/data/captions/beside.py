@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from copyscope.data.folders.names import TEXT_SUFFIXES, folded, suffix_of
+from copyscope.data.folders.names import TEXT_SUFFIXES, folded, stem_of, suffix_of
 from copyscope.data.storage import Listing, Storage, join
 from copyscope.data.table import MAX_TEXT, captions_of, distinct, extras_of, texts
 from copyscope.documents import parse_json
@@ -68,20 +68,18 @@ def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str
     """(file, images it belongs to) of the files that are named like an image."""
     by_name: dict[str, list[str]] = {}
     for image in images:
-        by_name.setdefault(posixpath.splitext(image)[0], []).append(image)
-    known = by_name.keys() | set(images)
+        by_name.setdefault(stem_of(image), []).append(image)
+    whole = set(images)
     by_folded: dict[str, list[str]] | None = None
     by_stem: dict[str, list[str]] | None = None
-    for path in listing.files:
-        stem, suffix = posixpath.splitext(path)
-        if suffix.lower() not in _SUFFIXES:
-            continue
+    for path in listing.ending(_SUFFIXES):
+        stem = stem_of(path)
         if (found := by_name.get(stem)) is not None:
             yield path, found
             continue
         inner, before = posixpath.splitext(stem)
         stems = (stem, inner) if before.lower() in _INNER else (stem,)
-        exact = next((each for each in stems if each in known), None)
+        exact = next((each for each in stems if each in by_name or each in whole), None)
         if exact is not None:
             yield path, by_name.get(exact) or [exact]
             continue
@@ -89,7 +87,7 @@ def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str
             by_folded = {}
             for image in images:
                 by_folded.setdefault(folded(image), []).append(image)
-                by_folded.setdefault(folded(posixpath.splitext(image)[0]), []).append(image)
+                by_folded.setdefault(folded(stem_of(image)), []).append(image)
         if found := next((by_folded[folded(each)] for each in stems if folded(each) in by_folded), None):
             yield path, found
             continue
@@ -97,7 +95,7 @@ def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str
             if by_stem is None:
                 by_stem = {}
                 for image in images:
-                    by_stem.setdefault(folded(posixpath.basename(posixpath.splitext(image)[0])), []).append(image)
+                    by_stem.setdefault(folded(posixpath.basename(stem_of(image))), []).append(image)
             # Of several images of that name none is meant for sure.
             if len(found := by_stem.get(folded(posixpath.basename(stem)), [])) == 1:
                 yield path, found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -25,6 +26,7 @@ _NOT_IMAGES = frozenset(_OTHERS.split())
 TEXT_SUFFIXES = frozenset((".txt", ".caption", ".captions", ".prompt", ".text"))
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 METADATA = frozenset(("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet"))
+METADATA_SUFFIXES = frozenset((".jsonl", ".csv", ".tsv", ".parquet"))
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
 CONFIGURATIONS = frozenset((".toml", ".yaml", ".yml"))
 _LOOKS_LIKE = {
@@ -83,12 +85,21 @@ MASK_FOLDERS = frozenset(
     ]
 )
 """Folders that hold such images, of the same names as the images they go with."""
+_MASK = re.compile(rf"[-_.](?:{'|'.join(sorted(MASK_WORDS))})(?:\.[^./]*)?$", re.IGNORECASE)
 _MOST_FOLDERS = 64  # within one another, of a path that a list names
+
+
+def stem_of(path: str) -> str:
+    """A path without the suffix of its name."""
+    # posixpath.splitext takes ten times as long, and is asked many times of each of many files.
+    at = path.rfind(".")
+    return path[:at] if at > path.rfind("/") + 1 else path
 
 
 def suffix_of(path: str) -> str:
     """The suffix of a file's name in lower case, with its dot; "" where it has none."""
-    return posixpath.splitext(path)[1].lower()
+    at = path.rfind(".")
+    return path[at:].lower() if at > path.rfind("/") + 1 else ""
 
 
 def is_image_name(path: str) -> bool:
@@ -98,19 +109,21 @@ def is_image_name(path: str) -> bool:
 
 def may_be_image(path: str) -> bool:
     """Whether a file is an image by its name, or has a name that tells nothing."""
-    name = posixpath.basename(path).lower()
-    return posixpath.splitext(name)[1] not in _NOT_IMAGES and name not in _NOT_IMAGES
+    suffix = suffix_of(path)
+    if suffix in IMAGE_SUFFIXES or suffix in _NOT_IMAGES:
+        return suffix not in _NOT_IMAGES
+    return posixpath.basename(path).lower() not in _NOT_IMAGES
 
 
 def is_metadata(path: str) -> bool:
     """Whether a file is a metadata table of an imagefolder, in upper or lower case."""
-    return posixpath.basename(path).lower() in METADATA
+    return suffix_of(path) in METADATA_SUFFIXES and posixpath.basename(path).lower() in METADATA
 
 
 def looks_like(path: str) -> str:
     """What a file is by its name: "images", "captions", "metadata", or "" for none of these."""
     name = posixpath.basename(path).lower()
-    if posixpath.splitext(name.lstrip("."))[0] in _DOCUMENTS:
+    if stem_of(name.lstrip(".")) in _DOCUMENTS:
         return ""
     suffix = suffix_of(name)
     return next((kind for kind, suffixes in _LOOKS_LIKE.items() if suffix in suffixes), "")
@@ -124,19 +137,19 @@ def masks_of(images: list[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     stems: dict[str, str] | None = None
-    for path in images:
-        stem = posixpath.splitext(path)[0]
-        at = max(stem.rfind("-"), stem.rfind("_"), stem.rfind("."))
-        if at > 0 and stem[at + 1 :].lower() in MASK_WORDS:
-            if stems is None:
-                stems = {posixpath.splitext(other)[0]: other for other in images}
-            if stem[:at] in stems:
-                found[path] = stems[stem[:at]]
     by_folder: dict[str, list[str]] = {}
+    last, is_masks = "", False
     for path in images:
-        folder = posixpath.dirname(path)
-        if folder in by_folder or _mask_folder(folder):
-            by_folder.setdefault(folder, []).append(path)
+        if match := _MASK.search(path):
+            if stems is None:
+                stems = {stem_of(other): other for other in images}
+            if (stem := path[: match.start()]) in stems:
+                found[path] = stems[stem]
+        folder = path[: path.rfind("/") + 1]
+        if folder != last:
+            last, is_masks = folder, _mask_folder(folder)
+        if is_masks:
+            by_folder.setdefault(folder[:-1], []).append(path)
     if by_folder:
         others = {_stem(path): path for path in images if posixpath.dirname(path) not in by_folder}
         for paths in by_folder.values():
@@ -151,7 +164,7 @@ def _mask_folder(folder: str) -> bool:
 
 
 def _stem(path: str) -> str:
-    return posixpath.splitext(posixpath.basename(path))[0]
+    return stem_of(path[path.rfind("/") + 1 :])
 
 
 def parts_of(path: str) -> list[str]:
@@ -233,7 +246,7 @@ class Names:
 
     @functools.cached_property
     def _stems(self) -> dict[str, str | None]:
-        return _unique((folded(posixpath.splitext(path)[0]), path) for path in self.files)
+        return _unique((folded(stem_of(path)), path) for path in self.files)
 
     @functools.cached_property
     def _ends(self) -> dict[str, str | None]:
@@ -245,7 +258,7 @@ class Names:
 
     @functools.cached_property
     def _stem_ends(self) -> dict[str, str | None]:
-        return self._by_end(lambda path: folded(posixpath.splitext(path)[0]))
+        return self._by_end(lambda path: folded(stem_of(path)))
 
     def _by_end(self, form: Callable[[str], str]) -> dict[str, str | None]:
         """Every end of every file's path, from its name alone up to two folders above the root."""

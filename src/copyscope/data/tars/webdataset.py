@@ -12,7 +12,7 @@ from typing import Any
 from copyscope.data.captions.beside import SIDECAR_BYTES
 from copyscope.data.captions.embedded import made_with
 from copyscope.data.captions.tables import decoded
-from copyscope.data.folders.names import TEXT_SUFFIXES, is_image_name, looks_like, masks_of
+from copyscope.data.folders.names import TEXT_SUFFIXES, is_image_name, looks_like, masks_of, stem_of
 from copyscope.data.shards import Indexed, Piece
 from copyscope.data.storage import CUT_SHORT, Storage
 from copyscope.data.table import captions_of, distinct, extras_of, texts
@@ -130,7 +130,7 @@ def _owners(stem: str, stems: list[str]) -> list[str]:
     while True:
         if owners := [each for each in stems if _is_below(each, stem)]:
             return [stem] if stem in owners else owners
-        shorter = posixpath.splitext(stem)[0]
+        shorter = stem_of(stem)
         if shorter == stem:
             return stems
         stem = shorter
