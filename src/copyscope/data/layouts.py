@@ -42,7 +42,7 @@ from .tars.webdataset import index_tar
 
 _INDEX = {"webdataset": index_tar, "parquet": index_parquet, "arrow": index_arrow}
 _DAMAGE = {"webdataset": "damaged tar", "parquet": "damaged Parquet", "arrow": "damaged Arrow"}
-_TAR_ENDS = frozenset(map(suffix_of, TAR_SUFFIXES))
+_TAR_ENDS = frozenset(suffix_of("x" + suffix) for suffix in TAR_SUFFIXES)
 _LISTS = ("annotations", "annotation", "captions", "metadata")
 BESIDE_SHARDS = "lies beside shards, which are read"
 BESIDE_IMAGES = "lies beside images, which are read"
@@ -124,7 +124,7 @@ def _folder(source: Source) -> Opened:
     shards, kind, tables = _shards_of(source, listing, named)
     if shards:
         account.pass_over_all(
-            (path for path in listing.files if path not in shards),
+            sorted(listing.files.keys() - {*shards}),
             collections.ChainMap(passed, collections.defaultdict(lambda: BESIDE_SHARDS)),
         )
         return _shards(source, shards, kind, account)
