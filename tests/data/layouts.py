@@ -269,7 +269,7 @@ def _tar(folder: Path, random: np.random.Generator) -> World:
     if maker.chance(0.4):
         pair = [maker.image(), maker.image()]
         members |= {"pair.left.png": pair[0], "pair.right.png": pair[1], "pair.json": b'{"caption": "both"}'}
-        world.images |= dict.fromkeys(pair, {"both"})
+        world.images |= {image: {"both"} for image in pair}
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in members.items():

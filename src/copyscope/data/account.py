@@ -62,12 +62,12 @@ class Account:
         if len(entry.names) < MOST_NAMES:
             entry.names.append(readable(path)[:_NAME])
 
-    def pass_over_all(self, paths: Iterable[str], why: Mapping[str, str]) -> None:
+    def pass_over_all(self, paths: Iterable[str], why: Mapping[str, str], otherwise: str = "") -> None:
         """Files that were not used, those that look like images, captions or metadata; `why` of some is known."""
         for path in paths:
             if kind := looks_like(path):
                 configured = _CONFIGURATION if suffix_of(path) in CONFIGURATIONS else _DEFAULTS[kind]
-                self.pass_over(path, why.get(path) or configured)
+                self.pass_over(path, why.get(path) or otherwise or configured)
 
     def count(self, table: pa.Table) -> None:
         """Counts the rows of a corpus, as they are when it has been opened."""

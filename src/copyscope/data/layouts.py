@@ -45,7 +45,6 @@ _DAMAGE = {"webdataset": "damaged tar", "parquet": "damaged Parquet", "arrow": "
 _TAR_ENDS = frozenset(suffix_of("x" + suffix) for suffix in TAR_SUFFIXES)
 _LISTS = ("annotations", "annotation", "captions", "metadata")
 BESIDE_SHARDS = "lies beside shards, which are read"
-BESIDE_IMAGES = "lies beside images, which are read"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +122,7 @@ def _folder(source: Source) -> Opened:
     named = [path for path in images if is_image_name(path)]
     shards, kind, tables = _shards_of(source, listing, named)
     if shards:
-        account.pass_over_all(
-            sorted(listing.files.keys() - {*shards}),
-            collections.ChainMap(passed, collections.defaultdict(lambda: BESIDE_SHARDS)),
-        )
+        account.pass_over_all(sorted(listing.files.keys() - {*shards}), passed, BESIDE_SHARDS)
         return _shards(source, shards, kind, account)
     by_folder = splits.of_folders(images)
     if len(set(by_folder.values())) > 1:
