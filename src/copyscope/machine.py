@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEMORY = "COPYSCOPE_MEMORY"
 """The variable that says how much memory a run may take: bytes, or as `4GB`."""
+DEVICE = "COPYSCOPE_DEVICE"
+"""The variable that says where descriptors run: `auto` (or nothing), `cpu`, `cuda:0`."""
 LEAST = 64 * 2**20
 """Bytes that a step works with where the setting leaves it less."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from copyscope.console import note
 from copyscope.errors import InputError, MissingExtra
+from copyscope.machine import DEVICE
 
 if TYPE_CHECKING:
     from copyscope.data.corpus import Corpus
@@ -73,6 +75,26 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
 
+
+def _use_device(name: str | None) -> str | None:
+    """Have this process, and those it starts, run descriptors on a device; a name that is wrong is told at once."""
+    if name is not None:
+        from copyscope.detection.descriptors import _device
+
+        os.environ[DEVICE] = name
+        _device.wished()
+    return name
+
+
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda:0",
+        help=f"Where descriptors run; by default what {DEVICE} says, or a GPU that ONNX Runtime or torch can use.",
+        callback=_use_device,
+    ),
+]
 EngineSpec = Annotated[
     str | None,
     typer.Option(

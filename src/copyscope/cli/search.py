@@ -12,6 +12,7 @@ from copyscope.errors import InputError
 
 from .options import (
     AsJson,
+    DeviceName,
     EngineSpec,
     InsideOnly,
     Out,
@@ -49,6 +50,7 @@ def match(
     trust_parts: TrustParts = False,
     as_json: AsJson = False,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """The k most similar images of a set for every image asked about; -o writes matches.parquet.

@@ -13,7 +13,7 @@ import typer
 from copyscope.errors import InputError
 from copyscope.machine import cores
 
-from .options import TrustParts, Workers
+from .options import DeviceName, TrustParts, Workers
 
 
 def serve(
@@ -40,6 +40,7 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait; beyond, clients get 503.")] = 16,
     trust_parts: TrustParts = False,
     workers: Workers = None,
+    device: DeviceName = None,
 ) -> None:
     """Answer over HTTP: an image is posted to /check, its verdict and its matches come back.
 

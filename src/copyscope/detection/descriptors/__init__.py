@@ -31,8 +31,14 @@ class Descriptor(Part, abc.ABC):
         An image's vector depends on that image alone, never on the others in the call.
         """
 
+    @property
+    def device(self) -> str:
+        """Where `describe` runs: "cpu", "cuda:0". On a device, several threads decode ahead and batches are larger."""
+        return "cpu"
+
     def fingerprint(self) -> str:
-        """What, beside the spec, decides the vectors: the sha256 of the weights, a library's version. May load them."""
+        """What, beside the spec, decides the vectors: sha256 of the weights, a library's version, the kind of device.
+        May load the weights."""
         return ""
 
 

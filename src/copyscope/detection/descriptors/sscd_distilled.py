@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Descriptor, Image, _onnx
+from . import Descriptor, Image, _device, _onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,5 +31,9 @@ class SscdDistilled(Descriptor):
         prepared = [_onnx.prepare(image, self.size, crop=0) for image in images]
         return _onnx.run(_onnx.packaged("sscd_distilled.onnx"), prepared)
 
+    @property
+    def device(self) -> str:
+        return _device.onnx_device()
+
     def fingerprint(self) -> str:
-        return _onnx.sha256(_onnx.packaged("sscd_distilled.onnx"))
+        return _device.with_device(_onnx.sha256(_onnx.packaged("sscd_distilled.onnx")), self.device)

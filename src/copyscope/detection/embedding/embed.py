@@ -51,6 +51,7 @@ def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> 
         dim=descriptor.dim,
         dtype=np.float32,
         function=descriptor.describe if engine is None else FingerprintCheck(descriptor, fingerprint),
+        device=descriptor.device,
     )
 
 

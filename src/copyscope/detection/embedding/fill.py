@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor, Image
+from copyscope.detection.descriptors._device import BATCH as DEVICE_BATCH
+from copyscope.detection.descriptors._device import is_gpu
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.files import cache_errors, cache_folder
 from copyscope.imaging import images
@@ -30,6 +32,8 @@ BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
 """Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
 CALL_PIXELS = 16_000_000
 """Images of so many pixels are described before more are decoded."""
+DECODING_AHEAD = 2
+"""Threads beside one a core where a GPU describes: one waits for it and one is next, while every core decodes."""
 CHANGED = "another file than when it was first read"
 GROUP = 16 * BATCH
 
@@ -39,7 +43,8 @@ class Feature:
     """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them.
 
     layers: `function` is given what `images.decode_layers` gives of each, not the image alone. folder: the cache that
-    keeps it, whatever cache is asked for; None = the one asked for.
+    keeps it, whatever cache is asked for; None = the one asked for. device: where `function` runs, as
+    `Descriptor.device`.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Feature:
     function: Callable[[list[Any]], NDArray[Any]]
     layers: bool = False
     folder: Path | None = None
+    device: str = "cpu"
 
     def store(self, cache: str | Path | None) -> ContentStore:
         """The store that keeps this work, in the user's cache unless `cache` names another folder."""
@@ -70,7 +76,7 @@ class FingerprintCheck:
         if (here := self.descriptor.fingerprint()) != self.fingerprint:
             raise CopyscopeError(
                 f"A worker's {self.descriptor} is {here!r}, and that of the machine which asks {self.fingerprint!r}.\n"
-                "Install the same versions and weights on all machines"
+                "Install the same versions and weights on all machines, and give all the same COPYSCOPE_DEVICE"
             )
         return self.descriptor.describe(pictures)
 
@@ -112,6 +118,8 @@ def fill(
     it out of its store.
     """
     total, seen = len(rows), 0
+    gpu = any(is_gpu(work.device) for work in works)
+    at_once, workers = (DEVICE_BATCH, workers + DECODING_AHEAD) if gpu else (BATCH, workers)
     wrong: dict[bytes, str] = {}
     scheduled: set[bytes] = set()
 
@@ -138,7 +146,7 @@ def fill(
             batch.digests.append(digest)
             batch.contents.append(content)
             batch.lacking.append(lacking)
-            if len(batch.digests) == BATCH or batch.bytes > BATCH_BYTES:
+            if len(batch.digests) == at_once or batch.bytes > BATCH_BYTES:
                 yield batch
                 batch = _Batch([], [], [])
         if batch.digests:

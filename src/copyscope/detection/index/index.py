@@ -22,6 +22,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
 from copyscope.detection.dedup.groups import duplicates, pixels_work
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.descriptors._device import option
 from copyscope.detection.embedding.compute import compute_ahead
 from copyscope.detection.embedding.embed import embed, vectors_work, without_unreadable
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -342,7 +343,15 @@ class Index:
             check_spec("descriptors", state.manifest["protocol"], f"The index {self.folder}")
         rules: Protocol = named_protocol(state.manifest["protocol"])
         descriptor = rules.load()
-        if (str(descriptor), descriptor.fingerprint()) != (state.manifest["descriptor"], state.manifest["fingerprint"]):
+        theirs, ours = state.manifest["fingerprint"], descriptor.fingerprint()
+        if str(descriptor) == state.manifest["descriptor"] and theirs.partition(" on ")[0] == ours.partition(" on ")[0]:
+            made_on, here = (each.partition(" on ")[2] or "cpu" for each in (theirs, ours))
+            if made_on != here:
+                raise InputError(
+                    f"The index {self.folder} was made on {made_on}; {descriptor} would run on {here}, where scores "
+                    f"differ.\nGive {option(made_on)}, or build the index again on {here}"
+                )
+        elif (str(descriptor), ours) != (state.manifest["descriptor"], theirs):
             raise InputError(
                 f"The index {self.folder} was made by {state.manifest['descriptor']} with other weights or another "
                 "version.\nBuild the index again"

@@ -147,7 +147,8 @@ def window_work(descriptor: Descriptor) -> Feature:
             -1, n * dim
         )
 
-    return Feature("windows", f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}", n * dim, np.float32, describe)
+    key = f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}"
+    return Feature("windows", key, n * dim, np.float32, describe, device=descriptor.device)
 
 
 def window_thumbnails(
