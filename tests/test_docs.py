@@ -220,7 +220,7 @@ def key_paths(value, above=""):
         path = f"{above}.{key}".lstrip(".")
         yield path
         same = path in [f"similarity.{name}" for name in ("estimates", "baseline", "held_out", "control")]
-        same |= path == "recipe.versions"
+        same |= path in ("recipe.versions", "accounts")
         if isinstance(each, (dict, list)) and not same:
             yield from key_paths(each, path)
 

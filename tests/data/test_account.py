@@ -25,22 +25,29 @@ def test_all_files_are_accounted_for(tmp_path):
     write(tmp_path, {"metadata.csv": "file_name,text\na.png,red fox\ngone.png,x\n", "set.toml": "", "all.zip": "PK"})
     write(tmp_path, {".DS_Store": "x"})
     account = Corpus.open(tmp_path).account
-    assert account.summary() == {
-        "n": 4,
-        "errors": {"listed, but not there": 1},
-        "n_captioned": 2,
-        "captions_from": {"metadata.csv": 2, "NAME.caption": 1, "NAME.txt": 1},
-        "n_unused": 8,
-        "unused": {
-            "hidden": {"n": 3, "first": ["._a.png", ".thumbs/", "__MACOSX/"]},
-            "not opened: name it to read it": {"n": 1, "first": ["all.zip"]},
-            "a mask or conditioning image of another image": {"n": 1, "first": ["b_mask.png"]},
-            "no captions in it": {"n": 1, "first": ["other.json"]},
-            "if it is a trainer's configuration, name the file itself": {"n": 1, "first": ["set.toml"]},
-            "no image has this name": {"n": 1, "first": ["z.txt"]},
-        },
-        "notes": [],
+    unused = {
+        "hidden": ["._a.png", ".thumbs/", "__MACOSX/"],
+        "not opened: name it to read it": ["all.zip"],
+        "a mask or conditioning image of another image": ["b_mask.png"],
+        "no captions in it": ["other.json"],
+        "if it is a trainer's configuration, name the file itself": ["set.toml"],
+        "no image has this name": ["z.txt"],
     }
+    assert account.summary() == {
+        "line": account.line(),
+        "warning": "",
+        "n": 4,
+        "errors": [{"kind": "listed, but not there", "n": 1}],
+        "n_captioned": 2,
+        "captions_from": [
+            {"source": "metadata.csv", "n": 2}, {"source": "NAME.caption", "n": 1}, {"source": "NAME.txt", "n": 1},
+        ],
+        "n_unused": 8,
+        "unused": [{"why": why, "n": len(names), "first": names} for why, names in unused.items()],
+        "split": None,
+        "splits": [],
+        "notes": [],
+    }  # fmt: skip
     json.dumps(account.summary())
     line = account.line()
     for said in (

@@ -119,17 +119,19 @@ class Account:
 
     def summary(self) -> dict[str, Any]:
         """The account as plain values for JSON."""
-        unused = {why: {"n": entry.n, "first": entry.names} for why, entry in self.unused.items()}
-        found: dict[str, Any] = {
+        return {
+            "line": self.line(),
+            "warning": self.warning,
             "n": self.n,
-            "errors": self.errors,
+            "errors": [{"kind": kind, "n": n} for kind, n in self.errors.items()],
             "n_captioned": self.n_captioned,
-            "captions_from": self.sources,
+            "captions_from": [{"source": source, "n": n} for source, n in self.sources.items()],
             "n_unused": self.n_unused,
-            "unused": unused,
+            "unused": [{"why": why, "n": entry.n, "first": entry.names} for why, entry in self.unused.items()],
+            "split": self.split,
+            "splits": [{"split": split, "n": n} for split, n in self.splits.items()],
             "notes": self.notes,
         }
-        return found | ({"split": self.split, "splits": self.splits} if self.splits else {})
 
 
 def kind_of(error: str) -> str:

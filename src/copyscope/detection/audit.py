@@ -39,7 +39,7 @@ from copyscope.machine import Progress
 
 from .one_pass import read_queries, read_train
 from .previews import gallery
-from .results import Result, failures, versions
+from .results import Result, accounts, failures, versions
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
@@ -289,6 +289,7 @@ def audit(
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
+        "accounts": accounts(corpora),
         "frames": images.FRAMES,
     }
     summary["seconds"] = round(time.monotonic() - began, 2)

@@ -28,7 +28,7 @@ from copyscope.machine import Progress
 
 from .one_pass import read_train
 from .previews import gallery
-from .results import Result, failures, versions
+from .results import Result, accounts, failures, versions
 
 SCHEMA = "copyscope.lint/1"
 MEASURED = 20_000
@@ -116,6 +116,7 @@ def lint(
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
+            "accounts": accounts({"train": corpus}),
             "frames": images.FRAMES,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
