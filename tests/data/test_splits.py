@@ -35,7 +35,7 @@ def test_several_splits_without_a_choice_are_listed_with_what_to_type(tmp_path):
         Corpus.open(hub(tmp_path))
     first, then = str(caught.value).split("\n")
     assert first.endswith("several splits: train (1 files), validation (1 files), test (1 files).")
-    for typed in (f"{tmp_path}@train", "--split train", f"{tmp_path}@all"):
+    for typed in (f"{tmp_path}@train", "--split train", "split='train'", f"{tmp_path}@all"):
         assert typed in then
 
 
@@ -164,3 +164,12 @@ def test_the_command_says_which_split_it_reads(tmp_path):
     found = run(main.app, ["duplicates", str(tmp_path), "--split", "train", "-p", "phash", "--json"])
     assert found.exit_code == 0
     assert "3 images of the split 'train'" in found.stderr
+
+
+def test_a_column_of_splits_in_a_file_named_for_one_is_told_apart_too(tmp_path):
+    columns = {"image": [picture(1), picture(2)], "split": ["train", "test"], "text": ["a", "b"]}
+    pq.write_table(pa.table(columns), tmp_path / "train-00000.parquet")
+    with pytest.raises(InputError, match="several splits"):
+        Corpus.open(tmp_path)
+    assert Corpus.open(f"{tmp_path}@test").captions == [["b"]]
+    assert len(Corpus.open(f"{tmp_path}@all")) == 2

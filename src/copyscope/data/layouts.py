@@ -314,8 +314,7 @@ def _shards(source: Source, names: list[str], kind: str, account: Account) -> Op
     """The rows of all shards in the order of their names. A shard that cannot be read is a row with an error."""
     storage, origin = source.storage, source.origin
     by_shard = splits.of_shards(names)
-    if by_shard:
-        counts = collections.Counter(by_shard.values())
+    if len(counts := collections.Counter(by_shard.values())) > 1:
         account.splits, account.split = dict(counts), splits.chosen(counts, source.split, origin, "files")
         if account.split is not None:
             rest = [name for name in names if by_shard.get(name) != account.split]
@@ -354,8 +353,9 @@ def _shards(source: Source, names: list[str], kind: str, account: Account) -> Op
 def _one_split(table: pa.Table, source: Source, account: Account) -> pa.Table:
     """The rows of the split that is asked for, by the column `split` of the data themselves."""
     counts = splits.column_counts(table)
-    if account.split is None and not (account.splits and source.split == splits.ALL):
-        account.splits, account.split = counts, splits.chosen(counts, source.split, source.origin)
+    if len(account.splits) > 1:  # of which files have been chosen
+        return table
+    account.splits, account.split = counts, splits.chosen(counts, source.split, source.origin)
     if account.split is None or len(counts) < 2:
         return table
     return table.filter(pc.equal(table["split"], account.split))

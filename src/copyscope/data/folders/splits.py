@@ -103,7 +103,7 @@ def chosen(counts: dict[str, int], asked: str | None, origin: str, what: str = "
         first = next(iter(counts))
         raise InputError(
             f"Cannot open {origin!r}: it holds several splits: {listed}.\n"
-            f"Choose one, as {origin}@{first} or with --split {first}; {origin}@{ALL} reads all"
+            f"Choose one: {origin}@{first}, or --split {first} (in Python: split={first!r}); {origin}@{ALL} reads all"
         )
     return next(iter(counts), None)
 
