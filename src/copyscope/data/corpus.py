@@ -37,7 +37,8 @@ _BACKGROUND = "shown_over_background"
 REPAIRED = "repaired"
 """Column that says of which images the file was put right when it was read, and how; null = as it is."""
 _Read = tuple[int, bytes | ImageError]
-_SHARDS = ("parquet", "arrow", "webdataset")
+_PACKED = ("webdataset", "zip")
+_SHARDS = ("parquet", "arrow", *_PACKED)
 _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)(?:\.(\d+))?|bytes=(\d+)\+(\d+))", re.DOTALL)
 
 
@@ -167,7 +168,7 @@ class Corpus:
         for path, places in sorted(by_shard.items()):
             places.sort()
             where = [(first, second) for first, second, _ in places]
-            if self.kind == "webdataset":
+            if self.kind in _PACKED:
                 pieces = tar_pieces(self._storage, path, where)
             else:
                 pieces = self._table_images.pieces(path, where)

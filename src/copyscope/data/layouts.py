@@ -22,6 +22,7 @@ from .captions.json_files import match_captions, read_captions_json
 from .configured import MASK, read_configuration, read_subsets
 from .folders import splits
 from .folders.configurations import CONFIGURED
+from .folders.hub_cache import one_snapshot
 from .folders.kohya import is_regularisation, repeats_of
 from .folders.names import (
     TABLE_SUFFIXES,
@@ -32,12 +33,14 @@ from .folders.names import (
     looks_like,
     masks_of,
     may_be_image,
+    stem_of,
     suffix_of,
 )
 from .shards import chosen_ids, image_column, index_parquet
 from .sidecars import read_metadata, read_sidecars
 from .storage import OUTSIDE, Listing, Storage, join
 from .table import TableBuilder
+from .tars.compressed import members_of_zip
 from .tars.webdataset import index_tar
 
 _INDEX = {"webdataset": index_tar, "parquet": index_parquet, "arrow": index_arrow}
@@ -110,7 +113,7 @@ def _folder(source: Source) -> Opened:
     for name in listing.hidden:
         if name.endswith("/") or looks_like(name):
             account.pass_over(name, "hidden")
-    listing, passed = _one_snapshot(storage, root, listing)
+    listing, passed = one_snapshot(storage, root, listing)
     if source.inside_only and listing.outside:
         files = {path: size for path, size in listing.files.items() if path not in listing.outside}
         refused = dict.fromkeys(filter(may_be_image, listing.outside), OUTSIDE)
@@ -124,6 +127,9 @@ def _folder(source: Source) -> Opened:
     if shards:
         account.pass_over_all(sorted(listing.files.keys() - {*shards}), passed, BESIDE_SHARDS)
         return _shards(source, shards, kind, account)
+    zips = listing.ending([".zip"])
+    if zips and not named and storage.local:
+        return _zipped(source, listing, zips, account)
     by_folder = splits.of_folders(images)
     if len(set(by_folder.values())) > 1:
         splits.chosen(collections.Counter(by_folder.values()), source.split, source.origin)
@@ -157,28 +163,45 @@ def _shards_of(source: Source, listing: Listing, named: list[str]) -> tuple[list
     return [], "", [path for path, images in zip(parquet, holds, strict=True) if not images]
 
 
-def _one_snapshot(storage: Storage, root: str, listing: Listing) -> tuple[Listing, dict[str, str]]:
-    """Of the Hub's cache of a data set one snapshot, whose files are links to blobs beside it; and what is left out."""
-    snapshots = sorted(
-        {path.split("/")[1] for path in listing.files if path.startswith("snapshots/") and path.count("/") > 1}
-    )
-    if not snapshots or not any(path.startswith(("blobs/", "refs/")) for path in listing.files):
-        return listing, {}
-    wanted = snapshots[-1]
-    if "refs/main" in listing.files:
+def _zipped(source: Source, listing: Listing, zips: list[str], account: Account) -> Opened:
+    """The images in zips, whose captions are in them or beside them."""
+    import fsspec
+
+    places: dict[str, str] = {}
+    files = {path: size for path, size in listing.files.items() if path not in zips}
+    about = Annotations(Names(source.root, ()), source.inside_only)
+    unreadable = dict(listing.unreadable)
+    for name in zips:
+        whole = join(source.root, name)
         try:
-            named = storage.span(join(root, "refs/main"), 0, 200).decode("utf-8", "replace").strip()
-        except Exception:
-            named = ""
-        wanted = named if named in snapshots else wanted
-    prefix = f"snapshots/{wanted}/"
-    files = {path: size for path, size in listing.files.items() if path.startswith(prefix)}
-    passed = dict.fromkeys(
-        (path for path in listing.files if path.startswith("snapshots/")), f"not of the snapshot {wanted[:12]}"
-    )
-    return dataclasses.replace(listing, files=files, outside=listing.outside & files.keys()), {
-        path: why for path, why in passed.items() if path not in files
-    }
+            with source.storage.open(whole) as file:
+                members = members_of_zip(file)
+            own = Storage(fsspec.filesystem("zip", fo=whole), False)
+            inside = own.list_files("")
+        except Exception as error:
+            unreadable[name] = f"damaged zip: {reason(error)}"
+            continue
+        prefix = "" if len(zips) == 1 else stem_of(name) + "/"
+        images = [path for path in inside.files if may_be_image(path) and path in members]
+        said = Annotations(Names("", images))
+        read_sidecars(own, "", inside, images, said, tables=[])
+        for path in images:
+            offset, size = members[path]
+            places[prefix + path] = f"{whole}#bytes={offset}+{size}"
+            about.extras[prefix + path] = said.extras.get(path, {})
+            about.add(prefix + path, said.captions.get(path, []), {})
+            about.sources[prefix + path] = said.sources.get(path, ())
+        about.absent.update({prefix + path: why for path, why in said.absent.items()})
+        unreadable.update({prefix + path: why for path, why in inside.unreadable.items()})
+        account.pass_over_all(sorted(inside.files.keys() - images - said.used), said.passed)
+    if not places:
+        raise _no_images(listing, source.origin)
+    about.names = Names(source.root, places)
+    beside = Listing(files | dict.fromkeys(places), {})
+    read_sidecars(source.storage, source.root, beside, [], about, tables=[])
+    about.kind = "zip"
+    rest = Listing(files | dict.fromkeys(places), unreadable)
+    return _image_rows(source, rest, list(places), about, account, splits.of_folders(places), places=places)
 
 
 def _listed(source: Source, suffix: str) -> Opened:
@@ -234,11 +257,12 @@ def _image_rows(
     repeats: dict[str, tuple[int, str]] | None = None,
     *,
     classes: bool = True,
+    places: dict[str, str] | None = None,
 ) -> Opened:
     """The rows of images in files, and what became of the other files.
 
     by_folder: the split of each image by its folders. repeats: of each folder, if they are kohya's. classes: folders
-    are classes, where every image lies in one.
+    are classes, where every image lies in one. places: locators of the images, where they are no files.
     """
     # Metadata may name files that do not look like images.
     found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}
@@ -267,7 +291,7 @@ def _image_rows(
         elif classes and path in listing.files and "class" not in extras and (name := _class_of(path, by_folder)):
             extras = {**extras, "class": name}
         error = about.absent.get(path) or listing.unreadable.get(path)
-        locator = None if path in listing.unreadable else join(source.root, path)
+        locator = None if path in listing.unreadable else places.get(path) if places else join(source.root, path)
         rows.add(path, locator, captions, error=error, extras=extras)
         sources.update(came_from)
     if repeats:

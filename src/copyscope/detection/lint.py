@@ -106,17 +106,19 @@ def lint(
     summary = groups.summary()
     actions = {name: _count(risk["action"], name) for name in ("deduplicate", "recaption")}
     repeated = summary["n_images_in_groups"] - summary["n_groups"]
+    draws = _draws(described)
     return Lint(
         {
             "schema": SCHEMA,
             "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
-            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"], draws),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
             "accounts": accounts({"train": corpus}),
+            "draws": draws,
             "frames": images.FRAMES,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
@@ -191,7 +193,22 @@ def _count(column: pa.ChunkedArray, value: str) -> int:
     return int(pa.compute.sum(pa.compute.equal(column, value)).as_py() or 0)
 
 
-def _sentence(n: int, n_missing: int, summary: dict[str, Any], plain: int) -> str:
+def _draws(described: Embeddings) -> dict[str, Any] | None:
+    """What weights (repeats) do: the images that are drawn most, how often by the least drawn, and their share of all
+    draws; None where all are drawn alike."""
+    weights = described.corpus.pick("weight", described.rows).to_numpy()
+    drawn = weights[weights > 0]
+    if not len(drawn) or drawn.min() == drawn.max():
+        return None
+    most = weights == drawn.max()
+    return {
+        "n_most": int(most.sum()),
+        "times": float(drawn.max() / drawn.min()),
+        "share": float(weights[most].sum() / weights.sum()),
+    }
+
+
+def _sentence(n: int, n_missing: int, summary: dict[str, Any], plain: int, draws: dict[str, Any] | None) -> str:
     repeated, n_groups, full = summary["n_images_in_groups"] - summary["n_groups"], summary["n_groups"], summary["full"]
     images = ("readable " if n_missing else "") + _form(n, "image", "images")
     said = []
@@ -204,9 +221,16 @@ def _sentence(n: int, n_missing: int, summary: dict[str, Any], plain: int) -> st
     if plain:
         stand = _form(plain, "picture stands under a caption of its", "pictures stand under captions of their")
         said.append(f"{plain} plain {stand} own")
+    often = ""
+    if draws:
+        most = draws["n_most"]
+        often = (
+            f" By their weights, {most} {_form(most, 'image is', 'images are')} drawn {draws['times']:g} times as "
+            f"often as the least drawn: {draws['share']:.0%} of all draws."
+        )
     if not said:
-        return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own."
-    return "; ".join(said) + "."
+        return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own.{often}"
+    return "; ".join(said) + "." + often
 
 
 def _form(n: int, one: str, more: str) -> str:

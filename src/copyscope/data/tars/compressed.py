@@ -1,11 +1,15 @@
-"""Compressed tars (gzip, zstd): unpacked once into a nameless temporary file, whose size is bounded."""
+"""Compressed tars (gzip, zstd) and zips: unpacked once into a nameless temporary file, whose size is bounded."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
+import shutil
 import tempfile
 import threading
+import zipfile
+import zlib
 from typing import Any
 
 from copyscope.data.storage import CUT_SHORT, Storage
@@ -14,7 +18,9 @@ from copyscope.errors import ImageError, reason
 MOST_BYTES, BYTES_A_BYTE = 1 << 30, 20
 """What a compressed tar may unpack to: 1 GiB, or 20 times its own bytes where that is more."""
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_ZIP = b"PK\x03\x04"
 _PIECE = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error)
 
 _lock = threading.Lock()
 _known: dict[str, _Unpacked | None] = {}  # by path; None for a tar that is not compressed
@@ -108,6 +114,8 @@ def _unpacked(file: Any) -> _Unpacked | None:
     import pyarrow as pa
 
     head = bytes(file.read(4))
+    if head == _ZIP:
+        return _unzipped(file)
     codec = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     if codec is None:
         return None
@@ -122,4 +130,35 @@ def _unpacked(file: Any) -> _Unpacked | None:
             unpacked.close()
             raise TooMuch(f"it unpacks to more than {most >> 20:,} MiB")
         unpacked.write(data)
+    return _Unpacked(unpacked, threading.Lock())
+
+
+def members_of_zip(file: Any) -> dict[str, tuple[int, int]]:
+    """(offset, size) of each file of a zip as `open_tar` unpacks it: one after the other."""
+    found, at = {}, 0
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                found[entry.filename] = (at, entry.file_size)
+                at += entry.file_size
+    return found
+
+
+def _unzipped(file: Any) -> _Unpacked:
+    """The files of a zip one after the other; one that is damaged or encrypted is zeros."""
+    most = max(MOST_BYTES, BYTES_A_BYTE * file.seek(0, 2))
+    unpacked = tempfile.TemporaryFile(prefix="copyscope-")  # noqa: SIM115
+    atexit.register(unpacked.close)
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            end = unpacked.tell() + (0 if entry.is_dir() else entry.file_size)
+            if end > most:
+                unpacked.close()
+                raise TooMuch(f"it unpacks to more than {most >> 20:,} MiB")
+            if not entry.is_dir():
+                # zipfile gives no more bytes than the entry says.
+                with contextlib.suppress(*_DAMAGE), archive.open(entry) as member:
+                    shutil.copyfileobj(member, unpacked, _PIECE)
+            unpacked.seek(end)
+            unpacked.truncate()
     return _Unpacked(unpacked, threading.Lock())
