@@ -1,7 +1,8 @@
 """Share of its time that a fast device is busy while images are read and decoded for it: `python benchmarks/device.py`.
 
-A descriptor stands in for a GPU of 2,000 images a second: it takes a batch, waits for n / 2,000 s outside of Python, and
-takes the next. Rival in the same run: the same images and the same descriptor without decoding ahead, as on a processor.
+A descriptor stands in for a GPU of 2,000 images a second: it takes a batch, waits for n / 2,000 s outside of Python,
+and takes the next. Rival in the same run: the same images and the same descriptor without decoding ahead, as on a
+processor.
 """
 
 from __future__ import annotations

@@ -389,8 +389,20 @@ def recipe_of(
     presets: Mapping[str, Any] = {},
     trust_parts: bool = False,
 ) -> T:
-    """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings. Raises
-    PartError where the file, not a setting, asks for parts that are not trusted."""
+    """Recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings.
+
+    Args:
+        cls: class of the recipe.
+        source: preset or path of the file; None = the defaults.
+        settings: `key=value` each.
+        table: name of the recipe's table in a file.
+        presets: name -> recipe.
+        trust_parts: take parts that the file, not a setting, asks for from outside the shelves.
+
+    Raises:
+        InputError: the file or a setting does not fit.
+        PartError: the file asks for parts that are not trusted.
+    """
     from copyscope.recipes import changed, from_dict, read_toml
     from copyscope.trust import check_specs
 

@@ -117,7 +117,7 @@ TrustParts = Annotated[
 
 
 class FailOn(enum.Enum):
-    """What --fail-over is compared with."""
+    """Rate that --fail-over is compared with."""
 
     rate = "rate"
     upper = "upper"
@@ -132,9 +132,15 @@ class PartsWish(enum.Enum):
 
 
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Raises InputError where an option was typed that this call has no use for: its parameter is one of `names`.
+    """Refuse options that were typed and that this call has no use for.
 
-    why: when these options have no use, and what to do, in two lines.
+    Args:
+        context: of the call.
+        names: parameters of the options.
+        why: when these options have no use, and what to do, in two lines.
+
+    Raises:
+        InputError: one of them was typed.
     """
     typed = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if typed:
@@ -145,7 +151,7 @@ def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
 
 
 def check_out(out: Path | None) -> None:
-    """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
+    """Check that -o names a folder, or a place for one: before the work rather than after it."""
     if out:
         from copyscope.detection.results import check_folder
 
@@ -153,7 +159,7 @@ def check_out(out: Path | None) -> None:
 
 
 def opened_engine(spec: str | None) -> Engine | None:
-    """The engine of --engine, before anything else is done: a spec that is wrong is told at once."""
+    """Load the engine of --engine, before anything else is done: a spec that is wrong is told at once."""
     from copyscope.engine import open_engine
 
     return open_engine(spec) if spec is not None else None
@@ -193,7 +199,7 @@ def opened(
 
 
 def removal_note(without: str, removed: Removed) -> dict[str, Any]:
-    """What a summary says of a removal list; said to the person too."""
+    """Note on a removal list for a summary; told to the person too."""
     note(f"{removed.n_removed} images are left out, as {without} asks.")
     if removed.unmatched:
         first = min(removed.unmatched)
@@ -202,7 +208,11 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
 
 
 def need_torch(what: str) -> None:
-    """Raises MissingExtra where torch is not installed."""
+    """Check that torch is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
     if not importlib.util.find_spec("torch"):
         raise MissingExtra(what, "torch", "diffusion")
 

@@ -46,17 +46,25 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Writes the corpus into the new folder `out`, and opens it there.
-
-    imagefolder: image files and `metadata.jsonl`. parquet: the column `image` as Hugging Face has it, {bytes, path}.
-    webdataset: tars of KEY.jpg (or what the image is), KEY.txt and KEY.json. A shard has at most `shard_bytes` of
-    images, or one image.
+    """Write a corpus into a new folder, as an imagefolder, Parquet or WebDataset, and open it there.
 
     Captions, weight and all further columns go along, the first caption also alone, as `text` or KEY.txt. An id that
     the layout cannot hold (a file has a suffix, a key no dots) is changed, and kept as `original_id` unless there is
     such a column. Images that cannot be read or decoded are left out and listed in `skipped.jsonl`, with their errors.
 
-    Raises InputError if `out` has something in it, no image can be read, or the disk is full; then nothing is left.
+    Args:
+        corpus: the images.
+        out: the new folder.
+        layout: "imagefolder", image files and `metadata.jsonl`; "parquet", the column `image` as Hugging Face has it,
+            {bytes, path}; "webdataset", tars of KEY.jpg (or what the image is), KEY.txt and KEY.json.
+        shard_bytes: a shard has at most so many bytes of images, or one image.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus in the folder.
+
+    Raises:
+        InputError: `out` has something in it, no image can be read, or the disk is full; then nothing is left.
     """
     if layout not in LAYOUTS:
         raise InputError(f"No layout {layout!r}.\nThere are: {', '.join(LAYOUTS)}")

@@ -60,7 +60,7 @@ class Indexed:
 
 
 def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
-    """The rows of one Parquet file, as far as it can be read."""
+    """Index one Parquet file, as far as it can be read."""
     found = Indexed()
     ids: dict[str, list[str]] = {}
     try:
@@ -282,8 +282,10 @@ class ParquetImages(ShardImages):
 def _image_pieces(
     file: Any, metadata: Any, chunks: list[Chunk], image: str, group: int, walk: bool, *, whole: bool = False
 ) -> Iterator[Any]:
-    """The column of images of a row group, some rows at a time, or all where that is asked for and not too much: what
-    repeats in it is never expanded by more than a few rows."""
+    """Image column of a row group, some rows at a time, or all where that is asked for and not too much.
+
+    What repeats in it is never expanded by more than a few rows.
+    """
     sizes: dict[str, Column] = {}
     for chunk in chunks:
         if chunk.path.partition(".")[0] == image:

@@ -264,6 +264,6 @@ def _made(storage: Storage, root: str, paths: list[str]) -> Iterator[tuple[str, 
 
 
 def write_metadata(folder: Path, rows: Sequence[dict[str, object]]) -> None:
-    """`metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
+    """Write `metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")

@@ -25,6 +25,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .one_pass import read_train
 from .previews import gallery
@@ -39,12 +40,12 @@ PIECE, CARDS = 65_536, 4096
 
 
 class Lint(Result):
-    """The result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
+    """Result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
     schema = SCHEMA
 
     def page(self) -> str:
-        """The report: near-duplicate groups and risk cards."""
+        """The report as one HTML page: near-duplicate groups and risk records."""
         from copyscope.report import render_lint
 
         return render_lint(self)
@@ -70,17 +71,31 @@ def lint(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Lint:
-    """What in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
+    """Find what in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
 
-    train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
-    is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. cache, workers,
-    engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
+    Complexity is measured on at most MEASURED images without near-duplicates, drawn at random, and on one image a
+    group. Of a training set that is searched by an IVF index a sample of COUNTED images tells how many share captions.
+
+    Args:
+        train: anything `Corpus.open` takes, or a Corpus.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        seed: of the random samples taken.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: who describes and searches, a spec or an Engine; None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The findings with their tables.
+
+    Raises:
+        InputError: the folder cannot be used, or no image in it can be read.
+        PartError: the protocol names no descriptor.
     """
     began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     rules = named_protocol(protocol)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     descriptor = rules.load()
     engine = open_engine(engine) if engine is not None else None
     described = embed(read_train(corpus, descriptor, grouped=True, engine=engine, **options), descriptor, **options)
@@ -158,11 +173,14 @@ def _captions(described: Embeddings, profile: ImageFacts, counted: NDArray[np.in
 
 
 def _ranks(mixed: NDArray[np.float64], single: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the measured images without near-duplicates, of complexity `single`, that are at most as complex as each
-    shown one, of complexity `mixed`.
+    """Complexity ranks of the shown images: the share of the measured images that are at most as complex.
 
     NaN where the complexity is unknown. An image counts itself and its ties: a set of one, or of equals, has no
     simplest pictures.
+
+    Args:
+        mixed: complexity of the shown images.
+        single: complexity of the measured images without near-duplicates.
     """
     ordered = np.sort(single[np.isfinite(single)])
     ranks = np.searchsorted(ordered, mixed, side="right") / max(len(ordered), 1)

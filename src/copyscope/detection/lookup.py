@@ -6,7 +6,6 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -18,6 +17,7 @@ from copyscope.detection.index.index import Hit, Index, table
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .match_sentences import blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
@@ -29,12 +29,12 @@ LEVEL = 0.01
 
 
 class Lookup(Result):
-    """The result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
+    """Result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
     schema = SCHEMA
 
     def page(self) -> str:
-        """The report: each picture beside its matches."""
+        """The report as one HTML page: each picture beside its matches."""
         from copyscope.report.lookup import render
 
         return render(self)
@@ -50,15 +50,28 @@ def lookup(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Lookup:
-    """The k training images that each picture is most like, with small pictures of the first of both.
+    """Look pictures up in an index: the k training images that each is most like, with thumbnails of the first of both.
 
-    pictures: corpora, or what `Corpus.open` takes. The rest as in `Index.match`. Raises InputError where two of the
-    pictures have one id.
+    Args:
+        index: the index.
+        pictures: corpora, or what `Corpus.open` takes.
+        k: matches a picture, 1 or more.
+        local: look at windows of the pictures too, ten times the work.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The matches with their tables.
+
+    Raises:
+        InputError: a folder cannot be used, or two of the pictures have one id.
+        PartError: the index names a descriptor that is not loaded unless it is trusted.
     """
     began = time.monotonic()
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]
     places = [(corpus, row) for corpus, _ in found for row in range(len(corpus))]
     hits = [each for _, answers in found for each in answers]
@@ -120,8 +133,10 @@ SIZED = pa.schema(
 
 
 def _thumbnails(index: Index, known: pa.Table, places: list[tuple[Corpus, int]], hits: list[list[Hit]]) -> pa.Table:
-    """Of the ROWS pictures with the highest combined scores, and of what the report shows of their matches: the image
-    as WebP, with the size of what it was made of. Of training images it is what the index has, their middle square."""
+    """Thumbnails of the ROWS pictures with the highest combined scores and of their matches, as WebP with full size.
+
+    Of training images it is what the index has, their middle square.
+    """
     from copyscope.report.lookup import SHOWN
 
     order = sorted((row for row, each in enumerate(hits) if each), key=lambda row: -(hits[row][0].combined or -1.0))

@@ -8,7 +8,7 @@ descriptor.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from copyscope.detection.embedding.fill import Feature
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
+from copyscope.options import CacheOptions, EngineOptions
 
 from .groups import Groups
 from .near_pairs import merged
@@ -34,7 +35,7 @@ SUFFIX = " ({} background)"
 
 
 def over_all(
-    train: Embeddings, descriptor: Descriptor, *, engine: Engine | str | None = None, **options: Any
+    train: Embeddings, descriptor: Descriptor, *, engine: Engine | str | None = None, **options: Unpack[CacheOptions]
 ) -> tuple[Embeddings, NDArray[np.int64]]:
     """Training images, and those that are transparent again over other backgrounds.
 
@@ -48,17 +49,17 @@ def over_all(
         Embeddings of [m] rows of a longer corpus, those of `train` [n] first, and for each the position among `train`
         of the image that it shows, int64 [m]. `train` itself where nothing is transparent.
     """
-    options |= {"engine": engine}
-    filled, rows, values = compute(train.corpus, transparency_work(), rows=train.rows, **options)
+    settings: EngineOptions = {**options, "engine": engine}
+    filled, rows, values = compute(train.corpus, transparency_work(), rows=train.rows, **settings)
     rows, every = rows[values[:, 0] > 0], np.arange(len(train.rows))
     if not len(rows):
         return train, every
     position = np.searchsorted(train.rows, rows)
-    further = embed(filled.over_backgrounds(rows, SUFFIX), descriptor, **options)
+    further = embed(filled.over_backgrounds(rows, SUFFIX), descriptor, **settings)
     new = _are_new(train, further, position)
     if not new.any():
         return train, every
-    both = embed(filled.followed_by(further.corpus.take(further.rows[new])), descriptor, **options)
+    both = embed(filled.followed_by(further.corpus.take(further.rows[new])), descriptor, **settings)
     return both, np.concatenate([every, position[further.rows[new] % len(position)]])
 
 
@@ -78,21 +79,32 @@ def _are_new(train: Embeddings, further: Embeddings, position: NDArray[np.intp])
 
 
 def plain_id(name: str) -> str:
-    """The id of a training image without what its further rows have."""
+    """Id of a training image without the suffix of its further rows."""
     for background in images.BACKGROUNDS:
         name = name.removesuffix(SUFFIX.format(background))
     return name
 
 
 def grouped_with_source(groups: Groups, both: Embeddings, source: NDArray[np.int64]) -> Groups:
-    """The groups of training images with their further rows in the group of the first ones."""
+    """Groups of training images, with their further rows in the group of the first ones.
+
+    Args:
+        groups: of the training images.
+        both: they and their further rows [m], as `over_all` gives them.
+        source: [m], as `over_all` gives it.
+    """
     return dataclasses.replace(
         groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source]
     )
 
 
 def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
-    """The groups with all rows of one image in one: `source` [n] says which image each shows."""
+    """Join all rows of one image into one group.
+
+    Args:
+        groups: of the rows.
+        source: [n], which image each row shows.
+    """
     _, first, image = np.unique(source, return_index=True, return_inverse=True)
     pairs = np.stack([groups.label, groups.label[first[image]]], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -100,7 +112,7 @@ def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
 
 
 def transparency_work() -> Feature:
-    """What tells which images are transparent: 1 for these, else 0."""
+    """Feature of transparency: 1 for a transparent image, else 0."""
     return Feature("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
 
 

@@ -14,6 +14,7 @@ from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.files import safe_cell, write_file
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .groups import duplicates
 from .same_picture import compare_pixels
@@ -31,17 +32,25 @@ def deduplicated(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus with its near-duplicate groups dealt with, and a row (COLUMNS) for each image that was dropped.
+    """Drop near-duplicates from a corpus, or weigh them down, with a list of what was dropped and why.
 
-    how: "keep-one" keeps one image of a group (a captioned one first, then the one with most pixels, then the first),
-    and drops those alone that are the same picture as the kept one by their own pixels; "remove" drops whole groups
-    (`kept_id` is then empty); "down-weight" drops none and divides their weight. protocol: a name in `PROTOCOLS` or a
-    descriptor spec. score: similarity to the kept image, or the one that would be; pixels: their agreement
-    (`compare_pixels`); reason: what the image was dropped for; kept_because: why the other one was kept. cache,
-    workers: as in `embed`.
+    Args:
+        corpus: the images.
+        how: "keep-one" keeps one image of a group (a captioned one first, then the one with most pixels, then the
+            first), and drops those alone that are the same picture as the kept one by their own pixels; "remove" drops
+            whole groups; "down-weight" drops none and divides their weight.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus, and a row (COLUMNS) for each image that was dropped. `score`: similarity to the kept image, or the
+        one that would be. `pixels`: their agreement (`compare_pixels`). `reason`: why the image was dropped.
+        `kept_because`: why the other one was kept. `kept_id`: "" where the whole group was dropped.
     """
     rules = named_protocol(protocol)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     described = embed(corpus, rules.load(), **options)
     groups = duplicates(described, rules.duplicates, **options)
     if how == "down-weight":
@@ -80,15 +89,17 @@ def deduplicated(
 
 
 def _reason(score: float, threshold: float) -> str:
-    """What an image was dropped for that is the same picture as the kept one. A score below the threshold needs a word:
-    such images were grouped through others, or by their pixels alone."""
+    """Reason why an image was dropped that is the same picture as the kept one.
+
+    A score below the threshold needs a word: such images were grouped through others, or by their pixels alone.
+    """
     if score >= threshold:
         return f"the same picture by score (at least {threshold:g}) and by pixels"
     return f"the same picture by pixels; its score alone, below {threshold:g}, would not say so"
 
 
 def write_list(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows of `deduplicated` as CSV."""
+    """Write the list of `deduplicated` as CSV."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -8,7 +8,6 @@ falls apart into its real duplicates.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.templates import SYMMETRIES
 from copyscope.detection.matching.tiny_image import coarse_candidates, coarse_vectors_of
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .near_pairs import merged
 from .same_picture import compare_pixels, looks
@@ -38,11 +38,19 @@ def same_picture_groups(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Labels [n] of groups in which every image is joined to another one that the pixels say is the same picture.
+    """Refine descriptor groups by pixels: every image must be the same picture as another one of its group.
 
-    label: groups by the descriptor [n], which are only ever split here. cache, workers: as in `embed`.
+    Args:
+        embeddings: of the corpus.
+        label: [n], groups by the descriptor, which are only ever split here.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Labels [n].
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     grouped = np.flatnonzero((np.bincount(label) > 1)[label])
     found = label.copy()
     found[grouped] = int(label.max(initial=-1)) + 1 + np.arange(len(grouped))
@@ -74,12 +82,23 @@ def join_turned(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Labels [n] with those groups made one that are the same picture turned by a quarter or a half.
+    """Join groups that are the same picture turned by a quarter or a half.
 
-    One image of each group is compared with all others by coarse vectors, and the likeliest two by their pixels, the
-    whole over the whole: the descriptor does not say that they are alike.
+    One image of each group is compared with all others by tiny-image vectors, and the likeliest two by their pixels,
+    the whole over the whole: the descriptor does not say that they are alike.
+
+    Args:
+        embeddings: of the corpus.
+        label: [n], groups.
+        verify: whose thumbnails are used.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Labels [n].
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     _, first = np.unique(label, return_index=True)
     vectors = coarse_vectors_of(embeddings.corpus, embeddings.rows[first], verify, **options)
     own = np.arange(len(first))
@@ -104,7 +123,7 @@ def _to_centre(embeddings: Embeddings, members: NDArray[np.intp]) -> NDArray[np.
 
 
 def _to_nearest(
-    embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_], options: dict[str, Any]
+    embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_], options: CacheOptions
 ) -> NDArray[np.int64]:
     """Pairs of the lost members [m] with the nearest NEXT others by either measure, sought in pieces of the group."""
     pairs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from copyscope.detection.matching.templates import Planes, turned
 from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
+from copyscope.options import CacheOptions
 
 PAIRS, FINE_PAIRS = 4096, 256
 """Pairs whose small views, and whose large ones, are in memory at one time."""
@@ -29,8 +31,12 @@ is not a blue one. A grey copy has none to compare."""
 
 @dataclasses.dataclass(frozen=True)
 class Agreements:
-    """Of pairs [p]: score, float32, the lowest agreement of their tiles but for a few (confirm.py); same, whether they
-    are the same picture."""
+    """Pixel agreement of pairs of images.
+
+    Attributes:
+        score: float32 [p], the lowest agreement of their tiles but for a few (`tile_comparison`).
+        same: bool [p], whether they are the same picture.
+    """
 
     score: NDArray[np.float32]
     same: NDArray[np.bool_]
@@ -38,8 +44,16 @@ class Agreements:
 
 @dataclasses.dataclass(frozen=True)
 class _Views:
-    """luma: uint8 [n 2 s s], over either background. hues: float32 [n 2 HUES HUES]. detail: bool [n]. blank: bool [n].
-    layered: bool [n], transparent. sizes: int [n 2], height and width."""
+    """Views of images that are compared.
+
+    Attributes:
+        luma: uint8 [n 2 s s], over either background.
+        hues: float32 [n 2 HUES HUES].
+        detail: bool [n].
+        blank: bool [n].
+        layered: bool [n], transparent.
+        sizes: int [n 2], height and width.
+    """
 
     luma: NDArray[np.uint8]
     hues: Planes
@@ -50,13 +64,23 @@ class _Views:
 
 
 def compare_pixels(
-    corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], whole: bool = False, **options: Any
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    pairs: NDArray[np.int64],
+    whole: bool = False,
+    **options: Unpack[CacheOptions],
 ) -> Agreements:
-    """Whether pairs of images are the same picture: mirrored, turned, cropped to .6 of the side, resized, recompressed,
-    grey, brighter or in a border, but not another picture of the kind. Blank images are the same as none.
+    """Decide by pixels which pairs of images show the same picture.
 
-    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. whole: neither is cropped, as in `confirm.agreement`.
-    options: `cache`, `workers` and `progress` of `embed`.
+    The same: mirrored, turned, cropped to .6 of the side, resized, recompressed, grey, brighter or in a border; but not
+    another picture of the kind. Blank images are the same as none.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        pairs: int64 [p 2], positions in rows.
+        whole: neither is cropped, as in `tile_comparison.agreement`.
+        options: `cache`, `workers` and `progress` of `embed`.
     """
     score, same = np.zeros(len(pairs), np.float32), np.zeros(len(pairs), bool)
     # Pairs of one centre come together: its view is then in memory once.
@@ -72,8 +96,8 @@ def compare_pixels(
     return Agreements(score, same)
 
 
-def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> Planes:
-    """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find those whose pixels are likeliest the same.
+def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Unpack[CacheOptions]) -> Planes:
+    """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find pairs whose pixels are likeliest the same.
 
     A descriptor forgives what tells charts or sentences apart, and not hard recompression; these do the reverse.
     """
@@ -90,7 +114,7 @@ def _compare(
     pairs: NDArray[np.int64],
     large: NDArray[np.uint8] | None,
     whole: bool,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Score [p], whether the same [p], and whether only large views can say so [p]."""
     used, places = np.unique(pairs, return_inverse=True)
@@ -133,7 +157,7 @@ def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:
     return float((one * turned(other, symmetry)).sum()) >= SAME_HUES * norms[0] * norms[1] * HUES**2
 
 
-def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> _Views:
+def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: CacheOptions) -> _Views:
     """Views of `rows` [n]; blank for an image that is gone by now."""
     luma, hues = 2 * SMALL**2, 2 * HUES**2
     work = Feature("views", f"luma {SMALL} twice, hues {HUES}, detail, blank", luma + hues + 3, np.uint8, _view, True)
@@ -149,7 +173,7 @@ def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]
     )
 
 
-def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> NDArray[np.uint8]:
+def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: CacheOptions) -> NDArray[np.uint8]:
     work = Feature("large-views", f"luma {LARGE}", LARGE**2, np.uint8, _large_view)
     values, _ = _values(corpus, rows, work, options)
     found: NDArray[np.uint8] = values.reshape(-1, LARGE, LARGE)
@@ -157,7 +181,7 @@ def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]
 
 
 def _values(
-    corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: dict[str, Any]
+    corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: CacheOptions
 ) -> tuple[NDArray[Any], Corpus]:
     """Values [n dim] of `rows` and these rows as a corpus, sizes filled in; zeros for an image that is gone by now."""
     filled, found, values = compute(corpus.take(rows), work, **options)
@@ -172,7 +196,7 @@ def _view(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:
         large = _luma(picture, LARGE)
         small = [_luma(each, SMALL) for each in (picture, picture if behind is None else behind)]
         lost = min(1.0, detail(large.astype(np.float32)))
-        blank = images.is_blank(picture) and (behind is None or images.is_blank(behind))
+        blank = is_blank(picture) and (behind is None or is_blank(behind))
         marks = np.array([round(255 * lost), blank, behind is not None], np.uint8)
         found.append(np.concatenate([*(each.ravel() for each in small), _hues(picture).ravel(), marks]))
     return np.stack(found)

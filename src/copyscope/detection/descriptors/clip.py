@@ -19,9 +19,14 @@ from . import Descriptor, Image, _device, _onnx
 
 @dataclasses.dataclass(frozen=True)
 class Clip(Descriptor):
-    """CLIP by local folder (config.json, weights, tokenizer, preprocessor_config.json); its own preprocessing applies.
+    """CLIP image embeddings of a local model folder, by the model's own preprocessing; nothing is downloaded.
 
-    model: path of the folder, as `save_pretrained` writes it. Nothing is ever downloaded.
+    Source: Radford et al. 2021, *Learning Transferable Visual Models From Natural Language Supervision* (arXiv
+    2103.00020).
+
+    Args:
+        model: path of the folder as `save_pretrained` writes it: config.json, weights, tokenizer,
+            preprocessor_config.json.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("model",)
@@ -30,9 +35,11 @@ class Clip(Descriptor):
 
     @property
     def dim(self) -> int:
+        """Length of the joint embedding."""
         return int(_load(self.model, _device.torch_device())[0].config.projection_dim)
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """CLIP image vectors; see `Descriptor.describe`."""
         device = _device.torch_device()
         import torch
 
@@ -50,7 +57,7 @@ class Clip(Descriptor):
         return _onnx.unit(_device.batched(prepared, device, run))
 
     def describe_text(self, texts: list[str]) -> NDArray[np.float32]:
-        """Unit-length vectors [n dim] of texts, in the same space; longer ones are cut at the model's limit."""
+        """CLIP text vectors [n dim], unit length, in the space of the images; texts are cut at the model's limit."""
         device = _device.torch_device()
         import torch
 
@@ -68,9 +75,11 @@ class Clip(Descriptor):
 
     @property
     def device(self) -> str:
+        """Device of torch."""
         return _device.torch_device()
 
     def fingerprint(self) -> str:
+        """Digest over the files of the model folder, and the kind of device."""
         digest = hashlib.sha256()
         for path in sorted(Path(self.model).glob("*")):
             if path.suffix in {".json", ".safetensors", ".txt"}:

@@ -1,5 +1,7 @@
-"""SSCD, the field's copy descriptor (Pizzi et al., *A Self-Supervised Descriptor for Image Copy Detection*, CVPR
-2022)."""
+"""SSCD, the field's copy descriptor, from packaged ONNX weights or the authors' TorchScript file.
+
+Pizzi et al., *A Self-Supervised Descriptor for Image Copy Detection*, CVPR 2022.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ HALF = (np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32))
 class Sscd(Descriptor):
     """SSCD ResNet-50: the packaged weights, or the authors' TorchScript file given as `weights`.
 
-    weights: path of an authors' `*.torchscript.pt` (needs torch; TorchScript is code, which runs here: give one that
-    you trust); "" = sscd_disc_mixup as packaged (int8 ONNX).
-    size: the shorter side is resized to this many pixels, bilinear, aspect kept (the authors: 288).
-    crop: side of the central square then cut out; 0 = none (the authors).
-    square: resize to `size` x `size` instead, whatever the aspect (the authors' other choice, with 320).
-    norm: "imagenet" (the authors) or "half": mean and deviation 0.5, as DCR feeds it.
+    Source: Pizzi et al. 2022, *A Self-Supervised Descriptor for Image Copy Detection* (CVPR).
+
+    Args:
+        weights: path of an authors' `*.torchscript.pt` (needs torch; TorchScript is code, which runs here: give one
+            that you trust); "" = sscd_disc_mixup as packaged (int8 ONNX).
+        size: the shorter side is resized to this many pixels, bilinear, aspect kept (the authors: 288).
+        crop: side of the central square then cut out; 0 = none (the authors).
+        square: resize to `size` x `size` instead, whatever the aspect (the authors' other choice, with 320).
+        norm: "imagenet" (the authors) or "half": mean and deviation 0.5, as DCR feeds it.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("weights",)
@@ -48,9 +53,11 @@ class Sscd(Descriptor):
 
     @property
     def dim(self) -> int:
+        """Length of the vectors: 512 for the packaged weights."""
         return 512 if not self.weights else _torchscript_dim(self.weights)
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """SSCD vectors; see `Descriptor.describe`."""
         prepared = [_onnx.prepare(image, self.size, self.crop, self.square) for image in images]
         if self.weights:
             return self._torchscript(prepared)
@@ -64,9 +71,11 @@ class Sscd(Descriptor):
 
     @property
     def device(self) -> str:
+        """Device of torch for TorchScript, of ONNX Runtime for the packaged weights."""
         return _device.torch_device() if self.weights else _device.onnx_device()
 
     def fingerprint(self) -> str:
+        """Digest of the weights, and the kind of device."""
         path = _weights_file(self.weights) if self.weights else _onnx.packaged("sscd.onnx")
         return _device.with_device(_onnx.sha256(path), self.device)
 

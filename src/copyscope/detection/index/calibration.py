@@ -26,6 +26,7 @@ from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import search
 from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
 from copyscope.errors import InputError
+from copyscope.options import CacheOptions, Options
 
 from . import manifest as files
 from .segments import IndexSnapshot, drop
@@ -45,10 +46,27 @@ def calibrate(
     descriptor: Descriptor,
     verify: Verify,
     seed: int,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> None:
-    """Score held-out images without look-alikes, or a sample of the training set against those outside their own
-    near-duplicate group, as pictures are matched; write scores and looks and name them in the manifest."""
+    """Score the calibration images of a new index, and name scores and features in the manifest.
+
+    Held-out images without look-alikes, or a sample of the training set against those outside their own near-duplicate
+    group, are matched as pictures are.
+
+    Args:
+        folder: of the index.
+        state: of the index, all segments written.
+        train: the training images.
+        held: held-out images; None = the training images stand in.
+        groups: near-duplicate groups of the training images; None with held-out images.
+        descriptor: what describes them.
+        verify: the pixel comparison.
+        seed: of the sample.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Raises:
+        InputError: no held-out image is left.
+    """
     name = files.new_name()
     own, removed, n_blank = None, 0, 0
     written: dict[str, Any] = {}
@@ -102,10 +120,17 @@ def calibrate(
     state.manifest["files"] |= written
 
 
-def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
-    """Raise the scores to what the last segment, of the images `added`, gives; take out what now has a look-alike.
+def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: CacheOptions) -> None:
+    """Raise the calibration scores after images were added; take out calibration images that now have a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
+
+    Args:
+        folder: of the index.
+        state: of the index, the new segment last.
+        added: images of the new segment.
+        verify: the pixel comparison.
+        options: `cache`, `workers` and `progress` of `embed`.
     """
     kept = state.manifest["calibration"]
     name = kept["looks"]
@@ -141,7 +166,7 @@ def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: V
 
 
 def forget(folder: Path, state: IndexSnapshot) -> None:
-    """Write what the p-values rest on again without the images that were removed, where any was, and name it.
+    """Rewrite the calibration without images that were removed from the index, where any was.
 
     Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
     count no more, and go too: one may have been the same file.
@@ -177,10 +202,10 @@ def _scores(
     crops: VectorBlocks | None,
     verify: Verify,
     own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> NDArray[np.float32]:
     """Best combined scores [m 2] of the whole pictures and with their windows; NaN where nothing was left to match."""
-    settings = {"workers": options.get("workers"), "progress": options.get("progress")}
+    settings: Options = {"workers": options.get("workers"), "progress": options.get("progress")}
     alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
     columns = [
         local_search(each, whole, coarse, crops, verify, verify.top, exact=True, own=own, **settings).best

@@ -36,12 +36,26 @@ def train(
     watch: ReplicationCallback | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Trains `recipe.model` on a corpus, in the folder `out`; the same call again goes on where a killed one stopped.
+    """Train `recipe.model` on a corpus; the same call again goes on where a killed one stopped.
 
     On one CPU the weights of a resumed run are those of an undisturbed one to the bit. Images that cannot be read are
-    rows with an `error` in `train.parquet`, never drawn and counted. watch: shown samples at each checkpoint. Raises
-    InputError where the folder holds another run or nothing can be read, TrainingError where training cannot go on;
-    checkpoints before that are kept.
+    rows with an `error` in `train.parquet`, never drawn and counted.
+
+    Args:
+        train_set: the training images; a Corpus or what `Corpus.open` takes.
+        out: folder of the run.
+        recipe: how; None = the defaults.
+        watch: shown samples at each checkpoint; None = nobody watches.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the folder holds another run, or nothing can be read.
+        PartError: there is no such model or mitigation.
+        MissingExtra: the tracker is not installed.
+        TrainingError: training cannot go on; checkpoints before that are kept.
     """
     recipe, out = recipe or TrainRecipe(), Path(out)
     corpus = train_set if isinstance(train_set, Corpus) else Corpus.open(train_set)
