@@ -166,7 +166,7 @@ def opened_engine(spec: str | None) -> Engine | None:
 
 
 def open_corpus(path: str, inside_only: bool, split: str | None = None, lenient: bool = False) -> Corpus:
-    """The corpus at `path`; what was found there and what was not used is said to the person, in a line."""
+    """Open the corpus at `path`, and tell the person in a line what was found there and what was not used."""
     from copyscope.data.corpus import Corpus
 
     corpus = Corpus.open(path, inside_only=inside_only, split=split, lenient=lenient)
@@ -186,8 +186,10 @@ def opened(
     split: str | None = None,
     lenient: bool = False,
 ) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
-    that lie outside."""
+    """Open the corpus at `path` without the images that the list of --without names.
+
+    Also what the summary says of that, and of images that lie outside.
+    """
     from copyscope.data import removals
 
     corpus = open_corpus(path, inside_only, split, lenient)

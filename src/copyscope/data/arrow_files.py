@@ -106,8 +106,10 @@ class ArrowImages(ShardImages):
 
 
 def _batches(storage: Storage, path: str) -> Iterator[Any]:
-    """The record batches of a file, which stays mapped as long as they are used. Raises ValueError for what is not
-    read: compressed batches, whose size nobody knows before they are unpacked, and dictionaries."""
+    """Record batches of a file, which stays mapped as long as they are used.
+
+    Raises ValueError for compressed batches, whose size nobody knows before they are unpacked, and for dictionaries.
+    """
     with _local_file(storage, path) as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -129,8 +129,10 @@ def _add(
 
 
 def _place(storage: Storage, root: str, named: str, kind: str) -> str | None:
-    """Where a file or folder is that a configuration names: as it says, beside the configuration, or at the end of its
-    path, which may be that of another machine; None where it is nowhere."""
+    """Path of a file or folder that a configuration names; None where it is nowhere.
+
+    It is where the name says, or beside the configuration at the end of that path, which may be another machine's.
+    """
     parts = parts_of(named)
     places = [join(root, named.replace("\\", "/")), *(join(root, "/".join(parts[at:])) for at in range(len(parts)))]
     return next((place for place in places if storage.kind(place) == kind), None)

@@ -45,10 +45,16 @@ def image_column(schema: pa.Schema) -> str:
 
 @dataclasses.dataclass
 class Indexed:
-    """What is in a shard. rows: arguments of `Rows.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
-    candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
-    shards are known. damage: why there is no more, or "". sources: where captions are from -> images. passed: what of
-    it was not used, and why. n_read: rows of the table.
+    """Index of a shard.
+
+    Attributes:
+        rows: arguments of `TableBuilder.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
+        candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
+            shards are known.
+        damage: why there is no more, or "".
+        sources: where captions are from -> images.
+        passed: (member, why) of what was not used.
+        n_read: rows of the table.
     """
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)

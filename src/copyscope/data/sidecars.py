@@ -216,8 +216,10 @@ def _mostly_here(listed: Listed, about: Annotations) -> bool:
 
 
 def _read_parent(storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations) -> None:
-    """A captions JSON beside the folder or in `annotations` there. It may speak of other folders too: only what names
-    this one is taken."""
+    """Read a captions JSON beside the folder, or in `annotations` there.
+
+    It may speak of other folders too: only what names this one is taken.
+    """
     parent, _, own_name = root.rstrip("/").rpartition("/")
     if not parent or not own_name:
         return

@@ -183,8 +183,10 @@ def _type_of_all(kinds: list[pa.DataType]) -> pa.DataType | None:
 
 
 def captions_of(record: Mapping[str, Any]) -> list[str]:
-    """The captions in one record of metadata; its prompt stands in only where it has no caption column at all, then
-    a comment, a sentence, ..."""
+    """Captions in one record of metadata.
+
+    Its prompt stands in only where it has no caption column at all, then a comment, a sentence, ...
+    """
     keys = {str(name).strip().lower(): name for name in record}
     columns = [keys[name] for name in CAPTION_COLUMNS if name in keys]
     if not columns:
@@ -204,8 +206,10 @@ def extras_of(record: Mapping[str, Any], without: Iterable[str] = ()) -> dict[st
 
 
 def texts(value: Any) -> list[str]:
-    """The non-empty strings of a string or a list of strings, without surrounding white space; a number is its text,
-    and NaN, which stands for nothing in tables, is none."""
+    """Non-empty strings of a string or a list of strings, without surrounding white space.
+
+    A number is its text, and NaN, which stands for nothing in tables, is none.
+    """
     values = value if isinstance(value, (list, tuple)) else [value]
     found = (clean(str(text)).strip() for text in values if isinstance(text, (str, int, float)) and text == text)
     return [text for text in found if text]

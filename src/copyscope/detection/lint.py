@@ -212,8 +212,10 @@ def _count(column: pa.ChunkedArray, value: str) -> int:
 
 
 def _draws(described: Embeddings) -> dict[str, Any] | None:
-    """What weights (repeats) do: the images that are drawn most, how often by the least drawn, and their share of all
-    draws; None where all are drawn alike."""
+    """Measure what weights (repeats) do; None where all images are drawn alike.
+
+    The images that are drawn most, how many times as often as the least drawn, and their share of all draws.
+    """
     weights = described.corpus.pick("weight", described.rows).to_numpy()
     drawn = weights[weights > 0]
     if not len(drawn) or drawn.min() == drawn.max():

@@ -56,8 +56,7 @@ def format_of(head: bytes) -> str:
 
 
 def why_unread(head: bytes) -> str:
-    """What a file is and what to do, by its first HEAD bytes, where it is an image of a format that is not read; else
-    ""."""
+    """Name an image of a format that is not read, and what to do, by its first HEAD bytes; "" for other files."""
     if format_of(head) == "AVIF":
         from PIL import features
 

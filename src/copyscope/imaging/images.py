@@ -261,17 +261,26 @@ def _decode(
     layers_of: Callable[[Pillow.Image], _Layers] = layers,
     draft: int = 0,
 ) -> _Layers:
+    """The layers of an image file.
+
+    Args:
+        file: open, at its start.
+        max_pixels: as in `decode`.
+        turn: as in `decode_layers`.
+        layers_of: takes the layers out of the loaded picture.
+        draft: pixels a side, at least, to which a JPEG may be shrunk while it is decoded; 0 = it may not.
+    """
     try:
-        return _decode_once(file, max_pixels, turn, layers_of)
+        return _decode_once(file, max_pixels, turn, layers_of, draft)
     except ImageError as error:
         if not too_much_text(str(error)):
             raise
     file.seek(0)
-    return _decode_once(BytesIO(without_texts(file.read(MOST_WITH_TEXTS))), max_pixels, turn, layers_of)
+    return _decode_once(BytesIO(without_texts(file.read(MOST_WITH_TEXTS))), max_pixels, turn, layers_of, draft)
 
 
 def _decode_once(
-    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers]
+    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers], draft: int
 ) -> _Layers:
     pillow = _pillow()
     try:

@@ -34,6 +34,7 @@ class Listed:
     subset: bool = False
 
     def add(self, key: str, captions: list[str], extras: dict[str, Any]) -> None:
+        """Add a record of the path `key`: its captions, and other values where there are none yet."""
         before = self.captions.get(key)
         self.captions[key] = captions if before is None else distinct(before + captions)
         if extras:

@@ -197,8 +197,7 @@ class Names:
         return self._below[folder]
 
     def beside(self, folder: str, listed: str) -> str | None:
-        """The file that `listed` names, relative to `folder` or, with a folder in it, to one above; None where there is
-        none.
+        """Find the file that `listed` names, relative to `folder` or, with a folder in it, to one above; else None.
 
         Upper and lower case and the form of accents (NFC, NFD) count only where a file has the very name.
         """
