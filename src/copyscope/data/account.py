@@ -38,9 +38,15 @@ class Unused:
 class Account:
     """What became of all that lies in a corpus.
 
-    n: rows. errors: kind of error -> rows. n_captioned: rows without an error that have a caption. sources: where
-    captions come from -> images. unused: reason -> files that look like images, captions or metadata and were not
-    used. split: the one that was read, or None. splits: rows of each that was there. notes: what else is to be said.
+    Args:
+        n: rows.
+        errors: kind of error -> rows.
+        n_captioned: rows without an error that have a caption.
+        sources: where captions come from -> images.
+        unused: reason -> files that look like images, captions or metadata and were not used.
+        split: the one that was read, or None.
+        splits: rows of each that was there.
+        notes: what else is to be said.
     """
 
     n: int = 0

@@ -46,12 +46,16 @@ _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)(?:\.(\d+))?|bytes=(\d+)\+(\d+))", re.
 class Corpus:
     """A table with one row an image, and access to the image bytes, which `read` and `stream` get from where they are.
 
-    table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
-    strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has read the
-    image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`, `seed`, `class`, ...
-    origin: the path or URL as the user gave it. kind: the layout it was recognised as. n_outside: images of what was
-    opened that lie outside the folder, listed in a table there or reached through a symbolic link. account: what became
-    of all that lay there when it was opened.
+    Args:
+        table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list
+            of strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody
+            has read the image), `error` (why it cannot be read, else null), then whatever else the data had:
+            `prompt`, `seed`, `class`, ...
+        origin: the path or URL as the user gave it.
+        kind: the layout it was recognised as.
+        n_outside: images of what was opened that lie outside the folder, listed in a table there or reached through
+            a symbolic link.
+        account: what became of all that lay there when it was opened.
     """
 
     table: pa.Table

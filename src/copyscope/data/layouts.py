@@ -52,7 +52,11 @@ BESIDE_SHARDS = "lies beside shards, which are read"
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What was found at a path. n_outside: images that lie outside the folder."""
+    """What was found at a path.
+
+    Args:
+        n_outside: images that lie outside the folder.
+    """
 
     kind: str
     table: pa.Table
@@ -64,8 +68,10 @@ class Opened:
 class Source:
     """What is to be opened, and how.
 
-    origin: what the user called it. inside_only: images outside the folder are rows with an error. split: the one to
-    read; None = the only one there is.
+    Args:
+        origin: what the user called it.
+        inside_only: images outside the folder are rows with an error.
+        split: the one to read; None = the only one there is.
     """
 
     storage: Storage
@@ -261,8 +267,16 @@ def _image_rows(
 ) -> Opened:
     """The rows of images in files, and what became of the other files.
 
-    by_folder: the split of each image by its folders. repeats: of each folder, if they are kohya's. classes: folders
-    are classes, where every image lies in one. places: locators of the images, where they are no files.
+    Args:
+        source: what is opened.
+        listing: all files.
+        images: those that are images.
+        about: what is known of them.
+        account: to which the other files are added.
+        by_folder: the split of each image by its folders.
+        repeats: of each folder, if they are kohya's.
+        classes: folders are classes, where every image lies in one.
+        places: locators of the images, where they are no files.
     """
     # Metadata may name files that do not look like images.
     found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}

@@ -135,8 +135,13 @@ def add_records(
 ) -> None:
     """Adds the rows of a table of images to `found`, and to `ids` what may be their ids.
 
-    read: of each row of the table what is in it (or why it is too large), the path in its image, and how many images
-    it has (None = one, in no list).
+    Args:
+        read: of each row of the table what is in it (or why it is too large), the path in its image, and how many
+            images it has (None = one, in no list).
+        path: of the table.
+        name: of the table, for ids.
+        found: to which the rows are added.
+        ids: to which values that may be ids are added, by column.
     """
     row = found.n_read
     for record, inner, count in read:

@@ -39,7 +39,13 @@ def read_sidecars(
 ) -> None:
     """Everything the sidecars in and beside the folder `root` say about its images, added to `about`.
 
-    tables: Parquet files without images, which may list some.
+    Args:
+        storage: file system.
+        root: the folder on it.
+        listing: all files of the folder.
+        images: those that are images.
+        about: to which all is added.
+        tables: Parquet files without images, which may list some.
     """
     for path in filter(is_metadata, listing.ending(METADATA_SUFFIXES)):
         read_metadata(storage, root, path, listing, about)

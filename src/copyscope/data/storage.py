@@ -59,8 +59,10 @@ class Listing:
     """All files below a folder.
 
     `unreadable` maps what is not looked into (a folder without permission, a pipe, a device) to the reason. `outside`:
-    those of the files that lie elsewhere, and are only reached through a symbolic link. hidden: files and folders that
-    are left out for their names, folders with a slash at the end.
+    those of the files that lie elsewhere, and are only reached through a symbolic link.
+
+    Args:
+        hidden: files and folders that are left out for their names, folders with a slash at the end.
     """
 
     files: dict[str, int | None]

@@ -69,6 +69,8 @@ LARGE_PIXELS = 16_000_000
 MAX_SCANS = 100
 """Scans of a JPEG: each goes over all of the image, and some bytes are enough for one. Encoders make ten or so."""
 
+MAX_KEPT = 512 * 512
+"""Pixels: larger resized images are not kept for the next who asks."""
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 _large = threading.RLock()

@@ -16,9 +16,15 @@ NAMES_NONE = "names none of the images here"
 class Annotations:
     """What sidecars say: by path relative to the folder, captions and further columns, and files that are not there.
 
-    names: the images of the folder. outside: files that lie elsewhere. inside_only: those are not taken. first_line:
-    images of which only the first line of a text file is a caption. used: files that were read for this. passed: files
-    that were not, and why. sources: where the captions of an image are from. notes: what else is to be said.
+    Args:
+        names: the images of the folder.
+        outside: files that lie elsewhere.
+        inside_only: those are not taken.
+        first_line: images of which only the first line of a text file is a caption.
+        used: files that were read for this.
+        passed: files that were not, and why.
+        sources: where the captions of an image are from.
+        notes: what else is to be said.
     """
 
     names: Names

@@ -29,7 +29,10 @@ _HOPS = 64
 def made_with(file: Any, start: int = 0, size: int | None = None) -> dict[str, Any]:
     """`prompt`, `seed`, `model` and `sampler`, as far as the image in a file has them; {} where it has none.
 
-    file: seekable. start, size: where in it the image is, in bytes; size None = to its end.
+    Args:
+        file: seekable.
+        start: where in it the image begins, in bytes.
+        size: of the image, in bytes; None = to the end of the file.
     """
     try:
         return _known(dict(_texts(file, start, size)))

@@ -25,7 +25,8 @@ _HELD_IN = ("annotations", "images", "data", "items", "records", "samples", "cap
 class Listed:
     """Captions and further columns that a JSON file has, by the path of an image as the file writes it.
 
-    by_path: it is an object from path to captions, and no list of records, which names its images in any case.
+    Args:
+        by_path: it is an object from path to captions, and no list of records, which names its images in any case.
     """
 
     captions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -158,7 +159,13 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
 
     Such files keep the paths of the machine they were made on, as "./data/laion/train/images/0001.jpg"; so a key
     belongs to the one image that shares the longest end with it. A key with no such image becomes a row with an error,
-    but where the file speaks of many more images than are here. required: every key is a row in any case.
+    but where the file speaks of many more images than are here.
+
+    Args:
+        path: of the file, relative to the folder.
+        listed: what it says.
+        about: what is known of the images, to which this is added.
+        required: every key is a row in any case.
     """
     best: dict[str, tuple[int, str]] = {}
     failed: dict[str, str] = {}

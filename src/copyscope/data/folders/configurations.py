@@ -17,9 +17,14 @@ CONFIGURED = (".toml", ".yaml", ".yml")
 class Subset:
     """A folder of training images as a trainer's configuration names it.
 
-    repeats: draws of each image an epoch. words: the caption of images without one of their own. extension: suffix of
-    caption files. metadata: a captions JSON. caption: "file" = beside the image, "name" = the file's name, "words" =
-    `words` for all. regularisation: it is no part of what is learnt. recursive: folders within are read too.
+    Args:
+        repeats: draws of each image an epoch.
+        words: the caption of images without one of their own.
+        extension: suffix of caption files.
+        metadata: a captions JSON.
+        caption: "file" = beside the image, "name" = the file's name, "words" = `words` for all.
+        regularisation: it is no part of what is learnt.
+        recursive: folders within are read too.
     """
 
     folder: str

@@ -33,7 +33,12 @@ _SAMPLE = 32  # images whose headers decide whether those of a tar are looked in
 
 @dataclasses.dataclass
 class _Part:
-    """A member of a sample. stem: its name without its suffix. place: (offset, size) of an image, else None."""
+    """A member of a sample.
+
+    Args:
+        stem: its name without its suffix.
+        place: (offset, size) of an image, else None.
+    """
 
     stem: str
     suffix: str
