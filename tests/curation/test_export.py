@@ -39,7 +39,9 @@ def corpus(tmp_path):
 
 def facts(corpus, id_column="id"):
     """All that is known of each image, by id, and its bytes."""
-    names = [name for name in corpus.table.column_names if name not in ("image", "id", "sha256", "width", "height")]
+    names = [
+        name for name in corpus.table.column_names if name not in ("image", "id", "sha256", "width", "height", "split")
+    ]
     rows = corpus.table.select([name for name in names if name != "original_id"]).to_pylist()
     data = dict(corpus.stream())
     ids = corpus.table[id_column].to_pylist()

@@ -19,6 +19,7 @@ from copyscope.report import render_lint
 from copyscope.report.terminal import lint_figures
 from copyscope.report.wording import lint_limits
 from tests import worlds
+from tests.pictures import fill
 
 
 def run(folder: Path) -> copyscope.Lint:
@@ -243,3 +244,12 @@ def test_of_many_images_a_sample_counts_shared_captions_and_every_card_is_of_all
     assert captions["shared"] % 2 == captions["near_shared"] % 2 == 0
     assert captions["shared"] + captions["near_shared"] > 0
     assert captions == run(world.train).summary["captions"]
+
+
+def test_weights_are_said_with_what_they_do(tmp_path):
+    fill(tmp_path, *(f"20_sks dog/{number}.png" for number in range(3)), "1_dog/a.png", "1_dog/b.png")
+    found = copyscope.lint(tmp_path, "phash", cache=tmp_path / ".cache").summary
+    assert found["draws"] == {"n_most": 3, "times": 20.0, "share": 60 / 62}
+    assert found["sentence"].endswith("3 images are drawn 20 times as often as the least drawn: 97% of all draws.")
+    fill(tmp_path / "alike", "a.png")
+    assert copyscope.lint(tmp_path / "alike", "phash", cache=tmp_path / ".cache").summary["draws"] is None

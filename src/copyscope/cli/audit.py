@@ -20,10 +20,12 @@ from .options import (
     Generated,
     HeldOut,
     InsideOnly,
+    Lenient,
     Out,
     PartsWish,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     Workers,
@@ -78,6 +80,8 @@ def audit(
         ),
     ] = PartsWish.auto,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
     clip: Annotated[
@@ -123,7 +127,11 @@ def audit(
         refuse_idle(context, ["held_out_exclude", "trust_held_out"], idle)
     if dry_run:
         sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
-        corpora = {name: open_corpus(path, inside_only) for name, path in sets.items() if path}
+        corpora = {
+            name: open_corpus(path, inside_only, split if name == "train" else None, lenient)
+            for name, path in sets.items()
+            if path
+        }
         found = named(protocol)
         found.load()
         show_json(
@@ -143,11 +151,11 @@ def audit(
     check_out(out)
     with progress_bar() as progress:
         result = run(
-            open_corpus(generated, inside_only),
-            open_corpus(train, inside_only),
-            open_corpus(held_out, inside_only) if held_out else None,
+            open_corpus(generated, inside_only, None, lenient),
+            open_corpus(train, inside_only, split, lenient),
+            open_corpus(held_out, inside_only, None, lenient) if held_out else None,
             protocol,
-            control=open_corpus(control, inside_only) if control else None,
+            control=open_corpus(control, inside_only, None, lenient) if control else None,
             held_out_exclude=held_out_exclude,
             trust_held_out=trust_held_out,
             sensitivity=sensitivity,

@@ -18,9 +18,11 @@ from .options import (
     DeviceName,
     EngineSpec,
     InsideOnly,
+    Lenient,
     Out,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     Without,
@@ -44,6 +46,8 @@ def lint(
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     out: Out = None,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -57,7 +61,7 @@ def lint(
 
     check_out(out)
     with progress_bar() as progress:
-        corpus, left_out = opened(train, without, inside_only, progress)
+        corpus, left_out = opened(train, without, inside_only, progress, split, lenient)
         result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
     result = dataclasses.replace(result, summary=result.summary | left_out)
     save_and_show(result, out, as_json)
@@ -79,6 +83,8 @@ def embed(
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
@@ -94,7 +100,7 @@ def embed(
 
     if engine:
         refuse_idle(context, ["workers"], "with --engine\nSay it to the engine: --engine 'processes(workers=4)'")
-        summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
+        summary = _embed_by(engine, open_corpus(corpus, inside_only, split, lenient), out, protocol, without)
     else:
         from copyscope.detection.embedding.embed import embed as run
         from copyscope.files import write_file
@@ -104,7 +110,7 @@ def embed(
         folder = Path(out)
         check_out(folder)
         with progress_bar() as progress:
-            images, left_out = opened(corpus, without, inside_only, progress)
+            images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
             described = run(images, named(protocol).load(), workers=workers, progress=progress)
         described.save(folder)
         summary = json.loads((folder / "embeddings.json").read_text()) | left_out
@@ -147,6 +153,8 @@ def duplicates(
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -162,7 +170,7 @@ def duplicates(
     check_out(out)
     rules, who = named(protocol), opened_engine(engine)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, inside_only, progress)
+        images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         described = describe(images, rules.load(), workers=workers, engine=who, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
         groups = run(described, bar, workers=workers, engine=who, progress=progress)

@@ -18,8 +18,10 @@ from .options import (
     HeldOut,
     IndexFolder,
     InsideOnly,
+    Lenient,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     TrustParts,
@@ -57,6 +59,8 @@ def build(
     ] = "float32",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     as_json: AsJson = False,
     strict: Strict = False,
     seed: Seed = 0,
@@ -75,12 +79,12 @@ def build(
     check_out(out)
     who = opened_engine(engine)
     with progress_bar() as progress:
-        images, left_out = opened(train, without, inside_only, progress)
+        images, left_out = opened(train, without, inside_only, progress, split, lenient)
         found = Index.build(
             images,
             out,
             protocol,
-            held_out=open_corpus(held_out, inside_only) if held_out else None,
+            held_out=open_corpus(held_out, inside_only, None, lenient) if held_out else None,
             crops=crops,
             precision=precision,
             seed=seed,
@@ -104,6 +108,8 @@ def add(
     ],
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     trust_parts: TrustParts = False,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -117,7 +123,7 @@ def add(
     found, who = Index.open(folder, trust_parts=trust_parts), opened_engine(engine)
     n_before = found.summary()["n_missing"]
     with progress_bar() as progress:
-        corpus, left_out = opened(images, without, inside_only, progress)
+        corpus, left_out = opened(images, without, inside_only, progress, split, lenient)
         found.add(corpus, workers=workers, engine=who, progress=progress)
     summary = found.summary()
     n_missing = summary["n_missing"] - n_before

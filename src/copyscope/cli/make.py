@@ -18,12 +18,14 @@ from .options import (
     DryRun,
     HeldOut,
     InsideOnly,
+    Lenient,
     MitigationSpecs,
     ProtocolName,
     Recipe,
     Seed,
     Settings,
     SignalSpecs,
+    Split,
     TrustParts,
     Without,
     Workers,
@@ -54,6 +56,8 @@ def curate(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
         typer.Option(
@@ -107,7 +111,7 @@ def curate(
     check_out(out)
     dropped: list[dict[str, Any]] = []
     with progress_bar() as progress:
-        made, left_out = opened(corpus, without, inside_only, progress)
+        made, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         n_given = len(made)
         if drop_duplicates:
             made, dropped = deduplicated(made, drop_duplicates, protocol, workers=workers, progress=progress)
@@ -181,6 +185,8 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     recipe: Recipe = None,
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
@@ -218,7 +224,7 @@ def train(
         return
     check_out(out)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, inside_only, progress)
+        images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         look = make_watch(images, held_out, protocol, workers=workers) if watch else None
         finished = run(images, out, resolved, watch=look, progress=progress)
     if as_json:

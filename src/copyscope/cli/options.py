@@ -66,6 +66,13 @@ InsideOnly = Annotated[
         "--inside-only", help="Refuse images outside the folder, which a table in it lists or a symbolic link leads to."
     ),
 ]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", help="Read this split of the training set, or `all`; as PATH@NAME does."),
+]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Read JPEG files that lack their end marker; the column `repaired` says so.")
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
@@ -160,24 +167,34 @@ def opened_engine(spec: str | None) -> Engine | None:
     return open_engine(spec) if spec is not None else None
 
 
-def open_corpus(path: str, inside_only: bool) -> Corpus:
-    """Open the corpus at `path`, and tell the person how many of its images lie outside."""
+def open_corpus(path: str, inside_only: bool, split: str | None = None, lenient: bool = False) -> Corpus:
+    """Open the corpus at `path`, and tell the person in a line what was found there and what was not used."""
     from copyscope.data.corpus import Corpus
 
-    corpus = Corpus.open(path, inside_only=inside_only)
+    corpus = Corpus.open(path, inside_only=inside_only, split=split, lenient=lenient)
+    if warning := corpus.account.warning:
+        note(f"{path}: {warning}.")
+    note(f"{path}: {corpus.account.line()}.")
     if n := corpus.n_outside:
         note(f"{n} images lie outside the folder {path}; --inside-only refuses them.")
     return corpus
 
 
-def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
+def opened(
+    path: str,
+    without: str | None,
+    inside_only: bool,
+    progress: Progress,
+    split: str | None = None,
+    lenient: bool = False,
+) -> tuple[Corpus, dict[str, Any]]:
     """Open the corpus at `path` without the images that the list of --without names.
 
     Also what the summary says of that, and of images that lie outside.
     """
     from copyscope.data import removals
 
-    corpus = open_corpus(path, inside_only)
+    corpus = open_corpus(path, inside_only, split, lenient)
     said: dict[str, Any] = {"n_outside": corpus.n_outside} if corpus.n_outside else {}
     if without is None:
         return corpus, said

@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copyscope.data.corpus import Corpus
-from copyscope.data.sidecars import is_image_name
+from copyscope.data.folders.names import is_image_name
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import beside, remove_stale, sync
 from copyscope.imaging import images
+from copyscope.imaging.formats import format_of
 from copyscope.machine import Progress, cores
 
 SHARD_BYTES = 256 << 20
@@ -252,7 +253,7 @@ LAYOUTS: dict[str, type[_Writer]] = {"imagefolder": _ImageFolder, "parquet": _Pa
 def _suffix(data: bytes) -> str:
     """The suffix of a file with this content, an image that can be decoded."""
     # Two kinds that have no mark of their own there: AVIF of another brand, and BigTIFF.
-    return _SUFFIXES.get(images._format_of(data[:16]), ".avif" if data[4:8] == b"ftyp" else ".tif")
+    return _SUFFIXES.get(format_of(data[:16]), ".avif" if data[4:8] == b"ftyp" else ".tif")
 
 
 def _short(piece: str) -> str:

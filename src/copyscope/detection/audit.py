@@ -39,7 +39,8 @@ from copyscope.machine import Progress
 
 from .one_pass import read_queries, read_train
 from .previews import gallery
-from .results import Result, failures, versions
+from .results import Result, accounts, failures, versions
+from .summaries import AuditSummary
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
@@ -52,6 +53,7 @@ class Audit(Result):
     Prints as its verdict; in a notebook it shows the key figures.
     """
 
+    summary: AuditSummary
     schema = SCHEMA
 
     def page(self) -> str:
@@ -73,7 +75,7 @@ class Audit(Result):
     @property
     def copies(self) -> list[dict[str, Any]]:
         """The generated images called copies, worst first."""
-        return list(self.summary["copies"])
+        return [dict(copy) for copy in self.summary["copies"]]
 
     def __rich__(self) -> Any:
         from copyscope.report.terminal import audit_panel
@@ -296,6 +298,7 @@ def audit(
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
+        "accounts": accounts(corpora),
         "frames": images.FRAMES,
     }
     summary["seconds"] = round(time.monotonic() - began, 2)

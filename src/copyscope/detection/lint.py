@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope._version import __version__
+from copyscope.data.account import SetAccount
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
 from copyscope.detection.dedup.groups import GroupsSummary, duplicates, representatives
@@ -29,7 +30,7 @@ from copyscope.stats import EstimateDict
 
 from .one_pass import read_train
 from .previews import gallery
-from .results import Result, failures, versions
+from .results import Result, accounts, failures, versions
 
 SCHEMA = "copyscope.lint/1"
 MEASURED = 20_000
@@ -83,6 +84,14 @@ class LintRecipe(TypedDict):
     seed: Annotated[int, "seed"]
 
 
+class Draws(TypedDict):
+    """What weights do in training."""
+
+    n_most: Annotated[int, "images that are drawn most"]
+    times: Annotated[float, "times as often as the least drawn"]
+    share: Annotated[float, "their share of all draws"]
+
+
 class LintSummary(TypedDict):
     """Summary of a lint."""
 
@@ -93,6 +102,8 @@ class LintSummary(TypedDict):
     sentence: Annotated[str, "what was found, in words"]
     n_train: Annotated[int, "images, unreadable ones included"]
     n_missing: Annotated[int, "images that cannot be read"]
+    accounts: Annotated[list[SetAccount], "what became of all that lay in the set, as in an audit"]
+    draws: Annotated[Draws | None, "what weights (repeats) do; null where all images are drawn alike"]
     n_outside: Annotated[
         int, "images that [lie outside the folder](corpora.md#what-is-recognised): listed or linked to"
     ]
@@ -197,16 +208,19 @@ def lint(
     summary = groups.summary()
     actions = {name: _count(risk["action"], name) for name in ("deduplicate", "recaption")}
     repeated = summary["n_images_in_groups"] - summary["n_groups"]
+    draws = _draws(described)
     return Lint(
         {
             "schema": SCHEMA,
             "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
-            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"], draws),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
+            "accounts": accounts({"train": corpus}),
+            "draws": draws,
             "frames": images.FRAMES,
             "duplicates": summary,
             "duplicated_share": stats.proportion(repeated, len(described.rows), missing=described.n_missing).as_dict(),
@@ -284,7 +298,24 @@ def _count(column: pa.ChunkedArray, value: str) -> int:
     return int(pa.compute.sum(pa.compute.equal(column, value)).as_py() or 0)
 
 
-def _sentence(n: int, n_missing: int, summary: GroupsSummary, plain: int) -> str:
+def _draws(described: Embeddings) -> Draws | None:
+    """Measure what weights (repeats) do; None where all images are drawn alike.
+
+    The images that are drawn most, how many times as often as the least drawn, and their share of all draws.
+    """
+    weights = described.corpus.pick("weight", described.rows).to_numpy()
+    drawn = weights[weights > 0]
+    if not len(drawn) or drawn.min() == drawn.max():
+        return None
+    most = weights == drawn.max()
+    return {
+        "n_most": int(most.sum()),
+        "times": float(drawn.max() / drawn.min()),
+        "share": float(weights[most].sum() / weights.sum()),
+    }
+
+
+def _sentence(n: int, n_missing: int, summary: GroupsSummary, plain: int, draws: Draws | None) -> str:
     repeated, n_groups, full = summary["n_images_in_groups"] - summary["n_groups"], summary["n_groups"], summary["full"]
     images = ("readable " if n_missing else "") + _form(n, "image", "images")
     said = []
@@ -297,9 +328,16 @@ def _sentence(n: int, n_missing: int, summary: GroupsSummary, plain: int) -> str
     if plain:
         stand = _form(plain, "picture stands under a caption of its", "pictures stand under captions of their")
         said.append(f"{plain} plain {stand} own")
+    often = ""
+    if draws:
+        most = draws["n_most"]
+        often = (
+            f" By their weights, {most} {_form(most, 'image is', 'images are')} drawn {draws['times']:g} times as "
+            f"often as the least drawn: {draws['share']:.0%} of all draws."
+        )
     if not said:
-        return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own."
-    return "; ".join(said) + "."
+        return f"No near-duplicates among {n} {images}, and no plain picture under a caption of its own.{often}"
+    return "; ".join(said) + "." + often
 
 
 def _form(n: int, one: str, more: str) -> str:

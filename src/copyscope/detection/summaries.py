@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, NotRequired, TypedDict
 
+from copyscope.data.account import SetAccount
 from copyscope.detection.dedup.groups import GroupsSummary
 from copyscope.detection.search.ivf import SearchReport
 from copyscope.stats import EstimateDict
@@ -345,6 +346,7 @@ class AuditSummary(TypedDict):
     n_train: Annotated[int, "training images, unreadable ones included"]
     n_missing: Annotated[int, "generated images that cannot be read"]
     n_missing_train: Annotated[int, "training images that cannot be read"]
+    accounts: Annotated[list[SetAccount], "[what became of all that lay in each set](corpora.md#the-account)"]
     n_outside: Annotated[
         int, "images of all sets that [lie outside their folder](corpora.md#what-is-recognised): listed or linked to"
     ]

@@ -79,6 +79,7 @@ def audit_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("blank", f"{said} images of one colour, set apart"))
     rows += _searched(summary)
     rows += _outside(summary)
+    rows += _accounts(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
@@ -106,6 +107,13 @@ def seen(sensitivity: Mapping[str, Any] | None) -> str:
     if not sensitivity:
         return "not measured"
     return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
+
+
+def _accounts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Files that were not used, of each set."""
+    unused = [each for each in summary.get("accounts", []) if each["n_unused"]]  # results of before have none
+    said = ", ".join(f"{each['n_unused']} of {each['set'].replace('_', '-')}" for each in unused)
+    return [("not used", f"{said}: files that look like images or captions")] if unused else []
 
 
 def _outside(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -143,6 +151,7 @@ def lint_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("near-duplicates", f"{duplicates['n_groups']} groups: {groups}; the largest has {duplicates['largest']}"),
         *_searched(summary),
         *_outside(summary),
+        *_accounts(summary),
         ("captions", f"{captions['with']} images have some; {shared}"),
         ("to do", f"deduplicate {actions['deduplicate']} groups, recaption {actions['recaption']} images"),
     ]
