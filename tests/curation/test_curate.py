@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -45,6 +46,31 @@ def test_none_changes_no_weight_and_has_the_columns(corpus):
     assert column(found, "weight") == list(range(20))
     assert column(found, "duplicated") == [False] * 20
     assert column(found, "duplication") == [""] * 20
+    assert column(found, "duplication_factor") == [1.0] * 20
+
+
+@pytest.mark.parametrize("style", ["full", "partial"])
+def test_none_leaves_planted_duplicates_as_they_are(corpus, style):
+    planted = curate.duplicate(corpus.with_column("weight", [2.0] * 20), style, rate=0.25, factor=3)
+    assert curate.duplicate(planted).table.equals(planted.table)
+
+
+def test_planting_takes_the_place_of_what_was_planted_before(corpus):
+    weighted = corpus.with_column("weight", [float(n + 1) for n in range(20)])
+    once = curate.duplicate(weighted, "full", rate=0.25, factor=5)
+    assert curate.duplicate(once, "full", rate=0.25, factor=5).table.equals(once.table)
+    other = curate.duplicate(once, "partial", rate=0.5, factor=2, seed=3)
+    expected = curate.duplicate(weighted, "partial", rate=0.5, factor=2, seed=3)
+    assert other.table.equals(expected.table)
+
+
+def test_duplicates_of_an_unknown_factor_stay_and_nothing_is_planted_over_them(corpus):
+    old = curate.duplicate(corpus, "partial", rate=0.25)
+    old = dataclasses.replace(old, table=old.table.drop_columns("duplication_factor"))
+    assert column(curate.duplicate(old), "weight") == column(old, "weight")
+    assert column(curate.duplicate(old), "duplication") == column(old, "duplication")
+    with pytest.raises(InputError, match="by which factor"):
+        curate.duplicate(old, "full")
 
 
 def test_duplicated_images_are_the_same_for_both_styles_any_order_and_a_higher_rate(corpus):

@@ -80,7 +80,7 @@ def curate(
     ] = "none",
     rate: Annotated[float, typer.Option("--rate", help="Share of images that --duplication repeats.")] = 0.05,
     factor: Annotated[float, typer.Option("--factor", help="How often these are drawn for once of the others.")] = 5.0,
-    layout: Annotated[str, typer.Option("--layout", help="imagefolder, parquet or webdataset.")] = "imagefolder",
+    layout: Annotated[str, typer.Option("--layout", help="imagefolder, kohya, parquet or webdataset.")] = "imagefolder",
     protocol: ProtocolName = "sscd-288",
     as_json: AsJson = False,
     seed: Seed = 0,
@@ -92,7 +92,7 @@ def curate(
     """
     from copyscope.curation.captions import conditioned
     from copyscope.curation.curate import duplicate, subset
-    from copyscope.curation.export import write
+    from copyscope.curation.export import reading_hint, write
     from copyscope.detection.dedup.deduplicate import deduplicated, write_list
 
     needs = {
@@ -125,6 +125,8 @@ def curate(
         "schema": "copyscope.curate/1",
         "path": str(out),
         "kind": written.kind,
+        "layout": layout,
+        "reads": (reads := reading_hint(layout)),
         "n": len(written),
         "n_duplicated": sum(made.table["duplicated"].to_pylist()),
         "n_dropped": len(dropped),
@@ -134,10 +136,13 @@ def curate(
     if as_json:
         show_json(summary)
         return
-    planted = ""
+    planted = f"; {summary['n_duplicated']} of them planted as duplicates" if summary["n_duplicated"] else ""
     if duplication != "none":
-        planted = f"; {summary['n_duplicated']} of them planted as duplicates (drawn {factor:g} times as often)"
+        planted += f" (drawn {factor:g} times as often)"
     print(f"{summary['n']} images in {out}{planted}")
+    print(f"A trainer reads: caption from {reads['caption']}, weight (how often to draw) from {reads['weight']}.")
+    if "partial" in written.table["duplication"].to_pylist():
+        print(f"Images planted as partial duplicates take any caption from {reads['captions']}, anew at each draw.")
     if drop_duplicates in ("keep-one", "remove"):
         groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
         where = f"; listed in {out / 'dropped.csv'}" if dropped else ""

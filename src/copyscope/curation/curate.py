@@ -17,6 +17,7 @@ from copyscope.data.table import distinct
 from copyscope.errors import ImageError, InputError
 
 DUPLICATIONS = ("none", "full", "partial")
+_FACTOR = "duplication_factor"
 Rows = Sequence[int] | NDArray[np.intp]
 Labels = Sequence[int] | NDArray[np.int64]
 
@@ -24,11 +25,25 @@ Labels = Sequence[int] | NDArray[np.int64]
 def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor: float = 5.0, seed: int = 0) -> Corpus:
     """The corpus with duplicates planted, as sampling weight and never as files (Somepalli et al. 2023, section 4).
 
-    floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight. Two
-    columns say which: `duplicated`, and `duplication`, the style for these and "" for all others. Under "full" such an
-    image repeats with its first caption, under "partial" with one drawn afresh from its list each time; what draws
-    captions sees to that. "none" changes no weight. Of one seed, both styles take the same images, and a higher rate
-    takes those of a lower one and more. Raises InputError for a style, rate or factor that cannot be.
+    floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight.
+    Three columns say which: `duplicated`; `duplication`, the style for these and "" for all others; and
+    `duplication_factor`, 1 for all others. Under "full" such an image repeats with its first caption, under "partial"
+    with one drawn afresh from its list each time; what draws captions sees to that. Of one seed, both styles take the
+    same images, and a higher rate takes those of a lower one and more.
+
+    Where duplicates are planted already, "none" leaves them as they are, and the other styles take their place:
+    planting twice does not multiply.
+
+    Args:
+        corpus: the images.
+        style: one of DUPLICATIONS.
+        rate: share of the readable images, 0 to 1.
+        factor: what the weight of these is multiplied by, 1 or more.
+        seed: of the draw, 0 or more.
+
+    Raises:
+        InputError: the style, rate or factor cannot be, or duplicates are planted and the corpus does not say by which
+            factor.
     """
     if style not in DUPLICATIONS:
         raise InputError(f"No duplication style {style!r}.\nThere are: {', '.join(DUPLICATIONS)}")
@@ -36,15 +51,40 @@ def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor
         raise InputError(f"rate must be a share from 0 to 1, not {rate}.\nThe paper uses 0.05")
     if not 1 <= factor < math.inf:
         raise InputError(f"factor must be 1 or more, not {factor}.\nThe paper uses 5")
+    if style == "none":
+        kinds = _planted(corpus)
+        corpus = corpus.with_column("duplicated", [kind != "" for kind in kinds]).with_column("duplication", kinds)
+        known = _FACTOR in corpus.table.column_names or any(kinds)
+        return corpus if known else corpus.with_column(_FACTOR, [1.0] * len(corpus))
     readable = _readable(corpus)
     # A share such as 0.29 of 100 is 28.999999999999996 in floating point.
-    n = 0 if style == "none" else math.floor(rate * len(readable) + 1e-9)
+    many = math.floor(rate * len(readable) + 1e-9)
     chosen = np.zeros(len(corpus), dtype=bool)
-    chosen[_rng(seed).permutation(readable)[:n]] = True
-    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
+    chosen[_rng(seed).permutation(readable)[:many]] = True
+    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64) / _planted_factors(corpus)
     corpus = corpus.with_column("weight", np.where(chosen, weight * factor, weight).tolist())
     corpus = corpus.with_column("duplicated", chosen.tolist())
-    return corpus.with_column("duplication", [style if row else "" for row in chosen])
+    corpus = corpus.with_column("duplication", [style if row else "" for row in chosen])
+    return corpus.with_column(_FACTOR, np.where(chosen, factor, 1.0).tolist())
+
+
+def _planted(corpus: Corpus) -> list[str]:
+    """The style in which each row [n] is planted as a duplicate already, "" where it is not."""
+    if "duplication" not in corpus.table.column_names:
+        return [""] * len(corpus)
+    return [kind if kind in DUPLICATIONS[1:] else "" for kind in corpus.table["duplication"].to_pylist()]
+
+
+def _planted_factors(corpus: Corpus) -> NDArray[np.float64]:
+    """What the weight of each row [n] was multiplied by when duplicates were planted, 1 for all others."""
+    known = corpus.table[_FACTOR].to_pylist() if _FACTOR in corpus.table.column_names else [None] * len(corpus)
+    planted = _planted(corpus)
+    if any(kind and not factor for kind, factor in zip(planted, known, strict=True)):
+        raise InputError(
+            f"{corpus.origin} has planted duplicates, and does not say by which factor (column `{_FACTOR}`).\n"
+            "Plant them in the images it was made of"
+        )
+    return np.array([factor if kind else 1.0 for kind, factor in zip(planted, known, strict=True)], dtype=np.float64)
 
 
 def add_captions(
