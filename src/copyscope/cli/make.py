@@ -15,6 +15,7 @@ from copyscope.errors import InputError
 from .options import (
     AsJson,
     CorpusPath,
+    DecisionsFile,
     DryRun,
     HeldOut,
     InsideOnly,
@@ -30,6 +31,7 @@ from .options import (
     check_out,
     need_torch,
     opened,
+    read_decisions,
     refuse_idle,
 )
 
@@ -53,6 +55,7 @@ def curate(
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
     without: Without = None,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     drop_duplicates: Annotated[
         Literal["keep-one", "down-weight", "remove"] | None,
@@ -93,10 +96,10 @@ def curate(
     from copyscope.curation.captions import conditioned
     from copyscope.curation.curate import duplicate, subset
     from copyscope.curation.export import reading_hint, write
-    from copyscope.detection.dedup.deduplicate import deduplicated, write_list
+    from copyscope.detection.dedup.deduplicate import near_duplicates, without_duplicates, write_list
 
     needs = {
-        ("protocol",): (drop_duplicates, "--drop-duplicates keep-one"),
+        ("protocol", "decisions"): (drop_duplicates, "--drop-duplicates keep-one"),
         ("n_captions",): (captions, "--captions paraphrase"),
         ("class_column",): (conditioning == "class", "--conditioning class"),
         ("rate", "factor"): (duplication != "none", "--duplication full"),
@@ -105,12 +108,17 @@ def curate(
         if not needed:
             refuse_idle(context, names, f"without {option.split()[0]}\nLeave it out, or add {option}, say")
     check_out(out)
+    decided = read_decisions(decisions)
     dropped: list[dict[str, Any]] = []
+    said: dict[str, Any] = {}
     with progress_bar() as progress:
         made, left_out = opened(corpus, without, inside_only, progress)
         n_given = len(made)
         if drop_duplicates:
-            made, dropped = deduplicated(made, drop_duplicates, protocol, workers=workers, progress=progress)
+            options: dict[str, Any] = {"workers": workers, "progress": progress}
+            described, groups = near_duplicates(made, protocol, decided, **options)
+            made, dropped = without_duplicates(described, groups, drop_duplicates, **options)
+            said = {"decisions": decided.summary(groups.honoured)} if decided else {}
         if n:
             made = subset(made, n, seed=seed)
         if captions:
@@ -121,18 +129,22 @@ def curate(
         written = write(made, out, layout, progress=progress)
         if dropped:
             write_list(dropped, out / "dropped.csv")
-    summary = {
-        "schema": "copyscope.curate/1",
-        "path": str(out),
-        "kind": written.kind,
-        "layout": layout,
-        "reads": (reads := reading_hint(layout)),
-        "n": len(written),
-        "n_duplicated": sum(made.table["duplicated"].to_pylist()),
-        "n_dropped": len(dropped),
-        "n_groups": len({row["group"] for row in dropped}),
-        "n_missing": len(made) - len(written),
-    } | left_out
+    summary = (
+        {
+            "schema": "copyscope.curate/1",
+            "path": str(out),
+            "kind": written.kind,
+            "layout": layout,
+            "reads": (reads := reading_hint(layout)),
+            "n": len(written),
+            "n_duplicated": sum(made.table["duplicated"].to_pylist()),
+            "n_dropped": len(dropped),
+            "n_groups": len({row["group"] for row in dropped}),
+            "n_missing": len(made) - len(written),
+        }
+        | left_out
+        | said
+    )
     if as_json:
         show_json(summary)
         return
@@ -144,9 +156,11 @@ def curate(
     if "partial" in written.table["duplication"].to_pylist():
         print(f"Images planted as partial duplicates take any caption from {reads['captions']}, anew at each draw.")
     if drop_duplicates in ("keep-one", "remove"):
-        groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
+        n_groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
         where = f"; listed in {out / 'dropped.csv'}" if dropped else ""
-        print(f"{len(dropped)} of {n_given} dropped ({groups}){where}")
+        print(f"{len(dropped)} of {n_given} dropped ({n_groups}){where}")
+    if said:
+        print(said["decisions"]["sentence"])
     note_unreadable(len(made) - len(written))
 
 

@@ -14,6 +14,7 @@ from copyscope.console import note
 from copyscope.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
+    from copyscope.curation.decisions import Decisions
     from copyscope.data.corpus import Corpus
     from copyscope.data.removals import Removed
     from copyscope.engine import Engine
@@ -55,6 +56,10 @@ Recipe = Annotated[
 Without = Annotated[
     str | None,
     typer.Option("--without", metavar="LIST", help="Leave out the images that LIST names by id, sha256, URL or key."),
+]
+DecisionsFile = Annotated[
+    Path | None,
+    typer.Option("--decisions", metavar="FILE", help="Verdicts of people to honour; `copyscope decide` writes them."),
 ]
 InsideOnly = Annotated[
     bool,
@@ -162,6 +167,20 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
     return {"without": {"list": without, **removed.summary()}}
 
 
+def read_decisions(path: Path | None) -> Decisions | None:
+    """The decisions of --decisions; lines that are none are said to the person."""
+    if path is None:
+        return None
+    from copyscope.curation.decisions import Decisions
+
+    found = Decisions.read(path)
+    for row in found.errors[:5]:
+        note(f"{row['file']}, line {row['line']}: {row['error']}; the line is passed over.")
+    if len(found.errors) > 5:
+        note(f"{len(found.errors) - 5} further lines of it are passed over.")
+    return found
+
+
 def need_torch(what: str) -> None:
     """Raises MissingExtra where torch is not installed."""
     if not importlib.util.find_spec("torch"):
@@ -171,6 +190,10 @@ def need_torch(what: str) -> None:
 def exit_with(summary: dict[str, Any], strict: bool) -> None:
     """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
+    lines = len(summary.get("decisions", {}).get("errors", []))
+    if strict and lines:
+        note(f"{lines} lines of decisions could not be read, and --strict was given.")
+        raise typer.Exit(EXIT_UNREADABLE)
     if strict and unreadable:
         note(f"{unreadable} images could not be read, and --strict was given.")
         raise typer.Exit(EXIT_UNREADABLE)

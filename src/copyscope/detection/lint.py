@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
-from copyscope.detection.dedup.groups import duplicates, representatives
+from copyscope.detection.dedup.groups import Groups, duplicates, representatives
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -64,6 +65,7 @@ def lint(
     train: str | Path | Corpus,
     protocol: str = "sscd-288",
     *,
+    decisions: str | Path | Decisions | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -74,11 +76,13 @@ def lint(
 
     train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
     is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. cache, workers,
+    Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. decisions: what
+    people decided, a file of `copyscope decide`; nothing is advised about licensed and ignored images. cache, workers,
     engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
     """
     began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
+    decided = Decisions.read(decisions) if decisions is not None else None
     rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     descriptor = rules.load()
@@ -89,7 +93,7 @@ def lint(
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
     described = with_ivf(described, **options)
-    groups = duplicates(described, rules.duplicates, engine=engine, **options)
+    groups = duplicates(described, rules.duplicates, decisions=decided, engine=engine, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
@@ -101,6 +105,11 @@ def lint(
     profile = ImageFacts.of(described, groups, shown, counted, **options)
     mixed = profile.complexity[:, -1]
     risk = _cards(profile, shown, _ranks(mixed[profile.at(shown)], mixed[profile.at(single)]), described)
+    said: dict[str, Any] = {}
+    if decided is not None and groups.honoured is not None:
+        risk = _without_decided(risk, described, groups, decided)
+        failed = pa.concat_tables([failed, decided.failures()])
+        said = {"decisions": decided.summary(groups.honoured)}
     tables = {"groups": groups.table(), "risk": risk, "failures": failed}
     tables["thumbnails"] = gallery({"train": described}, tables)
     summary = groups.summary()
@@ -112,7 +121,8 @@ def lint(
             "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
-            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"]),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"])
+            + (f" {said['decisions']['sentence']}" if said else ""),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
@@ -136,6 +146,7 @@ def lint(
                 "versions": versions(),
                 "seed": seed,
             },
+            **said,
         },
         tables,
     )
@@ -184,6 +195,18 @@ def _cards(
         ]
         pieces.append(pa.Table.from_pylist([card for card in cards if card["action"] != "keep"], schema=schema))
     return pa.concat_tables(pieces).combine_chunks()
+
+
+def _without_decided(risk: pa.Table, described: Embeddings, groups: Groups, decisions: Decisions) -> pa.Table:
+    """The cards but for those of images that are licensed, with all of their group, or to be ignored."""
+    said = decisions.within(described.corpus, described.rows)
+    whole = {group: set(np.flatnonzero(groups.label == group).tolist()) for group in groups.label[list(said.licensed)]}
+    spared = said.ignored | {row for row in said.licensed if whole[groups.label[row]] <= said.licensed}
+    ids = described.corpus.pick("id", described.rows[sorted(spared)])
+    kept = risk.filter(pa.compute.invert(pa.compute.is_in(risk["id"], value_set=ids.combine_chunks())))
+    if groups.honoured is not None:
+        groups.honoured.n_licensed += len(risk) - len(kept)
+    return kept
 
 
 def _count(column: pa.ChunkedArray, value: str) -> int:

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 
 from copyscope.curation.curate import down_weight, kept_because, kept_rows, remove
+from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.embed import embed
+from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.files import safe_cell, write_file
 from copyscope.machine import Progress
 
-from .groups import duplicates
+from .decided import decided_same
+from .groups import Groups, duplicates
 from .same_picture import compare_pixels
 
 HOW = ("keep-one", "down-weight", "remove")
@@ -27,23 +30,40 @@ def deduplicated(
     how: str,
     protocol: str = "sscd-288",
     *,
+    decisions: Decisions | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus with its near-duplicate groups dealt with, and a row (COLUMNS) for each image that was dropped.
+    """The corpus with its near-duplicate groups dealt with, and a row (COLUMNS) for each image that was dropped: as
+    `without_duplicates`, of the groups that `protocol` (a name in `PROTOCOLS` or a descriptor spec) finds.
 
-    how: "keep-one" keeps one image of a group (a captioned one first, then the one with most pixels, then the first),
-    and drops those alone that are the same picture as the kept one by their own pixels; "remove" drops whole groups
-    (`kept_id` is then empty); "down-weight" drops none and divides their weight. protocol: a name in `PROTOCOLS` or a
-    descriptor spec. score: similarity to the kept image, or the one that would be; pixels: their agreement
-    (`compare_pixels`); reason: what the image was dropped for; kept_because: why the other one was kept. cache,
-    workers: as in `embed`.
+    decisions, cache, workers: as in `duplicates`.
     """
-    rules = named_protocol(protocol)
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    return without_duplicates(*near_duplicates(corpus, protocol, decisions, **options), how, **options)
+
+
+def near_duplicates(
+    corpus: Corpus, protocol: str, decisions: Decisions | None = None, **options: Any
+) -> tuple[Embeddings, Groups]:
+    """The embeddings of a corpus by a protocol, and its near-duplicate groups. options: as in `embed`."""
+    rules = named_protocol(protocol)
     described = embed(corpus, rules.load(), **options)
-    groups = duplicates(described, rules.duplicates, **options)
+    return described, duplicates(described, rules.duplicates, decisions=decisions, **options)
+
+
+def without_duplicates(
+    described: Embeddings, groups: Groups, how: str, **options: Any
+) -> tuple[Corpus, list[dict[str, Any]]]:
+    """The corpus of `groups` with these dealt with, and a row (COLUMNS) for each image that was dropped.
+
+    how: "keep-one" keeps one image of a group (`curate.kept_rows` says which), and drops those alone that are the same
+    picture as the kept one by their own pixels or by a decision; "remove" drops whole groups (`kept_id` is then empty);
+    "down-weight" drops none and divides their weight. score: similarity to the kept image, or the one that would be;
+    pixels: their agreement (`compare_pixels`); reason: what the image was dropped for; kept_because: why the other one
+    was kept. options: cache, workers and progress of `embed`.
+    """
     if how == "down-weight":
         return down_weight(groups.corpus, groups.rows, groups.label), []
     kept = kept_rows(groups.corpus, groups.rows, groups.label)
@@ -52,7 +72,11 @@ def deduplicated(
     if how == "keep-one":
         one, other = one[one != other], other[one != other]
     found = compare_pixels(groups.corpus, groups.rows, np.stack([one, other], axis=1), **options)
-    dropped = found.same if how == "keep-one" else np.ones(len(one), bool)
+    decided = np.zeros(len(one), bool)
+    if groups.honoured is not None:
+        label = decided_same(len(groups.rows), groups.honoured.same)
+        decided = label[one] == label[other]
+    dropped = found.same | decided if how == "keep-one" else np.ones(len(one), bool)
     ids = groups.corpus.pick("id", groups.rows).to_pylist()
     places = np.flatnonzero(dropped)
     because = [""] * len(places)
@@ -62,6 +86,10 @@ def deduplicated(
     for at, why in zip(places, because, strict=True):
         score = float(described.vectors[one[at]] @ described.vectors[other[at]])
         group = int(groups.label[one[at]])
+        if how != "keep-one":
+            reason = f"it is one of {groups.sizes[group]} near-duplicates, all of which are dropped"
+        else:
+            reason = "a decision says that it is the same picture" if decided[at] else _reason(score, groups.threshold)
         listed.append(
             {
                 "id": ids[one[at]],
@@ -69,9 +97,7 @@ def deduplicated(
                 "group": group,
                 "score": round(score, 4),
                 "pixels": round(float(found.score[at]), 4),
-                "reason": _reason(score, rules.duplicates)
-                if how == "keep-one"
-                else f"it is one of {groups.sizes[group]} near-duplicates, all of which are dropped",
+                "reason": reason,
                 "kept_because": why,
             }
         )

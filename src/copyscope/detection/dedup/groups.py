@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -27,6 +28,7 @@ from copyscope.machine import Progress, drop_pages
 
 from .caption_overlap import normalise
 from .components import components
+from .decided import as_decided
 from .ivf_components import ivf_components
 from .near_pairs import ROUNDING, merged
 from .pixel_groups import join_turned, same_picture_groups
@@ -49,7 +51,8 @@ class Groups:
     kind: of each group [g]: "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or
     "none" for a group of one. n_chained: connected components that were loose chains and were split. confirmed: every
     image of a group is the same picture as another of it by its pixels (`compare_pixels`); else the descriptor alone
-    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not.
+    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not. honoured: what decisions of
+    people changed; None = there were none.
     """
 
     corpus: Corpus
@@ -61,6 +64,7 @@ class Groups:
     n_chained: int
     n_look_alikes: int = 0
     confirmed: bool = False
+    honoured: Honoured | None = None
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -114,6 +118,7 @@ def duplicates(
     *,
     split_chains: bool = True,
     verify: Verify | None = Verify(),
+    decisions: Decisions | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -129,6 +134,7 @@ def duplicates(
     each other as near-duplicates; so all that is joined must be the same picture by its pixels too, and blank images
     are in no group; then groups are joined that are one picture turned by quarters. `verify=None` leaves all of this
     out. Exact duplicates are told by decoded pixels, over two backgrounds where they are transparent, not by file.
+    What people decided (`decisions`) has the last word.
 
     Above EXACT_ROWS of `cells` pairs are looked for within cells, and some are missed, turned ones all; there an engine
     may look for them, whose machines share the cache.
@@ -161,12 +167,23 @@ def duplicates(
         n_look_alikes = alike - len(_of_groups(label, 2))
         if cells is None:
             label = join_turned(embeddings, label, verify, **pixels)
+    honoured = None
+    if decisions is not None:
+        label, honoured = as_decided(embeddings, label, decisions)
     label = _by_size(label)
     exact = _exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
-    confirmed = verify is not None
     return Groups(
-        embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained, n_look_alikes, confirmed
+        embeddings.corpus,
+        embeddings.rows,
+        label,
+        exact,
+        kind,
+        threshold,
+        n_chained,
+        n_look_alikes,
+        verify is not None,
+        honoured,
     )
 
 

@@ -1,0 +1,116 @@
+"""Commands `decide` and `leaks`."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from copyscope.console import progress_bar, show_json
+from copyscope.errors import InputError
+
+from .options import AsJson, open_corpus
+
+if TYPE_CHECKING:
+    from copyscope.curation.decisions import Named
+    from copyscope.data.corpus import Corpus
+
+
+def decide(
+    verdict: Annotated[str, typer.Argument(metavar="VERDICT", help="same, different, licensed or ignore.")],
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGES]", help="Ids of images in --of.")] = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option("--of", metavar="CORPUS", help="The images; may be repeated, as for generated and training ones."),
+    ] = None,
+    decisions: Annotated[
+        Path, typer.Option("--decisions", metavar="FILE", help="File that the decision is added to.")
+    ] = Path("decisions.jsonl"),
+    result: Annotated[
+        Path | None,
+        typer.Option("--result", metavar="DIR", help="With --group: a result of lint, duplicates or audit."),
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option("--group", min=0, help="All images of this near-duplicate group of --result.")
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="Who decides; your user name by default.")] = "",
+    why: Annotated[str, typer.Option("--why", help="The reason, for people.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write down a verdict on images, which --decisions of other commands honours.
+
+    same: they are one picture. different: no two of them are. licensed: a copy of one of them is no copy. ignore: of
+    one image, leave it out; of several, say nothing of any two of them. The file has one JSON object a line and may be
+    edited by hand. Images are named by the digest of their file, so that a new name does not lose the decision.
+    """
+    from copyscope.curation.decisions import append, checked
+
+    ids = list(images or [])
+    if (result is None) != (group is None):
+        raise InputError("--result and --group go together.\nName a result folder and a group in it")
+    if result is not None and group is not None:
+        ids += _of_group(result, group)
+    if not of:
+        raise InputError("Whose images are they?\nAdd --of CORPUS, the folder they are in")
+    named: list[Named] = []
+    with progress_bar():
+        corpora = [open_corpus(path, False) for path in of]
+        for each in ids:
+            named += _named(each, corpora)
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        decision = checked(verdict, named, by or _user(), when, why)
+    except ValueError as error:
+        raise InputError(f"No such decision: {error}.\nSee: copyscope decide --help") from None
+    append(decisions, decision)
+    if as_json:
+        show_json({"schema": "copyscope.decision/1", "file": str(decisions), "decision": decision.as_dict()})
+        return
+    print(f"{verdict}: {', '.join(each.id or '' for each in named[:5])}{' ...' if len(named) > 5 else ''}")
+    print(f"Added to {decisions}. Honour it with --decisions {decisions}")
+
+
+def _named(name: str, corpora: list[Corpus]) -> list[Named]:
+    """The image of this id in each corpus that has one, with the digest of its file. Raises InputError."""
+    from copyscope.curation.decisions import Named
+    from copyscope.errors import ImageError
+
+    found = []
+    for corpus in corpora:
+        if name not in corpus.ids:
+            continue
+        row = corpus.ids.index(name)
+        try:
+            found.append(Named(name, hashlib.sha256(corpus.read(row)).hexdigest()))
+        except ImageError as error:
+            raise InputError(f"{name} of {corpus.origin} cannot be read: {error}.\nName another image") from None
+    if not found:
+        where = " or ".join(corpus.origin for corpus in corpora)
+        raise InputError(f"No image {name!r} in {where}.\nGive ids as the results show them")
+    return found
+
+
+def _of_group(result: Path, group: int) -> list[str]:
+    """Ids of the images of a near-duplicate group of a result."""
+    from copyscope.data.parquet_pages import read_table
+
+    path = result / "groups.parquet"
+    if not path.is_file():
+        raise InputError(f"No groups in {result}.\nName the folder that lint, duplicates or audit wrote with -o")
+    rows = read_table(path).to_pylist()
+    ids = [row["id"] for row in rows if row["group"] == group]
+    if not ids:
+        n = len({row["group"] for row in rows})
+        raise InputError(f"{result} has no group {group}.\nIt has {n}, counted from 0")
+    return ids
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
