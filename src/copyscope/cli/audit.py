@@ -13,6 +13,7 @@ from .options import (
     EXIT_CANNOT_TELL,
     EXIT_COPIES,
     AsJson,
+    DecisionsFile,
     DryRun,
     EngineSpec,
     FailOn,
@@ -31,6 +32,7 @@ from .options import (
     gate,
     open_corpus,
     opened_engine,
+    read_decisions,
     refuse_idle,
 )
 
@@ -75,6 +77,7 @@ def audit(
             help="Look for training images set into parts of the pictures (grids, insets); auto: up to 20,000 of them.",
         ),
     ] = PartsWish.auto,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
@@ -138,6 +141,7 @@ def audit(
     from copyscope.detection.audit import audit as run
 
     check_out(out)
+    decided = read_decisions(decisions)
     with progress_bar() as progress:
         result = run(
             open_corpus(generated, inside_only),
@@ -151,6 +155,7 @@ def audit(
             parts=parts.value,
             fdr=fdr,
             clip=clip,
+            decisions=decided,
             seed=seed,
             workers=workers,
             engine=opened_engine(engine),

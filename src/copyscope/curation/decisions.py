@@ -31,6 +31,8 @@ of one image: leave it out of groups and matches; of several: say nothing of any
 MOST_IMAGES = 1000
 """Of a decision: it is on every pair of them."""
 PIECE = 65_536
+Places = dict[tuple[int, int], list[int]]
+"""Positions of images by number of decision and of its image."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _KEYS = {"verdict", "images", "by", "when", "why"}
 
@@ -68,7 +70,7 @@ class Honoured:
     """What decisions did in one call. found: lines that name images of it. n_apart: pairs that were in one group, or
     candidates of a match, and are not any more. n_joined: pairs put into one group. n_licensed: matches with a licensed
     image. n_ignored: images and pairs of which nothing is said, for "ignore". same: pairs of positions that are one
-    picture, whatever their pixels say."""
+    picture, whatever their pixels say. emptied: ids of pictures all of whose matches were excused."""
 
     found: set[int] = dataclasses.field(default_factory=set)
     n_apart: int = 0
@@ -76,6 +78,13 @@ class Honoured:
     n_licensed: int = 0
     n_ignored: int = 0
     same: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    emptied: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, other: Honoured) -> None:
+        """Count what another step of the same call did too."""
+        self.found |= other.found
+        for name in ("n_apart", "n_joined", "n_licensed", "n_ignored"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Decisions:
 
     def within(self, corpus: Corpus, rows: NDArray[np.integer[Any]]) -> Within:
         """What the decisions say of images of one set, at these corpus rows; positions are among `rows`."""
-        places = self._places(corpus, rows)
+        places = self.places(names_of(corpus, rows))
         pairs: dict[tuple[int, int], str] = {}
         single: dict[int, str] = {}
         found: set[int] = set()
@@ -129,15 +138,9 @@ class Decisions:
                 pairs |= {_pair(*both): decision.verdict for both in itertools.product(one, other)}
         return Within(pairs, single, found)
 
-    def between(
-        self,
-        queries: tuple[Corpus, NDArray[np.integer[Any]]] | None,
-        references: tuple[Corpus, NDArray[np.integer[Any]]],
-    ) -> Between:
-        """What the decisions say of pairs of a query and a reference, each at corpus rows; positions are among these
-        rows. queries: None = pictures that have neither id nor digest."""
-        theirs = self._places(*references)
-        mine = self._places(*queries) if queries is not None else {}
+    def between(self, mine: Places, theirs: Places) -> Between:
+        """What the decisions say of pairs of a query and a reference. mine, theirs: the `places` of both; none of
+        pictures that have neither id nor digest."""
         pairs: dict[tuple[int, int], str] = {}
         licensed: dict[int, str] = {}
         ignored: dict[int, str] = {}
@@ -205,21 +208,31 @@ class Decisions:
         ]
         return pa.Table.from_pylist(rows, pa.schema(dict.fromkeys(("corpus", "id", "error"), pa.string())))
 
-    def _places(self, corpus: Corpus, rows: NDArray[np.integer[Any]]) -> dict[tuple[int, int], list[int]]:
-        """The positions in `rows` of the images that each decision names, by number of decision and of its image."""
-        by_digest: dict[str, list[tuple[int, int]]] = {}
-        by_id: dict[str, list[tuple[int, int]]] = {}
+    def places(self, names: Iterable[tuple[int, pa.Table]]) -> Places:
+        """The positions of the images that each decision names. names: columns `id` and `sha256` of images, in pieces,
+        each with the position of its first row."""
+        named: dict[str, dict[str, list[tuple[int, int]]]] = {"id": {}, "sha256": {}}
         for at, decision in enumerate(self.listed):
-            for image, named in enumerate(decision.images):
-                known = by_digest if named.sha256 else by_id
-                known.setdefault(named.sha256 or named.id or "", []).append((at, image))
-        found: dict[tuple[int, int], list[int]] = {}
-        ids = "id_in_set" if "id_in_set" in corpus.table.column_names else "id"
-        for name, wanted in ((ids, by_id), ("sha256", by_digest)):
-            for position, value in _named(corpus, name, rows, wanted):
-                for place in wanted[value]:
-                    found.setdefault(place, []).append(position)
+            for image, each in enumerate(decision.images):
+                known = named["sha256" if each.sha256 else "id"]
+                known.setdefault(each.sha256 or each.id or "", []).append((at, image))
+        values = {name: pa.array(list(wanted), pa.string()) for name, wanted in named.items() if wanted}
+        found: Places = {}
+        for start, piece in names:
+            for name, wanted in values.items():
+                rows = np.flatnonzero(pa.compute.is_in(piece[name], value_set=wanted).to_numpy(zero_copy_only=False))
+                for row, value in zip(rows.tolist(), piece[name].take(pa.array(rows)).to_pylist(), strict=True):
+                    for place in named[name][value]:
+                        found.setdefault(place, []).append(start + row)
         return found
+
+
+def names_of(corpus: Corpus, rows: NDArray[np.integer[Any]]) -> Iterator[tuple[int, pa.Table]]:
+    """What `Decisions.places` takes, of these rows of a corpus whose files were read."""
+    ids = "id_in_set" if "id_in_set" in corpus.table.column_names else "id"
+    for start in range(0, len(rows), PIECE):
+        some = rows[start : start + PIECE]
+        yield start, pa.table({"id": corpus.pick(ids, some), "sha256": corpus.pick("sha256", some)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,18 +331,6 @@ def _image(value: Any) -> Named:
     if digest is not None and not _SHA256.fullmatch(digest):
         raise ValueError(f"sha256 {digest[:40]!r} is not 64 hexadecimal digits")
     return Named(value.get("id"), digest and digest.lower())
-
-
-def _named(
-    corpus: Corpus, name: str, rows: NDArray[np.integer[Any]], wanted: Iterable[str]
-) -> Iterator[tuple[int, str]]:
-    """(position, value) of the rows whose column has a wanted value, found piece by piece."""
-    values = pa.array(list(wanted), pa.string())
-    for start in range(0, len(rows) if len(values) else 0, PIECE):
-        column = corpus.pick(name, rows[start : start + PIECE])
-        at = np.flatnonzero(pa.compute.is_in(column, value_set=values).to_numpy())
-        for position, value in zip(at.tolist(), column.take(pa.array(at)).to_pylist(), strict=True):
-            yield start + position, value
 
 
 def _pair(one: int, other: int) -> tuple[int, int]:

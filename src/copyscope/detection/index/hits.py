@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from copyscope.errors import InputError
 
 from .segments import CalibrationScores, IndexSnapshot
 
+Excused = Callable[[int, int], str]
 SAME_TO_ROUNDING = 0.996
 """Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""
 
@@ -90,11 +91,12 @@ def answers(
     settings: dict[str, Any],
     blank: NDArray[np.bool_],
     digests: Sequence[str | None] | None = None,
+    excused: Excused | None = None,
 ) -> list[list[Hit]]:
     """The hits of each picture [n]; none for those that are blank [n].
 
     settings: `exact`, `workers` and `progress` of `Index.match`. digests: sha256 (hex) of the file of each picture [n];
-    None where there are no files.
+    None where there are no files. excused: why a picture and a row are no match, "" where they are one; None = all are.
     """
     if k < 1:
         raise InputError(f"k must be at least 1, not {k}")
@@ -103,9 +105,13 @@ def answers(
         return []
     found = local_search(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
     same = _identical(found, looks, state, digests)
-    chosen = [
-        [] if blank[picture] else list(itertools.islice(found.of(picture, same[picture]), k)) for picture in range(n)
-    ]
+
+    def chosen_of(picture: int) -> Iterator[int]:
+        for at in found.of(picture, same[picture]):
+            if excused is None or not excused(picture, int(found.row[picture, at])):
+                yield at
+
+    chosen = [[] if blank[picture] else list(itertools.islice(chosen_of(picture), k)) for picture in range(n)]
     rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
     said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
     return [

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
 from copyscope.detection.dedup.groups import duplicates, pixels_work
@@ -43,6 +44,7 @@ from copyscope.trust import check_spec
 
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
+from .decided import IndexDecisions
 from .hits import TABLE, Hit, answers, table
 from .segments import IndexSnapshot, load, merge, precision_of, write_segment
 
@@ -53,12 +55,15 @@ COMPACT_ABOVE = 32
 class Index:
     """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
 
-    def __init__(self, folder: Path, state: IndexSnapshot, trust_parts: bool = False) -> None:
+    def __init__(
+        self, folder: Path, state: IndexSnapshot, trust_parts: bool = False, decisions: Decisions | None = None
+    ) -> None:
         self.origin = str(folder)
         # The process may change its working folder while the index is open.
         self.folder = folder.absolute()
         self._trust_parts = trust_parts
         self._state = state
+        self.decided = IndexDecisions(decisions) if decisions is not None else None
 
     @classmethod
     def build(
@@ -131,15 +136,21 @@ class Index:
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
     @classmethod
-    def open(cls, folder: str | Path, *, trust_parts: bool = False) -> Index:
+    def open(
+        cls, folder: str | Path, *, trust_parts: bool = False, decisions: str | Path | Decisions | None = None
+    ) -> Index:
         """The index in `folder`, its files mapped.
+
+        decisions: what people decided, a file of `copyscope decide`: no hit is a pair that is "different" or "ignore",
+        or a licensed image. A picture without a file is known by none of them.
 
         trust_parts: load the descriptor that the index names, whatever it is; else one of the shelf alone, without
         weights by path, and the first look-up raises PartError where it is another: that would run code of whoever
         made the index. Raises InputError where there is none, and where its manifest is not what its own checksum says
         or a file is missing or not of its length; `check` looks at every byte.
         """
-        return cls(Path(folder), load(Path(folder)), trust_parts)
+        decided = Decisions.read(decisions) if decisions is not None else None
+        return cls(Path(folder), load(Path(folder)), trust_parts, decided)
 
     def __len__(self) -> int:
         """Training images that can be found: those added and not removed."""
@@ -172,6 +183,7 @@ class Index:
             "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
             "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")}
             | {key: kept.get(key, 0) for key in ("n_blank", "n_missing")},
+            **(self.decided.summary(state) if self.decided else {}),
         }
 
     def refresh(self) -> Index:
@@ -205,7 +217,8 @@ class Index:
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
         looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([images.is_blank(picture) for picture in given], bool)
-        return answers(looks, state, k, local, settings, blank)
+        excused = self.decided.excuse(state, {}) if self.decided else None
+        return answers(looks, state, k, local, settings, blank, excused=excused)
 
     def match_corpus(
         self,
@@ -214,22 +227,27 @@ class Index:
         *,
         local: bool = True,
         exact: bool | None = None,
+        honoured: Honoured | None = None,
         cache: str | Path | None = None,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Corpus, list[list[Hit]]]:
         """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`.
 
-        A row that has neither is blank, where anything is in the index."""
+        A row that has neither is blank, where anything is in the index. honoured: is filled with what decisions did."""
         state = self._fresh()
         options: dict[str, Any] = {"workers": workers, "progress": progress}
         filled, rows, looks = extract_from(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
         blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
         digests = filled.pick("sha256", rows)
         found: list[list[Hit]] = [[] for _ in range(len(corpus))]
-        each = answers(looks, state, k, local, options | {"exact": exact}, blank, digests.to_pylist())
+        excused = self.decided.excuse_of(state, filled, rows, honoured) if self.decided else None
+        each = answers(looks, state, k, local, options | {"exact": exact}, blank, digests.to_pylist(), excused)
         for row, hits in zip(rows.tolist(), each, strict=True):
             found[row] = hits
+        if honoured is not None:
+            emptied = [row for row, is_blank in zip(rows.tolist(), blank, strict=True) if not (found[row] or is_blank)]
+            honoured.emptied.update(map(filled.id_of, emptied))
         return filled, found
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:
