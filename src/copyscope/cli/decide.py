@@ -10,10 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from copyscope.console import progress_bar, show_json
+from copyscope.console import note_unreadable, printable, progress_bar, show_json, show_table
 from copyscope.errors import InputError
 
-from .options import AsJson, open_corpus
+from .options import (
+    EXIT_COPIES,
+    AsJson,
+    DecisionsFile,
+    EngineSpec,
+    InsideOnly,
+    Out,
+    ProtocolName,
+    Strict,
+    Workers,
+    check_out,
+    exit_with,
+    open_corpus,
+    opened_engine,
+    read_decisions,
+)
 
 if TYPE_CHECKING:
     from copyscope.curation.decisions import Named
@@ -75,11 +90,15 @@ def decide(
 
 
 def _named(name: str, corpora: list[Corpus]) -> list[Named]:
-    """The image of this id in each corpus that has one, with the digest of its file. Raises InputError."""
+    """The image of this id in each corpus that has one, with the digest of its file; that of one corpus alone where its
+    folder stands before the id. Raises InputError."""
     from copyscope.curation.decisions import Named
     from copyscope.errors import ImageError
 
     found = []
+    for corpus in corpora:
+        if name.startswith(folder := corpus.origin.rstrip("/") + "/") and name.removeprefix(folder) in corpus.ids:
+            return _named(name.removeprefix(folder), [corpus])
     for corpus in corpora:
         if name not in corpus.ids:
             continue
@@ -114,3 +133,52 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return ""
+
+
+def leaks(
+    sets: Annotated[
+        list[str],
+        typer.Argument(metavar="SETS", help="Two sets of images or more; the first is the one to be cleaned."),
+    ],
+    protocol: ProtocolName = "sscd-288",
+    decisions: DecisionsFile = None,
+    inside_only: InsideOnly = False,
+    out: Out = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+    workers: Workers = None,
+    engine: EngineSpec = None,
+) -> None:
+    """Say which images of one set stand, changed or not, in another: train and test, licensed and unlicensed, a block
+    list.
+
+    Exits 3 where some do. -o writes a report and drop.csv, the images of the first set to leave out (--without).
+    """
+    import pyarrow as pa
+
+    from copyscope.detection.leaks import leaks as run
+
+    check_out(out)
+    decided = read_decisions(decisions)
+    who = opened_engine(engine)
+    with progress_bar() as progress:
+        corpora = [open_corpus(path, inside_only) for path in sets]
+        found = run(corpora, protocol, decisions=decided, workers=workers, engine=who, progress=progress)
+    if out:
+        found.save(out)
+    rows = found.tables["groups"].select(["group", "set", "id_in_set", "exact"])
+    if as_json:
+        show_json(found.summary | {"groups": rows.to_pylist(), "drop": found.tables["drop"].to_pylist()})
+    else:
+        shown = rows.rename_columns(["group", "set", "id", "exact"])
+        title = f"{found.summary['n_groups']} groups across sets" + (": the first 50 images" if len(rows) > 50 else "")
+        show_table(pa.table(shown).slice(0, 50), title)
+        note_unreadable(found.summary["n_missing"])
+        print(printable(found.sentence))
+        if out:
+            print(f"Report: {out / 'report.html'}")
+            if found.summary["n_leaked"]:
+                print(f"To leave them out: copyscope curate {sets[0]} -o CLEANED --without {out / 'drop.csv'}")
+    exit_with(found.summary, strict)
+    if found.summary["n_groups"]:
+        raise typer.Exit(EXIT_COPIES)

@@ -51,7 +51,7 @@ def root(
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_auditing.audit, detect.lint, detect.embed, search.match, detect.duplicates,
-    serve.serve,
+    cli_deciding.leaks, serve.serve,
     cli_making.curate, cli_deciding.decide,
     cli_making.train, cli_making.generate,
 )  # fmt: skip
