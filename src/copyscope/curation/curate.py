@@ -97,7 +97,7 @@ def add_captions(
     """
     captions = [list(some) for some in corpus.captions]
     errors = corpus.table["error"].to_pylist()
-    for row in _readable(corpus):
+    for row in _readable(corpus).tolist():
         own = captions[row]
         try:
             made = make(row, list(own), _rng(seed, corpus.ids[row]))
@@ -177,7 +177,7 @@ def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpu
         raise InputError(f"{corpus.origin} has no column {by!r} to keep shares of.\nThere are: {there}")
     values = corpus.table[by].to_pylist() if by else [""] * len(corpus)
     strata: dict[str, list[int]] = {}
-    for row in readable:
+    for row in readable.tolist():
         strata.setdefault(repr(values[row]), []).append(row)
     # Systematic sampling: the images of a stratum are spread evenly over 0..1, and the first n of all are taken.
     places = []
@@ -187,10 +187,11 @@ def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpu
     return corpus.take(sorted(row for _, row in sorted(places)[:n]))
 
 
-def _readable(corpus: Corpus) -> list[int]:
+def _readable(corpus: Corpus) -> NDArray[np.intp]:
     """Rows without an error, in the order of their ids."""
     errors = corpus.table["error"].to_pylist()
-    return sorted((row for row in range(len(corpus)) if errors[row] is None), key=corpus.ids.__getitem__)
+    found = sorted((row for row in range(len(corpus)) if errors[row] is None), key=corpus.ids.__getitem__)
+    return np.array(found, dtype=np.intp)
 
 
 def _rng(seed: int, name: str = "") -> np.random.Generator:

@@ -57,6 +57,8 @@ def lookup(
     pictures have one id.
     """
     began = time.monotonic()
+    if not pictures:
+        raise InputError("There are no pictures to look up.\nName a folder of images, or one image")
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}

@@ -215,6 +215,8 @@ class Index:
             return self.match_corpus(_corpus(pictures), k, local=local, cache=cache, **settings)[1]
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+        if not given:
+            return []
         looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([images.is_blank(picture) for picture in given], bool)
         excused = self.decided.excuse(state, {}) if self.decided else None

@@ -69,6 +69,8 @@ def excused(
     for (query, row), verdict in said.pairs.items():
         by_query.setdefault(query, {})[int(label[row])] = verdict
     index = found.nearest.index
+    if not len(group) or not index.size:
+        return found, done
     out = (index >= 0) & spared[index]
     for query, groups in by_query.items():
         out[query] |= (index[query] >= 0) & np.isin(group[index[query]], list(groups))

@@ -61,7 +61,7 @@ class Matches:
         """The same, where each reference stands for one of other `references`: that at its `source` [m]."""
 
         def mapped(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.where(positions < 0, positions, source[positions])
+            return np.where(positions < 0, positions, source[positions]) if len(source) else positions
 
         return dataclasses.replace(
             self,
