@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from copyscope.curation import curate
 from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
-from tests.pictures import fill
+from tests.pictures import fill, picture, write
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,21 @@ def test_a_captioned_image_is_kept_before_a_larger_one(corpus):
         "it has a caption",
         "it has more pixels",
         "it has a caption",
+        "it comes first",
+    ]
+
+
+def test_of_one_size_the_least_compressed_and_then_the_best_captioned_is_kept(corpus, tmp_path):
+    folder = write(tmp_path, {name: picture(0, "JPEG") for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")})
+    (folder / "c.jpg").write_bytes(picture(0, "JPEG") + b"0" * 100)
+    four = Corpus.open(folder).with_column("width", [5] * 4).with_column("height", [4] * 4)
+    four = four.with_column("captions", [["dog"], ["a dog on a sofa"], ["dog"], ["a dog"]])
+    rows, label = np.arange(4), np.zeros(4, int)
+    assert curate.keep_one(four, rows, label).ids == ["c.jpg"]
+    assert curate.keep_one(four.take([0, 1, 3]), rows[:3], label[:3]).ids == ["b.jpg"]
+    assert curate.kept_because(four, [(0, 2), (0, 3), (3, 0)]) == [
+        "it is less compressed",
+        "its captions say more",
         "it comes first",
     ]
 

@@ -62,7 +62,7 @@ def curate(
         typer.Option(
             "--drop-duplicates",
             help="What becomes of the images of a near-duplicate group. keep-one keeps a captioned one first, then the "
-            "one with most pixels, then the first; dropped.csv says why, image by image.",
+            "one with most pixels, the least compressed, the best captioned; dropped.csv says why, image by image.",
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Keep this many images, drawn at random.")] = None,

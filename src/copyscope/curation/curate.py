@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -114,8 +116,7 @@ def remove(corpus: Corpus, rows: Rows) -> Corpus:
 
 
 def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
-    """The corpus with one image of each near-duplicate group: one with a caption before one without, then the one with
-    most pixels, then the first.
+    """The corpus with one image of each near-duplicate group, that of `kept_rows`.
 
     rows [m]: rows that were looked at. label [m]: the group of each. Rows not named, such as unreadable ones, stay.
     """
@@ -123,8 +124,12 @@ def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
 
 
 def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
-    """Which row `keep_one` keeps of each row's group; itself for those that stay. Named as in `keep_one`."""
-    worth = _worth(corpus)
+    """The row to keep of each row's near-duplicate group; itself for those that stay. Named as in `keep_one`.
+
+    Of a group it is an image with a caption before one without, then the one with most pixels, then the one of most
+    bytes, which is the least compressed, then the one with most words in its captions, then the first.
+    """
+    worth = _worth(corpus, list(map(int, rows)))
     kept: dict[int, int] = {}
     for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
         best = kept.setdefault(group, row)
@@ -134,22 +139,40 @@ def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
 
 
 def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Why `keep_one` prefers the second row of each pair to the first, in words."""
-    worth = _worth(corpus)
+    """Why `kept_rows` prefers the second row of each pair to the first, in words."""
+    pairs = [(int(row), int(kept)) for row, kept in pairs]
+    worth = _worth(corpus, [row for pair in pairs for row in pair])
     said = []
     for row, kept in pairs:
-        captioned, larger = (ours > theirs for ours, theirs in zip(worth[kept], worth[row], strict=True))
-        said.append("it has a caption" if captioned else "it has more pixels" if larger else "it comes first")
+        better = [name for name, ours, theirs in zip(_WORTH, worth[kept], worth[row], strict=True) if ours > theirs]
+        said.append(better[0] if better else "it comes first")
     return said
 
 
-def _worth(corpus: Corpus) -> list[tuple[bool, int]]:
-    """Of each row, whether it has a caption, and its number of pixels: what `keep_one` goes by, in this order."""
-    width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
-    return [
-        (any(text.strip() for text in captions), (w or 0) * (h or 0))
-        for captions, w, h in zip(corpus.captions, width, height, strict=True)
-    ]
+_WORTH = ("it has a caption", "it has more pixels", "it is less compressed", "its captions say more")
+
+
+def _worth(corpus: Corpus, rows: Sequence[int]) -> dict[int, tuple[bool, int, int, int]]:
+    """What `kept_rows` goes by, in the order of _WORTH: whether there is a caption, pixels, bytes, words."""
+    few = corpus.take(sorted(set(rows)))
+    width, height = (few.table[name].to_pylist() for name in ("width", "height"))
+    words = [sum(len(text.split()) for text in captions) for captions in few.captions]
+    found = zip(sorted(set(rows)), width, height, _sizes(few), words, strict=True)
+    return {row: (n_words > 0, (w or 0) * (h or 0), size, n_words) for row, w, h, size, n_words in found}
+
+
+def _sizes(corpus: Corpus) -> list[int]:
+    """Bytes of each image file, where they are known without reading any: of files on a disk, and in tars; else 0."""
+
+    def size(path: str | None, place: str | None) -> int:
+        if found := re.search(r"#bytes=\d+\+(\d+)$", place or ""):
+            return int(found[1])
+        try:
+            return 0 if path is None or corpus.kind == "parquet" else os.stat(path).st_size
+        except (OSError, ValueError):
+            return 0
+
+    return list(map(size, corpus.paths(), corpus.table["image"].to_pylist()))
 
 
 def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:

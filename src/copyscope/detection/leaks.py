@@ -146,9 +146,8 @@ def leaks(
 def _across(groups: Groups) -> pa.Table:
     """The rows of the groups that have images of several sets; group numbers are those of all groups."""
     table = groups.table()
-    grouped = np.flatnonzero(groups.sizes[groups.label] > 1)
-    order = grouped[np.argsort(groups.label[grouped], kind="stable")]
-    rows = groups.rows[order]
+    places = {name: at for at, name in enumerate(groups.corpus.ids)}
+    rows = np.array([places[name] for name in table["id"].to_pylist()], np.int64)
     for name in ("set", "id_in_set"):
         table = table.append_column(name, groups.corpus.pick(name, rows))
     sets: dict[int, set[str]] = {}

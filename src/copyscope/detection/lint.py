@@ -17,6 +17,7 @@ from copyscope._version import __version__
 from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
+from copyscope.detection.causes.findings import SIMPLE
 from copyscope.detection.dedup.groups import Groups, duplicates, representatives
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -98,13 +99,12 @@ def lint(
     grouped = groups.sizes > 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
     single = np.sort(rng.permutation(first[~grouped])[:MEASURED])
-    shown = np.concatenate([first[grouped], single])
+    shown = np.concatenate([groups.kept, single])
     counted = np.arange(len(described.rows))
     if described.cells is not None:
         counted = np.sort(rng.permutation(counted)[:COUNTED])
     profile = ImageFacts.of(described, groups, shown, counted, **options)
-    mixed = profile.complexity[:, -1]
-    risk = _cards(profile, shown, _ranks(mixed[profile.at(shown)], mixed[profile.at(single)]), described)
+    risk = _cards(profile, shown, described)
     said: dict[str, Any] = {}
     if decided is not None and groups.honoured is not None:
         risk = _without_decided(risk, described, groups, decided)
@@ -132,6 +132,7 @@ def lint(
             "captions": _captions(described, profile, counted),
             "actions": actions,
             "n_measured": len(single),
+            "simple": SIMPLE,
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
             "search": search_report(described, workers=workers, progress=progress),
             "protocol": {
@@ -165,33 +166,19 @@ def _captions(described: Embeddings, profile: ImageFacts, counted: NDArray[np.in
     return {"with": having, "without": n - having} | found
 
 
-def _ranks(mixed: NDArray[np.float64], single: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the measured images without near-duplicates, of complexity `single`, that are at most as complex as each
-    shown one, of complexity `mixed`.
-
-    NaN where the complexity is unknown. An image counts itself and its ties: a set of one, or of equals, has no
-    simplest pictures.
-    """
-    ordered = np.sort(single[np.isfinite(single)])
-    ranks = np.searchsorted(ordered, mixed, side="right") / max(len(ordered), 1)
-    return np.where(np.isfinite(mixed), ranks, np.nan)
-
-
-def _cards(
-    profile: ImageFacts, shown: NDArray[np.int64], ranks: NDArray[np.float64], described: Embeddings
-) -> pa.Table:
+def _cards(profile: ImageFacts, shown: NDArray[np.int64], described: Embeddings) -> pa.Table:
     """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
     rest = {"times_copied", "share_low", "share_high", "prompts"}
     schema = pa.schema([field for field in RISK_SCHEMA if field.name not in rest])
     sizes = profile.sizes[profile.groups.label[shown]]
-    order = np.lexsort((shown, np.where(np.isnan(ranks), np.inf, ranks), -sizes))
+    mixed = profile.complexity[profile.at(shown), -1]
+    order = np.lexsort((shown, np.where(np.isnan(mixed), np.inf, mixed), -sizes))
     pieces = [schema.empty_table()]
     for start in range(0, len(order), CARDS):
         some = order[start : start + CARDS]
         ids = described.corpus.pick("id", described.rows[shown[some]]).to_pylist()
         cards = [
-            {"id": name} | profile.lint_card(position, rank)
-            for name, position, rank in zip(ids, shown[some].tolist(), ranks[some].tolist(), strict=True)
+            {"id": name} | profile.lint_card(position) for name, position in zip(ids, shown[some].tolist(), strict=True)
         ]
         pieces.append(pa.Table.from_pylist([card for card in cards if card["action"] != "keep"], schema=schema))
     return pa.concat_tables(pieces).combine_chunks()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -201,7 +200,7 @@ class ImageFacts:
             **complexity,
         }
 
-    def lint_card(self, position: int, complexity_rank: float = math.nan) -> dict[str, Any]:
+    def lint_card(self, position: int) -> dict[str, Any]:
         """The card with what `lint_action` says of the image."""
         card = self.card(position)
         action, reason = lint_action(
@@ -210,7 +209,7 @@ class ImageFacts:
             card["shared_captions"],
             card["near_shared_captions"],
             len(card["captions"]),
-            complexity_rank,
+            card["mixed"],
         )
         return card | {"action": action, "reason": reason}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.curate import kept_rows
 from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
@@ -71,10 +73,21 @@ class Groups:
         """Number of images of each group [g]."""
         return np.bincount(self.label, minlength=len(self.kind))
 
+    @functools.cached_property
+    def kept(self) -> NDArray[np.int64]:
+        """Position of the image to keep of each group of two or more [g]; which one, `curate.kept_rows` says."""
+        grouped = _of_groups(self.label, 2)
+        chosen = kept_rows(self.corpus, self.rows[grouped], self.label[grouped])
+        found = np.full(int((self.sizes > 1).sum()), -1, np.int64)
+        at = np.searchsorted(self.rows, [chosen[int(row)] for row in self.rows[grouped]])
+        found[self.label[grouped]] = at
+        return found
+
     def table(self) -> pa.Table:
-        """One row an image of a group of two or more: id, group, size, exact, duplication, captions."""
-        order = np.argsort(self.label, kind="stable")
-        order = order[self.sizes[self.label[order]] > 1]
+        """One row an image of a group of two or more, the one to keep first: id, group, size, exact, duplication,
+        captions, kept."""
+        order = _of_groups(self.label, 2)
+        order = order[np.lexsort((order, order != self.kept[self.label[order]], self.label[order]))]
         label = self.label[order]
         rows = self.rows[order]
         return pa.table(
@@ -85,6 +98,7 @@ class Groups:
                 "exact": pa.array(self.exact[order]),
                 "duplication": pa.array([self.kind[group] for group in label], pa.string()),
                 "captions": self.corpus.pick("captions", rows),
+                "kept": pa.array(order == self.kept[label]),
             }
         )
 
