@@ -30,6 +30,7 @@ from .options import (
     check_out,
     exit_with,
     gate,
+    note_advice,
     open_corpus,
     opened_engine,
     read_decisions,
@@ -171,6 +172,8 @@ def audit(
             print(f"Report: {out / 'report.html'}")
         else:
             note("For the report with pictures, add -o DIR.")
+        advised = sum(action not in ("keep", "review") for action in result.tables["risk"]["action"].to_pylist())
+        note_advice(train, out, "audit", advised)
     if fail_over is not None:
         gate(result.summary, fail_over, fail_on, allow_cannot_tell)
     exit_with(result.summary, strict)

@@ -27,6 +27,7 @@ from .options import (
     Workers,
     check_out,
     exit_with,
+    note_advice,
     open_corpus,
     opened,
     opened_engine,
@@ -70,6 +71,7 @@ def lint(
         show(result)
         if out:
             print(f"Report: {out / 'report.html'}")
+        note_advice(train, out, "lint", len(result.tables["risk"]))
     exit_with(result.summary, strict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,6 +180,14 @@ def read_decisions(path: Path | None) -> Decisions | None:
     if len(found.errors) > 5:
         note(f"{len(found.errors) - 5} further lines of it are passed over.")
     return found
+
+
+def note_advice(train: str, out: Path | None, kind: str, n: int) -> None:
+    """The command that does what a lint or an audit advises, where it advises anything."""
+    if n:
+        where = out or "DIR"
+        note(f"{'' if out else 'With -o DIR, '}see what is advised, and do it without --dry-run:")
+        note(f"  copyscope curate {shlex.quote(train)} -o CURATED --from-{kind} {shlex.quote(str(where))} --dry-run")
 
 
 def need_torch(what: str) -> None:

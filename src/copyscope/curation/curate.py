@@ -90,20 +90,28 @@ def _planted_factors(corpus: Corpus) -> NDArray[np.float64]:
 
 
 def add_captions(
-    corpus: Corpus, make: Callable[[int, list[str], np.random.Generator], Iterable[str]], *, seed: int
+    corpus: Corpus,
+    make: Callable[[int, list[str], np.random.Generator], Iterable[str]],
+    *,
+    seed: int,
+    ids: Iterable[str] | None = None,
 ) -> Corpus:
     """The corpus with the captions that `make(row, captions, rng)` gives appended to each readable row's own.
 
-    Those a row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
+    ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind. Those a row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
     Where `make` raises ImageError, the row gets that as its `error`.
     """
     captions = [list(some) for some in corpus.captions]
     errors = corpus.table["error"].to_pylist()
+    chosen = None if ids is None else set(ids)
     for row in _readable(corpus).tolist():
+        if chosen is not None and corpus.ids[row] not in chosen:
+            continue
         own = captions[row]
         try:
             made = make(row, list(own), _rng(seed, corpus.ids[row]))
-            captions[row] = distinct([*own, *(text for text in made if text.strip())])
+            new = [text for text in made if text.strip()]
+            captions[row] = distinct([*own, *new] if chosen is None else [*new, *own])
         except ImageError as error:
             errors[row] = corpus.discreet(row, str(error))
     return corpus.with_column("captions", captions).with_column("error", errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,12 @@ def _reason(score: float, threshold: float) -> str:
     return f"the same picture by pixels; its score alone, below {threshold:g}, would not say so"
 
 
-def write_list(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows of `deduplicated` as CSV."""
+def write_list(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows, such as those of `deduplicated`, as CSV."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, COLUMNS)
+            table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows({name: safe_cell(value) for name, value in row.items()} for row in rows)
 
