@@ -98,7 +98,8 @@ def add_captions(
 ) -> Corpus:
     """The corpus with the captions that `make(row, captions, rng)` gives appended to each readable row's own.
 
-    ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind. Those a row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
+    ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind. Those a
+    row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
     Where `make` raises ImageError, the row gets that as its `error`.
     """
     captions = [list(some) for some in corpus.captions]

@@ -1,4 +1,4 @@
-"""More general captions: every noun becomes the word for its kind ("a person with a camera" of "woman photographer")."""
+"""More general captions: details go, and nouns become the word for their kind: "a person" for "woman: dark skin"."""
 
 from __future__ import annotations
 
