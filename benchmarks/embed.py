@@ -21,7 +21,7 @@ import numpy as np
 
 from copyscope.data import assets
 from copyscope.data.corpus import Corpus
-from copyscope.detection.descriptors import _onnx
+from copyscope.detection.descriptors import _device, _onnx
 from copyscope.detection.descriptors.sscd import Sscd
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.fill import BATCH
@@ -99,7 +99,7 @@ def bare_run(prepared: list[np.ndarray], intra_op: bool) -> None:
         for batch in batches:
             session.run(None, {"image": batch})
         return
-    session = _onnx.session(path)
+    session = _device.session(path, "cpu")
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda batch: session.run(None, {"image": batch}), batches))
 

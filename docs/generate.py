@@ -146,12 +146,12 @@ One that the stage has no use for, or that needs what is not there, is refused b
 need is guidance above 1, a model that can be told nothing (`null`), cross-attention, the prompt as text, or to be told
 the nearest training image: `copyscope generate --nearest TRAIN`, in Python `nearest=copyscope.nearest("train/")`.
 
-## Doors
+## Hooks
 
-A mitigation acts through one door, its base class. In a step of training, and at the start of sampling, the doors come
-in this order, whatever the order of the list; mitigations of one door act in the order of the list.
+A mitigation acts through one hook, its base class. In a step of training, and at the start of sampling, the hooks come
+in this order, whatever the order of the list; mitigations of one hook act in the order of the list.
 
-| door | is given | acts in |
+| hook | is given | acts in |
 |---|---|---|
 | `OnCaption` | the captions of an image -> the caption of this draw | training, sampling |
 | `OnConditioning` | what the model is told -> what it is told instead | training, sampling |
@@ -261,7 +261,7 @@ def mitigations_page() -> str:
     table = [
         "## All of them\n",
         f"{CALLS_ARE}\n",
-        "| name | source | door | acts in | needs | calls, sampling | calls, training |",
+        "| name | source | hook | acts in | needs | calls, sampling | calls, training |",
         "|---|---|---|---|---|---|---|",
         *(_mitigation(name, part) for name, part in found.items()),
         "",
@@ -319,13 +319,12 @@ def _recipe(cls: type) -> str:
 
 
 def _said(cls: type) -> str:
-    """A docstring as Markdown: what it says of fields begins with their names and a colon, which are made bold."""
-    fields = {field.name for field in dataclasses.fields(cls)}
-
-    def bold(found: re.Match[str]) -> str:
-        return f"**{found[1]}**{found[2]}" if fields.issuperset(re.split(r",\s", found[1])) else found[0]
-
-    return re.sub(r"((?:\w+,\s)*\w+)((?:,? [^:.]*)??:\s)", bold, inspect.getdoc(cls) or "")
+    """A docstring as Markdown: its arguments as a list with bold names, without what it raises."""
+    text = re.sub(r"\n+Raises:\n(?: +.*\n?)+", "", inspect.getdoc(cls) or "")
+    prose, _, arguments = text.partition("Args:\n")
+    # A line that goes on is indented by two, as a list's item is.
+    listed = re.sub(r"^    (?! )(\w+):", r"- **\1**:", arguments, flags=re.M).replace("\n        ", "\n  ")
+    return f"{prose}{listed}".strip()
 
 
 LEADERBOARD = """\

@@ -20,7 +20,13 @@ LAYERS = [
 ]  # fmt: skip
 FILES = {"": "main", "__main__": "main", "demo": "top", "doctor": "top", "nearest_image": "nearest"}
 """Files beside the packages that are no base."""
-TORCH = ("diffusion/", "guard/", "detection/descriptors/sscd.py", "detection/descriptors/clip.py")
+TORCH = (
+    "diffusion/",
+    "guard/",
+    "detection/descriptors/sscd.py",
+    "detection/descriptors/clip.py",
+    "detection/descriptors/_device.py",
+)
 PILLOW = ("imaging/", "guard/", "detection/descriptors/phash.py", "detection/verdict/alterations.py")
 SHELVES = {
     "detection/descriptors",

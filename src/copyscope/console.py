@@ -21,13 +21,19 @@ _DRIVES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 class Shield:
-    """A text stream that writes control characters spelled out to another one, and is that one in all else."""
+    """Text stream that spells out control characters before it writes them to another stream.
+
+    All other attributes are those of the other stream.
+
+    Args:
+        stream: the stream to write to.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.unshielded = stream
 
     def write(self, text: str) -> int:
-        """Write `text`; its length."""
+        """Write `text` and return its length."""
         self.unshielded.write(spelled(text))
         return len(text)
 
@@ -52,7 +58,7 @@ def shield() -> None:
 
 
 def spelled(text: str) -> str:
-    """`text` with what drives a terminal spelled out; lines stay lines."""
+    """Spell out the characters of `text` that drive a terminal; line breaks stay."""
     return _DRIVES.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -109,14 +115,14 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def show(result: Any) -> None:
-    """A result as it shows itself in a terminal."""
+    """Print a result as it shows itself in a terminal."""
     _console(sys.stdout, soft_wrap=False).print(_Spelled(result))
 
 
 def show_table(table: Any, title: str) -> None:
-    """An Arrow table, as wide as the terminal; nothing where it has no rows.
+    """Print an Arrow table as wide as the terminal; nothing if it has no rows.
 
-    Numbers stand whole. Where room is short, ids lose their middle, then other texts fold.
+    Numbers stay whole. Where room is short, ids lose their middle, then other texts fold.
     """
     from rich.cells import cell_len
     from rich.table import Table
@@ -183,13 +189,16 @@ def _shortened(text: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters spelled out: a file name must not drive the terminal."""
+    """Spell out all control characters of `text`, such as a file name that would drive the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def show_json(value: Any) -> None:
-    """One JSON value. Where the stream cannot spell a letter, all letters beyond ASCII become \\u escapes: what the
-    stream itself would make of it is no JSON."""
+    """Print one JSON value.
+
+    Where the stream cannot spell a letter, all letters beyond ASCII are escaped: what the stream itself would make of
+    it is no JSON.
+    """
     text = _DRIVES.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, indent=1, ensure_ascii=False))
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -199,11 +208,11 @@ def show_json(value: Any) -> None:
 
 
 def note_unreadable(n: int) -> None:
-    """How many images could not be read, if any."""
+    """Print how many images could not be read, if any."""
     if n:
         note(f"{n} images could not be read; their rows say why.")
 
 
 def note(text: str) -> None:
-    """A line for the person, beside the results."""
+    """Print a line for the person on stderr, beside the results."""
     print(text, file=sys.stderr)

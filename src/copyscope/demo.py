@@ -32,8 +32,15 @@ N_PROMPTS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What the demo made: `train`, `held_out` and `generated`; `origin` [n]: the training id whose caption was the
-    prompt of a generated image, None where the caption was of a held-out picture."""
+    """What the demo made.
+
+    Attributes:
+        train: the training images.
+        held_out: real images that the model was not trained on.
+        generated: what the model made.
+        origin: [n], of each generated image the training id whose caption was its prompt; None where the caption was of
+            a held-out picture.
+    """
 
     train: Corpus
     held_out: Corpus
@@ -42,7 +49,14 @@ class Made:
 
 
 def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress | None = None) -> Made:
-    """Prepares the pictures, trains the model and generates, all in `folder`; what is there already is kept."""
+    """Prepare pictures, train the model and generate images in `folder`; what is there already is kept.
+
+    Args:
+        folder: where everything goes.
+        seed: of the pictures, the training and the samples.
+        steps: training steps.
+        progress: called with a label, the number done and the total.
+    """
     from copyscope.diffusion.recipe import TrainRecipe
     from copyscope.diffusion.training.train import train
     from copyscope.experiment.prepare import prepare
@@ -70,10 +84,15 @@ def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress 
 
 
 def score(made: Made, summary: dict[str, Any]) -> dict[str, Estimate]:
-    """What the audit of `made.generated` found, by where the prompts came from.
+    """Rates of copies in the audit of the demo's images, by where the prompts came from.
 
-    known: share of the images from training captions that are copies; own: of these copies, those matched to the very
-    image whose caption was the prompt; unknown: share of the images from captions never trained on that are copies.
+    Args:
+        made: what `make` returned.
+        summary: of the audit of `made.generated`.
+
+    Returns:
+        `known`: share of the images from training captions that are copies. `own`: of these copies, the share matched
+        to the image whose caption was the prompt. `unknown`: share of the images from other captions that are copies.
     """
     match = {str(copy["id"]): str(copy["match"]) for copy in summary["copies"]}
     known = [name for name, origin in zip(made.generated.ids, made.origin, strict=True) if origin is not None]

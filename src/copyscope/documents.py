@@ -45,7 +45,11 @@ _KEYS = re.compile(r"[=\n,{}\[\]]")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON document, or of a line of one. Raises ValueError with the reason, in a few words."""
+    """Parse a JSON document, or one line of JSON Lines, within bounds of size and depth.
+
+    Raises:
+        ValueError: with the reason, in a few words.
+    """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
     if isinstance(text, bytes):
@@ -65,9 +69,14 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], then: str = AGAIN) -> dict[str, Any]:
-    """The object in a JSON file. then: what to do where there is none.
+    """Read the object in a JSON file.
 
-    Raises InputError, which names the file, where it is missing, damaged, beyond the bounds, or holds no object.
+    Args:
+        path: the file.
+        then: second line of the error: what to do where there is no such file.
+
+    Raises:
+        InputError: the file is missing, damaged, beyond the bounds, or holds no object; the message names it.
     """
     try:
         found = parse_json(read_bytes(path, MAX_JSON_BYTES))
@@ -80,7 +89,11 @@ def read_json(path: str | os.PathLike[str], then: str = AGAIN) -> dict[str, Any]
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML document. Raises ValueError with the reason, TOMLDecodeError of them where it is no TOML."""
+    """Parse a TOML document within bounds of size and depth.
+
+    Raises:
+        ValueError: with the reason; its subclass TOMLDecodeError where the text is no TOML.
+    """
     if len(text) > MAX_TOML_BYTES:
         raise ValueError(f"larger than {MAX_TOML_BYTES >> 20} MiB")
     if _has_long_number(bare := _STRINGS.sub("''", text)):
@@ -96,13 +109,26 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The tables of a TOML file. Raises OSError where it cannot be read, ValueError as `parse_toml`."""
+    """Read the tables of a TOML file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as in `parse_toml`.
+    """
     return parse_toml(read_bytes(path, MAX_TOML_BYTES).decode("utf-8"))
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """The bytes of a regular file. Raises OSError where it cannot be read or is none, ValueError where it has more than
-    `most` bytes."""
+    """Read the bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: largest size allowed, in bytes.
+
+    Raises:
+        OSError: the file cannot be read, or is no regular file.
+        ValueError: it has more than `most` bytes.
+    """
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:

@@ -36,15 +36,19 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True)
 class TaskFailure:
-    """Stands for the result of a task that could not be had. why: for people, one line. told: the task itself said so,
-    by a CopyscopeError, and it would be the same on another machine."""
+    """Stands for the result of a task that failed.
+
+    Attributes:
+        why: the reason, for people, one line.
+        told: the task itself raised a CopyscopeError, and would do so on another machine too.
+    """
 
     why: str
     told: bool = False
 
 
 class Engine(abc.ABC):
-    """Does tasks elsewhere. A frozen dataclass of plain values, whose `str` is the spec that rebuilds it."""
+    """Runs tasks elsewhere: a frozen dataclass of plain values, whose `str` is the spec that rebuilds it."""
 
     def __str__(self) -> str:
         cls = type(self)
@@ -54,31 +58,39 @@ class Engine(abc.ABC):
     @property
     @abc.abstractmethod
     def threads(self) -> int:
-        """Processors that a task has, and so how many threads it should use."""
+        """Processors of one task, which is how many threads it should use."""
 
     @abc.abstractmethod
     def width(self) -> int:
-        """How many tasks are done at a time, now; a cluster may grow."""
+        """How many tasks run at the same time now; a cluster may grow."""
 
     @abc.abstractmethod
     def map(
         self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
     ) -> Iterator[tuple[int, R | TaskFailure]]:
-        """(number of the task, what `function(shared, task)` gives) in the order in which they are done.
+        """Run `function(shared, task)` for every task, in any order.
 
-        At most about twice `width` tasks are taken from `tasks` ahead of what was handed back. shared: what all tasks
-        are told, sent once and not with each. All of it must be what can be pickled, the function by its name in a
-        module. A task whose worker dies, or that raises, is tried TRIES times in all and is then Lost; at once where it
-        raises a CopyscopeError, which is said on purpose.
+        At most about twice `width` tasks are taken from `tasks` ahead of the results. Everything must be picklable, the
+        function by its name in a module. A task whose worker dies, or that raises, is tried TRIES times in all; a
+        CopyscopeError, raised on purpose, fails it at once.
+
+        Args:
+            function: called as `function(shared, task)` by a worker.
+            shared: what all tasks have in common; sent once and not with each.
+            tasks: the tasks, numbered from 0.
+
+        Yields:
+            (number of the task, its result, or a TaskFailure), in the order in which tasks end.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes(Engine):
-    """Processes of this machine, one thread each. What kills one of them costs a task and not the run.
+    """Processes of this machine, one thread each; what kills a process costs a task and not the run.
 
-    workers: how many (0 = one a processor that this process may use). They start with the first task and end with the
-    last.
+    Args:
+        workers: how many; 0 = one a processor that this process may use. They start with the first task and end with
+            the last.
     """
 
     workers: int = 0
@@ -89,14 +101,17 @@ class Processes(Engine):
 
     @property
     def threads(self) -> int:
+        """One thread a process."""
         return 1
 
     def width(self) -> int:
+        """Number of processes."""
         return self.workers or cores()
 
     def map(
         self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
     ) -> Iterator[tuple[int, R | TaskFailure]]:
+        """Run the tasks in spawned processes; see `Engine.map`."""
         waiting = enumerate(tasks)
         # When a worker dies, the whole pool is gone and nobody says whose fault it was: so each that was under way is
         # done again alone. Else one that kills its worker each time would take its neighbours with it.
@@ -159,11 +174,13 @@ class Processes(Engine):
 
 @dataclasses.dataclass(frozen=True)
 class Ray(Engine):
-    """Tasks of Ray, each on the machine that Ray thinks best, spread over all. Needs the extra `ray`, there too.
+    """Tasks of Ray, spread over all machines of a cluster. Needs the extra `ray` on each of them.
 
-    address: of a cluster ("auto": the one this machine belongs to; "local": start Ray here). None takes what
-    RAY_ADDRESS names, else one that runs on this machine, else starts Ray here, which ends with this process. cpus:
-    processors that a task has.
+    Args:
+        address: of a cluster; "auto" = the one this machine belongs to, "local" = start Ray here, None = what
+            RAY_ADDRESS names, else a cluster that runs on this machine, else start Ray here, which ends with this
+            process.
+        cpus: processors of one task.
     """
 
     address: str | None = None
@@ -175,14 +192,17 @@ class Ray(Engine):
 
     @property
     def threads(self) -> int:
+        """Processors that Ray reserves for a task."""
         return self.cpus
 
     def width(self) -> int:
+        """Processors of the cluster now, divided by those of a task."""
         return max(1, int(self._connected().cluster_resources().get("CPU", 1)) // self.cpus)
 
     def map(
         self, function: Callable[[S, T], R], shared: S, tasks: Iterable[T]
     ) -> Iterator[tuple[int, R | TaskFailure]]:
+        """Run the tasks as Ray tasks; see `Engine.map`."""
         ray = self._connected()
         # What a task is tried again for is Ray's affair: it knows which worker or machine was lost, and where there is
         # another. SPREAD, else it fills one machine first.
@@ -242,9 +262,14 @@ ENGINES: dict[str, type[Engine]] = {"processes": Processes, "ray": Ray}
 
 
 def open_engine(spec: str | Engine) -> Engine:
-    """The engine of a spec: `processes(workers=4)`, `ray(address='auto')`, or `package.module:Class(...)` of your own.
+    """Load the engine of a spec.
 
-    Raises PartError if the spec is malformed, names no engine, or gives arguments it does not take.
+    Args:
+        spec: `processes(workers=4)`, `ray(address='auto')`, or `package.module:Class(...)` of your own; an Engine is
+            returned as it is.
+
+    Raises:
+        PartError: the spec is malformed, names no engine, or gives arguments that the engine does not take.
     """
     if isinstance(spec, Engine):
         return spec

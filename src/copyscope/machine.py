@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEMORY = "COPYSCOPE_MEMORY"
 """The variable that says how much memory a run may take: bytes, or as `4GB`."""
+DEVICE = "COPYSCOPE_DEVICE"
+"""The variable that says where descriptors run: `auto` (or nothing), `cpu`, `cuda:0`."""
 LEAST = 64 * 2**20
 """Bytes that a step works with where the setting leaves it less."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -27,9 +29,10 @@ GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Progress(Protocol):
-    """Told how far a long step has come: `progress("sscd", 120, 3000)`."""
+    """Callback that is told how far a long step has come: `progress("sscd", 120, 3000)`."""
 
-    def __call__(self, label: str, done: int, total: int) -> None: ...
+    def __call__(self, label: str, done: int, total: int) -> None:
+        """Report a step: its label, how many are done, and of how many; 0 = not known."""
 
 
 def cores() -> int:
@@ -38,8 +41,11 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Bytes of memory that a run plans with: what COPYSCOPE_MEMORY says, else half of what this machine, or the control
-    group that the process is in, has. Raises InputError where the variable says no size."""
+    """Memory a run plans with, in bytes: COPYSCOPE_MEMORY, else half of what the machine or control group has.
+
+    Raises:
+        InputError: the variable says no size.
+    """
     said = os.environ.get(MEMORY, "").strip()
     if not said:
         return _has() // 2
@@ -50,9 +56,13 @@ def memory() -> int:
 
 
 def memory_budget(besides: int = 0) -> int:
-    """Bytes for the blocks of a step: what `memory` leaves beside what this process holds already, and what else the
-    step is going to hold; at least LEAST. What is mapped from files is not counted, nor anything where the system does
-    not tell."""
+    """Memory for the blocks of a step, in bytes: what `memory` leaves beside what the process holds; at least LEAST.
+
+    Mapped files do not count, nor does anything where the system does not tell.
+
+    Args:
+        besides: bytes that the step is going to hold besides.
+    """
     _give_back()
     held = 0
     with contextlib.suppress(OSError):
@@ -87,7 +97,7 @@ def _has() -> int:
 
 
 def drop_pages(array: NDArray[Any]) -> None:
-    """Take the pages of a mapped file out of the process; they are read again when they are asked for.
+    """Take the pages of a mapped file out of the process; they are read again on the next access.
 
     Linux would leave them while there is room, and a run that only streams would seem to need all of the file. An array
     that is not mapped, or whose changes are its own, stays as it is.
@@ -103,10 +113,15 @@ def drop_pages(array: NDArray[Any]) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Nobody else, in this process or another, is within while we are; the system lets go of it if we are killed.
+    """Exclusive lock of a file between threads and processes; the system releases it when a process is killed.
 
-    path: the file of the lock; its folder is made. Windows has no such lock: there only one may be within at a time.
-    Raises InputError where the file system has none.
+    Windows has no such lock: there only one process may be within at a time.
+
+    Args:
+        path: the file of the lock; its folder is made.
+
+    Raises:
+        InputError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -121,8 +136,10 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def no_lock(path: Path, error: OSError) -> InputError:
-    """What to say where a file cannot be locked, as on some mounts of NFS and Lustre: without a lock, two processes
-    would write one file."""
+    """Error for a file that cannot be locked, as on some mounts of NFS and Lustre.
+
+    Without a lock, two processes would write one file.
+    """
     return InputError(
         f"Cannot lock {path}: {error.strerror or error}.\n"
         "Name a folder on a disk of this machine, or mount that one with locks (NFS: lockd, Lustre: flock)"

@@ -22,8 +22,14 @@ _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last holds
 
 
 def refuse_code(folder: str | os.PathLike[str]) -> None:
-    """Raises InputError where a folder of a model holds a file of code, or its JSON files name classes of code of its
-    own or of a package that is neither diffusers nor transformers. Weights are for the caller to take as safetensors.
+    """Refuse the folder of a model that would run code of its own when loaded.
+
+    Args:
+        folder: of a diffusers or transformers model. Weights are for the caller to load as safetensors.
+
+    Raises:
+        InputError: a file of code lies in the folder, or a JSON file names classes of its own or of a package that is
+            neither diffusers nor transformers.
     """
     n = 0
     # Links are followed, as the libraries do; round in a loop they end at MOST_FILES.

@@ -1,6 +1,6 @@
 """Nearest training image of a picture in the making, for mitigations and guards.
 
-`diffusion` knows nothing of descriptors, `copying` nothing of models: here a callable is made of the one for the other.
+`diffusion` knows nothing of descriptors, `detection` nothing of models: a callable is made here of one for the other.
 """
 
 from __future__ import annotations
@@ -34,10 +34,20 @@ KEPT_BYTES = 256 * 2**20
 
 
 def nearest(train: Corpus | str | Path, protocol: str = "sscd_distilled", **options: Any) -> Finder:
-    """A function that finds the most similar training image of each picture, exactly, by the protocol's descriptor.
+    """Find the most similar training image of each picture, exactly: a function for mitigations and guards.
 
-    The training set is described once, at the first call. options: `cache` and `workers` of `embed`, `progress`. Raises
-    InputError, at the first call, where none of its images can be read.
+    The training set is described once, at the first call, which raises InputError where no image can be read.
+
+    Args:
+        train: anything `Corpus.open` takes, or a Corpus.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        A function from pictures [n], uint8 [h w 3] each, to the nearest training image of each [n].
+
+    Raises:
+        PartError: the protocol or spec names no descriptor.
     """
     return Finder(train, named_protocol(protocol).load(), options)
 
@@ -51,6 +61,7 @@ class Finder:
         self._bytes, self._lock = 0, threading.Lock()
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> list[NearestImage]:
+        """Nearest training image of each picture [n], uint8 [h w 3] each."""
         from .diffusion.denoiser import NearestImage
 
         if not pictures:
@@ -63,7 +74,7 @@ class Finder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that decides what is found: descriptor, images and captions. Describes the images."""
+        """Hex sha256 of all that decides the result: descriptor, images and captions. Describes the images."""
         described, captions = self._known
         digests = described.corpus.table["sha256"].to_pylist()
         known = [(digests[row], captions[row]) for row in described.rows.tolist()]

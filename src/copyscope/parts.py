@@ -46,16 +46,35 @@ class Part:
 
 
 def names(shelf: str) -> list[str]:
-    """Names of all parts on a shelf, sorted, without importing the shelf or any of them."""
+    """Names of all parts on a shelf, sorted; imports neither the shelf nor a part.
+
+    Args:
+        shelf: a key of `SHELVES`, such as "descriptors".
+
+    Returns:
+        The names, as they are written in specs.
+
+    Raises:
+        PartError: there is no such shelf.
+    """
     found = importlib.util.find_spec(_package(shelf))
     folders = found.submodule_search_locations if found else []
     return sorted(module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
 
 
 def load(shelf: str, spec: str) -> Any:
-    """The part that `spec` describes, e.g. `load("descriptors", "sscd(size=224)")`.
+    """Load the part that a spec describes, e.g. `load("descriptors", "sscd(size=224)")`.
 
-    Raises PartError if the spec is malformed, names no part, or gives arguments the part does not take.
+    Args:
+        shelf: a key of `SHELVES`, such as "descriptors".
+        spec: `name`, `name(key=value, ...)` with plain values, or `package.module:Class(...)` for a part of your own.
+
+    Returns:
+        The part. Its weights load on first use.
+
+    Raises:
+        PartError: the spec is malformed, names no part, or gives arguments that the part does not take.
+        MissingExtra: the part needs torch, which is not installed.
     """
     path, arguments, options = parse(spec, shelf, names(shelf))
     cls = _outside(shelf, path) if ":" in path else part_class(shelf, path)
@@ -63,7 +82,17 @@ def load(shelf: str, spec: str) -> Any:
 
 
 def made(cls: type, path: str, arguments: list[Any], options: dict[str, Any]) -> Any:
-    """`cls`, which a spec calls `path`, called with what the spec gives. Raises PartError where it does not fit."""
+    """Call the class of a part with the arguments of its spec.
+
+    Args:
+        cls: the class.
+        path: its name in specs, for messages.
+        arguments: positional arguments.
+        options: keyword arguments.
+
+    Raises:
+        PartError: the class does not take them.
+    """
     try:
         inspect.signature(cls).bind(*arguments, **options)
         return cls(*arguments, **options)
@@ -86,7 +115,12 @@ def written(name: str, part: Any) -> str:
 
 
 def part_class(shelf: str, name: str) -> type:
-    """The one public class defined in the file `name` of a shelf. Raises MissingExtra where the file needs torch."""
+    """Class of the part in the file `name` of a shelf.
+
+    Raises:
+        PartError: there is no such part.
+        MissingExtra: the file needs torch, which is not installed.
+    """
     known = names(shelf)
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
@@ -101,7 +135,7 @@ def part_class(shelf: str, name: str) -> type:
 
 
 def signature(cls: type, name: str) -> str:
-    """How a part is called, as text: `sscd(size: int = 288)`."""
+    """Signature of a part as text: `sscd(size: int = 288)`."""
     taken = []
     for parameter in inspect.signature(cls).parameters.values():
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
@@ -110,7 +144,7 @@ def signature(cls: type, name: str) -> str:
 
 
 def base(cls: type, shelf: str) -> str:
-    """The class of the shelf's own that a part is made of, by name: of a mitigation, its door."""
+    """Name of the shelf's own class that a part derives from: of a mitigation, its hook."""
     return next(each.__name__ for each in cls.__mro__ if each.__module__ == _package(shelf))
 
 
@@ -147,9 +181,15 @@ def _only_class(module: Any) -> type:
 
 
 def parse(spec: str, kind: str, known: list[str]) -> tuple[str, list[Any], dict[str, Any]]:
-    """(name, arguments, keyword arguments) of a spec of one of the `kind`, whose names are `known`.
+    """Parse a part spec into its name, arguments and keyword arguments; literals only.
 
-    Raises PartError where it is not of that form.
+    Args:
+        spec: the text.
+        kind: what is named, for messages: "descriptors".
+        known: the names there are, for messages.
+
+    Raises:
+        PartError: the text is no spec.
     """
     path, bracket, _ = spec.strip().partition("(")
     said = spec if len(spec) <= 200 else f"{spec[:200]}..."

@@ -32,14 +32,19 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def as_dict(recipe: Any) -> dict[str, Any]:
-    """The fields of a recipe as plain values, tuples as lists: what `from_dict` reads, and JSON and TOML can hold."""
+    """Fields of a recipe as plain values, tuples as lists: what `from_dict` reads, and JSON and TOML can hold."""
     return {field.name: _plain(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The recipe `cls` with these values and its defaults for all others.
+    """Make a recipe from plain values; fields left out take their defaults.
 
-    Raises InputError that names an unknown key and the closest known one, or the field whose value has a wrong type.
+    Args:
+        cls: the recipe's class, a dataclass.
+        values: field -> value.
+
+    Raises:
+        InputError: names an unknown key and the closest known one, or the field whose value has a wrong type.
     """
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in values:
@@ -57,9 +62,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def changed(recipe: T, settings: Sequence[str]) -> T:
-    """The recipe with settings such as `steps=500` or `betas=[0.9, 0.99]`, in order.
+    """Apply settings such as `steps=500` or `betas=[0.9, 0.99]` to a recipe, in order.
 
-    Values are TOML, bare words are text, and what a text field is given is text without quotes too. Raises InputError.
+    Args:
+        recipe: a dataclass.
+        settings: `key=value` each. Values are TOML; bare words are text, and a text field takes text without quotes.
+
+    Raises:
+        InputError: a setting is malformed, or its key or value does not fit.
     """
     hints = typing.get_type_hints(type(recipe))
     values = as_dict(recipe)
@@ -72,7 +82,11 @@ def changed(recipe: T, settings: Sequence[str]) -> T:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """(key, value) of a setting `key=value`: the value is TOML, or else the text as it stands. Raises InputError."""
+    """Parse a setting `key=value`: the value is TOML, or else the text as it stands.
+
+    Raises:
+        InputError: there is no `=` or no key.
+    """
     key, equals, written = (piece.strip() for piece in text.partition("="))
     if not key or not equals:
         raise InputError(f"{text!r} sets nothing.\nWrite it as name=value, e.g. steps=500")
@@ -88,7 +102,11 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def override(tables: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Nested tables with settings such as `train.steps=500`, whose key is the way to a value. Raises InputError."""
+    """Apply settings such as `train.steps=500` to nested tables; a dotted key is the path to a value.
+
+    Raises:
+        InputError: a setting is malformed, or its path leads through a value.
+    """
     found = _copied(tables)
     for text in settings:
         path, value = setting(text)
@@ -103,7 +121,11 @@ def override(tables: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The tables of a TOML file. Raises InputError if it cannot be read, with the line where it is no TOML."""
+    """Read the tables of a TOML file.
+
+    Raises:
+        InputError: the file cannot be read, or is no TOML; the message then has the line.
+    """
     try:
         return documents.read_toml(path)
     except OSError as error:
@@ -117,8 +139,12 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """`versions` of Python, Copyscope and the packages that decide numbers, and the git `commit` of the working
-    directory ("-dirty" where files differ from it), null outside a repository. Imports none of the packages."""
+    """Versions and commit for a recipe: what decided the numbers.
+
+    Returns:
+        `versions` of Python, Copyscope and the packages that decide numbers; git `commit` of the working directory
+        ("-dirty" where files differ from it), None outside a repository. Imports none of the packages.
+    """
     from ._version import __version__
 
     versions = {"python": platform.python_version(), "copyscope": __version__}

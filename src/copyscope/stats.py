@@ -17,10 +17,15 @@ _LEAST_SCALE = 1e-3  # of a score that takes few values, as one of a hash does
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number, the interval it lies in at the stated level (95 % unless said), and how many cases it rests on.
+    """A number with its interval at the stated level (95 % unless said) and the number of cases it rests on.
 
-    `value` is NaN where there was nothing to estimate from; `low` and `high` are NaN where no interval is known. Two
-    estimates are equal where all numbers are, NaN beside NaN included.
+    Two estimates are equal where all numbers are, with NaN equal to NaN.
+
+    Args:
+        value: the estimate; NaN where there was nothing to estimate from.
+        low: lower end of the interval; NaN where no interval is known.
+        high: upper end, likewise.
+        n: number of cases.
     """
 
     value: float
@@ -56,8 +61,12 @@ class Correlation(NamedTuple):
 def proportion(count: int, n: int, *, missing: int = 0, level: float = 0.95) -> Estimate:
     """Share `count / n` with the Clopper-Pearson interval (exact binomial, Clopper & Pearson 1934).
 
-    `missing` cases count against us: the upper end is the one that would hold had every missing case been a hit,
-    the lower end the one had none been.
+    Args:
+        count: cases that hit, 0 to n.
+        n: cases in all.
+        missing: cases without an answer. They count against us: the upper end is the one that would hold had every
+            missing case been a hit, the lower end the one had none been.
+        level: of the interval, in (0, 1).
     """
     if not 0 <= count <= n or missing < 0:
         raise ValueError(f"a proportion needs 0 <= count <= n and missing >= 0, not {count}, {n}, {missing}")
@@ -73,7 +82,12 @@ def proportion(count: int, n: int, *, missing: int = 0, level: float = 0.95) -> 
 
 
 def cases_needed(rate: float, level: float = 0.95) -> int:
-    """How many cases without a single hit put the upper end of `proportion` at or below `rate`, 0 < rate < 1."""
+    """Number of cases without a hit that puts the upper end of `proportion` at or below a rate.
+
+    Args:
+        rate: in (0, 1).
+        level: of the interval, in (0, 1).
+    """
     if not 0 < rate < 1:
         raise ValueError(f"a rate must lie between 0 and 1, not {rate}")
     return math.ceil(math.log((1 - level) / 2) / math.log1p(-rate))
@@ -136,7 +150,15 @@ def conformal_p_values(scores: Floats, calibration: Floats) -> Floats:
 
 
 def benjamini_hochberg(p_values: Floats, rate: float = 0.05) -> NDArray[np.bool_]:
-    """Which of the p-values [n] are discoveries at false discovery rate `rate` (Benjamini & Hochberg 1995)."""
+    """Discoveries at a false discovery rate (Benjamini & Hochberg 1995).
+
+    Args:
+        p_values: [n]; NaN is never a discovery.
+        rate: false discovery rate, in (0, 1).
+
+    Returns:
+        bool [n], which are discoveries.
+    """
     from scipy.stats import false_discovery_control
 
     p_values = np.asarray(p_values, dtype=np.float64)
@@ -193,11 +215,16 @@ def corrected_proportion(
 
 
 def excess(scores: Floats, others: Floats, level: float = 0.95) -> tuple[float, float]:
-    """How much more of the `scores` [n] than of the `others` [m] lies above some line: a lower bound.
+    """How much more of the `scores` lies above some line than of the `others`: a lower bound.
 
     The lines are the 1st, 2nd, 4th, ... highest of the others. At each, the share of all others above it is bounded
     from above by the Beta law of that order statistic, and the share of all scores from below by Clopper and Pearson,
     each at its part of 1 - level (Bonferroni over lines and sides): the bounds hold at all lines at once, for any laws.
+
+    Args:
+        scores: [n], higher = more alike.
+        others: [m], what they are compared with.
+        level: of the bound, in (0, 1).
 
     Returns:
         (bound in [0, 1], line where it is reached; NaN where the bound is 0).
@@ -231,9 +258,16 @@ def bootstrap(
 ) -> Estimate:
     """`statistic(*columns)` with its percentile bootstrap interval (Efron 1979).
 
-    columns: arrays [n ...] resampled together. clusters: labels [n]; whole clusters are drawn, for rows that are not
-    independent (several images of one match). Resamples whose statistic is not finite are left out. No interval with
-    fewer than two rows, or fewer than two clusters.
+    Resamples whose statistic is not finite are left out. No interval with fewer than two rows, or two clusters.
+
+    Args:
+        statistic: function of the columns.
+        columns: arrays [n ...] that are resampled together.
+        clusters: labels [n]; whole clusters are drawn, for rows that are not independent (several images of one match).
+            None = rows are drawn.
+        resamples: number of resamples.
+        level: of the interval, in (0, 1).
+        seed: of the resamples.
     """
     n = len(columns[0]) if columns else 0
     value = float(statistic(*columns)) if n else math.nan
@@ -253,10 +287,15 @@ def bootstrap(
 
 
 def quantile(values: Floats, q: float, *, level: float = 0.95) -> Estimate:
-    """The q-quantile of `values` [n] with its distribution-free interval from order statistics (David & Nagaraja 2003).
+    """Quantile with its distribution-free interval from order statistics (David & Nagaraja 2003).
 
     An end is NaN where n is too small for any order statistic to bound the quantile at this level (the 95th percentile
     has no upper end below n = 72).
+
+    Args:
+        values: [n].
+        q: in (0, 1).
+        level: of the interval, in (0, 1).
     """
     from scipy.stats import binom
 
@@ -274,9 +313,15 @@ def quantile(values: Floats, q: float, *, level: float = 0.95) -> Estimate:
 
 
 def correlation(x: Floats, y: Floats, method: str = "pearson", *, level: float = 0.95) -> Correlation:
-    """Pearson or Spearman correlation of x [n] and y [n], Fisher-z interval (Spearman: Bonett & Wright 2000 variance).
+    """Pearson or Spearman correlation, Fisher-z interval (Spearman: Bonett & Wright 2000 variance).
 
     Rows where either is not finite are left out; NaN with fewer than four rows or a constant column.
+
+    Args:
+        x: [n].
+        y: [n].
+        method: "pearson" or "spearman".
+        level: of the interval, in (0, 1).
     """
     from scipy import stats
 

@@ -21,8 +21,18 @@ HOW = "If you trust whoever made it, add --trust-parts (in Python: trust_parts=T
 
 
 def check_spec(shelf: str, spec: Any, source: str) -> None:
-    """Raises PartError where a spec that `source` asks for would load code: a part from outside the shelf, or one with
-    weights by path. What is no spec at all is left to whoever loads it. Imports nothing but files of the shelf."""
+    """Refuse a part spec of a file that would load code: a part from outside the shelf, or weights by path.
+
+    Text that is no spec is left to whoever loads it. Imports nothing but files of the shelf.
+
+    Args:
+        shelf: a key of `parts.SHELVES`.
+        spec: the spec as it stands in the file, of any type.
+        source: who asks for the part, for the message.
+
+    Raises:
+        PartError: loading it would run code.
+    """
     if not isinstance(spec, str):
         return
     name = spec.strip().partition("(")[0]
@@ -44,8 +54,15 @@ def check_spec(shelf: str, spec: Any, source: str) -> None:
 
 
 def check_specs(tables: Mapping[str, Any], source: str) -> None:
-    """As `check_spec`, of all specs in nested tables such as a recipe's or an experiment's, by the names of their
-    fields (SHELF_OF), also the last of dotted ones."""
+    """Refuse specs that would load code, as `check_spec`, anywhere in the nested tables of a recipe or experiment.
+
+    Args:
+        tables: fields by name, dotted ones by their last word; those in SHELF_OF are specs.
+        source: who asks for the parts, for the message.
+
+    Raises:
+        PartError: loading one would run code.
+    """
     waiting: list[tuple[str, Any]] = list(tables.items())
     while waiting:
         key, value = waiting.pop()

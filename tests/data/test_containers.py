@@ -23,6 +23,7 @@ from copyscope.data.table import MAX_NAME, MAX_TEXT, TableBuilder
 from copyscope.data.tar_headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
 from copyscope.experiment.plan import plan
+from tests.errors import two_lines
 
 PNG = io.BytesIO()
 Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(PNG, "PNG")
@@ -31,11 +32,6 @@ PNG = PNG.getvalue()
 
 def errors_of(corpus):
     return dict(zip(corpus.ids, corpus.table["error"].to_pylist(), strict=True))
-
-
-def two_lines(caught):
-    assert len(str(caught.value).splitlines()) == 2
-    assert len(str(caught.value)) < 1000
 
 
 def read_apart(path):

@@ -16,15 +16,10 @@ from copyscope.detection.results import check_folder, load_result, read_schema, 
 from copyscope.errors import InputError
 from copyscope.experiment.run import Experiment
 from copyscope.files import write_file
+from tests.errors import two_lines
 
 SUMMARY = {"schema": "test/1", "value": 0.5, "text": "größer ‮ 日本"}
 TABLES = {"rows": pa.table({"id": ["a", None]}), "none": pa.table({"id": pa.array([], pa.string())})}
-
-
-def two_lines(caught, *says):
-    assert len(str(caught.value).splitlines()) == 2
-    for text in says:
-        assert text in str(caught.value)
 
 
 def test_saving_then_loading_is_the_identity_and_leaves_nothing_else(tmp_path):

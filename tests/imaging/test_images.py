@@ -400,3 +400,40 @@ def test_a_white_drawing_on_transparency_is_seen_over_black(tmp_path):
     assert behind.min() == 255
     np.testing.assert_array_equal(images.decode(tmp_path / "white.png"), seen)
     assert images.decode(transparent((0, 0, 0, 255), tmp_path / "black.png"))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("shape", [(40, 61), (61, 40), (33, 33), (7, 90)])
+def test_a_central_square_is_cropped_and_resized_as_in_two_steps(shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    two_steps = images.resize(images.centre_crop(picture, min(shape)), (16, 16))
+    np.testing.assert_array_equal(images.resize_square(picture, 16), two_steps)
+
+
+def test_shared_images_are_converted_and_resized_once_and_come_out_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    expected = [images.resize(each, (20, 30)) for each in (first, second)]
+    pillow, converted = images._pillow(), []
+    real = pillow.fromarray
+    monkeypatch.setattr(pillow, "fromarray", lambda array: converted.append(id(array)) or real(array))
+    with images.shared([first]):
+        found = images.resize(first, (20, 30))
+        found[:] = 0  # what one function does to its result, the next must not see
+        np.testing.assert_array_equal(images.resize(first, (20, 30)), expected[0])
+        np.testing.assert_array_equal(images.resize(second, (20, 30)), expected[1])
+        images.resize(first, (20, 30), "bicubic")
+        assert converted == [id(first), id(second)]
+    first[:] = second
+    np.testing.assert_array_equal(images.resize(first, (20, 30)), expected[1])
+
+
+def test_a_preview_looks_like_the_image_and_says_why_there_is_none():
+    picture = images.resize(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8), (600, 800))
+    content = images.encode(picture, "jpeg", 95)
+    found = images.preview(content, 100)
+    assert found.shape == (75, 100, 3)
+    assert np.abs(found.astype(int) - images.thumbnail(images.decode(content), 100)).mean() < 2
+    small = images.encode(picture[:5, :8], "png")
+    np.testing.assert_array_equal(images.preview(small, 100), picture[:5, :8])
+    with pytest.raises(ImageError):
+        images.preview(content[:300], 100)

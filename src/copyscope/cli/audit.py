@@ -14,6 +14,7 @@ from .options import (
     EXIT_COPIES,
     AsJson,
     DecisionsFile,
+    DeviceName,
     DryRun,
     EngineSpec,
     FailOn,
@@ -107,6 +108,7 @@ def audit(
     dry_run: DryRun = False,
     seed: Seed = 0,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Say how much of GENERATED copies TRAIN, which images, why, and what to do.

@@ -90,8 +90,10 @@ def decide(
 
 
 def _named(name: str, corpora: list[Corpus]) -> list[Named]:
-    """The image of this id in each corpus that has one, with the digest of its file; that of one corpus alone where its
-    folder stands before the id. Raises InputError."""
+    """Name the image of this id in each corpus that has one, with the digest of its file.
+
+    Where a corpus's folder stands before the id, that of this corpus alone. Raises InputError.
+    """
     from copyscope.curation.decisions import Named
     from copyscope.errors import ImageError
 
@@ -149,8 +151,9 @@ def leaks(
     workers: Workers = None,
     engine: EngineSpec = None,
 ) -> None:
-    """Say which images of one set stand, changed or not, in another: train and test, licensed and unlicensed, a block
-    list.
+    """Say which images of one set stand, changed or not, in another.
+
+    Such as training and test images, licensed and unlicensed ones, or a block list.
 
     Exits 3 where some do. -o writes a report and drop.csv, the images of the first set to leave out (--without).
     """

@@ -16,6 +16,7 @@ from .options import (
     AsJson,
     CorpusPath,
     DecisionsFile,
+    DeviceName,
     EngineSpec,
     InsideOnly,
     Out,
@@ -51,6 +52,7 @@ def lint(
     strict: Strict = False,
     seed: Seed = 0,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Say before training what in TRAIN is likely to be copied: duplicates, repeated captions, plain pictures."""
@@ -93,6 +95,7 @@ def embed(
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Describe every image of CORPUS; killed and started again, it goes on where it was.
@@ -161,6 +164,7 @@ def duplicates(
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Groups of near-duplicates in CORPUS, and whether their captions repeat with them; -o writes groups.parquet."""

@@ -17,7 +17,7 @@ USUAL = "text_conditional_norm"
 
 
 def shortened(spec: str) -> str:
-    """A spec for people: what a signal learned is a number a step."""
+    """Shorten a spec for people: what a signal learned is a number a step."""
     return spec if len(spec) <= 60 else f"{spec.partition('(')[0]}(...)"
 
 

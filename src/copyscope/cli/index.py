@@ -12,6 +12,7 @@ from copyscope.errors import InputError
 
 from .options import (
     AsJson,
+    DeviceName,
     EngineSpec,
     HeldOut,
     InsideOnly,
@@ -60,6 +61,7 @@ def build(
     strict: Strict = False,
     seed: Seed = 0,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Describe the images of TRAIN and write a new index.
@@ -106,6 +108,7 @@ def add(
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """Add IMAGES to an index. Their ids must be new. The calibration follows; look-ups may go on meanwhile."""

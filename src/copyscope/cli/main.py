@@ -1,9 +1,6 @@
 """Entry point of the command line: registers all commands; results on stdout, progress and errors on stderr.
 
-Here are the entry and the commands about Copyscope itself; the audit is in cli_auditing.py, the others that look at
-images in cli_looking.py, those that look them up in cli_searching.py, those that make data, models and images in
-cli_making.py, those that watch images in the making in cli_guarding.py, the one that answers over HTTP in
-cli_serving.py, what they share in cli_options.py.
+The commands about Copyscope itself are here, all others in the modules of their groups.
 """
 
 from __future__ import annotations
@@ -97,8 +94,10 @@ def report(
         ),
     ],
 ) -> None:
-    """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again, or, of a
-    guard's log, a report and a Parquet table beside it."""
+    """Make the HTML report of a finished audit, lint, experiment or look-up in an index (match --index) again.
+
+    Of a guard's log it makes a report and a Parquet table beside it.
+    """
     from copyscope.detection import audit, lint, lookup
     from copyscope.detection.results import read_schema
     from copyscope.experiment import run as experiment
@@ -216,7 +215,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def refusal(error: OSError) -> str:
-    """What to say of a system that cannot do what was asked of it, in two lines."""
+    """Message in two lines for an OSError of a system that cannot do what was asked of it."""
     what = error.strerror or str(error)[:300] or type(error).__name__
     where = f" ({error.filename})" if error.filename else ""
     return f"The system says: {' '.join(f'{what}{where}'.split())}.\nSet that right, and run the same command again"

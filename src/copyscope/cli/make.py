@@ -215,8 +215,17 @@ def _show_plan(planned: Plan, as_json: bool) -> None:
 def _captioned(
     corpus: Corpus, how: str, n: int, seed: int, progress: Progress, class_column: str, ids: list[str] | None = None
 ) -> Corpus:
-    """With captions added by kinds, by templates, by WordNet or by the model in a folder; ids: of these images, before
-    their own."""
+    """Add captions by kinds, by templates, by WordNet or by the model in a folder.
+
+    Args:
+        corpus: the images.
+        how: general, paraphrase, wordnet or a folder.
+        n: captions an image.
+        seed: of the draws.
+        progress: is told how far it is.
+        class_column: column of classes, for "general".
+        ids: of the images that get any, before their own; None = all, behind.
+    """
     import numpy as np
 
     from copyscope.curation.captions import paraphrases, wordnet
@@ -468,8 +477,20 @@ def recipe_of(
     presets: Mapping[str, Any] = {},
     trust_parts: bool = False,
 ) -> T:
-    """The recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings. Raises
-    PartError where the file, not a setting, asks for parts that are not trusted."""
+    """Recipe of a preset, or of a TOML file (its table of that name, else all of it), then the settings.
+
+    Args:
+        cls: class of the recipe.
+        source: preset or path of the file; None = the defaults.
+        settings: `key=value` each.
+        table: name of the recipe's table in a file.
+        presets: name -> recipe.
+        trust_parts: take parts that the file, not a setting, asks for from outside the shelves.
+
+    Raises:
+        InputError: the file or a setting does not fit.
+        PartError: the file asks for parts that are not trusted.
+    """
     from copyscope.recipes import changed, from_dict, read_toml
     from copyscope.trust import check_specs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from copyscope.console import note
 from copyscope.errors import InputError, MissingExtra
+from copyscope.machine import DEVICE
 
 if TYPE_CHECKING:
     from copyscope.curation.decisions import Decisions
@@ -72,6 +74,26 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
 ]
 
+
+def _use_device(name: str | None) -> str | None:
+    """Have this process, and those it starts, run descriptors on a device; a name that is wrong is told at once."""
+    if name is not None:
+        from copyscope.detection.descriptors import _device
+
+        os.environ[DEVICE] = name
+        _device.wished()
+    return name
+
+
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda:0",
+        help=f"Where descriptors run; by default what {DEVICE} says, or a GPU that ONNX Runtime or torch can use.",
+        callback=_use_device,
+    ),
+]
 EngineSpec = Annotated[
     str | None,
     typer.Option(
@@ -94,7 +116,7 @@ TrustParts = Annotated[
 
 
 class FailOn(enum.Enum):
-    """What --fail-over is compared with."""
+    """Rate that --fail-over is compared with."""
 
     rate = "rate"
     upper = "upper"
@@ -109,9 +131,15 @@ class PartsWish(enum.Enum):
 
 
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Raises InputError where an option was typed that this call has no use for: its parameter is one of `names`.
+    """Refuse options that were typed and that this call has no use for.
 
-    why: when these options have no use, and what to do, in two lines.
+    Args:
+        context: of the call.
+        names: parameters of the options.
+        why: when these options have no use, and what to do, in two lines.
+
+    Raises:
+        InputError: one of them was typed.
     """
     typed = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if typed:
@@ -122,7 +150,7 @@ def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
 
 
 def check_out(out: Path | None) -> None:
-    """Where -o points to must be a folder, or a place for one: said before the work rather than after it."""
+    """Check that -o names a folder, or a place for one: before the work rather than after it."""
     if out:
         from copyscope.detection.results import check_folder
 
@@ -130,14 +158,14 @@ def check_out(out: Path | None) -> None:
 
 
 def opened_engine(spec: str | None) -> Engine | None:
-    """The engine of --engine, before anything else is done: a spec that is wrong is told at once."""
+    """Load the engine of --engine, before anything else is done: a spec that is wrong is told at once."""
     from copyscope.engine import open_engine
 
     return open_engine(spec) if spec is not None else None
 
 
 def open_corpus(path: str, inside_only: bool) -> Corpus:
-    """The corpus at `path`; how many of its images lie outside is said to the person."""
+    """Open the corpus at `path`, and tell the person how many of its images lie outside."""
     from copyscope.data.corpus import Corpus
 
     corpus = Corpus.open(path, inside_only=inside_only)
@@ -147,8 +175,10 @@ def open_corpus(path: str, inside_only: bool) -> Corpus:
 
 
 def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus at `path` without what the list of --without names, and what the summary says of that, and of images
-    that lie outside."""
+    """Open the corpus at `path` without the images that the list of --without names.
+
+    Also what the summary says of that, and of images that lie outside.
+    """
     from copyscope.data import removals
 
     corpus = open_corpus(path, inside_only)
@@ -160,7 +190,7 @@ def opened(path: str, without: str | None, inside_only: bool, progress: Progress
 
 
 def removal_note(without: str, removed: Removed) -> dict[str, Any]:
-    """What a summary says of a removal list; said to the person too."""
+    """Note on a removal list for a summary; told to the person too."""
     note(f"{removed.n_removed} images are left out, as {without} asks.")
     if removed.unmatched:
         first = min(removed.unmatched)
@@ -191,7 +221,11 @@ def note_advice(train: str, out: Path | None, kind: str, n: int) -> None:
 
 
 def need_torch(what: str) -> None:
-    """Raises MissingExtra where torch is not installed."""
+    """Check that torch is installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
     if not importlib.util.find_spec("torch"):
         raise MissingExtra(what, "torch", "diffusion")
 

@@ -13,6 +13,7 @@ from copyscope.errors import InputError
 from .options import (
     AsJson,
     DecisionsFile,
+    DeviceName,
     EngineSpec,
     InsideOnly,
     Out,
@@ -52,6 +53,7 @@ def match(
     trust_parts: TrustParts = False,
     as_json: AsJson = False,
     workers: Workers = None,
+    device: DeviceName = None,
     engine: EngineSpec = None,
 ) -> None:
     """The k most similar images of a set for every image asked about; -o writes matches.parquet.

@@ -13,7 +13,7 @@ import typer
 from copyscope.errors import InputError
 from copyscope.machine import cores
 
-from .options import DecisionsFile, TrustParts, Workers, read_decisions
+from .options import DecisionsFile, DeviceName, TrustParts, Workers, read_decisions
 
 
 def serve(
@@ -41,6 +41,7 @@ def serve(
     decisions: DecisionsFile = None,
     trust_parts: TrustParts = False,
     workers: Workers = None,
+    device: DeviceName = None,
 ) -> None:
     """Answer over HTTP: an image is posted to /check, its verdict and its matches come back.
 

@@ -41,7 +41,7 @@ _VAGUE = 6  # a more general word this near the root of WordNet ("object", "devi
 
 
 def conditioned(corpus: Corpus, style: str, *, seed: int, class_column: str = "class") -> Corpus:
-    """The corpus with `captions` as the conditioning style has them (Somepalli et al. 2023, section 4).
+    """Captions by conditioning style (Somepalli et al. 2023, section 4).
 
     - unconditional: the empty caption; fixed: FIXED; class: "An image of NAME", the name from `class_column`.
     - instance: the captions as they are. The first is the caption of the image; those behind it are the alternatives
@@ -50,8 +50,20 @@ def conditioned(corpus: Corpus, style: str, *, seed: int, class_column: str = "c
     - original: the first of ORIGINAL_COLUMNS that the corpus has; else, and where that is null, the first caption.
 
     Under unconditional, fixed, class and original an image has one caption, so that partial duplication is full there.
-    The same seed gives an image the same random captions in any order of the rows. Raises InputError where a readable
-    image has no caption or class; rows with an error get what there is.
+    The same seed gives an image the same random captions in any order of the rows. Rows with an error get what there
+    is.
+
+    Args:
+        corpus: the images.
+        style: one of these.
+        seed: of random captions, 0 or more.
+        class_column: column of the class names.
+
+    Returns:
+        The corpus with these `captions`.
+
+    Raises:
+        InputError: there is no such style, or a readable image has no caption or class.
     """
     captions = corpus.captions
     if style == "unconditional":
@@ -80,7 +92,16 @@ def conditioned(corpus: Corpus, style: str, *, seed: int, class_column: str = "c
 
 
 def random_captions(n: int, rng: np.random.Generator, words: int = 4) -> list[str]:
-    """`n` captions without meaning, no two alike: `words` pronounceable words of two or three syllables each."""
+    """Captions without meaning, no two alike: pronounceable words of two or three syllables each.
+
+    Args:
+        n: how many.
+        rng: draws.
+        words: of each caption.
+
+    Returns:
+        The captions.
+    """
     captions: dict[str, None] = {}
     while len(captions) < n:
         captions[" ".join(_random_word(rng) for _ in range(words))] = None
@@ -88,12 +109,23 @@ def random_captions(n: int, rng: np.random.Generator, words: int = 4) -> list[st
 
 
 def paraphrases(caption: str, n: int, rng: np.random.Generator, *, wordnet: bool = False) -> list[str]:
-    """Up to `n` other ways to say `caption`, no two alike and none of them the caption itself.
+    """Other ways to say a caption, no two alike and none of them the caption itself.
 
     By sentence templates ("a picture of ..."); with `wordnet` first by putting a synonym or a more general word in the
     place of one noun that names a thing, an animal or a plant in the most frequent of its senses in Princeton WordNet
-    3.0, then by templates around both. Fewer than `n` where there are no more, none for an empty caption. Raises
-    MissingExtra where WordNet is not installed.
+    3.0, then by templates around both.
+
+    Args:
+        caption: the text.
+        n: how many, at most.
+        rng: draws.
+        wordnet: exchange nouns too.
+
+    Returns:
+        Fewer than `n` where there are no more, none for an empty caption.
+
+    Raises:
+        MissingExtra: WordNet is not installed.
     """
     caption = caption.strip()
     if not caption:

@@ -25,27 +25,27 @@ Labels = Sequence[int] | NDArray[np.int64]
 
 
 def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor: float = 5.0, seed: int = 0) -> Corpus:
-    """The corpus with duplicates planted, as sampling weight and never as files (Somepalli et al. 2023, section 4).
+    """Plant duplicates, as sampling weight and never as files (Somepalli et al. 2023, section 4).
 
     floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight.
     Three columns say which: `duplicated`; `duplication`, the style for these and "" for all others; and
-    `duplication_factor`, 1 for all others. Under "full" such an image repeats with its first caption, under "partial"
-    with one drawn afresh from its list each time; what draws captions sees to that. Of one seed, both styles take the
-    same images, and a higher rate takes those of a lower one and more.
-
-    Where duplicates are planted already, "none" leaves them as they are, and the other styles take their place:
-    planting twice does not multiply.
+    `duplication_factor`, 1 for all others. Of one seed, both styles take the same images, and a higher rate takes those
+    of a lower one and more. Where duplicates are planted already, "none" leaves them as they are, and the other styles
+    take their place: planting twice does not multiply.
 
     Args:
         corpus: the images.
-        style: one of DUPLICATIONS.
-        rate: share of the readable images, 0 to 1.
-        factor: what the weight of these is multiplied by, 1 or more.
-        seed: of the draw, 0 or more.
+        style: "full", an image repeats with its first caption; "partial", with one drawn afresh from its list each
+            time, which whoever draws captions sees to; "none" changes no weight.
+        rate: share of the images, 0 to 1.
+        factor: of the weight, 1 or more.
+        seed: of the draw.
+
+    Returns:
+        The corpus with weights and columns.
 
     Raises:
-        InputError: the style, rate or factor cannot be, or duplicates are planted and the corpus does not say by which
-            factor.
+        InputError: a style, rate or factor cannot be, or duplicates are planted by a factor that is not known.
     """
     if style not in DUPLICATIONS:
         raise InputError(f"No duplication style {style!r}.\nThere are: {', '.join(DUPLICATIONS)}")
@@ -96,11 +96,18 @@ def add_captions(
     seed: int,
     ids: Iterable[str] | None = None,
 ) -> Corpus:
-    """The corpus with the captions that `make(row, captions, rng)` gives appended to each readable row's own.
+    """Append captions to each readable row's own; those a row has already, and empty ones, are left out.
 
-    ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind. Those a
-    row has already, and empty ones, are left out. Each image has a generator of its own, by `seed` and id.
     Where `make` raises ImageError, the row gets that as its `error`.
+
+    Args:
+        corpus: the images.
+        make: (row, captions, rng) -> further captions.
+        seed: each image has a generator of its own, by seed and id.
+        ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind.
+
+    Returns:
+        The corpus with these captions.
     """
     captions = [list(some) for some in corpus.captions]
     errors = corpus.table["error"].to_pylist()
@@ -119,24 +126,46 @@ def add_captions(
 
 
 def remove(corpus: Corpus, rows: Rows) -> Corpus:
-    """The corpus without these rows."""
+    """Remove rows.
+
+    Args:
+        corpus: the images.
+        rows: which.
+
+    Returns:
+        The corpus without them.
+    """
     dropped = {int(row) for row in rows}
     return corpus.take([row for row in range(len(corpus)) if row not in dropped])
 
 
 def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
-    """The corpus with one image of each near-duplicate group, that of `kept_rows`.
+    """Keep one image of each near-duplicate group: that of `kept_rows`.
 
-    rows [m]: rows that were looked at. label [m]: the group of each. Rows not named, such as unreadable ones, stay.
+    Args:
+        corpus: the images.
+        rows: [m], rows that were grouped; others, such as unreadable ones, stay.
+        label: [m], group of each.
+
+    Returns:
+        The corpus with one image a group.
     """
     return remove(corpus, [row for row, kept in kept_rows(corpus, rows, label).items() if row != kept])
 
 
 def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
-    """The row to keep of each row's near-duplicate group; itself for those that stay. Named as in `keep_one`.
+    """Row to keep of each row's near-duplicate group; itself for those that stay.
 
     Of a group it is an image with a caption before one without, then the one with most pixels, then the one of most
     bytes, which is the least compressed, then the one with most words in its captions, then the first.
+
+    Args:
+        corpus: the images.
+        rows: as in `keep_one`.
+        label: as in `keep_one`.
+
+    Returns:
+        Row -> row kept.
     """
     worth = _worth(corpus, list(map(int, rows)))
     kept: dict[int, int] = {}
@@ -148,7 +177,15 @@ def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
 
 
 def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Why `kept_rows` prefers the second row of each pair to the first, in words."""
+    """Reasons why `kept_rows` prefers the second row of each pair to the first, in words.
+
+    Args:
+        corpus: the images.
+        pairs: (row, row preferred).
+
+    Returns:
+        A reason each.
+    """
     pairs = [(int(row), int(kept)) for row, kept in pairs]
     worth = _worth(corpus, [row for pair in pairs for row in pair])
     said = []
@@ -185,9 +222,15 @@ def _sizes(corpus: Corpus) -> list[int]:
 
 
 def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
-    """The corpus with each weight divided by the size of the image's near-duplicate group, named as in `keep_one`.
+    """Divide each weight by the size of the near-duplicate group, so that a group is drawn as often as one image.
 
-    So a group is drawn as often as one image of its mean weight.
+    Args:
+        corpus: the images.
+        rows: as in `keep_one`.
+        label: as in `keep_one`.
+
+    Returns:
+        The corpus with these weights.
     """
     _, group, size = np.unique(np.asarray(label), return_inverse=True, return_counts=True)
     weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
@@ -196,10 +239,19 @@ def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
 
 
 def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpus:
-    """`n` readable images drawn by `seed`, in the order they had; with `by`, each value of that column keeps its share.
+    """Draw readable images at random, in the order they had; of one seed, a smaller subset is part of a larger one.
 
-    Shares are kept to about an image. Of one seed, a smaller subset is part of a larger one. Raises InputError if there
-    are fewer than `n` readable images, or no such column.
+    Args:
+        corpus: the images.
+        n: how many.
+        seed: of the draw.
+        by: column of which each value keeps its share, to about an image; None = none does.
+
+    Returns:
+        The corpus of these.
+
+    Raises:
+        InputError: there are fewer than `n` readable images, or no such column.
     """
     readable = _readable(corpus)
     if not 0 < n <= len(readable):

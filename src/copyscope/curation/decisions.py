@@ -39,8 +39,10 @@ _KEYS = {"verdict", "images", "by", "when", "why"}
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """An image as a decision names it: by the digest of its file, so that it may be renamed; by id where there is no
-    digest."""
+    """An image as a decision names it.
+
+    By the digest of its file, so that it may be renamed; by id where there is no digest.
+    """
 
     id: str | None
     sha256: str | None
@@ -48,8 +50,16 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One verdict. images: one or more; "same" and "different" need two. by, when, why: for people, may be empty.
-    line: in the file, from 1."""
+    """One verdict.
+
+    Args:
+        verdict: one of VERDICTS.
+        images: one or more; "same" and "different" need two.
+        by: who decided; for people, may be empty.
+        when: likewise.
+        why: likewise.
+        line: in the file, from 1; 0 = not in one yet.
+    """
 
     verdict: str
     images: tuple[Named, ...]
@@ -67,10 +77,17 @@ class Decision:
 
 @dataclasses.dataclass
 class Honoured:
-    """What decisions did in one call. found: lines that name images of it. n_apart: pairs that were in one group, or
-    candidates of a match, and are not any more. n_joined: pairs put into one group. n_licensed: matches with a licensed
-    image. n_ignored: images and pairs of which nothing is said, for "ignore". same: pairs of positions that are one
-    picture, whatever their pixels say. emptied: ids of pictures all of whose matches were excused."""
+    """What decisions did in one call.
+
+    Args:
+        found: lines that name images of it.
+        n_apart: pairs that were in one group, or candidates of a match, and are not any more.
+        n_joined: pairs put into one group.
+        n_licensed: matches with a licensed image.
+        n_ignored: images and pairs of which nothing is said, for "ignore".
+        same: pairs of positions that are one picture, whatever their pixels say.
+        emptied: ids of pictures all of whose matches were excused.
+    """
 
     found: set[int] = dataclasses.field(default_factory=set)
     n_apart: int = 0
@@ -139,8 +156,12 @@ class Decisions:
         return Within(pairs, single, found)
 
     def between(self, mine: Places, theirs: Places) -> Between:
-        """What the decisions say of pairs of a query and a reference. mine, theirs: the `places` of both; none of
-        pictures that have neither id nor digest."""
+        """What the decisions say of pairs of a query and a reference.
+
+        Args:
+            mine: `places` of the queries; none of pictures that have neither id nor digest.
+            theirs: `places` of the references.
+        """
         pairs: dict[tuple[int, int], str] = {}
         licensed: dict[int, str] = {}
         ignored: dict[int, str] = {}
@@ -209,8 +230,11 @@ class Decisions:
         return pa.Table.from_pylist(rows, pa.schema(dict.fromkeys(("corpus", "id", "error"), pa.string())))
 
     def places(self, names: Iterable[tuple[int, pa.Table]]) -> Places:
-        """The positions of the images that each decision names. names: columns `id` and `sha256` of images, in pieces,
-        each with the position of its first row."""
+        """The positions of the images that each decision names.
+
+        Args:
+            names: columns `id` and `sha256` of images, in pieces, each with the position of its first row.
+        """
         named: dict[str, dict[str, list[tuple[int, int]]]] = {"id": {}, "sha256": {}}
         for at, decision in enumerate(self.listed):
             for image, each in enumerate(decision.images):
@@ -260,8 +284,14 @@ class Within:
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """Pairs of a query and a reference that are no match, with their verdict; references that are licensed or to be
-    ignored, with theirs; queries to be ignored; the lines that name any of them."""
+    """What decisions say of queries and references.
+
+    Args:
+        pairs: of a query and a reference that are no match, with their verdict.
+        references: those that are licensed or to be ignored, with their verdict.
+        queries: those to be ignored.
+        found: lines that name any of them.
+    """
 
     pairs: dict[tuple[int, int], str]
     references: dict[int, str]

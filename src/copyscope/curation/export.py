@@ -49,18 +49,25 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Writes the corpus into the new folder `out`, and opens it there.
-
-    imagefolder: image files and `metadata.jsonl`. parquet: the column `image` as Hugging Face has it, {bytes, path}.
-    webdataset: tars of KEY.jpg (or what the image is), KEY.txt and KEY.json. A shard has at most `shard_bytes` of
-    images, or one image. kohya: folders `REPEATS_CLASS` of image files, each with its caption in NAME.txt, and
-    `metadata.jsonl` beside the folders. `reading_hint` says what a trainer reads of each.
+    """Write a corpus into a new folder, as an imagefolder, Parquet, WebDataset or kohya's folders, and open it there.
 
     Captions, weight and all further columns go along, the first caption also alone, as `text` or KEY.txt. An id that
     the layout cannot hold (a file has a suffix, a key no dots) is changed, and kept as `original_id` unless there is
     such a column. Images that cannot be read or decoded are left out and listed in `skipped.jsonl`, with their errors.
 
-    Raises InputError if `out` has something in it, no image can be read, or the disk is full; then nothing is left.
+    Args:
+        corpus: the images.
+        out: the new folder.
+        layout: "imagefolder", image files and `metadata.jsonl`; "parquet", the column `image` as Hugging Face has it,
+            {bytes, path}; "webdataset", tars of KEY.jpg (or what the image is), KEY.txt and KEY.json.
+        shard_bytes: a shard has at most so many bytes of images, or one image.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus in the folder.
+
+    Raises:
+        InputError: `out` has something in it, no image can be read, or the disk is full; then nothing is left.
     """
     if layout not in LAYOUTS:
         raise InputError(f"No layout {layout!r}.\nThere are: {', '.join(LAYOUTS)}")
@@ -196,8 +203,10 @@ class _ImageFolder(_Writer):
 
 
 class _Kohya(_ImageFolder):
-    """Folders of image files for kohya's sd-scripts. They look into each folder, not below it, and draw its images as
-    often as the number in its name says."""
+    """Folders of image files for kohya's sd-scripts.
+
+    They look into each folder, not below it, and draw its images as often as the number in its name says.
+    """
 
     def __init__(self, corpus: Corpus, folder: Path, shard_bytes: int) -> None:
         super().__init__(corpus, folder, shard_bytes)
@@ -309,8 +318,15 @@ _HINTS = {
 
 
 def reading_hint(layout: str) -> dict[str, str]:
-    """What a trainer reads of a layout: `caption`, the column or file of the one caption; `captions`, that of all of
-    them, for images planted as partial duplicates; `weight`, how often an image is to be drawn."""
+    """What a trainer reads of a layout.
+
+    Args:
+        layout: one of LAYOUTS.
+
+    Returns:
+        `caption`: the column or file of the one caption. `captions`: that of all, for images planted as partial
+        duplicates. `weight`: how often an image is to be drawn.
+    """
     return dict(zip(("caption", "captions", "weight"), _HINTS[layout], strict=True))
 
 
@@ -334,8 +350,10 @@ def _suffix(data: bytes) -> str:
 
 
 def _file_system_name(piece: str) -> str:
-    """Part of a path as every file system takes it: without what some refuse, no dot before it, in at most 200 bytes of
-    the 255 that they allow."""
+    """Part of a path as every file system takes it.
+
+    Without what some refuse, no dot before it, in at most 200 bytes of the 255 that they allow.
+    """
     plain = re.sub(r'[\x00-\x1f\\:*?"<>|]', "-", piece).lstrip(".")
     return plain.encode()[:200].decode(errors="ignore")
 

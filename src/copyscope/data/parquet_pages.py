@@ -50,7 +50,13 @@ class ParquetBomb(ValueError):
 
 @dataclasses.dataclass
 class Column:
-    """What one column of one row group decompresses to, in bytes: all pages, the largest, that of the dictionary."""
+    """Decompressed size of one column of one row group, in bytes.
+
+    Attributes:
+        total: all pages.
+        largest: the largest page.
+        dictionary: that of the dictionary.
+    """
 
     total: int = 0
     largest: int = 0
@@ -59,7 +65,17 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A column of a row group, as the footer has it. path: of the leaf, with dots. coded: whether by a dictionary."""
+    """A column of a row group, as the footer has it.
+
+    Attributes:
+        path: of the leaf, with dots.
+        n_values: number of values.
+        unpacked: bytes decompressed.
+        packed: bytes in the file.
+        data: offset of the first page.
+        dictionary: offset of the dictionary's page.
+        coded: whether by a dictionary.
+    """
 
     path: str
     n_values: int
@@ -71,9 +87,10 @@ class Chunk:
 
 
 def opened(file: Any) -> tuple[pq.ParquetFile, list[list[Chunk]]]:
-    """A Parquet file whose texts are read as dictionaries, and the columns of each of its row groups.
+    """Open a Parquet file, texts read as dictionaries, with the columns of each of its row groups.
 
-    Raises ParquetBomb where it has more rows than its length allows or its footer is damaged, or as Arrow does.
+    Raises:
+        ParquetBomb: it has more rows than its length allows, or its footer is damaged; or as Arrow does.
     """
     metadata, groups = pq.read_metadata(file), chunks(file)
     length = file.seek(0, 2)
@@ -83,8 +100,13 @@ def opened(file: Any) -> tuple[pq.ParquetFile, list[list[Chunk]]]:
 
 
 def chunks(file: Any) -> list[list[Chunk]]:
-    """The columns of each row group, by the footer. pyarrow could tell them too, but where the footer is damaged it may
-    end the process. Raises ParquetBomb where it is damaged, or larger than MAX_FOOTER."""
+    """Columns of each row group, by the footer.
+
+    pyarrow could tell them too, but where the footer is damaged it may end the process.
+
+    Raises:
+        ParquetBomb: it is damaged, or larger than MAX_FOOTER.
+    """
     length = file.seek(0, 2)
     file.seek(max(0, length - 8))
     size = int.from_bytes(bytes(file.read(8))[:4], "little")
@@ -106,10 +128,16 @@ def _chunk(found: dict[int, Any]) -> Chunk:
 
 
 def column_size(file: Any, chunk: Chunk, *, walk: bool = True) -> Column:
-    """What a column of a row group decompresses to.
+    """Decompressed size of a column of a row group.
 
-    walk: look at the header of every page; else, where each look would be a request to a store, the footer is believed.
-    Raises ParquetBomb where a page is beyond MAX_PAGE or its header is damaged.
+    Args:
+        file: the Parquet file.
+        chunk: the column.
+        walk: look at the header of every page; else, where each look would be a request to a store, the footer is
+            believed.
+
+    Raises:
+        ParquetBomb: a page is beyond MAX_PAGE or its header is damaged.
     """
     found = Column(total=chunk.unpacked)
     start, first = chunk.data, chunk.dictionary
@@ -141,10 +169,17 @@ def column_size(file: Any, chunk: Chunk, *, walk: bool = True) -> Column:
 def records(
     parquet: pq.ParquetFile, groups: list[list[Chunk]], file: Any, columns: list[str] | None, *, walk: bool
 ) -> Iterator[dict[str, Any] | str]:
-    """The rows of a file as dicts of plain values, one after the other; why not, where the text of a row is too large.
+    """Rows of a Parquet file as dicts of plain values; or why not, where the text of a row is too large.
 
-    parquet, groups: as `opened` gives them. columns: names of columns, or of leaves within; None = all. Raises
-    ParquetBomb where its text is beyond MAX_CHUNK, MAX_TEXT or, of nested values, LEAVES_A_ROW.
+    Args:
+        parquet: as `opened` gives it.
+        groups: as `opened` gives them.
+        file: the file.
+        columns: names of columns, or of leaves within; None = all.
+        walk: as in `column_size`.
+
+    Raises:
+        ParquetBomb: its text is beyond MAX_CHUNK, MAX_TEXT or, of nested values, LEAVES_A_ROW.
     """
     length, total = file.seek(0, 2), 0
     for group, chunks_of in enumerate(groups):
@@ -166,9 +201,10 @@ def records(
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole table in a Parquet file, or some of its columns, as `table_in` reads it.
+    """Read a whole table in a Parquet file, or some of its columns, as `table_in`.
 
-    Raises InputError, which names the file, where it is missing, damaged, too large, or lacks one of the columns.
+    Raises:
+        InputError: the file is missing, damaged, too large, or lacks one of the columns; the message names it.
     """
     try:
         # By a handle: Arrow would take a folder of that name for a table in parts.
@@ -179,9 +215,10 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
 
 
 def table_in(file: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole table in an open Parquet file, its pages compared with their checksums where they have any.
+    """Read a whole table in an open Parquet file; its pages are compared with their checksums where they have any.
 
-    Raises ParquetBomb where it takes more than MAX_TABLE and than TEXT_A_BYTE a byte of the file, or as Arrow does.
+    Raises:
+        ParquetBomb: it takes more than MAX_TABLE and than TEXT_A_BYTE a byte of the file; or as Arrow does.
     """
     (parquet, groups), total = opened(file), 0
     most = max(MAX_TABLE, TEXT_A_BYTE * file.seek(0, 2))
@@ -245,8 +282,10 @@ def _rows(batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> Iterator[dict[str,
 
 
 def _texts(metadata: Any, groups: list[list[Chunk]]) -> list[str]:
-    """Leaves of text or bytes that a dictionary codes, for the `read_dictionary` of a ParquetFile: so that Arrow keeps
-    what repeats once."""
+    """Leaves of text or bytes that a dictionary codes, for the `read_dictionary` of a ParquetFile.
+
+    Arrow then keeps what repeats once.
+    """
     coded = {chunk.path for group in groups for chunk in group if chunk.coded}
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     return [
@@ -274,8 +313,10 @@ def _page(file: Any, start: int) -> tuple[dict[int, Any], int]:
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol: its values by field, and where it ends. Raises IndexError where the bytes
-    end before it does."""
+    """Parse a struct of Thrift's compact protocol: its values by field, and where it ends.
+
+    Raises IndexError where the bytes end before it does.
+    """
     if depth > 16:
         raise ValueError("nested too deeply")
     found: dict[int, Any] = {}

@@ -32,21 +32,34 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclasses.dataclass(frozen=True)
 class Removed:
-    """What a removal list did. n_listed: different entries of it. n_removed: images that one or more of them name.
-    unmatched: entries that name none."""
+    """What a removal list did.
+
+    Args:
+        n_listed: different entries of the list.
+        n_removed: images that one or more of them name.
+        unmatched: entries that name none.
+    """
 
     n_listed: int
     n_removed: int
     unmatched: frozenset[str]
 
     def summary(self) -> dict[str, int]:
-        """As plain values: n_listed, n_removed, n_unmatched."""
+        """Counts as plain values: n_listed, n_removed, n_unmatched."""
         return {"n_listed": self.n_listed, "n_removed": self.n_removed, "n_unmatched": len(self.unmatched)}
 
 
 def read_list(path_or_url: str | os.PathLike[str]) -> list[str]:
-    """The entries of a removal list: of a .csv, .tsv, .jsonl or .parquet table all values in COLUMNS, of any other file
-    its lines without those that are empty. Raises InputError where it cannot be read, or the table has no such column.
+    """Read the entries of a removal list.
+
+    Args:
+        path_or_url: of a .csv, .tsv, .jsonl or .parquet table all values in COLUMNS count, of any other file its lines.
+
+    Returns:
+        The entries, without empty ones.
+
+    Raises:
+        InputError: the list cannot be read, or the table has no such column.
     """
     origin = os.fspath(path_or_url)
     storage, path = connect(origin)
@@ -70,12 +83,23 @@ def read_list(path_or_url: str | os.PathLike[str]) -> list[str]:
 
 
 def leave_out(corpus: Corpus, listed: Iterable[str], *, progress: Progress | None = None) -> tuple[Corpus, Removed]:
-    """The corpus without the images that are listed, and what became of the list.
+    """Leave the images out that a removal list names.
 
     An entry names every image whose column `id`, `sha256`, `url`, `key`, `file_name`, `image`, `original_id` or
     `listed_sha256` is equal to it, or whose URL or key in its store is. Where an entry looks like a sha256, files whose
     sha256 is not known yet are read for it, and it is in the corpus then. A row that cannot be read has none, and
-    stays, with its error. Raises InputError where no image is left.
+    stays, with its error.
+
+    Args:
+        corpus: the images.
+        listed: the entries.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus without the images, and what became of the list.
+
+    Raises:
+        InputError: no image is left.
     """
     wanted = {_plain(entry) for entry in listed}
     names = [name for name in corpus.table.column_names if str(name).lower() in _COMPARED]
@@ -91,7 +115,13 @@ def leave_out(corpus: Corpus, listed: Iterable[str], *, progress: Progress | Non
 
 
 def ids_of(ids: Sequence[str], sha256: Sequence[str | None], listed: Iterable[str]) -> tuple[list[str], Removed]:
-    """The ids that are listed of images known by id and sha256 alone, as in an index, and what became of the list."""
+    """Ids that a removal list names, where images are known by id and sha256 alone, as in an index; and its outcome.
+
+    Args:
+        ids: of the images [n].
+        sha256: hex, of their files [n]; None where it is not known.
+        listed: the entries.
+    """
     wanted = {_plain(entry) for entry in listed}
     rows, matched = _named([ids, sha256], wanted)
     return [ids[row] for row in sorted(rows)], Removed(len(wanted), len(rows), frozenset(wanted - matched))
@@ -113,8 +143,10 @@ def _named(columns: Iterable[Sequence[Any]], wanted: set[str]) -> tuple[set[int]
 
 
 def _rows_named(corpus: Corpus, names: Iterable[str], wanted: set[str]) -> tuple[NDArray[np.bool_], set[str]]:
-    """Which rows [n] some entry names in one of these columns, or by its address if `id` is among them, and these
-    entries."""
+    """Which rows [n] some entry names in one of these columns, and these entries.
+
+    By its address too, if `id` is among the columns.
+    """
     names = list(names)
     found, matched = np.zeros(len(corpus), dtype=bool), set[str]()
     for start in range(0, len(corpus), PIECE):

@@ -22,11 +22,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long something is asked for again that failed for a while only.
+    """Retry policy: how often and how long a read that failed for a while is tried again.
 
-    tries: at most. seconds: after these, counted from the first try, no other is begun. Before try n + 1 it waits
-    between half and all of first * 2**(n - 1) seconds, at most `longest`: by chance, so that readers who failed at once
-    do not come again at once.
+    Attributes:
+        tries: at most.
+        seconds: after these, counted from the first try, no other begins.
+        first: before try n + 1 it waits between half and all of first * 2**(n - 1) seconds, by chance, so that readers
+            who failed at once do not come again at once.
+        longest: seconds of a wait, at most.
+        sleep: waits.
+        clock: tells the time.
     """
 
     tries: int = 4
@@ -37,7 +42,7 @@ class RetryPolicy:
     clock: Callable[[], float] = time.monotonic
 
     def __call__(self, read: Callable[[], T]) -> T:
-        """What `read` gives. Raises its error where that will not pass, or has not by the last try."""
+        """Call `read` until it succeeds. Raises its error where that will not pass, or has not by the last try."""
         start = self.clock()
         for number in range(1, self.tries):
             try:

@@ -40,7 +40,7 @@ Piece = tuple[int, int, Callable[[], Iterator[bytes | ImageError]]]
 
 
 def image_column(schema: pa.Schema) -> str:
-    """The column of a Parquet file that holds image bytes, or a struct of {bytes, path}; "" if there is none."""
+    """Column of a Parquet file that holds image bytes, or a struct of {bytes, path}; "" if there is none."""
     held = [field.name for field in schema if _is_bytes(field.type) or _is_image_struct(field.type)]
     named = [name for name in _IMAGE_COLUMNS if name in held]
     return (named or held or [""])[0]
@@ -48,9 +48,13 @@ def image_column(schema: pa.Schema) -> str:
 
 @dataclasses.dataclass
 class Indexed:
-    """What is in a shard. rows: arguments of `Rows.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
-    candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
-    shards are known. damage: why there is no more, or "".
+    """Index of a shard.
+
+    Attributes:
+        rows: arguments of `TableBuilder.add`, one dict an image; ids are provisional in Parquet, `NAME:ROW`.
+        candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
+            shards are known.
+        damage: why there is no more, or "".
     """
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -59,7 +63,7 @@ class Indexed:
 
 
 def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
-    """The rows of one Parquet file, as far as it can be read."""
+    """Index one Parquet file, as far as it can be read."""
     found = Indexed()
     ids: dict[str, list[str]] = {}
     try:
@@ -117,7 +121,7 @@ def chosen_ids(shards: list[dict[str, pa.Array]], n: int) -> pa.ChunkedArray | N
 
 
 class ParquetImages:
-    """Reads image bytes out of Parquet files, by (path, row). Safe to call from many threads."""
+    """Read image bytes out of Parquet files, by (path, row). Safe to call from many threads."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -125,7 +129,11 @@ class ParquetImages:
         self._cached: tuple[str, int, Any] = ("", -1, None)
 
     def read(self, path: str, row: int) -> bytes:
-        """Bytes of one image. The row group it is in is kept for the next call, unless that is very large."""
+        """Bytes of one image. The row group it is in is kept for the next call, unless that is very large.
+
+        Raises:
+            ImageError: they cannot be had.
+        """
         with self._lock:
             held, first, column = self._cached
             if held != path or not first <= row < first + len(column):
@@ -219,7 +227,7 @@ class ParquetImages:
 
 
 def index_tar(storage: Storage, path: str) -> Indexed:
-    """The samples of one tar in one pass over its headers, as far as it can be read."""
+    """Index one tar in one pass over its headers, as far as it can be read."""
     samples: dict[str, dict[str, Any]] = {}
     found = Indexed()
     try:
@@ -309,8 +317,10 @@ def _json_object(text: str) -> dict[str, Any]:
 def _image_pieces(
     file: Any, metadata: Any, chunks: list[Chunk], image: str, group: int, walk: bool, *, whole: bool = False
 ) -> Iterator[Any]:
-    """The column of images of a row group, some rows at a time, or all where that is asked for and not too much: what
-    repeats in it is never expanded by more than a few rows."""
+    """Image column of a row group, some rows at a time, or all where that is asked for and not too much.
+
+    What repeats in it is never expanded by more than a few rows.
+    """
     sizes: dict[str, Column] = {}
     for chunk in chunks:
         if chunk.path.partition(".")[0] == image:

@@ -39,9 +39,15 @@ _FILE_COLUMNS = ("file_name", "file", "path", "image")
 
 @dataclasses.dataclass
 class Annotations:
-    """What sidecars say: by path relative to the folder, captions and further columns, and files that are not there.
+    """Captions and further columns of images, by path relative to the folder, and listed files that are not there.
 
-    outside: files that lie elsewhere. inside_only: those are not taken.
+    Attributes:
+        captions: path -> captions.
+        extras: path -> further columns.
+        absent: path -> why the listed file is not there.
+        outside: files that lie elsewhere.
+        inside_only: those are not taken.
+        kind: of the sidecars.
     """
 
     captions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -52,12 +58,13 @@ class Annotations:
     kind: str = "folder"
 
     def add(self, path: str, captions: list[str], extras: dict[str, Any]) -> None:
-        """Another record for `path`: its captions are added, its other values taken where there are none yet."""
+        """Add a record for `path`: its captions are added, its other values taken where there are none yet."""
         self.captions[path] = distinct(self.captions.get(path, []) + captions)
         if extras:
             self.extras[path] = extras | self.extras.get(path, {})
 
     def seen(self, kind: str) -> None:
+        """Note the kind of sidecar that was read; the first counts."""
         if self.kind == "folder":
             self.kind = kind
 
@@ -74,7 +81,7 @@ def may_be_image(path: str) -> bool:
 
 
 def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[str], inside_only: bool) -> Annotations:
-    """Everything the sidecars in and beside the folder `root` say about its images."""
+    """Read all sidecars in and beside the folder `root` about its images."""
     about = Annotations(inside_only=inside_only)
     for path in listing.files:
         if posixpath.basename(path) in _METADATA:
@@ -92,7 +99,7 @@ def read_sidecars(storage: Storage, root: str, listing: Listing, images: list[st
 
 
 def read_metadata(storage: Storage, root: str, path: str, listing: Listing, about: Annotations) -> None:
-    """Records of a metadata table at `path`, which name files relative to the table's own folder."""
+    """Read the records of a metadata table at `path`, which name files relative to the table's own folder."""
     column = ""
     for where, record in records(storage, join(root, path)):
         if not _is_file_name(record.get(column)):
@@ -135,7 +142,11 @@ def _refused_outside(storage: Storage, path: str, inside_only: bool) -> str | No
 
 
 def records(storage: Storage, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of a table of metadata: .jsonl, .csv, .tsv or .parquet. Raises InputError with the line."""
+    """(where, record) of a metadata table: .jsonl, .csv, .tsv or .parquet.
+
+    Raises:
+        InputError: it cannot be read; names the line.
+    """
     suffix = posixpath.splitext(path)[1].lower()
     try:
         with storage.open(path) as file:
@@ -151,7 +162,7 @@ def records(storage: Storage, path: str) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def match_captions(root: str, path: str, listed: dict[str, list[str]], images: list[str], about: Annotations) -> None:
-    """Captions by path (as DCR's `captions.json`) to the images whose path ends like theirs, the longer the better.
+    """Match captions by path (as DCR's `captions.json`) to the images whose paths share the longest end with theirs.
 
     Such files keep the paths of the machine they were made on, as "./data/laion/train/images/0001.jpg"; so a key
     belongs to the one image that shares the longest end with it. A key with no such image becomes a row with an error.
@@ -187,7 +198,11 @@ def match_captions(root: str, path: str, listed: dict[str, list[str]], images: l
 
 
 def read_captions_json(storage: Storage, path: str) -> dict[str, list[str]]:
-    """A captions JSON: an object from image path to a caption or a list of them. Raises InputError if it is none."""
+    """Read a captions JSON: an object from image path to a caption or a list of them.
+
+    Raises:
+        InputError: it is none.
+    """
     listed = _captions_json(storage, path, required=True)
     if not listed:
         raise InputError(
@@ -348,6 +363,6 @@ def _parquet_records(path: str, file: Any, walk: bool) -> Iterator[tuple[str, di
 
 
 def write_metadata(folder: Path, rows: Sequence[dict[str, object]]) -> None:
-    """`metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
+    """Write `metadata.jsonl` of an imagefolder: one JSON object an image, `file_name` among its keys."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")

@@ -1,7 +1,7 @@
 """File access by path or URL through fsspec: local disk, zip, memory, object stores.
 
 A path here is the file system's own (`/data/a.jpg`, `bucket/a.jpg`); `connect` makes one from what the user typed.
-What is not local is asked again where that may help (`Patience`), an object store many things at once (`ahead`).
+What is not local is asked again where that may help (`RetryPolicy`), an object store many things at once (`ahead`).
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """All files below a folder: `files` maps the path relative to it to the size in bytes (None if unknown).
+    """All files below a folder.
 
-    `unreadable` maps what is not looked into (a folder without permission, a pipe, a device) to the reason. `outside`:
-    those of the files that lie elsewhere, and are only reached through a symbolic link.
+    Attributes:
+        files: path relative to the folder -> size in bytes; None if unknown.
+        unreadable: what is not looked into (a folder without permission, a pipe, a device) -> the reason.
+        outside: those of the files that lie elsewhere, and are only reached through a symbolic link.
     """
 
     files: dict[str, int | None]
@@ -67,7 +69,7 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """One fsspec file system."""
+    """One file system of fsspec, `local` if it is the local disk."""
 
     fs: Any
     local: bool
@@ -79,11 +81,11 @@ class Storage:
         return bool(self.fs.async_impl) or "hf" in kinds
 
     def with_retries(self, read: Callable[[], T]) -> T:
-        """What `read` gives, asked with patience unless the file system is local."""
+        """Call `read`, under the retry policy unless the file system is local."""
         return read() if self.local else PATIENCE(read)
 
     def kind(self, path: str) -> str:
-        """What is at `path`: "file", "directory", "other" (a pipe, a socket, a device), or "" if nothing is."""
+        """Kind of what is at `path`: "file", "directory", "other" (a pipe, a socket, a device), or "" if nothing is."""
         try:
             return str(self.with_retries(lambda: self.fs.info(path))["type"])
         except FileNotFoundError:
@@ -109,8 +111,12 @@ class Storage:
             return []
 
     def open(self, path: str, block: int | None = None) -> Any:
-        """`path` opened for reading bytes, seekable. Where it is not local, `block` bytes more than asked are read, for
-        whoever goes on reading (None = BLOCK_BYTES)."""
+        """Open `path` for reading bytes, seekable.
+
+        Args:
+            path: on this file system.
+            block: bytes read beyond what is asked, where it is not local; None = BLOCK_BYTES.
+        """
         if self.local:
             return open_regular(path)
         # The default of s3fs is 50 MiB, which are then read for a header of 512 bytes.
@@ -118,14 +124,22 @@ class Storage:
         return _Steady(self, self.with_retries(lambda: self.fs.open(path, "rb", **asked)))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """The bytes of a file, or `size` of them from `offset`. Raises ImageError: it is images that are read so."""
+        """Read the bytes of a file, or `size` of them from `offset`.
+
+        Raises:
+            ImageError: they cannot be had; it is images that are read so.
+        """
         data = self.span(path, offset, size)
         if size is not None and len(data) < size:
             raise ImageError(CUT_SHORT)
         return data
 
     def span(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        """As `read`, but fewer bytes than `size` where the file ends before."""
+        """Read as `read`, but fewer bytes than `size` where the file ends before.
+
+        Raises:
+            ImageError: they cannot be had.
+        """
         try:
             if size is not None and size > MAX_BYTES:
                 raise ImageError(TOO_LARGE)
@@ -141,10 +155,13 @@ class Storage:
             raise ImageError(reason(error)) from None
 
     def ahead(self, pieces: Iterable[tuple[int, Callable[[], T]]]) -> Iterator[T]:
-        """What each of many calls gives, in their order; `pieces` are (bytes it will hold, about; call).
+        """Prefetch: results of many calls, in their order.
 
         Of an object store, READERS threads make the calls before they are asked for, as far as AHEAD_BYTES go: so one
         large shard is read by all of them, as many small ones are. What a call raises ends it, in its turn.
+
+        Args:
+            pieces: (bytes it will hold, about; call).
         """
         if not self.concurrent:
             for _, read in pieces:
@@ -168,10 +185,14 @@ class Storage:
                     future.cancel()
 
     def read_all(self, sizes: dict[str, int | None], most: int) -> Iterator[tuple[str, bytes]]:
-        """(path, bytes) of many small text files, `most` bytes and one more at most. Raises InputError for the first
-        that cannot be read.
+        """Read many small text files: (path, bytes), `most` bytes and one more at most.
 
-        sizes: of each path, as far as they are known.
+        Args:
+            sizes: of each path, as far as they are known.
+            most: bytes of a file.
+
+        Raises:
+            InputError: names the first that cannot be read.
         """
         if not self.fs.async_impl:
             found = self.ahead((most, functools.partial(self._first_bytes, path, most)) for path in sizes)
@@ -184,7 +205,11 @@ class Storage:
                 yield path, self._first_bytes(path, most) if isinstance(value, Exception) else value
 
     def text_bytes(self, path: str) -> bytes:
-        """The bytes of a file of captions. Raises InputError where it cannot be read."""
+        """Read a file of captions.
+
+        Raises:
+            InputError: it cannot be read.
+        """
         data = self._first_bytes(path, MAX_TEXT_BYTES)
         if len(data) > MAX_TEXT_BYTES:
             raise _cannot_read(path, ValueError(f"larger than {MAX_TEXT_BYTES >> 20} MiB"))
@@ -199,9 +224,12 @@ class Storage:
             raise _cannot_read(path, error) from None
 
     def list_files(self, root: str) -> Listing:
-        """All files below the folder `root` but hidden ones.
+        """List all files below the folder `root` but hidden ones.
 
         Symbolic links to folders are followed, each folder once, and not back into a folder that the link lies in.
+
+        Raises:
+            InputError: the folder cannot be listed.
         """
         found = Listing({}, {})
         outside: set[str] = set()
@@ -257,8 +285,10 @@ class Storage:
         return Listing(files, unreadable, frozenset(outside))
 
     def _roundabout(self, root: str) -> Iterator[str]:
-        """Files of an archive with `..`, `.` or nothing between slashes in their names: no listing of a folder has
-        them, and hidden ones are left out here too."""
+        """Files of an archive with `..`, `.` or nothing between slashes in their names.
+
+        No listing of a folder has them, and hidden ones are left out here too.
+        """
         from fsspec.archive import AbstractArchiveFileSystem
 
         if not isinstance(self.fs, AbstractArchiveFileSystem):
@@ -348,7 +378,11 @@ class _Steady(io.RawIOBase):
 
 
 def file_system(origin: str) -> tuple[Storage, str]:
-    """The file system of a path or URL as the user typed it, and the path on it. Raises InputError if there is none."""
+    """File system of a path or URL as the user typed it, and the path on it.
+
+    Raises:
+        InputError: there is none.
+    """
     import fsspec
 
     try:
@@ -365,7 +399,11 @@ def file_system(origin: str) -> tuple[Storage, str]:
 
 
 def connect(origin: str) -> tuple[Storage, str]:
-    """As `file_system`, and something is there. Raises InputError, with the closest name there is, if not."""
+    """As `file_system`, where something is there.
+
+    Raises:
+        InputError: nothing is; the message has the closest name there is.
+    """
     storage, path = file_system(origin)
     try:
         # Listings are kept as long as the process lives; what is opened now is what is there now.
@@ -387,12 +425,12 @@ def connect(origin: str) -> tuple[Storage, str]:
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`, with `.` and `..` resolved; an absolute `name` stays."""
+    """Join `name` to `folder`, with `.` and `..` resolved; an absolute `name` stays."""
     return posixpath.normpath(posixpath.join(folder, name)) if folder else posixpath.normpath(name)
 
 
 def failure(error: BaseException) -> str:
-    """What was raised, in a few words: for errors that nobody raised on purpose."""
+    """Message of an error that nobody raised on purpose, in a few words."""
     return "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {reason(error)}"
 
 

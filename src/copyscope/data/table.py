@@ -33,7 +33,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 
 
 class TableBuilder:
-    """Collects rows column by column; `table` gives them as Arrow. Identifiers that repeat get `#2`, `#3`, ...
+    """Collect rows column by column into an Arrow table. Identifiers that repeat get `#2`, `#3`, ...
 
     Every PIECE rows what was added becomes Arrow: as Python objects, the rows of ten million images would take more
     memory than all that is done with them.
@@ -58,7 +58,15 @@ class TableBuilder:
         error: str | None = None,
         extras: Mapping[str, Any] | None = None,
     ) -> None:
-        """One image: its locator `image` (None where there is nothing to read), and further columns by name."""
+        """Add an image.
+
+        Args:
+            id: identifier.
+            image: locator; None where there is nothing to read.
+            captions: of the image.
+            error: why it cannot be read.
+            extras: further columns by name.
+        """
         weight = 1.0
         captions, extras = list(captions), extras or {}
         if wrong := self._beyond_bounds(id, captions, extras):
@@ -94,7 +102,7 @@ class TableBuilder:
 
     @property
     def first_error(self) -> str | None:
-        """Why the first row that is known not to be readable is not; None where all may be."""
+        """Error of the first row that is known not to be readable; None where all may be."""
         return self._first_error
 
     def any_image(self) -> bool:
@@ -102,7 +110,7 @@ class TableBuilder:
         return self._any_image
 
     def rename(self, ids: Iterable[str]) -> None:
-        """Sets the identifiers of the rows so far."""
+        """Set the identifiers of the rows so far."""
         column = self._columns["id"] = _Column(pa.string())
         for row, name in enumerate(ids):
             column.put(row, _bounded(readable(name)))
@@ -169,7 +177,7 @@ def _type_of_all(kinds: list[pa.DataType]) -> pa.DataType | None:
 
 
 def captions_of(record: Mapping[str, Any]) -> list[str]:
-    """The captions in one record of metadata; its prompt stands in only where it has no caption column at all."""
+    """Captions in one record of metadata; its prompt stands in only where it has no caption column at all."""
     keys = {str(name).lower(): name for name in record}
     columns = [keys[name] for name in CAPTION_COLUMNS if name in keys]
     if not columns and "prompt" in keys:
@@ -178,7 +186,7 @@ def captions_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def extras_of(record: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, Any]:
-    """The plain values (text, number, truth value) of a record that are neither captions nor named in `without`."""
+    """Plain values (text, number, truth value) of a record that are neither captions nor named in `without`."""
     left_out = {*CAPTION_COLUMNS, *without}
     return {
         str(name): value
@@ -200,12 +208,12 @@ def clean(text: str) -> str:
 
 
 def distinct(values: Iterable[str]) -> list[str]:
-    """The values without repetitions, in their order."""
+    """Drop repetitions, in order."""
     return list(dict.fromkeys(values))
 
 
 def unique(ids: list[str]) -> list[str]:
-    """The identifiers, with `#2`, `#3`, ... appended to those that were there before."""
+    """Append `#2`, `#3`, ... to identifiers that were there before."""
     if len(set(ids)) == len(ids):
         return ids
     taken, seen, result = set(ids), set[str](), []
@@ -225,7 +233,7 @@ def unique(ids: list[str]) -> list[str]:
 
 
 def column_of(values: list[Any]) -> pa.Array:
-    """Plain values as an Arrow column; where they are of several types, numbers become floats and all else text."""
+    """Arrow column of plain values; where they are of several types, numbers become floats and all else text."""
     values = [clean(value) if isinstance(value, str) else value for value in values]
     present = [value for value in values if value is not None]
     if (

@@ -21,7 +21,7 @@ _ATTRIBUTES, _GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTY
 
 
 class TarDamage(Exception):
-    """Why no more members can be found, in a few words."""
+    """Reason why no more members can be found, in a few words."""
 
 
 class Member(NamedTuple):
@@ -33,10 +33,14 @@ class Member(NamedTuple):
 
 
 def members(file: Any, length: int) -> Iterator[Member]:
-    """The regular files of a tar that is not compressed, in their order.
+    """Regular files of a tar that is not compressed, in their order.
 
-    file: seekable. length: its bytes. Raises TarDamage where the archive is damaged, cut short, or uses what no data
-    set of images needs (sparse files).
+    Args:
+        file: seekable.
+        length: its bytes.
+
+    Raises:
+        TarDamage: the archive is damaged, cut short, or uses what no data set of images needs (sparse files).
     """
     position, n_headers = 0, 0
     name, size = "", -1
@@ -77,8 +81,10 @@ def members(file: Any, length: int) -> Iterator[Member]:
 
 
 def _attributes(content: bytes, name: str, size: int) -> tuple[str, int]:
-    """Name and size that the records of a POSIX header give, else those given: `LENGTH KEY=VALUE\\n`, one after the
-    other."""
+    r"""Name and size that the records of a POSIX header give, else those given.
+
+    A record is `LENGTH KEY=VALUE\n`; they stand one after the other.
+    """
     at = 0
     while at < len(content) and content[at]:
         digits, space, _ = content[at : at + 12].partition(b" ")

@@ -26,8 +26,11 @@ DOES = ("drop", "down-weight", "recaption", "keep", "left to you")
 class Plan:
     """What a result advises about the images of a training set.
 
-    rows: one an image, by COLUMNS: its id, the action of the risk card, what is done (DOES), the image kept instead,
-    its group, and why. n_unmatched: images of the result that the training set does not have.
+    Args:
+        result: folder of the result.
+        rows: one an image, by COLUMNS: its id, the action of the risk card, what is done (DOES), the image kept
+            instead, its group, and why.
+        n_unmatched: images of the result that the training set does not have.
     """
 
     result: str
@@ -102,8 +105,10 @@ def plan(corpus: Corpus, folder: str | Path, how: str = "keep-one", **options: A
 
 
 def carried_out(corpus: Corpus, plan: Plan) -> Corpus:
-    """The corpus without the images to drop, with the weights of those to down-weight divided by the images of their
-    group. New captions are another's work."""
+    """The corpus without the images to drop, and with the weights of those to down-weight divided.
+
+    By the images of their group. New captions are another's work.
+    """
     place = {name: row for row, name in enumerate(corpus.ids)}
     weight = corpus.table["weight"].to_pylist()
     lighter = [row for row in plan.rows if row["does"] == "down-weight"]

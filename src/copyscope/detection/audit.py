@@ -49,7 +49,7 @@ MATCHES_KEPT = 10
 
 
 class Audit(Result):
-    """The result of an audit: a summary that is plain JSON, and tables. `docs/json.md` describes both.
+    """Result of an audit: a summary that is plain JSON, and tables. `docs/json.md` describes both.
 
     Prints as its verdict; in a notebook it shows the key figures.
     """
@@ -57,7 +57,7 @@ class Audit(Result):
     schema = SCHEMA
 
     def page(self) -> str:
-        """The report: verdict, matches, causes, advice."""
+        """The report as one HTML page: verdict, matches, causes, advice."""
         from copyscope.report import render
 
         return render(self)
@@ -69,8 +69,7 @@ class Audit(Result):
 
     @property
     def lists(self) -> dict[str, pa.Table]:
-        """Calibration images that score as light copies do: without the rows of those that shall stay it is a list for
-        `held_out_exclude`."""
+        """Table `look-alikes`: calibration images that score as light copies do, to edit for `held_out_exclude`."""
         return {"look-alikes": self.tables["look_alikes"]} if "look_alikes" in self.tables else {}
 
     @property
@@ -111,9 +110,11 @@ def audit(
 ) -> Audit:
     """Audit the images in `generated` against those in `train`; see `copyscope audit` for the same on the command line.
 
+    Images that cannot be read are rows with an `error`, counted.
+
     Args:
         generated: images the model made; a path or URL that `Corpus.open` takes, or a Corpus.
-        train: what it was trained on, likewise.
+        train: images it was trained on, likewise.
         held_out: real images of the same kind that it was not trained on; they calibrate the verdict. None = the
             training images stand in, and the answer is at most "suspicious".
         protocol: a name in `PROTOCOLS` or a descriptor spec.
@@ -125,16 +126,22 @@ def audit(
         parts: look for training images that are set into parts of the pictures (grids, insets): "on", "off", or "auto",
             which looks where the training images are at most 20,000.
         fdr: false discovery rate of the list of copies, in (0, 1).
-        clip: local folder of a CLIP model, to measure how the generated images agree with their prompts.
+        clip: local folder of a CLIP model, to measure how the generated images agree with their prompts; None = not
+            measured.
         decisions: what people decided, a file of `copyscope decide`; None = nothing. A pair that is "different" is no
             match, and a licensed image, or one of its near-duplicates, is not copied.
         seed: of the random samples taken.
-        cache, workers, engine: as in `embed`; the engine searches too.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: who describes and searches, a spec or an Engine; None = this process.
         progress: called with a label, the number done and the total.
 
+    Returns:
+        The verdict with its tables.
+
     Raises:
-        InputError: a folder cannot be used, or options exclude each other. Unreadable images are rows with an `error`,
-            counted.
+        InputError: a folder cannot be used, or options exclude each other.
+        PartError: the protocol names no descriptor.
     """
     began, n_excluded = time.monotonic(), 0
     if not 0 < fdr < 1:

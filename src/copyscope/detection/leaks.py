@@ -59,8 +59,9 @@ def leaks(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Leaks:
-    """Which images of one set stand, changed or not, in another: the near-duplicate groups, as `duplicates` finds them,
-    that have images of several sets.
+    """Find the images of one set that stand, changed or not, in another.
+
+    They are the near-duplicate groups, as `duplicates` finds them, that have images of several sets.
 
     Args:
         sets: two or more; paths or URLs that `Corpus.open` takes, or corpora. The first is the one to be cleaned: the

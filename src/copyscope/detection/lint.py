@@ -41,12 +41,12 @@ PIECE, CARDS = 65_536, 4096
 
 
 class Lint(Result):
-    """The result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
+    """Result of `lint`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
     schema = SCHEMA
 
     def page(self) -> str:
-        """The report: near-duplicate groups and risk cards."""
+        """The report as one HTML page: near-duplicate groups and risk records."""
         from copyscope.report import render_lint
 
         return render_lint(self)
@@ -73,13 +73,28 @@ def lint(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Lint:
-    """What in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
+    """Find what in `train` is likely to be copied: near-duplicates, and plain pictures under a caption of their own.
 
-    train: anything `Corpus.open` takes, or a Corpus. protocol: a name in `PROTOCOLS` or a descriptor spec. Complexity
-    is measured on at most MEASURED images without near-duplicates, drawn at random by `seed`, and on one image a group.
-    Of images that lie in cells (`cells.in_cells`) a sample of COUNTED tells how many share captions. decisions: what
-    people decided, a file of `copyscope decide`; nothing is advised about licensed and ignored images. cache, workers,
-    engine: as in `embed`. Raises InputError when the folder cannot be used, or no image in it can be read.
+    Complexity is measured on at most MEASURED images without near-duplicates, drawn at random, and on one image a
+    group. Of a training set that is searched by an IVF index a sample of COUNTED images tells how many share captions.
+
+    Args:
+        train: anything `Corpus.open` takes, or a Corpus.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        decisions: what people decided, a file of `copyscope decide`; nothing is advised about licensed and ignored
+            images. None = nothing.
+        seed: of the random samples taken.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: who describes and searches, a spec or an Engine; None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The findings with their tables.
+
+    Raises:
+        InputError: the folder cannot be used, or no image in it can be read.
+        PartError: the protocol names no descriptor.
     """
     began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)

@@ -30,12 +30,12 @@ LEVEL = 0.01
 
 
 class Lookup(Result):
-    """The result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
+    """Result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
     schema = SCHEMA
 
     def page(self) -> str:
-        """The report: each picture beside its matches."""
+        """The report as one HTML page: each picture beside its matches."""
         from copyscope.report.lookup import render
 
         return render(self)
@@ -51,10 +51,23 @@ def lookup(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Lookup:
-    """The k training images that each picture is most like, with small pictures of the first of both.
+    """Look pictures up in an index: the k training images that each is most like, with thumbnails of the first of both.
 
-    pictures: corpora, or what `Corpus.open` takes. The rest as in `Index.match`. Raises InputError where two of the
-    pictures have one id.
+    Args:
+        index: the index.
+        pictures: corpora, or what `Corpus.open` takes.
+        k: matches a picture, 1 or more.
+        local: look at windows of the pictures too, ten times the work.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The matches with their tables.
+
+    Raises:
+        InputError: a folder cannot be used, or two of the pictures have one id.
+        PartError: the index names a descriptor that is not loaded unless it is trusted.
     """
     began = time.monotonic()
     if not pictures:
@@ -129,8 +142,10 @@ SIZED = pa.schema(
 
 
 def _thumbnails(index: Index, known: pa.Table, places: list[tuple[Corpus, int]], hits: list[list[Hit]]) -> pa.Table:
-    """Of the ROWS pictures with the highest combined scores, and of what the report shows of their matches: the image
-    as WebP, with the size of what it was made of. Of training images it is what the index has, their middle square."""
+    """Thumbnails of the ROWS pictures with the highest combined scores and of their matches, as WebP with full size.
+
+    Of training images it is what the index has, their middle square.
+    """
     from copyscope.report.lookup import SHOWN
 
     order = sorted((row for row, each in enumerate(hits) if each), key=lambda row: -(hits[row][0].combined or -1.0))

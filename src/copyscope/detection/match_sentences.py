@@ -29,14 +29,23 @@ LISTED = 100
 
 
 def named(reference: str, origin: str) -> str:
-    """The id of an image of a set, with the set's folder before it where it is a file in that folder."""
+    """Id of an image with its set's folder in front, where it is a file in that folder."""
     there = "://" not in origin and (Path(origin) / reference).is_file()
     return str(Path(origin) / reference) if there else reference
 
 
 def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[dict[str, Any]]]:
-    """How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
-    p_value, similarity and a sentence. level: largest p-value of a copy."""
+    """Copies among pictures that were looked up in an index.
+
+    Args:
+        ids: of the pictures [n].
+        hits: of each picture [n].
+        level: largest p-value of a copy.
+
+    Returns:
+        How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
+        p_value, similarity and a sentence.
+    """
     copies = [(each, found[0]) for each, found in zip(ids, hits, strict=True) if is_copy(found, level)]
     copies.sort(key=lambda pair: (not pair[1].identical, -(pair[1].combined or -1.0)))
     return len(copies), [
@@ -61,11 +70,19 @@ def match_sets(
     decisions: Decisions | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], pa.Table]:
-    """The k references most like each query, and what to say of them; blank images of both are set apart.
+    """Match two sets: the k references most like each query; blank images of both are set apart.
 
-    decisions: pairs that are "different" or "ignore", and licensed references, are no matches. options: `workers`,
-    `engine` and `progress` of `match`. Returns the summary of `copyscope.matches/1` without its
-    matches, and these as a table.
+    Args:
+        queries: the images to match.
+        references: what they are matched with.
+        rules: the protocol.
+        k: references a query.
+        decisions: pairs that are "different" or "ignore", and licensed references, are no matches; None = there are
+            none.
+        options: `workers`, `engine` and `progress` of `match`.
+
+    Returns:
+        (summary of `copyscope.matches/1` without its matches, the matches as a table).
     """
     descriptor = rules.load()
     plain = {name: options.get(name) for name in ("cache", "workers", "progress")}
@@ -104,8 +121,16 @@ def match_sets(
 
 
 def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[dict[str, Any]]]:
-    """How many queries are a reference itself; how many others have a similarity of `threshold` or more, which no
-    calibration backs; and the LISTED of highest similarity, as in `copies_in_index`, their p_value None."""
+    """Copies among matched queries, without a calibration.
+
+    Args:
+        found: the matches.
+        threshold: similarity of the queries that are counted.
+
+    Returns:
+        How many queries are a reference itself; how many others have a similarity of `threshold` or more; and the
+        LISTED of highest similarity, as in `copies_in_index`, their p_value None.
+    """
     if not found.nearest.index.shape[1]:
         return 0, 0, []
     same: NDArray[np.bool_] = identical(found)
@@ -138,7 +163,7 @@ def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[
 
 
 def identical(found: Matches) -> NDArray[np.bool_]:
-    """Which of the k references of each query are the query itself [n k]."""
+    """Which of the k references of each query are the query itself, bool [n k]."""
     return is_identical(found.nearest.score, found.verified)
 
 
@@ -150,7 +175,7 @@ def with_identical(found: Matches, k: int) -> pa.Table:
 
 
 def sentence_of_index(n: str, n_copies: int, n_identical: int, level: float, n_calibration: int) -> str:
-    """What was found of so many images that are not blank, in words."""
+    """Sentence for the result of an index lookup, with p-values."""
     match = "matches" if n_copies == 1 else "match"
     if n_calibration < 1 / level - 1:
         said = f"{n_copies} of {n} {match} a training image (the same image)."
@@ -171,7 +196,7 @@ def sentence_of_index(n: str, n_copies: int, n_identical: int, level: float, n_c
 
 
 def sentence_of_matches(n: str, n_identical: int, n_like: int, threshold: float) -> str:
-    """What was found of so many images that are not blank, in words, without a calibration."""
+    """Sentence for the result of matching two sets, without a calibration."""
     are = f"{n_identical} of {n} {'is' if n_identical == 1 else 'are'}" if n_identical else f"None of {n} is"
     said = f"{are} the same as an image of the other set."
     if n_like:
@@ -184,12 +209,17 @@ def sentence_of_matches(n: str, n_identical: int, n_like: int, threshold: float)
 
 
 def blank_said(n: int) -> str:
-    """How many images were set apart as blank; nothing where none was."""
+    """Sentence that says how many images were set apart as blank; "" where none was."""
     return f" {n} blank {'image was' if n == 1 else 'images were'} left out." if n else ""
 
 
 def lines_of(copies: Iterable[dict[str, Any]], n: int) -> list[str]:
-    """The sentences of the first copies, and how many more there are. n: of all copies."""
+    """Sentences of the first copies, and how many more there are.
+
+    Args:
+        copies: as `copies_in_index` lists them.
+        n: number of all copies.
+    """
     said = [each["sentence"] for each in copies]
     return said + ([f"... and {n - len(said)} more"] if n > len(said) else [])
 

@@ -91,12 +91,15 @@ def _rows(described: Embeddings, ids: list[str]) -> dict[str, int]:
 
 
 def previews(places: Sequence[tuple[Corpus, int]]) -> list[bytes | None]:
-    """The image in each place (corpus, row) as WebP, its longer side at most SIDE; None where it cannot be read."""
+    """Previews as WebP, the longer side at most SIDE pixels; None where an image cannot be read.
+
+    Args:
+        places: (corpus, row) of each image.
+    """
 
     def picture(place: tuple[Corpus, int]) -> bytes | None:
         try:
-            image = images.decode(place[0].read(place[1]))
-            return images.encode(images.thumbnail(image, SIDE), "webp", QUALITY)
+            return images.encode(images.preview(place[0].read(place[1]), SIDE), "webp", QUALITY)
         except ImageError:
             return None
 

@@ -32,7 +32,12 @@ PACKAGES = ("numpy", "scipy", "pyarrow", "pillow", "onnxruntime")
 
 @dataclasses.dataclass(frozen=True)
 class Result(abc.ABC):
-    """A summary that is plain JSON, and tables. `docs/json.md` describes both."""
+    """Base of all results: a summary that is plain JSON, and tables. `docs/json.md` describes both.
+
+    Args:
+        summary: plain values, as JSON holds them.
+        tables: name -> Arrow table.
+    """
 
     summary: dict[str, Any]
     tables: dict[str, pa.Table]
@@ -46,7 +51,7 @@ class Result(abc.ABC):
 
     @property
     def sentence(self) -> str:
-        """What was found, in a sentence."""
+        """The result in a sentence."""
         return str(self.summary["sentence"])
 
     @property
@@ -55,12 +60,32 @@ class Result(abc.ABC):
         return {}
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.html`, one Parquet file a table and, last, `summary.json`. Returns the folder."""
+        """Write `report.html`, one Parquet file a table and, last, `summary.json`.
+
+        Args:
+            folder: made if it is not there; an older result of the same kind is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: the folder cannot be written, or holds something else.
+        """
         return save_result(folder, self.summary, self.tables, self.page(), self.lists)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote. Raises InputError when the folder holds no finished result of this kind."""
+        """Load a result that `save` wrote.
+
+        Args:
+            folder: the folder.
+
+        Returns:
+            The result.
+
+        Raises:
+            InputError: the folder holds no finished result of this kind, or a damaged one.
+        """
         return cls(*load_result(folder, cls.schema))
 
     def __repr__(self) -> str:
@@ -74,9 +99,17 @@ def save_result(
     page: str,
     lists: Mapping[str, pa.Table] | None = None,
 ) -> Path:
-    """Write a result; while it is being written the folder has no `summary.json`, so no reader takes it for whole.
+    """Write a result; until all is written the folder has no `summary.json`, so no reader takes it for whole.
 
-    lists: tables by name that people edit: `NAME.csv`, without rows none.
+    Args:
+        folder: made if it is not there.
+        summary: plain values.
+        tables: name -> table; `NAME.parquet`.
+        page: the report, HTML.
+        lists: name -> table that people edit; `NAME.csv`, no file without rows.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
     folder = Path(folder)
     try:
@@ -100,7 +133,11 @@ def save_result(
 
 
 def check_folder(folder: Path) -> None:
-    """Raises InputError where results could not be written into `folder`: before the work, rather than after it."""
+    """Check that results can be written into `folder`: before the work, rather than after it.
+
+    Raises:
+        InputError: they cannot.
+    """
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -111,7 +148,11 @@ def check_folder(folder: Path) -> None:
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> None:
-    """`NAME.parquet` in `folder`, which is made if it is not there. Raises InputError when it cannot be written."""
+    """Write `NAME.parquet` in `folder`, which is made if it is not there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     write_file(folder / f"{name}.parquet", lambda path: write_parquet(table, path))
 
 
@@ -134,7 +175,7 @@ def _write_list(file: Path, table: pa.Table) -> None:
 
 
 def failures(described: dict[str, Embeddings]) -> pa.Table:
-    """One row an image that could not be read: corpus, id, error."""
+    """Table of the images that could not be read: corpus, id, error."""
     tables = []
     for name, each in described.items():
         failed = each.corpus.table.filter(pa.compute.is_valid(each.corpus.table["error"])).select(["id", "error"])
@@ -143,18 +184,26 @@ def failures(described: dict[str, Embeddings]) -> pa.Table:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with, for the recipe."""
+    """Versions of the packages that the numbers were made with, for the recipe."""
     found = {"python": platform.python_version(), "copyscope": __version__}
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def read_schema(folder: str | Path) -> str:
-    """The schema of the result in `folder`. Raises InputError when there is no finished one."""
+    """Schema of the result in `folder`.
+
+    Raises:
+        InputError: there is no finished result.
+    """
     return str(_summary(folder).get("schema"))
 
 
 def load_result(folder: str | Path, schema: str) -> tuple[dict[str, Any], dict[str, pa.Table]]:
-    """(summary, tables) of the result in `folder`. Raises InputError when it is not finished or not of `schema`."""
+    """(summary, tables) of the result in `folder`.
+
+    Raises:
+        InputError: it is not finished, or not of `schema`.
+    """
     summary = _summary(folder)
     if summary.get("schema") != schema:
         raise InputError(

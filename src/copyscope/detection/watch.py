@@ -1,6 +1,6 @@
 """Watch for copying during training: samples of each checkpoint, judged.
 
-`diffusion.train` makes the samples and knows nothing of copies; `copying` judges images and knows nothing of models.
+`diffusion.train` makes the samples and knows nothing of copies; `detection` judges images and knows nothing of models.
 Here a callable is made of the one for the other.
 """
 
@@ -37,10 +37,21 @@ def make_watch(
     protocol: str = "sscd-288",
     **options: Any,
 ) -> Watch:
-    """A watch that says which share of the samples are copies: the verdict of `audit` on whole pictures, nothing else.
+    """Watch of a training: which share of its samples are copies, by the verdict of `audit` on whole pictures alone.
 
-    The training set is described, grouped and calibrated on once, at the first call. held_out: calibrates, as in
-    `audit`; without it the training set stands in. options: `cache` and `workers` of `embed`, `progress`.
+    The training set is described, grouped and calibrated on once, at the first call.
+
+    Args:
+        train_corpus: the training images; a Corpus or what `Corpus.open` takes.
+        held_out: calibrates, as in `audit`; None = the training set stands in.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        (folder of samples, their prompts, training step) -> replication rate, for `train(watch=...)`.
+
+    Raises:
+        InputError: at the first call, where the training images cannot be used.
     """
     rules, verify = named_protocol(protocol), Verify()
     looks: dict[str, Any] = {"register": Register(), "edges": Edges()}

@@ -73,23 +73,37 @@ PRESETS: dict[str, dict[str, dict[str, str]]] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MitigationStack:
-    """The parts of a recipe in the order they act, each with its number."""
+    """Mitigations of a recipe in the order they act, each with its number.
+
+    Attributes:
+        parts: the mitigations.
+    """
 
     parts: tuple[Mitigation, ...] = ()
 
     def door(self, door: type[D]) -> list[tuple[int, D]]:
-        """Those of one door, with their numbers."""
+        """Mitigations of one hook, with their numbers."""
         return [(number, part) for number, part in enumerate(self.parts) if isinstance(part, door)]
 
     def caption(self, captions: Sequence[str], rng_of: Any) -> str:
-        """A caption of an image, the first of `captions` unless a part says otherwise. rng_of: number -> generator."""
+        """Caption of an image for one draw: the first, unless a mitigation rewrites it.
+
+        Args:
+            captions: of the image.
+            rng_of: number of a part -> its generator.
+        """
         first, *others = captions
         for number, part in self.door(OnCaption):
             first = part.rewrite([first, *others], rng_of(number))
         return first
 
     def perturb(self, conditioning: Conditioning, rngs_of: Any) -> Conditioning:
-        """In training. rngs_of: number -> a generator a row."""
+        """Perturb the conditioning of a training batch.
+
+        Args:
+            conditioning: of the batch [n].
+            rngs_of: number of a part -> a generator a row.
+        """
         for number, part in self.door(OnConditioning):
             conditioning = part.perturb(conditioning, rngs_of(number))
         return conditioning
@@ -97,17 +111,24 @@ class MitigationStack:
     def fused(
         self, latents: Tensor, conditioning: Conditioning, rngs_of: Any, model: Trainable
     ) -> tuple[Tensor, Conditioning]:
-        """In training. rngs_of: number -> a generator a row."""
+        """Fuse latents and conditioning of a training batch.
+
+        Args:
+            latents: [n c h w].
+            conditioning: of the batch [n].
+            rngs_of: number of a part -> a generator a row.
+            model: what made the latents.
+        """
         for number, part in self.door(OnLatents):
             latents, conditioning = part.fuse(latents, conditioning, rngs_of(number), model)
         return latents, conditioning
 
     def remember(self) -> list[Tensor]:
-        """What each OnLoss part remembers at the start."""
+        """Initial state of each OnLoss part."""
         return [part.state() for _, part in self.door(OnLoss)]
 
     def weights(self, batch: Batch, memories: Sequence[Tensor]) -> Tensor:
-        """Weights [n] of the losses."""
+        """Weights [n] of the losses of a batch; `memories` are changed in place."""
         found = torch.ones_like(batch.loss)
         for (_, part), memory in zip(self.door(OnLoss), memories, strict=True):
             found = found * part.weigh(batch, memory)
@@ -115,7 +136,12 @@ class MitigationStack:
         return found * (len(found) / found.sum()) if len(memories) > 1 and found.any() else found
 
     def prepare(self, request: SamplingContext, seeds: Sequence[int]) -> SamplingContext:
-        """The request with the conditioning, null and noise that sampling is to start from."""
+        """Conditioning, null and noise that sampling starts from, in a changed request.
+
+        Args:
+            request: what is asked of the model.
+            seeds: of the images [n].
+        """
         rngs_of = functools.partial(sampling_rngs, seeds)
         for number, part in self.door(OnConditioning):
             request = dataclasses.replace(request, rngs=rngs_of(number))
@@ -133,7 +159,7 @@ class MitigationStack:
         return request
 
     def around(self, denoiser: GuidedDenoiser, request: SamplingContext, seeds: Sequence[int]) -> GuidedDenoiser:
-        """The guided denoiser within all parts, the first the innermost."""
+        """Wrap a guided denoiser in all parts, the first the innermost."""
         for number, part in self.door(OnDenoiser):
             denoiser = part.wrap(denoiser, dataclasses.replace(request, rngs=sampling_rngs(seeds, number)))
         return denoiser
@@ -146,9 +172,18 @@ class MitigationStack:
 def load(
     specs: Sequence[str], stage: str, model: Model, *, guidance: float = 1.0, has: Sequence[str] = (PROMPTS,)
 ) -> MitigationStack:
-    """The parts of the specs, for a stage of work with a model. has: which of PROMPTS and NEAREST there are.
+    """Load mitigations for a stage of work with a model, and check that they fit.
 
-    Raises PartError for an unknown one, InputError for one that does not act there or needs what is lacking.
+    Args:
+        specs: specs of the shelf, or a preset's letters.
+        stage: TRAINING or SAMPLING.
+        model: the model.
+        guidance: scale of guidance; 1 = none.
+        has: which of PROMPTS and NEAREST there are.
+
+    Raises:
+        PartError: there is no such part.
+        InputError: one does not act in the stage, or needs what is lacking.
     """
     found = []
     for spec in specs:
@@ -161,15 +196,28 @@ def load(
 
 
 def refuse(spec: str, needs: Sequence[str], model: Model, guidance: float, has: Sequence[str] | None) -> None:
-    """Raises InputError where a part needs what there is not. has: None in training, where a null alone is needed."""
+    """Refuse a part that needs what there is not.
+
+    Args:
+        spec: of the part, for the message.
+        needs: keys of NEEDS.
+        model: the model.
+        guidance: scale of guidance; 1 = none.
+        has: which of PROMPTS and NEAREST there are; None in training, where a null alone is needed.
+
+    Raises:
+        InputError: something is lacking.
+    """
     if lacks := _lacks(needs, model, guidance, has):
         raise InputError(f"{spec} needs {lacks[0]}.\n{lacks[1]}")
 
 
 def named(spec: str, stage: str) -> Mitigation:
-    """The part of a spec or a preset's letters.
+    """Load the part of a spec or a preset's letters for a stage.
 
-    Raises PartError, InputError where it does not act in the stage or what it names is not there.
+    Raises:
+        PartError: there is no such part.
+        InputError: it does not act in the stage, or what it names is not there.
     """
     part: Mitigation = _loaded(spec, stage)
     if stage not in part.stages:
@@ -179,12 +227,19 @@ def named(spec: str, stage: str) -> Mitigation:
 
 
 def training_rng(seed: int, step: int, number: int, *row: int) -> np.random.Generator:
-    """The generator of a part in a step, or of a row of that step's batch."""
+    """Generator of a part in a training step, or of a row of that step's batch.
+
+    Args:
+        seed: of the recipe.
+        step: of the training, from 0.
+        number: of the part among the mitigations.
+        row: of the whole batch; none = one generator for all its captions.
+    """
     return np.random.default_rng(np.random.SeedSequence([seed, TRAINING_STREAM, step, number, *row]))
 
 
 def sampling_rngs(seeds: Sequence[int], number: int) -> list[np.random.Generator]:
-    """The generators [n] of a part, of images with these seeds."""
+    """Generators [n] of a part, of images with these seeds."""
     return [np.random.default_rng(np.random.SeedSequence([seed, SAMPLING_STREAM, number])) for seed in seeds]
 
 
@@ -217,5 +272,5 @@ def _lacks(needs: Sequence[str], model: Model, guidance: float, has: Sequence[st
 
 
 def _fused(layer: torch.nn.Module) -> bool:
-    """Whether its keys do not come of `to_k`, which stays there. (So does `fused_projections`, once unfused.)"""
+    """Whether its keys do not come of `to_k`, which stays there; so does `fused_projections`, once unfused."""
     return "Fused" in type(getattr(layer, "processor", None)).__name__

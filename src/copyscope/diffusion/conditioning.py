@@ -11,11 +11,13 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What a model is told of n images.
+    """Text states that a denoiser is conditioned on, of n images.
 
-    text: states of the text's tokens, float32 [n t d]. mask: which tokens count, bool [n t]. pooled: one vector a text
-    [n p] where the model wants one beside the states (SDXL, SD3), else None. emphasis: what the attention logits of the
-    first token are multiplied by [n], None is 1; `Model.attending` sees to it.
+    Args:
+        text: float32 [n t d], states of the text's tokens.
+        mask: bool [n t], which tokens count.
+        pooled: [n p], one vector a text where the model wants one beside the states (SDXL, SD3); else None.
+        emphasis: [n], factor of the attention logits of the first token, for `Model.attending`; None = 1.
     """
 
     text: Tensor
@@ -27,17 +29,38 @@ class Conditioning:
         return int(self.text.shape[0])
 
     def take(self, rows: Sequence[int] | Tensor) -> Conditioning:
-        """The conditioning of these rows, in this order."""
+        """Select rows.
+
+        Args:
+            rows: which, in this order.
+
+        Returns:
+            Their conditioning.
+        """
         index = torch.as_tensor(rows, device=self.text.device)
         return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Conditioning:
-        """The same on another device."""
+        """Move to another device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The same there.
+        """
         return self._each(lambda tensor: tensor.to(device))
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """One after another; shorter texts are padded with zero states that the mask leaves out."""
+        """Concatenate; shorter texts are padded with zero states that the mask leaves out.
+
+        Args:
+            parts: one after another, at least one.
+
+        Returns:
+            The conditioning of all their rows.
+        """
         longest = max(part.text.shape[1] for part in parts)
         text = [torch.nn.functional.pad(part.text, (0, 0, 0, longest - part.text.shape[1])) for part in parts]
         mask = [torch.nn.functional.pad(part.mask, (0, longest - part.mask.shape[1])) for part in parts]

@@ -26,18 +26,29 @@ class Denoiser(Protocol):
     """D(x, sigma, conditioning) -> denoised."""
 
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """x: noised latents float32 [n c h w]. sigma: noise level of each, above 0 [n]. Gives x0's estimate [n c h w].
+        """Estimate x0. A row's result depends on that row alone.
 
-        A row's result depends on that row alone.
+        Args:
+            x: noised latents, float32 [n c h w].
+            sigma: noise level of each, above 0 [n].
+            conditioning: of the n images.
+
+        Returns:
+            Estimate of x0, [n c h w].
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenoiseQuery:
-    """Where a sampler asks for an estimate of x0: latents x [n c h w] at noise levels sigma [n].
+    """Request of a sampler for an estimate of x0.
 
-    i: step, from 0, of n_steps, that begins here; None at a point that a step only tries. scale: of guidance [n].
+    Args:
+        x: latents [n c h w].
+        sigma: noise levels [n].
+        i: step, from 0, that begins here; None at a point that a step only tries.
+        n_steps: steps of the sampling.
+        scale: of guidance [n].
     """
 
     x: Tensor
@@ -49,11 +60,17 @@ class DenoiseQuery:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenoiseResult:
-    """What an Ask was answered, as whatever watches the sampling sees it. i, n_steps, sigma [n], x: those of the Ask.
+    """Answer to a DenoiseQuery, as signals and wrapped denoisers see it.
 
-    conditional, unconditional, denoised: estimates of x0 given the prompt, given none (None where that was not asked
-    for), and the guided one that the sampler goes on with; all [n c h w]. scale: of the guidance that `denoised` came
-    from [n], before whatever else changed it; 1 where there was none.
+    Args:
+        i: step, as in the query.
+        n_steps: as in the query.
+        sigma: noise levels [n], as in the query.
+        x: latents [n c h w], as in the query.
+        conditional: estimate of x0 given the prompt, [n c h w].
+        unconditional: estimate given no prompt; None where that was not asked for.
+        denoised: the guided estimate that the sampler goes on with.
+        scale: of the guidance that `denoised` came from [n], before whatever else changed it; 1 where there was none.
     """
 
     i: int | None
@@ -74,8 +91,13 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NearestImage:
-    """The training image most like a picture: similarity as its finder measures it, at most 1; its caption, "" if it
-    has none; itself, uint8 [h w 3]."""
+    """The training image most like a picture.
+
+    Attributes:
+        similarity: as its finder measures it, at most 1.
+        caption: "" if it has none.
+        picture: uint8 [h w 3].
+    """
 
     similarity: float
     caption: str
@@ -91,13 +113,20 @@ An attribute `fingerprint`, text, tells `generate` one training set from another
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SamplingContext:
-    """n images that are asked of a model, for parts that need to know, or to ask the model more.
+    """A request to a model for n images, for parts that need to know it, or to ask the model more.
 
-    prompts: [n]; None where the caller gave embeddings. conditioning: of n images. null: what the model is told when
-    told nothing [n], None where it cannot be. scale: of guidance, 1 = none. sigma: the noise level sampling starts at.
-    noise: standard normal [n c h w]; sampling starts at sigma * noise. predict: asks the model; each row is a model
-    call. rngs: a generator an image [n], of the part's own stream. nearest: finds training images, None if nobody does.
-    block: how many rows `predict` shows the model at a time, None = all.
+    Args:
+        model: the model.
+        prompts: [n]; None where the caller gave embeddings.
+        conditioning: of the n images.
+        null: conditioning without a prompt [n]; None where the model has none.
+        scale: of guidance; 1 = none.
+        sigma: the noise level that sampling starts at.
+        noise: standard normal [n c h w]; sampling starts at sigma * noise.
+        predict: asks the model; each row is a model call.
+        rngs: a generator an image [n], of the part's own stream.
+        nearest: finds training images; None = nobody does.
+        block: rows that `predict` shows the model at a time; None = all.
     """
 
     model: Model
@@ -113,7 +142,16 @@ class SamplingContext:
     block: int | None = None
 
     def apart(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-        """D given the prompt minus D given none [n c h w] at x, sigma: two model calls a row. The null is there."""
+        """Guidance direction: D given the prompt minus D given none; two model calls a row. Needs `null`.
+
+        Args:
+            x: latents [n c h w].
+            sigma: noise levels [n].
+            conditioning: in place of the request's; None = the request's.
+
+        Returns:
+            [n c h w].
+        """
         assert self.null is not None
         told = self.conditioning if conditioning is None else conditioning
         both = self.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), Conditioning.join([told, self.null]))
@@ -121,18 +159,26 @@ class SamplingContext:
 
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022) of two estimates [n c h w]; a scale of 1 is none. scale: one, or
-    one a row [n]."""
+    """Classifier-free guidance (Ho & Salimans 2022) of two estimates of x0.
+
+    Args:
+        conditional: [n c h w].
+        unconditional: [n c h w].
+        scale: one, or one a row [n]; 1 is no guidance.
+    """
     if isinstance(scale, Tensor):
         scale = scale.view(-1, 1, 1, 1)
     return unconditional + scale * (conditional - unconditional)
 
 
 def text_conditional_norm(apart: Tensor, sigma: Tensor) -> Tensor:
-    """Norm [n] of the difference of two noise predictions (Wen et al. 2024), per sample, over all its elements.
+    """Text-conditional norm [n]: of the difference of two noise predictions, over all elements (Wen et al. 2024).
 
-    apart: D given the prompt minus D given none [n c h w] at sigma [n]. epsilon = (x - D) / sigma, so the norm is that
-    of `apart` divided by sigma.
+    epsilon = (x - D) / sigma, so the norm is that of `apart` divided by sigma.
+
+    Args:
+        apart: D given the prompt minus D given none, [n c h w].
+        sigma: noise levels [n].
     """
     norm: Tensor = torch.linalg.vector_norm(apart.flatten(1), dim=1)
     return norm / sigma

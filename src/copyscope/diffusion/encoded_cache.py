@@ -21,11 +21,17 @@ from .models import Trainable
 
 
 class TextEmbeddingCache:
-    """Conditioning of captions, for `train`: kept in memory from the first time it is asked for.
+    """In-memory cache of conditioning by caption, for `train`.
 
-    captions: encoded at once. others: kept like these once they come, all of them up to KEPT_BYTES. Of any more,
-    such as a mitigation makes anew at every draw, those used last are kept, up to an eighth of that. cache: whether any
-    are kept.
+    Of captions that are in neither list, such as a mitigation makes anew at every draw, those used last are kept, up to
+    an eighth of KEPT_BYTES.
+
+    Args:
+        model: what encodes.
+        captions: encoded at once.
+        others: kept like these once they come, all of them up to KEPT_BYTES.
+        cache: keep any.
+        progress: called with a label, the number done and the total.
     """
 
     def __init__(
@@ -43,7 +49,7 @@ class TextEmbeddingCache:
         self.keep(own, progress)
 
     def keep(self, captions: Iterable[str], progress: Progress | None = None) -> None:
-        """Encodes those that it does not keep yet, as long as there is room: many at once take less time than few."""
+        """Encode the captions that are not kept yet, as long as there is room: many at once take less time than few."""
         coming = set(captions)
         self._made.expect(coming)
         missing = sorted(caption for caption in coming if caption not in self._store(caption).found)
@@ -53,7 +59,7 @@ class TextEmbeddingCache:
                 progress("encoding captions", min(start + 64, len(missing)), len(missing))
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
-        """What the model is told by captions [n]."""
+        """Conditioning of captions [n]."""
         if not self._room:
             return self._model.condition(captions)
         unique = dict.fromkeys(captions)
@@ -110,9 +116,13 @@ class _Kept:
 
 
 class FusionImages:
-    """Images of another corpus with their captions, as a model is told of them: encoded when they are first drawn.
+    """In-memory cache of images of another corpus and their captions, encoded when they are first drawn.
 
-    The middle square of an image is taken. Latents and texts are kept in memory, up to KEPT_BYTES each.
+    The middle square of an image is taken. Latents and texts are kept up to KEPT_BYTES each.
+
+    Args:
+        corpus: the images.
+        model: what encodes.
     """
 
     def __init__(self, corpus: Corpus, model: Trainable) -> None:
@@ -120,9 +130,12 @@ class FusionImages:
         self._latent = functools.lru_cache(KEPT_BYTES // (4 * math.prod(model.shape)))(self._encoded)
 
     def draw(self, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Conditioning]:
-        """Latents [n c h w] and conditioning [n] of an image for each generator [n], all equally likely.
+        """Draw an image for each generator [n], all equally likely: latents [n c h w] and conditioning [n].
 
-        The next one instead of one that cannot be read; raises InputError where none can be.
+        The next image is taken instead of one that cannot be read.
+
+        Raises:
+            InputError: none can be read.
         """
         rows, latents = zip(*map(self._drawn, rngs), strict=True)
         return torch.stack(latents), self._texts([self._corpus.prompts[row] for row in rows])

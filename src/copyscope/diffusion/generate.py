@@ -50,14 +50,24 @@ Prompt = tuple[str, str | None]
 
 @dataclasses.dataclass(frozen=True)
 class SampleRecipe:
-    """How images are made.
+    """Recipe of sampling: how images are made.
 
-    n_images: how many. steps, sampler, schedule ("" = the model's own): as in `sampling`. guidance: scale of
-    classifier-free guidance, 1 = none. negative: what it moves away from, "" = what the model makes when told nothing.
-    prompts: "" = the training captions of a run, in an order drawn by the seed, each image's once before any comes
-    again; "text:..." = that one; else a file with one a line, taken in turn. mitigations: specs of
-    the shelf, in the order they act. signals: specs of that shelf, which watch and change no pixel. batch_size: images
-    under way at a time; changes no pixel. seed: of the recipe; each image has a seed of its own, drawn from it.
+    Args:
+        n_images: how many, 1 or more.
+        steps: of the sampler.
+        sampler: as in `sampling`: "euler", "heun" or "dpmpp_2m".
+        schedule: of noise levels, as in `sampling`; "" = the model's own.
+        guidance: scale of classifier-free guidance; 1 = none.
+        negative: text that guidance moves away from; "" = no text.
+        prompts: "" = the training captions of a run, in an order drawn by the seed, each image's once before any comes
+            again; "text:..." = that one; else a file with one a line, taken in turn.
+        mitigations: specs of the shelf, in the order they act.
+        signals: specs of that shelf, which watch and change no pixel.
+        batch_size: images under way at a time; changes no pixel.
+        seed: of the recipe; each image has a seed of its own, drawn from it.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     n_images: int = 256
@@ -98,12 +108,20 @@ def sample(
     on_step: Callable[[DenoiseResult], None] | None = None,
     watched: observed.Observed | None = None,
 ) -> list[Image]:
-    """Pictures [n], uint8 [h w 3] each, of a conditioning [n], each from the noise of its seed.
+    """Sample pictures, each from the noise of its seed: [n], uint8 [h w 3] each.
 
-    prompts: the text of the conditioning [n]; nearest: finds training images; some mitigations want them. on_step is
-    shown each step, once the model has answered and the signals have seen it. watched: is filled with what the signals
-    of the recipe see; without it they are not asked. Raises InputError where the model gives no finite numbers, or
-    lacks what a mitigation or a signal needs.
+    Args:
+        model: the model.
+        conditioning: of the pictures [n].
+        seeds: of the pictures [n].
+        recipe: how.
+        prompts: the text of the conditioning [n]; some mitigations want it. None = not known.
+        nearest: finds training images; some mitigations want it.
+        on_step: is shown each step, once the model has answered and the signals have seen it.
+        watched: is filled with what the signals of the recipe see; None = they are not asked.
+
+    Raises:
+        InputError: the model gives no finite numbers, or lacks what a mitigation or a signal needs.
     """
     parts = _loaded(model, recipe, prompts is not None, nearest)
     signals = [] if watched is None else _signals(model, recipe, prompts is not None)
@@ -150,16 +168,30 @@ def generate(
     trust_parts: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Makes images into the imagefolder `out`: PNG files, and `metadata.jsonl` with prompt, seed, recipe, source_id,
-    `told`, what the model was told instead of the prompt, where mitigations made it another, and the score of each
-    signal under its spec, null where it has none.
+    """Generate images into the imagefolder `out`; the same call again makes what is missing and no more.
 
-    model: a run or its folder, a model, or a spec of the shelf. captions: prompts taken in turn, in place of those that
-    the recipe names; ids: the training image that each caption is of, None for none. nearest: finds training images,
-    for mitigations that want it (`copyscope.nearest` makes one). trust_parts: of the folder of a run, as in `Run.open`.
-    The same call again makes what is missing, deleted or empty and no more; one with a higher `n_images` goes on from
-    there. `metadata.jsonl` is written last. Raises InputError where `out` holds anything else, it cannot be written, or
-    there are no prompts.
+    Deleted and empty images are missing too, and a call with a higher `n_images` goes on from there.
+
+    PNG files, and, last, `metadata.jsonl` with prompt, seed, recipe, source_id, `told` (the prompt that the model got
+    instead, where mitigations rewrote it), and the score of each signal under its spec, null where it has none.
+
+    Args:
+        model: a run or its folder, a model, or a spec of the shelf.
+        out: folder of the images.
+        recipe: how; None = the defaults.
+        captions: prompts taken in turn, in place of those that the recipe names; None = the recipe's.
+        ids: the training image that each caption is of, None for none.
+        nearest: finds training images, for mitigations that want it (`copyscope.nearest` makes one).
+        trust_parts: of the folder of a run, as in `Run.open`.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The images with their metadata.
+
+    Raises:
+        InputError: `out` holds anything else or cannot be written, there are no prompts, or a mitigation or signal does
+            not fit.
+        PartError: there is no such model, mitigation or signal, or it is not trusted.
     """
     recipe, out = recipe or SampleRecipe(), Path(out)
     model, run = opened(model, trust_parts)
@@ -187,7 +219,7 @@ def generate(
 
 
 def block_size(shape: tuple[int, ...], n_images: int) -> int:
-    """How many images a network is shown at a time, ever: n_images at most, and fewer the larger they are.
+    """Block size: how many images a network is shown at a time, ever; fewer the larger they are, `n_images` at most.
 
     The last bits of a convolution depend on how many images go through it together, and one image in two comes out with
     some value a step off. So batches are cut into blocks of one size, the last one filled up, whatever `batch_size` is.
@@ -210,7 +242,7 @@ def _plain(request: SamplingContext) -> GuidedDenoiser:
 
 
 def in_blocks(model: Model, size: int) -> Predict:
-    """The model, for any number of rows, called on `size` of them at a time."""
+    """Call the model on blocks of `size` rows, for any number of rows."""
 
     def predict(x: Tensor, sigma: Tensor, told: Conditioning) -> Tensor:
         n, found = len(x), []
@@ -268,8 +300,10 @@ def _is_made(path: Path) -> bool:
 
 
 def _scores(out: Path, signals: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """The scores of the images made so far: as long as there is no metadata in a file of their own. Raises InputError
-    where that is damaged."""
+    """The scores of the images made so far; as long as there is no metadata they have a file of their own.
+
+    Raises InputError where that is damaged.
+    """
     path, then = out / SCORES, "Remove it: the images are then made again"
     if path.is_file():
         scores = read_json(path, then)
@@ -302,7 +336,15 @@ def _told(parts: applied.MitigationStack, prompt: str, seed: int) -> dict[str, s
 
 
 def opened(model: Model | Run | str | os.PathLike[str], trust_parts: bool = False) -> tuple[Model, Run | None]:
-    """The model, and the run it is of, if it is of one. trust_parts: as in `Run.open`."""
+    """Load a model, and the run it is of, if it is of one.
+
+    Args:
+        model: a run or its folder, a model, or a spec.
+        trust_parts: as in `Run.open`.
+
+    Raises:
+        InputError: there is no such run.
+    """
     from .run import Run
 
     if isinstance(model, Model):
@@ -343,7 +385,11 @@ def _prompts(
 
 
 def prompts_in(path: str) -> list[str]:
-    """The lines of a file that are not empty. Raises InputError if it cannot be read."""
+    """Prompts of a file: its lines that are not empty.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -356,7 +402,7 @@ def prompts_in(path: str) -> list[str]:
 
 
 def seeds_of(recipe: SampleRecipe) -> list[int]:
-    """A seed of 63 bits for each image."""
+    """Seeds of a recipe's images, 63 bits each."""
     children = np.random.SeedSequence(recipe.seed).spawn(recipe.n_images)
     return [int(child.generate_state(1, np.uint64)[0] >> 1) for child in children]
 
@@ -367,7 +413,7 @@ def _spec(model: Model, run: Run | None) -> str:
 
 
 def made_with(model: Model, run: Run | None, recipe: SampleRecipe) -> str:
-    """What an image is made with, in a line."""
+    """Model and recipe of an image in one line."""
     kept = ("steps", "sampler", "schedule", "guidance", "negative")
     values = {name: getattr(recipe, name) for name in kept} | {"schedule": recipe.schedule or model.schedule}
     said = [f"{name}={value}" for name, value in values.items() if value != ""]

@@ -24,15 +24,16 @@ STREAM = 7
 
 @dataclasses.dataclass(eq=False)
 class Observed:
-    """What signals see of a sampling, under way or done; empty before it begins, and filled anew by the next.
+    """What signals have seen of a sampling; empty before one begins, and filled anew by the next.
 
-    watches: by the spec of the signal. `scores` and `maps` may be asked at any time.
+    Attributes:
+        watches: signal's spec -> its state. `scores` and `maps` may be read at any time.
     """
 
     watches: dict[str, SignalState] = dataclasses.field(default_factory=dict)
 
     def begin(self, signals: Sequence[Signal], request: SamplingContext, seeds: Sequence[int]) -> None:
-        """A sampling of n images begins."""
+        """Begin to watch a sampling of n images."""
         self.watches.clear()
         for signal in signals:
             rngs = [np.random.default_rng(np.random.SeedSequence([seed, STREAM])) for seed in seeds]
@@ -40,27 +41,35 @@ class Observed:
 
     @torch.no_grad()
     def see(self, step: DenoiseResult) -> None:
-        """A step of it, not a point that a step only tries."""
+        """Show a step of the sampling to all signals, not a point that a step only tries."""
         if step.i is not None:
             for watch in self.watches.values():
                 watch.observe(step)
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """Of each signal [n]; NaN as long as it has not seen all that it needs."""
+        """Scores of each signal [n]; NaN as long as it has not seen all that it needs."""
         return {spec: watch.scores() for spec, watch in self.watches.items()}
 
     @property
     def maps(self) -> dict[str, Tensor]:
-        """Of each signal that knows where an image is copied, and has seen it [n h w]."""
+        """Maps [n h w] of each signal that knows where an image is copied, and has seen it."""
         found = {spec: watch.maps() for spec, watch in self.watches.items()}
         return {spec: map for spec, map in found.items() if map is not None}
 
 
 def load(specs: Sequence[str], model: Model, *, guidance: float = 1.0, has: Sequence[str] = (PROMPTS,)) -> list[Signal]:
-    """The signals of the specs, to watch a model. has: PROMPTS, where there are any.
+    """Load signals to watch a model, and check that they fit.
 
-    Raises PartError for an unknown one, InputError for one that needs what is lacking.
+    Args:
+        specs: specs of the shelf.
+        model: the model.
+        guidance: scale of guidance; 1 = none.
+        has: PROMPTS, where there are any.
+
+    Raises:
+        PartError: there is no such signal.
+        InputError: one needs what is lacking.
     """
     found: list[Signal] = []
     for spec in specs:

@@ -13,16 +13,48 @@ from copyscope.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class TrainRecipe:
-    """How a model is trained; what a field leaves to the model is said in the model's file.
+    """Recipe of a training: how a model is trained. The model's page says what fields left to the model mean.
 
-    model: a spec of the shelf. conditioning: a style of `captions.conditioned`. duplication, duplication_rate,
-    duplication_factor: as `curate.duplicate` takes them. batch_size: images a step over all processes and
-    accumulations. schedule: of the learning rate after `warmup_steps`; it falls over the last `decay` share of them.
-    ema: weight of the past in the averaged weights, which are the result (0 = none). min_snr: gamma of Hang et al. 2023
-    (0 = off). caption_dropout: share of draws told nothing, which guidance needs. sample_every, sample_images,
-    sample_steps, guidance: sample grids, and what a watch is shown at each checkpoint. stop_at_replication: end once
-    the watch is sure of a rate above it (0 = never). mitigations: specs of the shelf, in the order they
-    act. tracker: of accelerate. seed: of all that is drawn, first weights included.
+    Args:
+        model: a spec of the shelf.
+        conditioning: a style of `captions.conditioned`.
+        class_column: column of the class names, for `conditioning="class"`.
+        duplication: style of `curate.duplicate`.
+        duplication_rate: share of the images that are duplicated.
+        duplication_factor: weight of a duplicated image.
+        steps: optimizer steps.
+        batch_size: images a step over all processes and accumulations.
+        gradient_accumulation: parts that a batch is computed in.
+        learning_rate: highest.
+        schedule: of the learning rate after the warm-up; it falls over the last `decay` share of the steps.
+        warmup_steps: until the highest learning rate.
+        decay: share of the steps, 0 to 1.
+        betas: of Adam.
+        weight_decay: of AdamW.
+        epsilon: of Adam.
+        max_grad_norm: gradients are clipped to this norm.
+        ema: weight of the past in the averaged weights, which are the result; 0 = no average.
+        min_snr: gamma of Min-SNR weighting (Hang et al. 2023); 0 = off.
+        caption_dropout: share of draws without a caption, which guidance needs.
+        flip: mirror half of the draws.
+        random_crop: crop at a random place instead of the middle.
+        mixed_precision: of accelerate.
+        gradient_checkpointing: less memory, more time.
+        cache_latents: keep latents in memory.
+        cache_text: keep text states in memory.
+        checkpoint_every: steps.
+        keep_checkpoints: how many; older ones are removed.
+        sample_every: steps between sample grids; 0 = none.
+        sample_images: of a grid, and of what a watch is shown at each checkpoint.
+        sample_steps: of these samples.
+        guidance: of these samples; 1 = none.
+        stop_at_replication: end once the watch is sure of a rate above it; 0 = never.
+        mitigations: specs of the shelf, in the order they act.
+        tracker: of accelerate.
+        seed: of all that is drawn, first weights included.
+
+    Raises:
+        InputError: a value is out of range; the message names the field.
     """
 
     model: str = "small_unet"

@@ -23,7 +23,13 @@ from .recipe import TrainRecipe
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished training: its folder and its recipe. `summary`: steps, seconds, n, n_missing, replication, ..."""
+    """A finished training on disk.
+
+    Args:
+        folder: of the run.
+        recipe: how it was trained.
+        summary: steps, seconds, n, n_missing, replication, ...
+    """
 
     folder: Path
     recipe: TrainRecipe
@@ -31,10 +37,19 @@ class Run:
 
     @staticmethod
     def open(folder: str | os.PathLike[str], *, trust_parts: bool = False) -> Run:
-        """The finished run in a folder. Raises InputError if there is none.
+        """Open the finished run in a folder.
 
-        trust_parts: load the model that its recipe names, whatever it is; else PartError is raised where that is no
-        model of the shelf, since loading it would run code of whoever made the run.
+        Args:
+            folder: of the run.
+            trust_parts: load the model that its recipe names, whatever it is; else it must be one of the shelf, since
+                loading another would run code of whoever made the run.
+
+        Returns:
+            The run; its model loads on first use.
+
+        Raises:
+            InputError: there is no finished run.
+            PartError: the model is not trusted.
         """
         folder = Path(folder)
         if not all((folder / name).exists() for name in ("summary.json", "recipe.json")):
@@ -59,5 +74,5 @@ class Run:
 
     @property
     def history(self) -> pa.Table:
-        """`step, loss, learning_rate, images_per_second`; `replication`, its `_low`, `_high`, `_n` where watched."""
+        """History of the training by step: loss, learning_rate, images_per_second; replication if watched."""
         return read_table(self.folder / "history.parquet")

@@ -26,10 +26,22 @@ SCHEDULES = ("karras", "flow")
 
 
 def noise_levels(n_steps: int, low: float, high: float, schedule: str = "karras") -> Tensor:
-    """Noise levels [n_steps + 1] from `high` down to `low`, then 0. Raises InputError if there are no such.
+    """Noise levels of a sampling, from `high` down to `low`, then 0.
 
     "karras": equally spaced in sigma^(1/7) (Karras et al. 2022, eq. 5). "flow": equally spaced in sigma / (1 + sigma),
     the time of rectified flow (Liu et al. 2023), from `high` to 0; `low` plays no part.
+
+    Args:
+        n_steps: 1 or more.
+        low: lowest level above 0.
+        high: highest level.
+        schedule: "karras" or "flow".
+
+    Returns:
+        [n_steps + 1].
+
+    Raises:
+        InputError: there is no such schedule, or no step.
     """
     if n_steps < 1 or not 0 < low < high:
         raise InputError(
@@ -46,13 +58,27 @@ def noise_levels(n_steps: int, low: float, high: float, schedule: str = "karras"
 
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise [n *shape] on the CPU, each image's from its own seed alone."""
+    """Standard normal noise on the CPU, each image's from its own seed alone.
+
+    Args:
+        seeds: of the images [n].
+        shape: of one image's latents.
+
+    Returns:
+        float32 [n *shape].
+    """
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(drawn) if drawn else torch.zeros(0, *shape)
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """First order: DDIM (Song et al. 2021) in these coordinates. One call of the denoiser a step."""
+    """Euler's method, first order: DDIM (Song et al. 2021) in these coordinates. One call of the denoiser a step.
+
+    Args:
+        denoise: (x, sigma [n], step or None) -> estimate of x0.
+        x: latents at the first level [n c h w].
+        sigmas: noise levels, falling to 0 [n_steps + 1].
+    """
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         denoised = denoise(x, _all(sigma, x), i)
         x = denoised + (x - denoised) * (following / sigma)
@@ -60,7 +86,15 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """Second order (Karras et al. 2022, algorithm 1): two calls a step, but one where the step ends at 0."""
+    """Heun's method, second order (Karras et al. 2022, algorithm 1).
+
+    Two calls of the denoiser a step, but one where the step ends at 0.
+
+    Args:
+        denoise: as in `euler`.
+        x: as in `euler`.
+        sigmas: as in `euler`.
+    """
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         slope = (x - denoise(x, _all(sigma, x), i)) / sigma
         reached = x + slope * (following - sigma)
@@ -72,8 +106,15 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call a step; first order where it begins, and
-    where the step ends at 0."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call a step.
+
+    First order where it begins, and where the step ends at 0.
+
+    Args:
+        denoise: as in `euler`.
+        x: as in `euler`.
+        sigmas: as in `euler`.
+    """
     before: tuple[Tensor, float] | None = None
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         denoised = denoise(x, _all(sigma, x), i)

@@ -23,8 +23,14 @@ SCHEMA = "copyscope.thresholds/1"
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """A score above `value` is flagged. Of ordinary prompts like the n that drew it, of which n_missing had no score,
-    at most the share `rate` is."""
+    """Line of a signal: a score above `value` is flagged.
+
+    Attributes:
+        value: the line.
+        rate: share of ordinary prompts that is flagged, at most.
+        n: ordinary prompts that drew the line.
+        n_missing: those of them without a score.
+    """
 
     value: float
     rate: float
@@ -34,15 +40,27 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Of the signals, by spec. model: fingerprint of its weights; settings: how its images are made, in a line. Both
-    decide what scores there are, so the lines hold for these alone."""
+    """Thresholds of signals, which hold for one model and one way of making images alone.
+
+    Args:
+        model: fingerprint of its weights.
+        settings: how its images are made, in a line.
+        signals: spec -> threshold.
+    """
 
     model: str
     settings: str
     signals: Mapping[str, Threshold]
 
     def flagged(self, scores: Mapping[str, Floats]) -> dict[str, Any]:
-        """Which of the scores [n] of each signal are above its line; a score that is missing is."""
+        """Flag scores above the line of their signal; a missing score is flagged.
+
+        Args:
+            scores: spec -> scores [n]; NaN = missing.
+
+        Returns:
+            spec -> bool [n].
+        """
         return {spec: ~(np.asarray(values) <= self.signals[spec].value) for spec, values in scores.items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,7 +68,14 @@ class Thresholds:
         return {"schema": SCHEMA} | dataclasses.asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes them as JSON. Raises InputError where that cannot be."""
+        """Write the thresholds as JSON.
+
+        Args:
+            path: the file.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
         try:
             replace_file(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
@@ -59,10 +84,20 @@ class Thresholds:
 
     @staticmethod
     def load(path: str | os.PathLike[str], model: str, settings: str, *, trust_parts: bool = False) -> Thresholds:
-        """Those of a file, for a model and how its images are made. Raises InputError where they are of others.
+        """Load thresholds for a model and how its images are made.
 
-        trust_parts: take signals from outside the shelf too; else PartError is raised for one, since loading it would
-        run code of whoever made the file.
+        Args:
+            path: the file.
+            model: fingerprint of the model's weights.
+            settings: how its images are made, in a line.
+            trust_parts: take signals from outside the shelf too, which runs code of whoever made the file.
+
+        Returns:
+            The thresholds.
+
+        Raises:
+            InputError: the file cannot be read, or is of another model or other settings.
+            PartError: a signal is not trusted.
         """
         try:
             found = read_json(path)
@@ -85,12 +120,21 @@ class Thresholds:
 
 
 def calibrate(scores: Mapping[str, Floats], model: str, settings: str, rate: float = 0.01) -> Thresholds:
-    """Lines at the false-positive rate `rate`, by scores of ordinary prompts [n] of each signal; NaN = missing.
+    """Fit thresholds at a false-positive rate by scores of ordinary prompts.
 
     The conformal quantile (Vovk et al. 2005): a score is flagged where its `stats.conformal_p_values` is at most the
     rate, that is, above the k-th highest of the n, k the largest with k / (n + 1) at most the rate. So a new ordinary
     prompt is flagged with a probability of at most k / (n + 1), which is what `rate` says in the result, averaged over
-    draws of the n. Missing scores count as the highest. Raises InputError where n is too small for any line.
+    draws of the n. Missing scores count as the highest.
+
+    Args:
+        scores: spec -> scores [n]; NaN = missing.
+        model: fingerprint of the model's weights.
+        settings: how its images are made, in a line.
+        rate: in (0, 1).
+
+    Raises:
+        InputError: n is too small for any line.
     """
     if not 0 < rate < 1:
         raise InputError(f"The false-positive rate must lie between 0 and 1, not {rate}.\nTake 0.01, say")

@@ -83,7 +83,7 @@ SHEETS = pa.schema([*(outcomes.SCHEMA.field(name) for name in ("id", "prompt", "
 
 
 def run_arm(arm: Arm, progress: Progress | None = None) -> None:
-    """Train, generate, audit; what is finished is kept. What goes wrong is written to `failed.json` in its folder."""
+    """Train, generate, audit one arm; finished steps are kept. An error is written to `failed.json` in its folder."""
     if (arm.folder / "arm.json").is_file():
         return
     arm.folder.mkdir(parents=True, exist_ok=True)
@@ -98,13 +98,15 @@ def run_arm(arm: Arm, progress: Progress | None = None) -> None:
 
 
 def failure(error: Exception) -> str:
-    """Why an arm failed, for its row: what Copyscope says, or the kind of another error and what that says."""
+    """Reason why an arm failed, for its row: a CopyscopeError's message, or another error's kind and message."""
     return str(error) if isinstance(error, CopyscopeError) else storage.failure(error)
 
 
 def is_trained_by(arm: Arm) -> bool:
-    """Whether the model of the run is the one that the plan asks for, which was agreed to with the plan: a folder that
-    somebody gave may hold another."""
+    """Whether the model of the run is the one that the plan asks for.
+
+    That one was agreed to with the plan: a folder that somebody gave may hold another.
+    """
     try:
         return bool(read_json(arm.run / "recipe.json")["recipe"]["model"] == arm.train.model)
     except (InputError, KeyError, TypeError):
@@ -112,7 +114,11 @@ def is_trained_by(arm: Arm) -> bool:
 
 
 def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
-    """First captions of the first held-out images that have one, as many as the arm is to be asked of. InputError."""
+    """Prompts from held-out images: the first captions of the first that have one, as many as the arm is asked for.
+
+    Raises:
+        InputError: there are too few.
+    """
     rows = _captioned(held_out) if held_out else []
     if len(rows) < arm.audit.general:
         wanted = f"{arm.audit.general} held-out captions, and {arm.images / 'held-out'} has {len(rows)}"
@@ -121,7 +127,7 @@ def general_prompts(arm: Arm, held_out: Corpus | None) -> list[str]:
 
 
 def audited(arm: Arm, generated: Corpus, progress: Progress | None) -> Audit:
-    """The arm's audit of some images of it."""
+    """Audit of some images of an arm."""
     from copyscope.detection.audit import audit
 
     training, held_out = prepare(arm.data, arm.images)
@@ -133,7 +139,7 @@ def audited(arm: Arm, generated: Corpus, progress: Progress | None) -> Audit:
 
 
 def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
-    """What came of the images of an audit, one row each: see `outcomes.outcomes`."""
+    """Outcomes of the images of an audit, one row each: see `outcomes.outcomes`."""
     # A column without a value is none: images of one prompt of one's own have no source.
     known = [name for name in ("id", "seed", "source_id") if name in generated.table.column_names]
     return outcomes.outcomes(
@@ -146,7 +152,11 @@ def outcomes_of(arm: Arm, judged: Audit, generated: Corpus) -> pa.Table:
 
 
 def text_vectors(captions: Sequence[str]) -> Floats:
-    """Mean state [n e] of the tokens of each caption, by the packaged text encoder. Raises MissingExtra."""
+    """Text vectors: mean state [n e] of the tokens of each caption, by the packaged text encoder.
+
+    Raises:
+        MissingExtra: the encoder is not installed.
+    """
     distinct = list(dict.fromkeys(captions))
     states = _encoder().encode(distinct)
     text, mask = (np.asarray(each, dtype=np.float64) for each in (states.text, states.mask))
@@ -158,12 +168,12 @@ def text_vectors(captions: Sequence[str]) -> Floats:
 
 
 def prefixed_progress(arm: Arm, progress: Progress | None) -> Progress | None:
-    """Progress that names the arm."""
+    """Progress with the name of the arm in front."""
     return functools.partial(_told, progress, arm.slug) if progress else None
 
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
-    """Values as JSON in a file, whole or not at all."""
+    """Write values as JSON into a file, whole or not at all."""
     from copyscope.files import write_file
 
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -237,9 +247,15 @@ def _general(
 
 
 def reference(arm: Arm, real: Embeddings, head: Head | None, progress: Progress | None) -> dict[str, Any]:
-    """What real images score in place of those made of held-out captions; `real`: all held-out images.
+    """Reference values: what real images score in place of those made of held-out captions.
 
     The same for all arms of these data, and so kept beside them.
+
+    Args:
+        arm: names the data.
+        real: all held-out images.
+        head: text alignment; None = not measured.
+        progress: called with a label, the number done and the total.
     """
     from copyscope.detection.verdict.quality import quality
 

@@ -20,7 +20,7 @@ captions, and what is left of it for images that are real."""
 
 
 def leaderboard(arms: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of the finished arms, best first; [] where none has copies, a distance, and a plain model that has both.
+    """Rank the finished arms by how many copies they avoid, and at what cost of quality.
 
     An arm's plain model is the one it is compared with, `first`. A row: `label`; `stage`, "plain" or where it differs
     from that: "training", "sampling", "both"; `seeds`, those whose plain model is finished; `estimates`, over several
@@ -34,6 +34,12 @@ def leaderboard(arms: Sequence[Row]) -> list[dict[str, Any]]:
     copy where there is none), which leaves the pairing of the images unused; of several: Student over the seeds'
     ratios, those left out whose plain model does not copy. dearer and excess of one seed: the two relative errors added
     as squares, what is real taken as known.
+
+    Args:
+        arms: rows of the experiment.
+
+    Returns:
+        Rows, best first; [] where no arm has copies, a distance, and a plain model that has both.
     """
     finished = {row["arm"]: row for row in arms if _value(row, COPIES) is not None and _value(row, COST) is not None}
     grouped: dict[str, list[tuple[Row, Row]]] = {}

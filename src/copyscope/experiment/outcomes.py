@@ -48,12 +48,16 @@ def outcomes(
     audited: pa.Table, made: Mapping[str, Mapping[str, Any]], duplicated: Mapping[str, bool], groups: Mapping[str, Any],
     n_calibration: int,
 ) -> pa.Table:  # fmt: skip
-    """One row a generated image: id, seed, source_id, prompt, match, similarity, combined, copied, beyond, own,
-    duplicated, match_duplicated; null where it could not be read, or nothing is known.
+    """Outcomes: one row a generated image, null where it could not be read, or nothing is known.
 
-    audited: the table `generated` of an audit. made: id -> `seed` and `source_id`, the training image whose caption was
-    the prompt. duplicated: training id -> whether it was drawn more often. groups: training id -> near-duplicate group.
-    n_calibration: images that the audit was calibrated on.
+    Columns id, seed, source_id, prompt, match, similarity, combined, copied, beyond, own, duplicated, match_duplicated.
+
+    Args:
+        audited: the table `generated` of an audit.
+        made: id -> `seed` and `source_id`, the training image whose caption was the prompt.
+        duplicated: training id -> whether it was drawn more often.
+        groups: training id -> near-duplicate group.
+        n_calibration: images that the audit was calibrated on.
     """
     rows: list[dict[str, Any]] = []
     for row in audited.to_pylist():
@@ -105,7 +109,7 @@ def beyond(p_value: float | None, n_calibration: int) -> bool | None:
 
 
 def read(folder: Path) -> pa.Table:
-    """The outcomes that an arm wrote, those of an earlier version with nulls in the columns it did not have."""
+    """Outcomes that an arm wrote, those of an earlier version with nulls in the columns it did not have."""
     table = read_table(folder / "outcomes.parquet")
     for name in SCHEMA.names:
         if name not in table.column_names:
@@ -138,12 +142,19 @@ def rates(table: pa.Table) -> dict[str, Estimate]:
 
 
 def contrasts(first: pa.Table, second: pa.Table) -> Iterator[dict[str, Any]]:
-    """COMPARED measures of the second arm minus the first's, over the images of one id, seed and source in both.
+    """Paired differences: COMPARED measures of the second arm minus the first's, over the images of both.
 
-    `difference` with `low`, `high`, `n` pairs, and `p_value` of no difference. Shares: Newcombe's interval and the
-    exact McNemar test; `duplicated` is of images whose source is duplicated in either arm. Similarity: bootstrap over
-    pairs, no test. Intervals are of these two runs: what another training seed would give, they do not tell. Nothing
-    where not all images of the smaller arm pair: with other training images the prompts are others.
+    Images pair by id, seed and source. Shares: Newcombe's interval and the exact McNemar test; `duplicated` is of
+    images whose source is duplicated in either arm. Similarity: bootstrap over pairs, no test. Intervals are of these
+    two runs: what another training seed would give, they do not tell. Nothing where not all images of the smaller arm
+    pair: with other training images the prompts are others.
+
+    Args:
+        first: outcomes of one arm.
+        second: outcomes of the other.
+
+    Yields:
+        `difference` with `low`, `high`, `n` pairs, and `p_value` of no difference, of each measure.
     """
     columns = ("id", "seed", "source_id")
     places = {key: row for row, key in enumerate(zip(*(second[name].to_pylist() for name in columns), strict=True))}
@@ -177,10 +188,15 @@ CONTRASTS = pa.schema(
 
 
 def paired_difference(first: Flags, second: Flags, level: float = 0.95) -> tuple[Estimate, float | None]:
-    """Share of `second` [n] minus share of `first` [n], flags of the same cases; and the p-value of no difference.
+    """Difference of two shares of the same cases, with its interval and the p-value of no difference.
 
     Interval: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, the two Wilson intervals joined with the
     correlation of the pairs; it has a width even where no pair differs. P-value: exact McNemar (1947), two-sided.
+
+    Args:
+        first: flags [n].
+        second: flags [n] of the same cases, whose share is taken less that of `first`.
+        level: of the interval, in (0, 1).
     """
     from scipy.stats import binomtest, norm
 
@@ -212,9 +228,13 @@ def over_seeds(differences: list[float], level: float = 0.95) -> Estimate:
 
 
 def seconds_per_image(timings: Sequence[tuple[float, int]], level: float = 0.95) -> Estimate:
-    """Of samplings, (seconds, images) each: seconds an image over all of them, n images.
+    """Seconds an image over several samplings.
 
     Student's interval of their seconds an image, cut at 0: no interval of one sampling, and a wide one of two.
+
+    Args:
+        timings: (seconds, images) of each sampling.
+        level: of the interval, in (0, 1).
     """
     n = sum(images for _, images in timings)
     if not n:
@@ -226,8 +246,10 @@ def seconds_per_image(timings: Sequence[tuple[float, int]], level: float = 0.95)
 
 
 def arms_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows as columns: values under their dotted keys, null where an arm does not set one, and `NAME`, `NAME_low`,
-    `NAME_high`, `NAME_n` of each number."""
+    """Table of arms: values under their dotted keys, and `NAME`, `NAME_low`, `NAME_high`, `NAME_n` of each number.
+
+    A value that an arm does not set is null.
+    """
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("arm", "label")}
     columns["name"] = pa.array([row["name"] for row in rows], pa.string())
     for key in dict.fromkeys(key for row in rows for key in row["values"]):

@@ -47,10 +47,18 @@ NOISE = "gaussian_noise(scale=0.1)"
 class AuditRecipe:
     """How the images of an arm are judged.
 
-    protocol, fdr, seed: as in `copyscope.detection.audit.audit`. clip: a local folder, or "". general: how many images
-    an arm makes of captions of held-out images as well. recheck: for how many prompts, at most, whose image the
-    first of the listed arms copied and an arm did not, it is tried to bring the copy back. attempts: images of each
-    kind of try.
+    Args:
+        protocol: as in `copyscope.audit`.
+        fdr: as in `copyscope.audit`.
+        clip: a local folder of a CLIP model; "" = none.
+        general: how many images an arm makes of captions of held-out images as well.
+        recheck: for how many prompts, at most, whose image the first of the listed arms copied and an arm did not, it
+            is tried to bring the copy back.
+        attempts: images of each kind of try.
+        seed: as in `copyscope.audit`.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     protocol: str = "sscd-288"
@@ -69,7 +77,22 @@ class AuditRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentRecipe:
-    """A TOML file as it stands, with its settings."""
+    """A TOML file of an experiment as it stands, with its settings.
+
+    Args:
+        name: of the experiment; its folder is `runs/NAME` unless another is given.
+        data: values of a DataRecipe.
+        about: for people.
+        seeds: one run of each arm a seed.
+        train: values of a TrainRecipe, for all arms.
+        sample: values of a SampleRecipe, for all arms.
+        audit: values of an AuditRecipe.
+        grid: dotted key -> list of values; arms are all combinations.
+        arms: tables of arms that are listed one by one.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
+    """
 
     name: str
     data: dict[str, Any]
@@ -94,7 +117,13 @@ class ExperimentRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """One table of `arms`: what people call it, its values by dotted key, its seeds."""
+    """One table of `arms`.
+
+    Attributes:
+        name: for people.
+        values: by dotted key.
+        seeds: of its runs.
+    """
 
     name: str
     values: dict[str, Any]
@@ -105,10 +134,20 @@ class Listed:
 class Arm:
     """One listed arm at one cell of the grid under one seed, with all recipes resolved.
 
-    name: of the listed arm, "" where none are listed. listed, cell: its values by dotted key, of the list and of the
-    grid. folder: its own. run: of its training, which arms that differ in sampling only share. images: of its data.
-    first: folder of the arm it is compared with, which is that of the first listed arm with the same cell and seed,
-    None for that arm itself.
+    Attributes:
+        name: of the listed arm; "" where none are listed.
+        listed: values by dotted key, of the list.
+        cell: values by dotted key, of the grid.
+        seed: of the run.
+        data: which images.
+        train: how the model is trained.
+        sample: how images are made.
+        audit: how they are judged.
+        folder: its own.
+        run: folder of its training, which arms that differ in sampling only share.
+        images: folder of its data.
+        first: folder of the arm it is compared with, which is that of the first listed arm with the same cell and seed;
+            None for that arm itself.
     """
 
     name: str
@@ -126,7 +165,7 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """Name of its folder."""
+        """Name of the arm's folder."""
         return self.folder.name
 
     @property
@@ -136,27 +175,34 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Its name and the grid's values for people, without the seed."""
+        """Label for people: name and the grid's values, without the seed."""
         return self.without("") or "the only arm"
 
     def said(self, key: str) -> str:
-        """Its value of a grid key for people; of the key "arm", its name."""
+        """Value of a grid key for people; of the key "arm", its name."""
         return self.name if key == "arm" else _said(key, self.cell[key])
 
     def without(self, key: str) -> str:
-        """Its name and the grid's values for people, but that of one key."""
+        """Label for people as `label`, without the value of one key."""
         name = [self.name] if self.name and key != "arm" else []
         return " · ".join([*name, *(self.said(each) for each in self.cell if each != key)])
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides its numbers, as plain values."""
+        """All that decides its numbers, as plain values."""
         return {name: recipes.as_dict(getattr(self, name)) for name in (*VARIED, "audit")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An experiment that can be run: its recipe, where it goes, its arms, and the grid's values by dotted key."""
+    """An experiment that can be run.
+
+    Attributes:
+        recipe: the file's.
+        out: folder of the experiment.
+        arms: all of them.
+        grid: dotted key -> values.
+    """
 
     recipe: ExperimentRecipe
     out: Path
@@ -171,12 +217,18 @@ def plan(
     *,
     trust_parts: bool = False,
 ) -> Plan:
-    """What the file asks for, every value checked and nothing run. out: `runs/NAME` unless given.
+    """Plan an experiment from its TOML file: every value checked and nothing run.
 
-    settings: such as `train.steps=500`, `seeds=[0,1]` or `grid.train.steps=[500, 1000]`. trust_parts: take protocols,
-    models, mitigations and signals from outside the shelves that the file asks for, and weights by path: this runs code
-    of whoever wrote it; what `settings` ask for is taken in any case. Raises InputError, which names the arm where it
-    is of one, the table and the field, and PartError for an unknown part or one that is not trusted.
+    Args:
+        toml: the file.
+        out: folder of the experiment; None = `runs/NAME`.
+        settings: such as `train.steps=500`, `seeds=[0,1]` or `grid.train.steps=[500, 1000]`.
+        trust_parts: take protocols, models, mitigations and signals from outside the shelves that the file asks for,
+            and weights by path: this runs code of whoever wrote it; those of `settings` are taken in any case.
+
+    Raises:
+        InputError: a value does not fit; names the arm where it is of one, the table and the field.
+        PartError: a part is unknown or not trusted.
     """
     from copyscope.detection.embedding.protocols import protocol
 

@@ -38,11 +38,18 @@ ASSET = "asset:"
 class DataRecipe:
     """Which images an experiment trains on and holds out.
 
-    train: what `Corpus.open` takes, or `asset:NAME`. where: column -> the value it must have, or a list of such.
-    distinct: no two chosen images have a similarity above this by `sscd_distilled` (0 = all images are taken).
-    n_train, n_held_out: how many, drawn by `seed` (0 = all there are). held_out: where held-out images come from, ""
-    for none, "rest" for those of `train` that are left over. size: side in pixels of the square the images are cut and
-    scaled to, on white (0 = as they are).
+    Args:
+        train: what `Corpus.open` takes, or `asset:NAME`.
+        held_out: where held-out images come from, likewise; "" = none, "rest" = those of `train` that are left over.
+        where: column -> the value it must have, or a list of such.
+        distinct: no two chosen images have a similarity above this by `sscd_distilled`; 0 = all images are taken.
+        n_train: how many, drawn by `seed`; 0 = all there are.
+        n_held_out: how many, likewise.
+        size: side in pixels of the square the images are cut and scaled to, on white; 0 = as they are.
+        seed: of the draws.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     train: str
@@ -67,12 +74,22 @@ class DataRecipe:
 def prepare(
     data: Mapping[str, Any] | DataRecipe, out: Path, *, progress: Progress | None = None
 ) -> tuple[Corpus, Corpus | None]:
-    """The training set and the held-out images (None if none are asked for) that `data` describes.
+    """Prepare the training set and the held-out images of an experiment.
 
     Written into `out` as the imagefolders `train/` and `held-out/`, PNG with captions, weight and all other columns,
-    the id they had as `original_id`, and, last, `data.json`. The same values give the same bytes and are kept; a folder
-    of other values is refused with an InputError, as is a source with too few images. Images that cannot be read are
-    passed over and counted in `data.json`.
+    the id they had as `original_id`, and, last, `data.json`. The same values give the same bytes and are kept. Images
+    that cannot be read are passed over and counted in `data.json`.
+
+    Args:
+        data: which images.
+        out: folder.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        (training set, held-out images; None if none are asked for).
+
+    Raises:
+        InputError: the folder is of other values, or a source has too few images.
     """
     recipe = data if isinstance(data, DataRecipe) else recipes.from_dict(DataRecipe, data)
     made = _made(out)
@@ -85,7 +102,11 @@ def prepare(
 
 
 def source(name: str) -> Corpus:
-    """The corpus at a path or URL, or that of `asset:NAME`, which must have been fetched before. Raises InputError."""
+    """Corpus at a path or URL, or that of `asset:NAME`, which must have been fetched before.
+
+    Raises:
+        InputError: there is none.
+    """
     if not name.startswith(ASSET):
         return Corpus.open(name)
     asset = name.removeprefix(ASSET)

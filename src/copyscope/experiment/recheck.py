@@ -44,7 +44,7 @@ Prompt = tuple[str, str]
 
 
 def due(arm: Arm) -> bool:
-    """Whether the arm is to be rechecked and can be: it and the one it is compared with are finished."""
+    """Whether an arm is to be rechecked and can be: it and the one it is compared with are finished."""
     if not arm.audit.recheck or arm.first is None:
         return False
     if finished(arm) is not None:
@@ -53,16 +53,16 @@ def due(arm: Arm) -> bool:
 
 
 def finished(arm: Arm) -> dict[str, Any] | None:
-    """What `recheck.json` holds, None where there is none, or one by comparison with another arm."""
+    """Values of `recheck.json`; None where there is none, or one by comparison with another arm."""
     path = arm.folder / "recheck.json"
     found = read_json(path) if arm.first and path.is_file() else None
     return found if found and arm.first and found["first"] == arm.first.name else None
 
 
 def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
-    """Writes `recheck.json`, and `recheck.parquet` with a row a try, if the recheck is due; images made are kept.
+    """Recheck an arm if it is due: write `recheck.json`, and `recheck.parquet` with a row a try; images made are kept.
 
-    What goes wrong is written to `recheck-failed.json`, and tried again next time.
+    An error is written to `recheck-failed.json`, and the recheck tried again next time.
     """
     if not due(arm):
         return
@@ -76,11 +76,15 @@ def recheck_arm(arm: Arm, progress: Progress | None = None) -> None:
 
 
 def lost(first: pa.Table, second: pa.Table, most: int) -> list[Prompt]:
-    """Prompts, `most` of them, whose image the first arm copied and the second did not, by their `outcomes`.
+    """Prompts whose image the first arm copied and the second did not.
 
     A copy is what is beyond the line that is one for all arms. An image that is the prompt of several generated ones
-    counts as copied once one of them copies it or its group. Of unreadable ones nobody knows. In the order of the first
-    arm: nobody has chosen them.
+    counts as copied once one of them copies it or its group. Of unreadable ones nobody knows.
+
+    Args:
+        first: outcomes of one arm.
+        second: outcomes of the other.
+        most: how many prompts at most, in the order of the first arm: nobody has chosen them.
     """
     rows = second.to_pylist()
     kept = {row["source_id"] for row in rows if row["beyond"] and row["own"]}
@@ -93,7 +97,7 @@ def lost(first: pa.Table, second: pa.Table, most: int) -> list[Prompt]:
 
 
 def tries(prompts: Sequence[Prompt], attempts: int, seed: int) -> dict[str, list[Prompt]]:
-    """Kind -> what is asked, in order: `attempts` a prompt, fewer where there are no more paraphrases."""
+    """Prompts that are tried, by kind, in order: `attempts` a prompt, fewer where there are no more paraphrases."""
     again = [prompt for prompt in prompts for _ in range(attempts)]
     reworded = []
     for row, (source, caption) in enumerate(prompts):
@@ -105,8 +109,11 @@ def tries(prompts: Sequence[Prompt], attempts: int, seed: int) -> dict[str, list
 def regained(rows: Iterable[Mapping[str, Any]], kinds: Sequence[str] = KINDS) -> Estimate:
     """Share of the prompts tried for which a try of these kinds is a copy of the prompt's image or its group.
 
-    rows: `kind`, `source_id` and `regained` of each try, null where it cannot be read. Exact binomial over prompts; one
-    without a copy but with an unreadable try is missing, and counts against the model.
+    Exact binomial over prompts; one without a copy but with an unreadable try is missing, and counts against the model.
+
+    Args:
+        rows: `kind`, `source_id` and `regained` of each try, null where it cannot be read.
+        kinds: that count.
     """
     found: dict[str, list[bool | None]] = {}
     for row in rows:

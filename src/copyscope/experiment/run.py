@@ -39,7 +39,7 @@ Engine = Callable[[Callable[[Arm], None], Sequence[Arm]], object]
 
 
 class Experiment(Result):
-    """The result of an experiment: a summary that is plain JSON, and tables.
+    """Result of an experiment: a summary that is plain JSON, and tables.
 
     `arms` has a row an arm, `contrasts` the paired differences to the arm with a key's first value, `curves` the
     replication over the steps of training where it was watched, `sheets` small pictures.
@@ -49,11 +49,11 @@ class Experiment(Result):
 
     @property
     def table(self) -> pa.Table:
-        """One row an arm: its values, and each number as `NAME`, `NAME_low`, `NAME_high`, `NAME_n`."""
+        """Table with a row an arm: its values, and each number as `NAME`, `NAME_low`, `NAME_high`, `NAME_n`."""
         return self.tables["arms"]
 
     def page(self) -> str:
-        """The report: arms, rates, paired differences, samples."""
+        """The report as one HTML page: arms, rates, paired differences, samples."""
         from copyscope.report.experiment import render
 
         return render(self)
@@ -71,11 +71,25 @@ def run(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Experiment:
-    """Run every arm that is not finished, and save the result of all in `out`. For what is given, see `plan.plan`.
+    """Run every arm of an experiment that is not finished, and save the result of all.
 
-    An arm that fails becomes a row with its `error`, is tried again next time, and stops no other. engine: where arms
-    run, and then where they are rechecked; unless given, one after another in this process. Raises InputError where an
-    arm was begun by other values, where there are too few held-out captions, and where no arm could be finished.
+    An arm that fails becomes a row with its `error`, is tried again next time, and stops no other.
+
+    Args:
+        toml: file of the experiment.
+        out: its folder; None = `runs/NAME`.
+        settings: such as `train.steps=500`, as in `plan.plan`.
+        trust_parts: as in `plan.plan`.
+        progress: called with a label, the number done and the total.
+        engine: where arms run, and then where they are rechecked; None = one after another in this process.
+
+    Returns:
+        The result.
+
+    Raises:
+        InputError: a value does not fit, an arm was begun by other values, there are too few held-out captions, or no
+            arm could be finished.
+        PartError: a part is unknown or not trusted.
     """
     planned = plan(toml, out, settings, trust_parts=trust_parts)
     for arm in planned.arms:
@@ -97,7 +111,20 @@ def status(
     settings: Sequence[str] = (),
     trust_parts: bool = False,
 ) -> list[dict[str, str]]:
-    """For each arm of `plan.plan` `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`."""
+    """State of every arm of an experiment.
+
+    Args:
+        toml: file of the experiment.
+        out: its folder; None = `runs/NAME`.
+        settings: as in `plan.plan`.
+        trust_parts: as in `plan.plan`.
+
+    Returns:
+        For each arm `arm` (its slug), `state` ("done", "failed", "under way" or "to do") and `detail`.
+
+    Raises:
+        InputError: a value does not fit.
+    """
     found = []
     for arm in plan(toml, out, settings, trust_parts=trust_parts).arms:
         state, detail = "to do", ""
@@ -112,7 +139,17 @@ def status(
 
 
 def collect(planned: Plan) -> Experiment:
-    """The result of the arms finished so far; the others are rows without numbers. Raises InputError if none is."""
+    """Collect the arms finished so far into a result; the others are rows without numbers.
+
+    Args:
+        planned: the experiment.
+
+    Returns:
+        The result.
+
+    Raises:
+        InputError: no arm is finished.
+    """
     done = [arm for arm in planned.arms if (arm.folder / "arm.json").is_file()]
     rows = [_row(arm) for arm in planned.arms]
     failed = [row for row in rows if row["error"]]
@@ -203,8 +240,11 @@ def _contrasts(planned: Plan, done: Sequence[Arm]) -> Iterator[dict[str, Any]]:
 
 
 def _compared(planned: Plan, done: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
-    """(key, first, arm): each listed arm and the first listed one, at one cell of the grid; then each arm and the one
-    that has the first value of a key of the grid and all else alike. All of one seed."""
+    """Pairs of arms that are compared, all of one seed: (key, first, arm).
+
+    Each listed arm and the first listed one, at one cell of the grid; then each arm and the one that has the first
+    value of a key of the grid and all else alike.
+    """
     for arm in done:
         yield from (("arm", first, arm) for first in done if first.folder == arm.first)
     for key, choices in planned.grid.items():

@@ -31,7 +31,12 @@ OUTPUTS = ("pil", "np", "pt")
 
 
 class Stopped(Exception):
-    """A look stopped the sampling. estimates: uint8 [h w 3] each."""
+    """A look stopped the sampling.
+
+    Args:
+        share: of the steps that were done.
+        estimates: of the images, uint8 [h w 3] each.
+    """
 
     def __init__(self, share: float, estimates: list[Image]) -> None:
         self.share, self.estimates = share, estimates
@@ -39,8 +44,14 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepObserver:
-    """What watches the steps. signals: in tries that nothing changes, since thresholds hold for those alone. looks:
-    ascending shares of the steps after which `look` is shown the estimates. nearest: for mitigations that want it."""
+    """Signals and looks that watch the steps of a try.
+
+    Attributes:
+        look: shown the estimates; True stops the try.
+        signals: specs; they watch tries that nothing changes, since thresholds hold for those alone.
+        looks: ascending shares of the steps after which `look` is called.
+        nearest: finds training images, for mitigations that want it.
+    """
 
     look: Look
     signals: Sequence[str] = ()
@@ -48,11 +59,11 @@ class StepObserver:
     nearest: FindNearest | None = None
 
     def of(self, rung: Sequence[str]) -> Sequence[str]:
-        """The signals that watch a try on a rung."""
+        """Signals that watch a try on a rung."""
         return () if rung else self.signals
 
     def looking(self) -> Callable[[Model, DenoiseResult], None] | None:
-        """What is to be shown the steps of one try, and raises Stopped; None where nobody looks."""
+        """Callback for the steps of one try that calls `look` and raises Stopped; None where nobody looks."""
         if not self.looks:
             return None
         ahead = list(self.looks)
@@ -74,9 +85,15 @@ class StepObserver:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attempt:
-    """Images of a try [n], in the caller's form, None each where it was stopped; estimates: theirs then, after this
-    `share` of the steps. signals: scores by spec [n]. beside: what else was returned of each image, by name [n].
-    views: of each finished image, uint8 [h w 3] each, all that a person may see in it.
+    """Images of one try [n].
+
+    Attributes:
+        images: in the caller's form; None each where the try was stopped.
+        share: of the steps after which it was stopped; None = finished.
+        estimates: of the images where it was stopped.
+        signals: scores by spec [n].
+        beside: what else was returned of each image, by name [n].
+        views: of each finished image, uint8 [h w 3] each, all that a person may see in it.
     """
 
     images: list[Any]
@@ -88,7 +105,7 @@ class Attempt:
 
     @classmethod
     def stopped(cls, by: Stopped, scores: Mapping[str, Tensor]) -> Attempt:
-        """A try that a look ended."""
+        """Attempt of a try that a look ended."""
         return cls([None] * len(by.estimates), by.share, by.estimates, arrays(scores))
 
     @classmethod
@@ -100,14 +117,23 @@ class Attempt:
         *,
         colours: bool = False,
     ) -> Attempt:
-        """A try that ended, with images of any library. colours: as in `delivered`. Raises InputError where one is
-        none."""
+        """Attempt of a try that ended, with images of any library.
+
+        Args:
+            images: in the caller's form [n].
+            signals: scores by spec [n].
+            beside: what else was returned, by name [n].
+            colours: as in `delivered`.
+
+        Raises:
+            InputError: one of them is no image.
+        """
         found = [delivered(image, colours) for image in images]
         views = [each.views for each in found]
         return cls([each.image for each in found], signals=signals or {}, beside=beside or {}, views=views)
 
     def of(self, rows: Sequence[int]) -> Attempt:
-        """These rows of it."""
+        """Some rows of the attempt."""
 
         def taken(values: Any) -> Any:
             return values[list(rows)] if isinstance(values, np.ndarray) else [values[row] for row in rows]
@@ -123,7 +149,10 @@ class Attempt:
 
 
 class GenerationCall(abc.ABC):
-    """One call. prompts [n]: as asked, None where there is no text; known once `first` has run."""
+    """Base of calls of one kind of generator: a pipeline, a model, a function.
+
+    `prompts` [n] are those of the caller, None where there is no text; known once `first` has run.
+    """
 
     prompts: list[str | None]
     watchable = True
@@ -132,11 +161,21 @@ class GenerationCall(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def check(cls, made_by: Any, ladder: Ladder, nearest: FindNearest | None) -> None:
-        """Raises PartError or InputError for a rung that can act in no call of it."""
+        """Check that the rungs of a ladder can act in a call.
+
+        Args:
+            made_by: the pipeline, model or function.
+            ladder: specs of mitigations, rung by rung.
+            nearest: finds training images; None = nobody does.
+
+        Raises:
+            PartError: there is no such mitigation.
+            InputError: a rung can act in no call.
+        """
 
     @classmethod
     def model(cls, made_by: Any) -> Model:
-        """What makes the images, where it is watchable."""
+        """Model of what makes the images, where its steps can be watched."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -146,15 +185,15 @@ class GenerationCall(abc.ABC):
 
     @abc.abstractmethod
     def seed_used(self, row: int, attempt: int) -> bool:
-        """Whether the image came of `seed_of(row)`: not if the caller gave his own, or the function takes none."""
+        """Whether an image came of `seed_of(row)`: not if the caller gave a seed, or the function takes none."""
 
     def fits(self, rung: Sequence[str]) -> bool:
-        """Once `first` has run: whether this call has what a rung needs, guidance or a text."""
+        """Whether this call has what a rung needs, guidance or a text; asked once `first` has run."""
         return True
 
     @abc.abstractmethod
     def first(self, seed_of: SeedOf) -> Attempt:
-        """What the call makes by itself."""
+        """Make the images of the call by itself."""
 
     def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
         """Whether each of these rows is what it was in the try before, though nothing but its words could change."""
@@ -162,14 +201,25 @@ class GenerationCall(abc.ABC):
 
     @abc.abstractmethod
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
-        """These rows once more, with other seeds and with mitigations."""
+        """Make some rows once more, with other seeds and with mitigations.
+
+        Args:
+            rows: which.
+            rung: specs of mitigations.
+            seed_of: row -> seed.
+        """
 
     @abc.abstractmethod
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
-        """What the call returns, with these images [n], and `beside` of some rows replaced."""
+        """Return value of the call.
+
+        Args:
+            images: [n].
+            beside: by name, values of some rows that are replaced.
+        """
 
     def blank(self, image: Any, estimate: Image | None) -> Any:
-        """A black image of the size and kind of `image`, or where there is none of an estimate."""
+        """Black image of the size and kind of `image`, or where there is none of an estimate."""
         from PIL import Image as Pillow
 
         if image is None:
@@ -180,7 +230,7 @@ class GenerationCall(abc.ABC):
 
 
 def has_length(value: Any, lengths: Collection[int], depth: int = 2) -> bool:
-    """Whether an argument has one of these lengths, or one in it does: lists, tuples, arrays, values of a mapping."""
+    """Whether an argument, or one inside it, has one of these lengths: lists, tuples, arrays, values of a mapping."""
     if isinstance(value, (np.ndarray, Tensor)):
         return value.ndim > 0 and len(value) in lengths
     if isinstance(value, Mapping):
@@ -191,9 +241,10 @@ def has_length(value: Any, lengths: Collection[int], depth: int = 2) -> bool:
 
 
 def generator(seed: int) -> torch.Generator:
+    """Torch generator of a seed, on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
 def arrays(scores: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Scores of signals, as numbers of numpy."""
+    """Scores of signals as numpy arrays."""
     return {spec: values.double().cpu().numpy() for spec, values in scores.items()}

@@ -21,16 +21,19 @@ SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class FunctionCall(GenerationCall):
-    """A call of any function of a prompt, or of prompts [m], that gives images: a list, an array [n h w 3], one image,
-    or something with these as `images`; n is a multiple of m. Its `seed` or `generator`, where it takes one and was
-    given none, is one a call. An image is made again by a call for its prompt alone; or, where other arguments may hold
-    something a prompt, by a call for all of them, of which it alone is taken.
+    """Call of any function of a prompt, or of prompts [m], that returns images.
+
+    It returns a list, an array [n h w 3], one image, or something with these as `images`; n is a multiple of m. Its
+    `seed` or `generator`, where it takes one and was given none, is one a call. An image is made again by a call for
+    its prompt alone; or, where other arguments may hold something a prompt, by a call for all of them, of which it
+    alone is taken.
     """
 
     watchable = False
 
     @classmethod
     def check(cls, made_by: Any, ladder: Ladder, nearest: FindNearest | None) -> None:
+        """Accept mitigations of the prompt alone; see `GenerationCall.check`."""
         for spec in itertools.chain(*ladder):
             if not isinstance(applied.named(spec, SAMPLING), OnCaption):
                 raise InputError(
@@ -61,10 +64,12 @@ class FunctionCall(GenerationCall):
         self.seeded = self.takes is not None and told.get(self.takes, parameters[self.takes].default) in own
 
     def seed_used(self, row: int, attempt: int) -> bool:
+        """Whether a seed was handed in; see `GenerationCall.seed_used`."""
         # The first try is one call, with the seed of its first image.
         return self.takes is not None if attempt else self.seeded and row == 0
 
     def first(self, seed_of: SeedOf) -> Attempt:
+        """Call the function; see `GenerationCall.first`."""
         self._returned = self._call(self.prompt, seed_of(0) if self.seeded else None)
         images = returned.listed(self._returned)
         texts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
@@ -75,6 +80,7 @@ class FunctionCall(GenerationCall):
         return Attempt.finished(images)
 
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
+        """Call it again for the prompts of these rows; see `GenerationCall.again`."""
         captions = applied.MitigationStack(tuple(applied.named(spec, SAMPLING) for spec in rung))
         images = []
         for row in rows:
@@ -90,6 +96,7 @@ class FunctionCall(GenerationCall):
         return Attempt.finished(images)
 
     def same_again(self, rows: Sequence[int], views: Sequence[Sequence[Image]]) -> bool:
+        """Compare digests, where the function takes no seed; see `GenerationCall.same_again`."""
         if self.takes is not None:
             return False
         digests = {}
@@ -113,6 +120,7 @@ class FunctionCall(GenerationCall):
         return [text if place == row // self.each else each for place, each in enumerate(self.prompt)], row
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
+        """Images in the form that the function returned; see `GenerationCall.given`."""
         return returned.like(self._returned, images)
 
     def _call(self, prompt: Any, seed: int | None) -> Any:
@@ -125,7 +133,7 @@ class FunctionCall(GenerationCall):
 
 
 def seed_argument(function: Callable[..., Any]) -> str | None:
-    """`seed` or `generator`, whichever the function takes by name; None if neither."""
+    """Name of a function's seed argument, `seed` or `generator`; None if it takes neither."""
     names = inspect.signature(function).parameters
     found = [name for name in ("seed", "generator") if name in names]
     return next((name for name in found if names[name].kind not in SEVERAL), None)

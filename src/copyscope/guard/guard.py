@@ -4,8 +4,7 @@
     images = guard(pipe)("a red fox", num_inference_steps=30).images
 
 Every image is looked up in the index. A copy is made again: with another seed first, then by the rungs of the policy's
-ladder; an image of which every try is a copy is refused. The towers do not know each other: `diffusion.makers` makes,
-the index looks, and what is done about it is decided here.
+ladder; an image of which every try is a copy is refused. `calls` makes the images.
 """
 
 from __future__ import annotations
@@ -53,18 +52,24 @@ clock = time.monotonic
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What a guard takes for a copy and does about it.
+    """Rules of a guard: which images are copies, and what is done about them.
 
-    rate: an image is a copy where it is the training image itself, or the p-value of the image it is most like is at
-    most this, 0 to 1: how many of a hundred that are none are made again for nothing; 0 = the image itself alone, which
-    needs no calibration images. rate_again: the same for an image that is made again, since its
-    prompt has given a copy already; no lower than `rate`. ladder: the rungs that tries after the first go up, each a
-    list of mitigation specs, none = another seed alone; the last holds for all tries beyond. tries: of an image, the
-    first included. seconds: after which none begins, of a call. refuse: what to do where all tries are copies: "raise"
-    errors.Refused, or put a "blank" image or "none" in its place. look_at: shares of the steps, 0 to 1, after which
-    estimates of the images are looked up; where all under way are copies, the try stops there. signals: what one that
-    flags an image does: "log" alone, or count as a "hit". seed: of all that the guard draws. local: look up windows of
-    the images too, ten times the work. hash_prompts: records hold the sha256 of a prompt, not its text.
+    Args:
+        rate: false-alarm rate per image, 0 to 1: at 0.05, 5 of 100 clean images are made again needlessly; 0 = the
+            training image itself alone is a copy, which needs no calibration images.
+        rate_again: the same for an image made again, since its prompt has given a copy already; no lower than `rate`.
+        ladder: mitigation specs of the tries after the first, () = another seed alone; the last holds for all beyond.
+        tries: of an image, the first included.
+        seconds: of a call, after which no try begins.
+        refuse: where all tries are copies, "raise" errors.Refused, or put a "blank" image or "none" in its place.
+        look_at: shares of the steps, 0 to 1, after which estimates are looked up; if all are copies, the try stops.
+        signals: what a signal that flags an image does: "log" alone, or count as a "hit".
+        seed: of all that the guard draws.
+        local: look up windows of the images too, ten times the work.
+        hash_prompts: records hold the sha256 of a prompt, not its text.
+
+    Raises:
+        InputError: a value is out of range; the message names it.
     """
 
     rate: float = 0.05
@@ -101,20 +106,24 @@ class Policy:
 
 
 class Matches(Protocol):
-    """What a guard needs of an index: the hits of each picture [n], uint8 [h w 3], best first. A hit without a p-value,
-    as a block-list may give, is always a copy."""
+    """Protocol of what may stand for an index; a hit without a p-value, as of a block-list, is always a copy."""
 
-    def match(self, pictures: Sequence[Image]) -> list[list[Hit]]: ...
+    def match(self, pictures: Sequence[Image]) -> list[list[Hit]]:
+        """Hits of each picture [n], uint8 [h w 3], best first."""
 
 
 class Guard:
-    """Guards pipelines and functions with one index, one policy and one log.
+    """Guards pipelines and functions with one index, one policy and one log. Safe to use from many threads.
 
-    index: an Index or its folder, or anything that has `match`. thresholds: of signals, for pipelines whose network
-    they were calibrated for; these then watch every try that no mitigation changes. nearest: finds training images, for
-    mitigations that want it. log: JSONL file to which each Record is appended. Safe to use from many threads.
+    Args:
+        index: an Index or its folder, or any object with a compatible `match`.
+        policy: the rules; None = the defaults.
+        thresholds: of signals, for pipelines of the network they were calibrated for; watch every unmitigated try.
+        nearest: finds training images, for mitigations that want it.
+        log: JSONL file to which each Record is appended; None = no file.
 
-    Raises InputError where the index has too few calibration images for the rate, or the log cannot be written.
+    Raises:
+        InputError: the index has too few calibration images for the rate, or the log cannot be written.
     """
 
     def __init__(
@@ -143,17 +152,34 @@ class Guard:
         self._write("")
 
     def __call__(self, pipe: Callable[..., Any]) -> Guarded:
-        """The same pipeline or function, guarded. Raises PartError or InputError where a rung of the ladder does not
-        fit it, or the thresholds are of another network."""
+        """Guard a pipeline, model or function.
+
+        Args:
+            pipe: it; its own calls stay unguarded.
+
+        Returns:
+            The same, guarded.
+
+        Raises:
+            PartError: a rung of the ladder names no mitigation.
+            InputError: a rung does not fit it, or the thresholds are of another network.
+        """
         return Guarded(self, pipe)
 
     @property
     def records(self) -> list[Record]:
-        """The last 10,000, oldest first."""
+        """The last 10,000 records, oldest first."""
         return list(self._kept)
 
     def judge(self, pictures: Sequence[Image]) -> list[Hit | None]:
-        """Of each picture, uint8 [h w 3], the image it is a copy of or most like; None where there is none."""
+        """Look pictures up.
+
+        Args:
+            pictures: uint8 [h w 3] each.
+
+        Returns:
+            For each the hit of the image it is a copy of or most like; None where there is none.
+        """
         if isinstance(self.index, Index):
             found = self.index.match(list(pictures), local=self.policy.local)
         else:
@@ -161,15 +187,23 @@ class Guard:
         return [hits[0] if hits else None for hits in found]
 
     def is_copy(self, hit: Hit | None, again: bool = False) -> bool:
-        """Whether a picture with this hit is taken for a copy: always where it is the training image itself, rounded in
-        whatever way. again: it was made again, after a copy."""
+        """Whether a picture with a hit is a copy: always where it is the training image itself, however rounded.
+
+        Args:
+            hit: of the picture; None = no copy.
+            again: it was made again, after a copy.
+        """
         if hit is None:
             return False
         rate = max(self.policy.rate, self.policy.rate_again if again else 0)
         return hit.p_value is None or hit.p_value <= rate or hit.identical or is_rounded(hit)
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Keeps them, and appends them to the log."""
+        """Keep records, and append them to the log.
+
+        Args:
+            records: of one try.
+        """
         lines = [json.dumps(record.as_dict(), ensure_ascii=False) + "\n" for record in records]
         self._write("".join(lines))
         self._kept.extend(records)
@@ -185,7 +219,7 @@ class Guard:
 
 
 class Guarded:
-    """Called like what it guards, and returns the like, without copies. One call at a time.
+    """A pipeline or function whose calls return no copies. One call at a time.
 
     All other attributes are those of the pipeline, to read and to set: `guarded.to("cuda")`, `guarded.scheduler = ...`.
     A method that gives the pipeline gives the guarded one; one that gives images is refused, since only calls are
@@ -224,12 +258,13 @@ class Guarded:
             raise InputError("The thresholds are of another model.\nCalibrate this one: guard calibrate")
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As the pipeline or function itself. Images that are no copies are those it makes, bit by bit; where it is
-        given no generator (or seed), it gets one an image from the policy's seed, the number of the call and the row.
-        Only the others are made again.
+        """Call the pipeline or function; only images that are copies are made again, the others are its own bit by bit.
 
-        Raises Refused after all tries, where the policy says so; and InputError for what cannot be guarded, and where
-        something comes back that is no image, or that may be read as another than it is.
+        Without a generator (or seed) it gets one an image from the policy's seed, the number of the call and the row.
+
+        Raises:
+            Refused: after all tries, where the policy says so.
+            InputError: the call cannot be guarded, or returns something that is no image, or may be read as another.
         """
         with self.__lock:
             return _Call(self.__guard, self.__maker, arguments, options).run()

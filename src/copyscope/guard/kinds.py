@@ -10,7 +10,7 @@ from .calls import GenerationCall
 
 
 def kind_of(made_by: Any) -> type[GenerationCall]:
-    """The Maker of calls of a pipeline, a model or run, or a function."""
+    """Class of the calls of a pipeline, a model or run, or a function."""
     from copyscope.diffusion.run import Run
 
     from .function_call import FunctionCall

@@ -46,13 +46,26 @@ TABLE = pa.schema(
 class Record:
     """What was decided about one try of one image.
 
-    call, row, attempt: which, each from 0. rung: the mitigations of the try. prompt: as asked, its sha256 (hex) where
-    the policy hashes, None where there was no text. seed: of the try, None where the guard gave none. score, combined,
-    p_value, match, box: of the training image it is most like, as in a Hit; score is None too where a log of version 1
-    is read, which has the combined score alone. signals: scores by spec, None where there is none. flagged: the signals
-    above their line. copy: whether it was taken for one. look: share of the steps after which it was judged and
-    stopped, None = finished. action: "delivered", "redone" or "refused". seconds: of the try, its look-up included, of
-    all images that it made. time: of the decision, ISO 8601 in UTC.
+    Args:
+        call: number of the call, from 0.
+        row: of the image in the call, from 0.
+        attempt: number of the try, from 0.
+        rung: the mitigations of the try.
+        prompt: the caller's, its sha256 (hex) where the policy hashes; None where there was no text.
+        seed: of the try; None where the guard gave none.
+        score: of the training image it is most like, as in a Hit; None too where a log of version 1 is read, which has
+            the combined score alone.
+        combined: as in a Hit.
+        p_value: as in a Hit.
+        match: id of the training image.
+        box: as in a Hit.
+        signals: scores by spec; None where there is none.
+        flagged: the signals above their line.
+        copy: whether it was taken for one.
+        look: share of the steps after which it was judged and stopped; None = finished.
+        action: "delivered", "redone" or "refused".
+        seconds: of the try, its look-up included, of all images that it made.
+        time: of the decision, ISO 8601 in UTC.
     """
 
     call: int
@@ -81,20 +94,45 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """records: those of a file. n_unreadable: how many of its lines are not whole, as a full disk or a kill leaves
-    them, or hold a value that no guard writes."""
+    """A log that was read.
+
+    Args:
+        records: of the file.
+        n_unreadable: lines that are not whole, as a full disk or a kill leaves them, or hold a value that no guard
+            writes.
+    """
 
     records: list[Record]
     n_unreadable: int = 0
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a log; lines that were not written whole are left out. Raises InputError where it is none."""
+    """Read the records of a log; lines that were not written whole are left out.
+
+    Args:
+        path: the JSONL file.
+
+    Returns:
+        The records, oldest first.
+
+    Raises:
+        InputError: the file cannot be read, or is no such log.
+    """
     return load(path).records
 
 
 def load(path: str | os.PathLike[str]) -> Log:
-    """As `read_log`, and says how many lines cannot be read."""
+    """Read a log as `read_log`, and tell how many lines cannot be read.
+
+    Args:
+        path: the JSONL file.
+
+    Returns:
+        The log.
+
+    Raises:
+        InputError: the file cannot be read, or is no such log.
+    """
     try:
         lines = [line for line in Path(path).read_bytes().split(b"\n") if line.strip(b"\0\r ")]
         records, n_unreadable = [], 0
@@ -116,7 +154,11 @@ def load(path: str | os.PathLike[str]) -> Log:
 
 
 def append(path: Path, text: str) -> None:
-    """Appends whole lines, on a line of their own even where the last writer was cut off. Raises OSError."""
+    """Append whole lines to a log, on a line of their own even where the last writer was cut off.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     data = text.encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
@@ -148,15 +190,14 @@ def _row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict) or row.get("schema") not in (SCHEMA, OLD_SCHEMA):
         raise TypeError
     if row["schema"] == OLD_SCHEMA:
-        # Its `score` was the combined one where there was a second look, and so a p-value; else the similarity.
+        # Its `score` was the combined one where the hit was re-ranked, and so a p-value; else the similarity.
         known = row["p_value"] is not None
         row |= {"score": None, "combined": row["score"]} if known else {"combined": None}
     return row
 
 
 def _record(row: dict[str, Any]) -> Record:
-    """The record that a line says. Raises ValueError where a value is none that a guard writes, KeyError where one is
-    missing."""
+    """Record of a line. Raises ValueError where a value is none that a guard writes, KeyError where one is missing."""
     values = {name: row[name] for name in _KINDS}
     for name, value in values.items():
         if not _KINDS[name](value):
@@ -216,22 +257,32 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def as_table(records: Sequence[Record]) -> pa.Table:
-    """A row a record, its fields as columns; signals are a map of spec to score."""
+    """Table with a row a record, its fields as columns; signals are a map of spec to score."""
     rows = [dataclasses.asdict(record) | {"signals": list(record.signals.items())} for record in records]
     return pa.Table.from_pylist(rows, TABLE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `report.guard` is given. summary: plain values: numbers of images, Estimates of rates, rungs, and the last
-    records of images that were made again, refused or flagged."""
+    """A log in numbers, for `report.guard`.
+
+    Attributes:
+        summary: plain values: numbers of images, Estimates of rates, rungs, and the last records of images that were
+            made again, refused or flagged.
+        tables: none.
+    """
 
     summary: dict[str, Any]
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def summed_up(records: Sequence[Record], n_unreadable: int = 0) -> Report:
-    """Counts over a log, of which so many lines cannot be read. An image counts once it was delivered or refused."""
+    """Sum up a log. An image counts once it was delivered or refused.
+
+    Args:
+        records: of the log.
+        n_unreadable: lines of it that cannot be read.
+    """
     actions = collections.Counter(record.action for record in records)
     n = actions["delivered"] + actions["refused"]
     firsts = [record for record in records if record.attempt == 0]

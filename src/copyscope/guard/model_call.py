@@ -17,20 +17,22 @@ from .calls import Attempt, GenerationCall, Ladder, SeedOf, StepObserver, Stoppe
 
 
 class ModelCall(GenerationCall):
-    """`(prompts, recipe=None, seeds=None) -> pictures`: a list of uint8 [h w 3], one a prompt.
+    """Call of a model: `(prompts, recipe=None, seeds=None) -> pictures`, a list of uint8 [h w 3], one a prompt.
 
-    prompts: a text or a list of n. recipe: a SampleRecipe, of which `prompts`, `n_images`, `signals` and `seed` do not
-    count here. seeds: of the first try [n]. The mitigations of a rung come after the recipe's own.
+    `prompts` is a text or a list of n; `recipe` a SampleRecipe, of which `prompts`, `n_images`, `signals` and `seed` do
+    not count here; `seeds` are those of the first try [n]. The mitigations of a rung come after the recipe's own.
     """
 
     @classmethod
     def check(cls, made_by: Any, ladder: Ladder, nearest: FindNearest | None) -> None:
+        """Check that every rung loads for the model; see `GenerationCall.check`."""
         model = cls.model(made_by)
         for rung in filter(None, ladder):
             _loaded(rung, model, 2.0, nearest)
 
     @classmethod
     def model(cls, made_by: Any) -> Model:
+        """Model of the run, folder or spec."""
         return opened(made_by)[0]
 
     def __init__(
@@ -47,9 +49,11 @@ class ModelCall(GenerationCall):
         self.recipe = recipe or SampleRecipe()
 
     def seed_used(self, row: int, attempt: int) -> bool:
+        """Unless the caller gave seeds; see `GenerationCall.seed_used`."""
         return attempt > 0 or self.seeds is None
 
     def fits(self, rung: Sequence[str]) -> bool:
+        """Whether a rung loads at the recipe's guidance; see `GenerationCall.fits`."""
         try:
             _loaded(rung, self.loaded, self.recipe.guidance, self.watching.nearest)
         except InputError:
@@ -57,13 +61,16 @@ class ModelCall(GenerationCall):
         return True
 
     def first(self, seed_of: SeedOf) -> Attempt:
+        """Sample all prompts; see `GenerationCall.first`."""
         rows = range(len(self.texts))
         return self._made(rows, self.seeds or [seed_of(row) for row in rows], ())
 
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
+        """Sample these rows with a rung; see `GenerationCall.again`."""
         return self._made(rows, [seed_of(row) for row in rows], rung)
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> list[Image]:
+        """Pictures as a list; see `GenerationCall.given`."""
         return list(images)
 
     def _made(self, rows: Sequence[int], seeds: Sequence[int], rung: Sequence[str]) -> Attempt:

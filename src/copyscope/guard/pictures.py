@@ -45,7 +45,9 @@ NEXT = "Return Pillow images, or uint8 arrays [h w 3], one an image"
 class Delivered:
     """An image that may be handed out once all its views are looked up.
 
-    image: in the form it came in, a copy. views: uint8 [h w 3] each, what a person may see in it; first the usual one.
+    Attributes:
+        image: in the form it came in, a copy.
+        views: uint8 [h w 3] each, what a person may see in it; first the usual one.
     """
 
     image: Any
@@ -53,11 +55,15 @@ class Delivered:
 
 
 def delivered(image: Any, colours: bool = False) -> Delivered:
-    """An image as any library has it; the module says which forms there are.
+    """Views of an image in the form of any library; the module says which forms there are.
 
-    colours: the channels of an array are known to be red, green and blue. Else they may be in reverse order, or grey
-    images or those of another colour space: reversed and each alone they are looked up too. Raises InputError for
-    whatever is no image, or may be read as another than is meant.
+    Args:
+        image: the image.
+        colours: the channels of an array are known to be red, green and blue. Else they may be in reverse order, or
+            grey images or those of another colour space: reversed and each alone they are looked up too.
+
+    Raises:
+        InputError: it is no image, or may be read as another than is meant.
     """
     found = _delivered(image, colours)
     return Delivered(found.image, [*found.views, *_at_full_contrast(found.views)])
@@ -113,7 +119,14 @@ def _of_tensor(image: Tensor, colours: bool) -> Delivered:
 
 
 def _of_array(image: Any, values: NDArray[Any], colours: bool, step: float = 0.0) -> Delivered:
-    """image: what is handed out. values: the same, of numpy. step: of the floats at 1, if that is not their own."""
+    """Views of an array or tensor.
+
+    Args:
+        image: what is handed out.
+        values: the same as a numpy array.
+        colours: as in `delivered`.
+        step: of the floats at 1, if that is not their own.
+    """
     shape = list(values.shape)
     if values.ndim not in (2, 3) or 0 in shape:
         raise InputError(f"An array of shape {shape} is no image.\n{NEXT}")

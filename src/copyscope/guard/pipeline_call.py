@@ -42,12 +42,12 @@ IMAGES = ("image", "mask_image", "control_image")
 
 
 def is_pipeline(made_by: Any) -> bool:
-    """Whether it is a pipeline of diffusers that mitigations and signals fit."""
+    """Whether mitigations and signals fit it: a pipeline of diffusers of a known family."""
     return _pipelines.family(made_by) in _pipelines.NETWORKS
 
 
 def is_text_pipeline(made_by: Any) -> bool:
-    """Whether it is a pipeline of diffusers, of any family, that is called as these are: for inpainting, ControlNet."""
+    """Whether it is a pipeline of diffusers, of any family, that is called with a prompt: inpainting, ControlNet."""
     if not _pipelines.is_pipeline(made_by):
         return False
     taken = _pipelines.call_signature(made_by).parameters
@@ -58,16 +58,18 @@ _FORMS = {"np": np.empty((1, 1, 1, 3)), "pt": torch.empty(1, 3, 1, 1)}
 
 
 class PipelineCall(GenerationCall):
-    """A call of a pipeline, by the arguments it takes itself."""
+    """Call of a diffusers pipeline, by the arguments it takes itself."""
 
     @classmethod
     def check(cls, made_by: Any, ladder: Ladder, nearest: FindNearest | None) -> None:
+        """Try every rung on the pipeline; see `GenerationCall.check`."""
         for rung in filter(None, ladder):
             with observe(made_by, (), mitigations=rung, nearest=nearest):
                 pass
 
     @classmethod
     def model(cls, made_by: Any) -> StableDiffusion:
+        """Model of the loaded pipeline."""
         return StableDiffusion.around(made_by, made_by.device)
 
     def __init__(
@@ -99,9 +101,11 @@ class PipelineCall(GenerationCall):
         self.seeded = self.told.get("generator") is None
 
     def seed_used(self, row: int, attempt: int) -> bool:
+        """Unless the caller gave a generator; see `GenerationCall.seed_used`."""
         return attempt > 0 or self.seeded
 
     def fits(self, rung: Sequence[str]) -> bool:
+        """Whether a rung loads at this call's guidance; see `GenerationCall.fits`."""
         # What the call before has left there.
         guided = getattr(self.pipeline, "do_classifier_free_guidance", False)
         prompted = self.prompts[0] is not None
@@ -114,6 +118,7 @@ class PipelineCall(GenerationCall):
         return prompted or not loaded.door(OnCaption)
 
     def first(self, seed_of: SeedOf) -> Attempt:
+        """Call the pipeline; see `GenerationCall.first`."""
         told = dict(self.told)
         if self.seeded:
             told["generator"] = [generator(seed_of(row)) for row in range(len(self.prompts))]
@@ -121,6 +126,7 @@ class PipelineCall(GenerationCall):
         return made
 
     def again(self, rows: Sequence[int], rung: Sequence[str], seed_of: SeedOf) -> Attempt:
+        """Call it for these rows with a rung; see `GenerationCall.again`."""
         told = {name: value for name, value in self.told.items() if name != "latents"}
         if whole := any(self._may_be_a_row_each(name, value) for name, value in told.items()):
             # Which row of it is whose, the pipeline alone knows: all are made again, and the others left out.
@@ -136,6 +142,7 @@ class PipelineCall(GenerationCall):
         return made.of(rows) if whole else made
 
     def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
+        """Output of the pipeline with these images; see `GenerationCall.given`."""
         output = self._output or _empty(self.pipeline)
         whole = all(each is not None for each in images)
         same = whole and len({tuple(each.shape) for each in images if self.form != "pil"}) == 1
@@ -146,6 +153,7 @@ class PipelineCall(GenerationCall):
         return output if self.told.get("return_dict", True) else output.to_tuple()
 
     def blank(self, image: Any, estimate: Image | None) -> Any:
+        """Black image in the output type of the call; see `GenerationCall.blank`."""
         from PIL import Image as Pillow
 
         if image is None and estimate is not None:
@@ -222,12 +230,12 @@ class PipelineCall(GenerationCall):
 
 
 class OtherPipelineCall(PipelineCall):
-    """A call of a pipeline of diffusers of no family that we know: its steps cannot be watched, its ladder can rewrite
-    the prompt alone."""
+    """Call of a diffusers pipeline of an unknown family: no steps are watched, a ladder rewrites the prompt alone."""
 
     watchable = False
 
     def fits(self, rung: Sequence[str]) -> bool:
+        """Whether there is a prompt to rewrite; see `GenerationCall.fits`."""
         return not rung or self.prompts[0] is not None
 
 

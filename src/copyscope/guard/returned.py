@@ -33,9 +33,10 @@ thumbnail has, as numbers or in base64."""
 
 
 def listed(returned: Any) -> list[Any]:
-    """The images in an image, an array [n ...], a list, a tuple, an iterator, or what holds one of these as `images`.
+    """List the images in an image, an array [n ...], a list, a tuple, an iterator, or an object with `images`.
 
-    Raises InputError for other things, and where a holder has something besides that may be a picture.
+    Raises:
+        InputError: it is something else, or has something besides that may be a picture.
     """
     if _holds(returned):
         held = fields(returned)
@@ -46,7 +47,11 @@ def listed(returned: Any) -> list[Any]:
 
 
 def listed_plain(found: Any) -> list[Any]:
-    """As `listed`, without holders."""
+    """List images as `listed`, without holders.
+
+    Raises:
+        InputError: it is something else.
+    """
     if _is_array(found) and not getattr(found, "is_nested", False):
         shape = list(found.shape)
         # [h w n 3], images stacked on another axis, would be h slices through all of them.
@@ -63,8 +68,14 @@ def listed_plain(found: Any) -> list[Any]:
 
 
 def has_images(returned: Any, depth: int = DEPTH) -> bool:
-    """Whether something may be images, or hold some: what a guard would look up. Of an iterator it does not say, since
-    to look would use it up."""
+    """Whether something may be images, or hold some: what a guard would look up.
+
+    Of an iterator it does not say, since to look would use it up.
+
+    Args:
+        returned: the value.
+        depth: levels of nesting that are looked at.
+    """
     if _holds(returned):
         return True
     if isinstance(returned, Iterator) or depth == 0:
@@ -83,8 +94,15 @@ def has_images(returned: Any, depth: int = DEPTH) -> bool:
 
 
 def refuse_images(returned: Any, name: str) -> Any:
-    """What the method `name` returned; a generator gives its values one by one. Raises InputError where it has
-    images."""
+    """Pass on what a method returned, unless it has images; a generator gives its values one by one.
+
+    Args:
+        returned: the value.
+        name: of the method, for the message.
+
+    Raises:
+        InputError: it has images.
+    """
     if isinstance(returned, types.GeneratorType):
         return (refuse_images(each, name) for each in returned)
     if has_images(returned):
@@ -105,7 +123,12 @@ def _is_image(value: Any) -> bool:
 
 
 def like(form: Any, images: Sequence[Any]) -> Any:
-    """The images in the form of what was returned; a list in place of an array where one is None."""
+    """Images in the form of what was returned; a list in place of an array where one is None.
+
+    Args:
+        form: what was returned.
+        images: [n].
+    """
     if _holds(form):
         return _with(form, like(fields(form)[IMAGES], images))
     if isinstance(form, (list, Iterator)):
@@ -120,7 +143,7 @@ def like(form: Any, images: Sequence[Any]) -> Any:
 
 
 def fields(holder: Any) -> dict[str, Any]:
-    """All that an object holds, by name: items of a mapping, attributes, slots."""
+    """Fields of an object by name: items of a mapping, attributes, slots."""
     found: dict[str, Any] = {}
     for kind in type(holder).__mro__:
         slots = vars(kind).get("__slots__", ())
@@ -138,7 +161,15 @@ def fields(holder: Any) -> dict[str, Any]:
 
 
 def refuse_pictures(beside: Mapping[str, Any], n: int) -> None:
-    """Raises InputError where the fields beside n images may hold a picture."""
+    """Refuse a return value whose fields beside n images may hold a picture.
+
+    Args:
+        beside: the fields by name.
+        n: number of images.
+
+    Raises:
+        InputError: one may hold a picture.
+    """
     numbers, characters = 0.0, 0.0
     for name, value in beside.items():
         more = _content(value)

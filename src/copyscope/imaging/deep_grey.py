@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def deep_grey(picture: Pillow.Image) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits, which Pillow's own conversion would clip to white, rescaled to uint8 [h w 3].
+    """Rescale grey of more than 8 bits to uint8 [h w 3]; Pillow's own conversion would clip it to white.
 
     16-bit: v / 257, rounded, so that 65535 becomes 255. 32-bit integers and floats do not say what white is: the
     smallest of the ranges 0..1 (floats only), 0..255 and 0..65535 that holds every value is taken, and else

@@ -8,7 +8,7 @@ from . import images
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels by the header of the image in `data`; None where it has none that can be read."""
+    """(width, height) in pixels from the header of an image file; None where the header cannot be read."""
     with images._quiet:
         try:
             with images._pillow().open(BytesIO(data), formats=images.FORMATS) as picture:

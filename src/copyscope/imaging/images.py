@@ -10,12 +10,13 @@ safe to call from many threads.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -59,6 +60,8 @@ MAX_SCANS = 100
 
 # Only formats that decode pixels inside this process: Pillow would also hand EPS files to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+MAX_KEPT = 512 * 512
+"""Pixels: larger resized images are not kept for the next who asks."""
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 # First bytes of each format: tells a damaged image from a file that never was one.
@@ -75,11 +78,12 @@ _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 
 
 def decode(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image:
-    """The image in a file or in the bytes of one, as uint8 [h w 3], RGB, writable.
+    """Decode an image file or its bytes to uint8 [h w 3], upright RGB, writable, in bounded memory.
 
-    Raises ImageError, whose message says why, for whatever cannot be read: no such file, empty, not an image,
-    truncated, corrupt, more than `max_pixels` pixels, at most MAX_PIXELS, or beyond MAX_ASPECT. It takes 1.3 GiB
-    of memory at most, the result included; of images of more than LARGE_PIXELS one at a time is decoded in a process.
+    It takes 1.3 GiB of memory at most; of images of more than LARGE_PIXELS one at a time is decoded in a process.
+
+    Raises:
+        ImageError: missing, no image, truncated, corrupt, more than `max_pixels` pixels, or beyond MAX_ASPECT.
     """
     return decode_layers(source, max_pixels)[0]
 
@@ -87,10 +91,15 @@ def decode(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image:
 def decode_layers(
     source: bytes | str | Path, max_pixels: int = MAX_PIXELS, turn: contextlib.ExitStack | None = None
 ) -> tuple[Image, Image | None]:
-    """As `decode`, and where the image is transparent the same over the other background: black for white.
+    """Decode as `decode`, and a transparent image over the other background too: black for white, else None.
 
-    Two transparent images show the same only where they do so over both. turn: no other thread decodes a large image
-    until this stack is closed, by the same thread; None = until the image is decoded.
+    Two transparent images show the same only where they do so over both.
+
+    Args:
+        source: path of the file, or its bytes.
+        max_pixels: largest size, at most MAX_PIXELS.
+        turn: no large image is decoded in other threads until it is closed, by this thread; None = until this one is
+            done.
     """
     with _quiet, contextlib.ExitStack() as own:
         try:
@@ -106,8 +115,27 @@ def decode_layers(
             raise ImageError(f"corrupt image: {_reason(error)}") from None
 
 
+def preview(content: bytes, size: int) -> Image:
+    """What a person is shown of an image file, its longer side at most `size` pixels.
+
+    Decoding a JPEG at a fraction of its size takes a fraction of the time, but gives other pixels: no number may rest
+    on them. Raises ImageError as `decode`.
+    """
+    with _quiet, contextlib.ExitStack() as turn:
+        try:
+            return thumbnail(_decode(BytesIO(content), MAX_PIXELS, turn, draft=2 * size)[0], size)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"corrupt image: {_reason(error)}") from None
+
+
 def over_background(content: bytes, background: str) -> bytes:
-    """A transparent image as a PNG file over one of BACKGROUNDS. Raises ImageError where it is not transparent."""
+    """Composite a transparent image over one of BACKGROUNDS, as the bytes of a PNG file.
+
+    Raises:
+        ImageError: it cannot be read, or is not transparent.
+    """
     seen, behind = decode_layers(content)
     if behind is None:
         raise ImageError("the image is not transparent")
@@ -126,25 +154,26 @@ def starts_like_image(head: bytes) -> bool:
 
 
 def resize(image: Image, size: tuple[int, int], filter: str = "bilinear") -> Image:
-    """`image` [h w 3] at `size` = (height, width), by Pillow's antialiased filter; the filter is part of a protocol."""
+    """Resize `image` [h w 3] to `size` = (height, width) by Pillow's antialiased filter, a part of every protocol."""
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"an image cannot be {height} pixels high and {width} wide")
     if filter not in FILTERS:
         raise ValueError(f"no resize filter {filter!r}; there are: {', '.join(FILTERS)}")
     _refuse_bomb(width, height)
-    method = getattr(_pillow().Resampling, filter.upper())
     try:
-        return _array(_picture(image).resize((width, height), method))
+        return _array(_resized(image, (width, height), filter))
     except MemoryError:
         raise ImageError(f"too large for the memory there is: {width} x {height} pixels") from None
 
 
 def resize_short(image: Image, size: int, filter: str = "bilinear") -> Image:
-    """`image` [h w 3] with its shorter side at `size` pixels and its aspect kept.
+    """Resize the shorter side of `image` [h w 3] to `size` pixels, aspect kept.
 
-    The longer side is int(size * longer / shorter), rounded down as in torchvision's `Resize(size)`. Raises ImageError
-    where the image is so elongated that the result would have more than MAX_PIXELS pixels.
+    The longer side is int(size * longer / shorter), rounded down as in torchvision's `Resize(size)`.
+
+    Raises:
+        ImageError: the image is so elongated that the result would have more than MAX_PIXELS pixels.
     """
     height, width = image.shape[:2]
     if height <= width:
@@ -152,8 +181,17 @@ def resize_short(image: Image, size: int, filter: str = "bilinear") -> Image:
     return resize(image, (int(size * height / width), size), filter)
 
 
+def resize_square(image: Image, size: int) -> Image:
+    """The central square of `image` [h w 3], as large as fits, at `size` x `size` pixels, bilinear."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    picture = _picture(image).crop((left, top, left + side, top + side))
+    return _array(picture.resize((size, size), _pillow().Resampling.BILINEAR))
+
+
 def centre_crop(image: Image, size: int) -> Image:
-    """The middle `size` x `size` pixels of `image` [h w 3], at the offset torchvision's `CenterCrop(size)` takes."""
+    """Cut out the central `size` x `size` pixels of `image` [h w 3], where torchvision's `CenterCrop(size)` does."""
     height, width = image.shape[:2]
     if size < 1 or size > min(height, width):
         raise ValueError(f"cannot crop {size} x {size} pixels from {width} x {height}; resize first")
@@ -162,7 +200,7 @@ def centre_crop(image: Image, size: int) -> Image:
 
 
 def thumbnail(image: Image, size: int) -> Image:
-    """`image` [h w 3] with its longer side at most `size` pixels, aspect kept; smaller images stay as they are."""
+    """Shrink `image` [h w 3] until its longer side has `size` pixels, aspect kept; smaller images stay as they are."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     if scale >= 1:
@@ -175,68 +213,12 @@ def luma(image: Image) -> NDArray[np.uint8]:
     return np.array(_picture(image).convert("L"))
 
 
-def is_blank(image: Image) -> bool:
-    """Whether `image` [h w 3] shows nothing: one colour to within noise, as the black image of a safety checker.
-
-    Every cell of 1, 2, 4, 8 ... pixels a side lies near the median colour. c pixels a side, it may be away by
-    3 + (12 + 8 s) / c levels: 3 for what the eye hardly sees, 12 for what a JPEG makes of a flat picture, and s, at
-    most 5, for the noise of a sensor, which averages out in larger cells as nothing drawn or photographed does. One
-    dark line one pixel wide is enough not to be blank. s is the median of differences two pixels apart, so that a few
-    lines do not count for noise.
-    """
-    height, width = image.shape[:2]
-    # Most images are told by a few of their pixels: a part cannot differ by more than the whole.
-    if not may_be_blank(image[:: max(1, height // 64), :: max(1, width // 64)]) or not may_be_blank(image):
-        return False
-    if (image == image[0, 0]).all():
-        return True
-    flat = image.reshape(-1, 3)
-    median = np.array([np.bincount(flat[:, channel]).cumsum().searchsorted(len(flat) / 2) for channel in range(3)])
-    noise = min(_noise(image), _MOST_NOISE)
-    cells: NDArray[Any] = image
-    while True:
-        side = ((height // cells.shape[0]) * (width // cells.shape[1])) ** 0.5
-        away = max(np.abs(end - median).max() for end in (cells.max(axis=(0, 1)), cells.min(axis=(0, 1))))
-        if away > _unseen(side, noise):
-            return False
-        if max(cells.shape[:2]) == 1:
-            return True
-        for axis in (0, 1):
-            if (length := cells.shape[axis] // 2 * 2) > 1:
-                even, odd = (cells.take(range(start, length, 2), axis).astype(np.float32) for start in (0, 1))
-                cells = (even + odd) / 2
-
-
-def may_be_blank(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether the levels of pictures [... h w 3] lie so close that `is_blank` must look; where not, neither they nor
-    what they were shrunk from are blank."""
-    # Shrinking rounds, and so may add a level at either end.
-    return np.asarray(np.ptp(pictures, axis=(-3, -2)).max(axis=-1) <= 2 * (_unseen(1, _MOST_NOISE) + 1))
-
-
-_MOST_NOISE = 5.0
-
-
-def _unseen(side: float, noise: float) -> float:
-    """By how many levels a cell of `side` pixels may be away from the median of a blank picture with so much noise."""
-    return 3 + (12 + 8 * noise) / side
-
-
-def _noise(image: Image) -> float:
-    """Standard deviation, in levels, of a noise without neighbours in `image` [h w 3], whatever a few lines add."""
-    found = [0.0]
-    for rows in (image, image.transpose(1, 0, 2)):
-        # A hundred thousand values tell it.
-        some = rows[:: max(1, rows.size // 100_000)].astype(np.int16)
-        step = some[:, 2:] - some[:, :-2]
-        if step.size:
-            centred = np.abs(step - np.median(step, axis=(0, 1)))
-            found.append(float(np.median(centred, axis=(0, 1)).max()) / (0.6745 * 2**0.5))
-    return max(found)
-
-
 def encode(image: Image, format: str = "jpeg", quality: int = 90) -> bytes:
-    """`image` [h w 3] as the bytes of a file: "jpeg", "webp" (both lossy, `quality` 1..100) or "png" (lossless)."""
+    """Encode `image` [h w 3] as a file: "jpeg", "webp" (both lossy, `quality` 1..100) or "png" (lossless).
+
+    Raises:
+        ImageError: the image is larger than the format can hold.
+    """
     if format not in ("jpeg", "webp", "png"):
         raise ValueError(f"no image format {format!r}; there are: jpeg, webp, png")
     options = {} if format == "png" else {"quality": quality}
@@ -274,8 +256,21 @@ def _open_file(path: str | Path) -> Any:
 
 
 def _decode(
-    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers] = layers
+    file: Any,
+    max_pixels: int,
+    turn: contextlib.ExitStack,
+    layers_of: Callable[[Pillow.Image], _Layers] = layers,
+    draft: int = 0,
 ) -> _Layers:
+    """The layers of an image file.
+
+    Args:
+        file: open, at its start.
+        max_pixels: as in `decode`.
+        turn: as in `decode_layers`.
+        layers_of: takes the layers out of the loaded picture.
+        draft: pixels a side, at least, to which a JPEG may be shrunk while it is decoded; 0 = it may not.
+    """
     pillow = _pillow()
     try:
         picture = pillow.open(file, formats=FORMATS)
@@ -292,6 +287,8 @@ def _decode(
     if width * height > LARGE_PIXELS:
         turn.enter_context(_large)
     try:
+        if draft:
+            picture.draft(None, (draft, draft))
         picture.load()
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -328,7 +325,55 @@ def _upright(image: Image, orientation: int) -> Image:
 def _picture(image: Image) -> Pillow.Image:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"an image is uint8 [h w 3], not {image.dtype} {list(image.shape)}")
-    return cast("Pillow.Image", _pillow().fromarray(image))
+    kept = _kept.images.get(id(image))
+    if kept is None:
+        return cast("Pillow.Image", _pillow().fromarray(image))
+    if kept.picture is None:
+        kept.picture = cast("Pillow.Image", _pillow().fromarray(image))
+    return kept.picture
+
+
+def _resized(image: Image, size: tuple[int, int], filter: str) -> Pillow.Image:
+    """`image` [h w 3] at `size` = (width, height)."""
+    kept, wanted = _kept.images.get(id(image)), (*size, filter)
+    if kept is not None and wanted in kept.resized:
+        return kept.resized[wanted]
+    made = _picture(image).resize(size, getattr(_pillow().Resampling, filter.upper()))
+    if kept is not None and size[0] * size[1] <= MAX_KEPT:
+        kept.resized[wanted] = made
+    return made
+
+
+@dataclasses.dataclass
+class _Shared:
+    """An image that several functions resize: the array, it for Pillow once asked for, and what it was resized to."""
+
+    image: Image
+    picture: Pillow.Image | None = None
+    resized: dict[tuple[int, int, str], Pillow.Image] = dataclasses.field(default_factory=dict)
+
+
+class _Kept(threading.local):
+    """The shared images of this thread by the `id` of their arrays."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, _Shared] = {}
+
+
+_kept = _Kept()
+
+
+@contextlib.contextmanager
+def shared(many: Iterable[Image]) -> Iterator[None]:
+    """Within, this thread converts each of `many` images for Pillow once, and resizes it to one size once.
+
+    The arrays must not change meanwhile.
+    """
+    before, _kept.images = _kept.images, {id(image): _Shared(image) for image in many}
+    try:
+        yield
+    finally:
+        _kept.images = before
 
 
 def _array(picture: Pillow.Image) -> Image:
@@ -434,7 +479,7 @@ _FILTER = ("ignore", _quiet, Warning, None, 0)
 
 
 def crop(picture: Image, side: int, place: NDArray[np.float64] | None = None) -> Image:
-    """A square [side side 3] of the picture: the middle, or where `place`, two numbers in [0, 1), says."""
+    """Cut a square [side side 3] out of a picture: at `place`, shares (down, across) in [0, 1); None = the middle."""
     if place is None:
         return centre_crop(picture, side)
     top, left = ((np.array(picture.shape[:2]) - side + 1) * place).astype(int)
@@ -442,5 +487,5 @@ def crop(picture: Image, side: int, place: NDArray[np.float64] | None = None) ->
 
 
 def mirror(picture: Image) -> Image:
-    """The picture [h w 3] with left and right exchanged."""
+    """Exchange left and right of a picture [h w 3]."""
     return np.ascontiguousarray(picture[:, ::-1])

@@ -25,7 +25,7 @@ STRIP_PIXELS = 1 << 22
 
 
 def layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
-    """Pixels uint8 [h w 3] of a loaded picture of any mode, not yet turned upright; over both backgrounds if needed.
+    """RGB pixels of a loaded Pillow picture of any mode, not yet turned upright, over both backgrounds if needed.
 
     White is the background, unless nothing would be seen: a white drawing is composited over black.
     """
@@ -39,7 +39,7 @@ def layers(picture: Pillow.Image) -> tuple[Image, Image | None]:
 
 
 def without_alpha(picture: Pillow.Image) -> tuple[Image, None]:
-    """The colours of a loaded transparent picture as they are, also where nothing of them is seen."""
+    """Colours of a loaded transparent picture without its alpha, also where nothing of them is seen."""
     return _joined(picture, lambda strip: strip.convert("RGBA").convert("RGB")), None
 
 

@@ -32,7 +32,7 @@ REPEATS, OF_A_REPEAT = 20, 10
 
 
 class Result(Protocol):
-    """What a page needs of a result; `copyscope.detection.audit.Audit` and `copyscope.detection.lint.Lint` are such."""
+    """Protocol of a result that has a page, such as an Audit or a Lint."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Result(Protocol):
 
 
 def render(audit: Result) -> str:
-    """The audit as an HTML page: text that holds everything the page needs.
+    """Render an audit as an HTML page: text that holds everything the page needs.
 
     Parts that the audit lacks (held-out images, groups, a joint model, quality, previews) are said to be absent.
     """
@@ -82,7 +82,7 @@ def render(audit: Result) -> str:
 
 
 def render_lint(lint: Result) -> str:
-    """What `lint` found as an HTML page, of the same make as an audit's; it has no section on generated images."""
+    """Render a lint as an HTML page, of the same make as an audit's; it has no section on generated images."""
     previews = page_data.Previews(lint.tables.get("thumbnails"))
     data = page_data.collect(lint.tables, previews)
     actions = _actions(data["risk"], lambda action, _: wording.lint_said(action, lint.summary))

@@ -33,7 +33,14 @@ _MARKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Values from low to high along an axis. ticks: (value, label) each."""
+    """Values from low to high along an axis.
+
+    Attributes:
+        low: at the begin.
+        high: at the end.
+        ticks: (value, label) each.
+        log: logarithmic.
+    """
 
     low: float
     high: float
@@ -75,7 +82,7 @@ def linear(low: float, high: float, write: Callable[[float], str] = "{:g}".forma
 
 
 def around(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, most: int = 7) -> Scale:
-    """A linear scale that holds all finite values, with a little room on both sides."""
+    """Linear scale that holds all finite values, with a little room on both sides."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     room = 0.05 * (max(finite) - min(finite)) or 0.5
     return linear(min(finite) - room, max(finite) + room, write, most)
@@ -98,9 +105,14 @@ def rows(labels: Sequence[str]) -> Scale:
 
 
 class Chart:
-    """A drawing: a legend above one panel, or above several side by side.
+    """A drawing in SVG: a legend above one panel, or above several side by side.
 
-    name: unique in the page, the prefix of every id. panels: how many will be added.
+    Args:
+        name: unique in the page, the prefix of every id.
+        width: in pixels.
+        height: in pixels.
+        legend: its entries.
+        panels: how many will be added.
     """
 
     def __init__(self, name: str, width: float, height: float, legend: Sequence[Key] = (), panels: int = 1) -> None:
@@ -113,14 +125,28 @@ class Chart:
     def panel(
         self, x: Scale, y: Scale, x_label: str = "", y_label: str = "", grid: str = "", names: bool = False
     ) -> Panel:
-        """Axes in the next place from the left. grid: "x", "y" or "xy". names: the labels of y are names of rows."""
+        """Add axes in the next place from the left.
+
+        Args:
+            x: scale from left to right.
+            y: scale from bottom to top.
+            x_label: below the axis.
+            y_label: beside the axis.
+            grid: "x", "y" or "xy"; "" = none.
+            names: the labels of y are names of rows.
+        """
         width = self.width / self._panels
         box = (self._added * width, self._top, width, self.height - self._top)
         self._added += 1
         return Panel(self, box, x, y, x_label, y_label, grid, names)
 
     def svg(self, title: str, description: str) -> str:
-        """The drawing as an `<svg>` element for HTML. title, description: what a screen reader says."""
+        """Write the drawing as an `<svg>` element for HTML.
+
+        Args:
+            title: for screen readers.
+            description: for screen readers.
+        """
         marks = "".join(
             f'<path id="{mark}" d="{_MARKS[shape]}" transform="scale({_number(size)})"/>'
             for (shape, size), mark in self._marks.items()
@@ -134,6 +160,7 @@ class Chart:
         )
 
     def add(self, part: str) -> None:
+        """Add an SVG element."""
         self._parts.append(part)
 
     def text(
@@ -145,7 +172,16 @@ class Chart:
         anchor: str = "start",
         turned: bool = False,
     ) -> None:
-        """One line of text, its base line at a place. anchor: start, middle or end. turned: from bottom to top."""
+        """Draw one line of text, its base line at a place.
+
+        Args:
+            place: in the drawing.
+            text: one line.
+            role: of the colour.
+            size: of the font.
+            anchor: start, middle or end.
+            turned: from bottom to top.
+        """
         turn = f' transform="rotate(-90 {_number(place[0])} {_number(place[1])})"' if turned else ""
         self.add(
             f'<text class="fill-{role}" x="{_number(place[0])}" y="{_number(place[1])}" font-size="{_number(size)}" '
@@ -153,6 +189,7 @@ class Chart:
         )
 
     def line(self, points: Sequence[Point], role: str, width: float, pattern: str = SOLID, more: str = "") -> None:
+        """Draw a line through points."""
         dash = f' stroke-dasharray="{pattern}"' if pattern else ""
         self.add(
             f'<polyline class="stroke-{role}" fill="none" points="{_points(points)}" '
@@ -162,7 +199,7 @@ class Chart:
     def marks(
         self, points: Iterable[Point], shape: str, role: str, size: float, filled: bool, opacity: float = 1
     ) -> None:
-        """A mark of half-width `size` at each point."""
+        """Draw a mark of half-width `size` at each point."""
         # A mark is scaled where it is defined, and so is its outline.
         mark = self._marks.setdefault((shape, size), f"{self.name}-mark-{len(self._marks) + 1}")
         uses = "".join(f'<use href="#{mark}" x="{_number(x)}" y="{_number(y)}"/>' for x, y in points)
@@ -215,35 +252,37 @@ class Panel:
             chart.text((left + 11, middle[1]), y_label, "muted", anchor="middle", turned=True)
 
     def at(self, x: float, y: float) -> Point:
-        """Where a point of the axes lies in the drawing."""
+        """Place in the drawing of a point of the axes."""
         across, up = self.x.at(x), self.y.at(y)
         return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
 
     def line(self, points: Iterable[Point], role: str, pattern: str = SOLID, width: float = 1.6) -> None:
+        """Draw a line through the finite points."""
         found = [self.at(*point) for point in points if all(map(math.isfinite, point))]
         if found:
             self.chart.line(found, role, width, pattern, self._clip)
 
     def area(self, points: Iterable[Point], role: str, opacity: float) -> None:
-        """The inside of a closed outline."""
+        """Fill the inside of a closed outline."""
         found = _points([self.at(*point) for point in points])
         self.chart.add(f'<polygon class="fill-{role}" points="{found}" opacity="{opacity:g}"{self._clip}/>')
 
     def marks(
         self, points: Iterable[Point], shape: str, role: str, size: float = 3, filled: bool = True, opacity: float = 1
     ) -> None:
+        """Draw a mark at each finite point."""
         found = [self.at(*point) for point in points if all(map(math.isfinite, point))]
         if found:
             self.chart.marks(found, shape, role, size, filled, opacity)
 
     def label(self, point: Point, text: str) -> None:
-        """Text at the upper right of a point."""
+        """Write text at the upper right of a point."""
         if all(map(math.isfinite, point)):
             x, y = self.at(*point)
             self.chart.text((x + 5, y - 5), text, size=SMALL)
 
     def upright(self, x: float, role: str, label: str = "", pattern: str = DOTTED) -> None:
-        """A line at one x from bottom to top, its label above."""
+        """Draw a line at one x from bottom to top, its label above."""
         place = self.at(x, self.y.low)[0]
         self.chart.line([(place, self.bottom), (place, self.top)], role, 1.1, pattern)
         if label:
@@ -252,7 +291,7 @@ class Panel:
             self.chart.text((middle, self.top - 3), label, size=SMALL, anchor="middle")
 
     def level(self, y: float, role: str, label: str = "", at_left: bool = False) -> None:
-        """A line at one y from side to side, its label above it at the right, or below it at the left."""
+        """Draw a line at one y from side to side, its label above it at the right, or below it at the left."""
         place = self.at(self.x.low, y)[1]
         self.chart.line([(self.left, place), (self.right, place)], role, 1, DOTTED)
         if label and at_left:
@@ -280,7 +319,7 @@ class Panel:
 
 
 def short(text: str) -> str:
-    """Text for an axis: printable, at most 42 characters, of which wide ones count more."""
+    """Shorten a text for an axis: printable, at most 42 characters, of which wide ones count more."""
     clean = _clean(text)
     widths = itertools.accumulate(_width(letter, 1) for letter in clean)
     fits = sum(width <= 42 * _LETTER + 1e-9 for width in widths)
@@ -298,7 +337,12 @@ def stairs(edges: Sequence[float], heights: Sequence[float]) -> list[Point]:
 
 
 def steps(points: Sequence[Point], before: bool) -> list[Point]:
-    """The points joined by level and upright lines. before: the height changes at the point before, not at its own."""
+    """Join points by level and upright lines.
+
+    Args:
+        points: from left to right.
+        before: the height changes at the point before, not at its own.
+    """
     found = list(points[:1])
     for last, point in itertools.pairwise(points):
         found += [(last[0], point[1]) if before else (point[0], last[1]), point]

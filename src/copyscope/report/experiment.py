@@ -66,7 +66,7 @@ PATTERNS = (SOLID, DASHED, DOTTED, DASH_DOT)
 
 
 def render(experiment: Result) -> str:
-    """The experiment as an HTML page: text that holds everything the page needs, the same each time."""
+    """Render an experiment as an HTML page: text that holds everything the page needs, the same each time."""
     from markupsafe import Markup
 
     arms = experiment.summary["arms"]

@@ -16,7 +16,7 @@ SECTION_TERMS = {"rungs": list(TERMS)}
 
 
 def render(log: Result) -> str:
-    """The log as an HTML page: text that holds everything the page needs, the same each time."""
+    """Render a guard's log as an HTML page: text that holds everything the page needs, the same each time."""
     previews = page_data.Previews(None)
     return _page(
         "guard.html.j2",

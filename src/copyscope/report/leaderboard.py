@@ -64,7 +64,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def frontier(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Copies against cost, a mark a row; those on the frontier are joined and named. "" without rows."""
+    """Chart of copies against cost, a mark a row; those on the frontier are joined and named. "" without rows."""
     if not rows:
         return ""
     there = [(stage, look) for stage, look in STAGES.items() if any(row["stage"] == stage for row in rows)]
@@ -100,7 +100,7 @@ def numbered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def scales(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers of the plain model lie between, in words; "" where nobody measured it."""
+    """Sentence on the range of the plain model's numbers; "" where nobody measured it."""
     plain = next((row for row in rows if row["stage"] == "plain"), None)
     if plain is None or _number(plain, "real_frechet_distance") is None:
         return ""

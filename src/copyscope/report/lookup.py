@@ -30,7 +30,7 @@ SECTION_TERMS = {"pictures": [
 
 
 def render(found: Result) -> str:
-    """The look-up as an HTML page: text that holds everything the page needs, the same each time."""
+    """Render a look-up as an HTML page: text that holds everything the page needs, the same each time."""
     previews = page_data.Previews(found.tables.get("thumbnails"))
     pictures = _pictures(found.tables, previews, found.summary.get("level"))
     static = zip(*(pictures[name][:STATIC_ROWS] for name in ("id", "error", "hits")), strict=True)
@@ -109,9 +109,14 @@ def _shown(
 
 
 def in_square(box: Box, size: tuple[int, int] | None) -> list[float] | None:
-    """A box in shares of an image of `size` (width, height) as one in shares of its middle square, which cuts it off.
+    """Box in shares of an image as one in shares of its middle square, which cuts it off.
 
-    None where the size is not known, or nothing of the box lies in the square.
+    Args:
+        box: x, y, width, height in shares of the image.
+        size: (width, height) of the image; None = not known.
+
+    Returns:
+        None where the size is not known, or nothing of the box lies in the square.
     """
     if size is None:
         return None

@@ -26,7 +26,7 @@ _MIME = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (
 
 
 class Previews:
-    """Images by (corpus, id) as `data:` URIs: each stored once, in the order first asked for, within a budget."""
+    """Previews by (corpus, id) as `data:` URIs: each stored once, in the order first asked for, within a budget."""
 
     def __init__(self, table: pa.Table | None, budget: int = PREVIEW_BUDGET) -> None:
         self.uris: list[str] = []
@@ -70,7 +70,7 @@ def column(table: pa.Table | None, name: str) -> list[Any]:
 
 
 def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any]:
-    """The page's lists `gallery`, `groups`, `risk`, `failures`: columns of equal length by name."""
+    """Lists of the page: `gallery`, `groups`, `risk`, `failures`, as columns of equal length by name."""
     captions = _captions(tables)
     risk = _risk(tables.get("risk"), captions)
     gallery = _gallery(tables.get("generated"), captions)
@@ -92,7 +92,7 @@ def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any
 
 
 def embed(data: Any) -> str:
-    """JSON that can stand inside a `<script type="application/json">` whatever its strings hold."""
+    """Write JSON that can stand inside a `<script type="application/json">` whatever its strings hold."""
     text = json.dumps(_short(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -84,9 +84,16 @@ def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
 
 
 def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bool_]) -> str:
-    """Similarity score y [n] against a complexity measure x [n] of the matched training image; copies marked.
+    """Scatter of the similarity score against a complexity measure of the matched training image; copies marked.
 
     Draws at most MAX_POINTS of each kind, evenly chosen.
+
+    Args:
+        measure: its name.
+        unit: of the measure.
+        x: measure [n].
+        y: similarity [n].
+        copied: bool [n].
     """
     known = np.isfinite(x) & np.isfinite(y)
     x, y, copied = x[known], y[known], copied[known]
@@ -112,7 +119,7 @@ def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bo
 
 
 def forest(effects: Sequence[Mapping[str, Any]]) -> str:
-    """Odds ratios with their intervals on a logarithmic axis, one row an effect."""
+    """Forest plot: odds ratios with their intervals on a logarithmic axis, one row an effect."""
     found: list[tuple[str, float, float, float]] = []
     for effect in effects:
         ratio = effect.get("odds_ratio") or {}

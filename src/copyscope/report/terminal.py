@@ -14,7 +14,7 @@ STYLES = {"copies": "red", "suspicious": "bold yellow", "no copies found": "gree
 
 
 def audit_panel(summary: dict[str, Any]) -> Any:
-    """The verdict, the key figures and the worst copies of an audit's summary, for rich."""
+    """Panel of an audit for rich: the verdict, the key figures and the worst copies."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -32,7 +32,7 @@ def audit_panel(summary: dict[str, Any]) -> Any:
 
 
 def audit_warnings(summary: dict[str, Any]) -> list[str]:
-    """What else is wrong, a sentence each: held-out images of another kind, look-alikes among them."""
+    """Warnings of an audit, a sentence each: held-out images of another kind, look-alikes among them."""
     found = []
     calibration = summary["calibration"]
     if calibration["differs"] and calibration["differs"] not in summary["verdict"]["sentence"]:
@@ -52,7 +52,7 @@ def audit_warnings(summary: dict[str, Any]) -> list[str]:
 
 
 def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the key figures."""
+    """Key figures of an audit: (name, value)."""
     similarity, baseline = summary["similarity"], summary["similarity"]["baseline"]
     duplicates = summary["duplicates"]
     grouped = f"{duplicates['n_groups']} groups ({duplicates['full']} with the caption repeated)"
@@ -85,7 +85,7 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def corrected(summary: dict[str, Any]) -> str:
-    """The corrected rate, or what is known of it where nothing calibrates the verdict."""
+    """Corrected rate as text, or what is known of it where nothing calibrates the verdict."""
     found = summary["estimated_rate"]
     if summary["calibration"]["method"] != "baseline" or found["value"] is None:
         return estimate(found, percent=True)
@@ -120,7 +120,7 @@ def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def lint_panel(summary: dict[str, Any]) -> Any:
-    """What `lint` found, for rich."""
+    """Panel of a lint for rich."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -130,7 +130,7 @@ def lint_panel(summary: dict[str, Any]) -> Any:
 
 
 def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the key figures."""
+    """Key figures of a lint: (name, value)."""
     duplicates, captions, actions = summary["duplicates"], summary["captions"], summary["actions"]
     kinds = {"full": "with the caption repeated", "partial": "with other captions", "uncaptioned": "without captions"}
     groups = ", ".join(f"{duplicates[kind]} {said}" for kind, said in kinds.items())
@@ -148,7 +148,7 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def audit_snippet(summary: dict[str, Any]) -> str:
-    """The verdict and key figures as a fragment of HTML, for notebooks; everything is escaped."""
+    """HTML fragment of an audit for notebooks: verdict and key figures; everything is escaped."""
     verdict = summary["verdict"]
     sentences = [verdict["sentence"], *filter(None, [verdict["needed"]]), *audit_warnings(summary)]
     sentences.append(summary["calibration"]["sentence"])
@@ -156,17 +156,17 @@ def audit_snippet(summary: dict[str, Any]) -> str:
 
 
 def lint_snippet(summary: dict[str, Any]) -> str:
-    """The same of what `lint` found."""
+    """HTML fragment of a lint for notebooks."""
     return _snippet([summary["sentence"]], lint_figures(summary))
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash for what is not known."""
+    """Number with three decimals, or a dash where it is not known."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def estimate(found: dict[str, Any], percent: bool = False) -> str:
-    """An Estimate as text, with its interval."""
+    """Estimate as text, with its interval."""
     if found["value"] is None:
         return "unknown"
     if percent:

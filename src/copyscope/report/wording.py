@@ -203,11 +203,12 @@ LINT_UNTESTED = (
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any) -> str:
-    """Three significant digits; whole numbers in full; a dash for what is not known."""
+    """Number with three significant digits; whole numbers in full; a dash where it is not known."""
     if not is_number(value):
         return ABSENT
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
@@ -219,18 +220,18 @@ def number(value: Any) -> str:
 
 
 def score(value: Any) -> str:
-    """A score or correlation with three decimals."""
+    """Score or correlation with three decimals."""
     return f"{value:.3f}".replace("-", "−") if is_number(value) else ABSENT
 
 
 def sentence(text: Any) -> str:
-    """Text as a sentence: a capital first, a full stop last."""
+    """Make a text a sentence: a capital first, a full stop last."""
     said = str(text or "").strip()
     return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) or not said else ".")
 
 
 def percent(value: Any) -> str:
-    """A share as per cent, finer for small shares: 0.0042 -> `0.42 %`."""
+    """Share as per cent, finer for small shares: 0.0042 -> `0.42 %`."""
     if not is_number(value):
         return ABSENT
     share = 100 * value
@@ -239,15 +240,17 @@ def percent(value: Any) -> str:
 
 
 def p_value(value: Any) -> str:
+    """p-value with three or four decimals, or `< 0.0001`."""
     if not is_number(value):
         return ABSENT
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
 
 
 def placed(box: Any) -> str:
-    """Where a box (left, top, width, height, in shares of the picture) lies, and its share of the area, in words.
+    """Place and area of a box in words: `upper left, 25 %`.
 
-    `upper left, 25 %`; nothing where there is no box, which is the whole picture.
+    Args:
+        box: left, top, width, height, in shares of the picture; None = the whole picture, said by nothing.
     """
     if not box:
         return ""
@@ -260,7 +263,7 @@ def placed(box: Any) -> str:
 
 
 def interval(estimate: Any, style: str = "number") -> str:
-    """`0.39 to 0.43`, or nothing where no interval is known."""
+    """Interval of an estimate: `0.39 to 0.43`, or nothing where none is known."""
     if not isinstance(estimate, Mapping):
         return ""
     low, high = estimate.get("low"), estimate.get("high")
@@ -271,7 +274,7 @@ def interval(estimate: Any, style: str = "number") -> str:
 
 
 def copies_said(n: int, answer: str) -> str:
-    """How many copies, or suspicious images as the answer says, the training images of an action have."""
+    """Phrase for the number of copies, or suspicious images as the answer says, of an action's training images."""
     one, more = ("suspicious image", "suspicious images") if answer == "suspicious" else ("copy", "copies")
     if not n:
         return f"No {more} among the generated images."
@@ -279,9 +282,13 @@ def copies_said(n: int, answer: str) -> str:
 
 
 def out_of_reach(calibration: Mapping[str, Any]) -> str:
-    """Why no image can be called a copy by its score, as a sentence: the line lies below the least p-value there is.
+    """Sentence on why no image can be called a copy by its score: the line lies below the least p-value there is.
 
-    calibration: of an audit's summary. Empty where images can be called copies.
+    Args:
+        calibration: of an audit's summary.
+
+    Returns:
+        "" where images can be called copies.
     """
     line, n = calibration.get("line"), calibration.get("n")
     # The least p-value is that of an image that scores above all calibration images.
@@ -303,7 +310,7 @@ def kinds(sensitivity: Any) -> list[dict[str, Any]]:
 
 
 def lint_said(action: str, summary: Mapping[str, Any]) -> str:
-    """What the cards of an action stand for, before training."""
+    """Phrase for what the records of an action stand for, before training."""
     found = summary.get("duplicates") or {}
     n_groups, n_images = found.get("n_groups"), found.get("n_images_in_groups")
     if action == "deduplicate" and is_number(n_groups) and is_number(n_images):
@@ -315,7 +322,7 @@ def lint_said(action: str, summary: Mapping[str, Any]) -> str:
 
 
 def limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What this audit tested and what it did not, as sentences."""
+    """Sentences on what an audit tested and what it did not."""
     protocol = summary.get("protocol") or {}
     n, n_train = number(summary.get("n_generated")), number(summary.get("n_train"))
     tested = [f"Each of {n} generated against each of {n_train} training images, whole to whole, {_by(protocol)}."]
@@ -372,7 +379,7 @@ CAPTIONS_COUNTED = (
 
 
 def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What this lint looked at and what it did not, as sentences."""
+    """Sentences on what a lint looked at and what it did not."""
     n, measured, missing = (summary.get(name) for name in ("n_train", "n_measured", "n_missing"))
     by = _by(summary.get("protocol") or {})
     tested = [
@@ -391,7 +398,7 @@ def lint_limits(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def searched(summary: Mapping[str, Any]) -> list[str]:
-    """What is missed where not all training images were looked at, as a sentence; nothing where they were."""
+    """Sentence on what is missed where not all training images were searched; nothing where they were."""
     search = summary.get("search") or {}
     if search.get("method") != "cells":
         return []

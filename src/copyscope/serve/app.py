@@ -56,11 +56,21 @@ LINGER = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the service allows, and what a request means that does not say otherwise.
+    """What the service allows, and the defaults of a request.
 
-    token: what clients must send; None = nothing, on loopback only. max_bytes, max_pixels, max_aspect (longer side over
-    shorter one): of one image. seconds: for one request, from the first byte of its body to its answer. k, rate, local:
-    where a request names none. workers: threads that look images up. queue: requests that may wait for one.
+    Args:
+        host: address to listen at.
+        port: 0 = any that is free.
+        token: that clients must send; None = nothing, on loopback only.
+        max_bytes: of one image as sent.
+        max_pixels: of one image.
+        seconds: for one request, from the first byte of its body to its answer.
+        k: matches, where a request names no number.
+        rate: false-alarm rate, where a request names none.
+        local: look at windows, where a request does not say.
+        workers: threads that look images up.
+        queue: requests that may wait for one.
+        max_aspect: longer side over shorter one, of one image.
     """
 
     host: str = "127.0.0.1"
@@ -79,7 +89,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """That the service is ready, and for what."""
+    """The service is ready, and for what."""
 
     status: str
     copyscope: str
@@ -111,7 +121,7 @@ SAYS = {
 
 
 def app(index: Index, settings: Settings) -> FastAPI:
-    """The service over an index: POST /check, GET /health, GET /metrics, GET /openapi.json."""
+    """Service over an index: POST /check, GET /health, GET /metrics, GET /openapi.json."""
     meters = _Meters()
     desk = _Desk(settings, meters)
     bound_logs()
@@ -200,8 +210,15 @@ def app(index: Index, settings: Settings) -> FastAPI:
 def run(index: Index, settings: Settings) -> bool:
     """Serve until SIGINT or SIGTERM; requests under way are then finished, within `settings.seconds` and 5 more.
 
-    Returns whether all threads have ended: one that hangs in a library would hold up the end of the process.
-    Raises InputError where another machine could reach the service without a token, or the address cannot be had.
+    Args:
+        index: the index.
+        settings: address and limits.
+
+    Returns:
+        Whether all threads have ended: one that hangs in a library would hold up the end of the process.
+
+    Raises:
+        InputError: another machine could reach the service without a token, or the address cannot be had.
     """
     if settings.token is None and not is_loopback(settings.host):
         raise InputError(

@@ -10,6 +10,7 @@ from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.index.index import Index
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank
 from copyscope.imaging.header import size_of
 
 SCHEMA = "copyscope.check/1"
@@ -17,11 +18,22 @@ SCHEMA = "copyscope.check/1"
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What is said of one image.
+    """Answer of the service about one image.
 
-    copy: it is a training image itself, or its p-value is at most `rate`; null where so few calibration images cannot
-    tell at that rate. identical: it is the first match itself. blank: it is of one colour to within noise, and copies
-    nothing. p_value, combined: those of the best match; null where there is none.
+    Attributes:
+        schema: name and version of this form.
+        copy: it is a training image itself, or its p-value is at most `rate`; null where so few calibration images
+            cannot tell at that rate.
+        identical: it is the first match itself.
+        blank: it is of one colour to within noise, and copies nothing.
+        p_value: of the best match; null where there is none.
+        combined: of the best match; null where there is none.
+        rate: false-alarm rate.
+        local: windows were looked at.
+        n_index: training images.
+        protocol: of the index.
+        seconds: of the look-up.
+        matches: best first.
     """
 
     schema: str
@@ -39,7 +51,7 @@ class Answer:
 
 
 class OutOfTime(CopyscopeError):
-    """A look-up is over its time."""
+    """A look-up took longer than allowed."""
 
 
 def answer(
@@ -53,11 +65,21 @@ def answer(
     max_aspect: float = math.inf,
     seconds: float = math.inf,
 ) -> Answer:
-    """What the index says of the image in `body`.
+    """Look an image up in an index, within bounds of size and time.
 
-    max_aspect: longer side over shorter one. Both bounds are compared with the header, before pixels are decoded.
-    seconds: the clock is looked at between the steps and blocks of the work. Raises ImageError where the image cannot
-    be read or is too large, OutOfTime.
+    Args:
+        index: the index.
+        body: bytes of the image file.
+        max_pixels: of the image, compared with the header before pixels are decoded.
+        k: matches.
+        local: look at windows too.
+        rate: false-alarm rate, 0 to 1.
+        max_aspect: longer side over shorter one, likewise compared with the header.
+        seconds: looked at between the steps and blocks of the work.
+
+    Raises:
+        ImageError: the image cannot be read or is too large.
+        OutOfTime: the time is over.
     """
     began = time.perf_counter()
 
@@ -90,7 +112,7 @@ def answer(
         SCHEMA,
         copy if known else None,
         bool(best and best.identical),
-        images.is_blank(picture),
+        is_blank(picture),
         p_value,
         best.combined if best else None,
         rate,

@@ -16,7 +16,7 @@ LINES, WINDOW = 10, 10.0
 
 
 def most_connections() -> int:
-    """How many connections may be open at once: fewer than this process may open files."""
+    """Number of connections that may be open at once: fewer than this process may open files."""
     try:
         import resource
     except ImportError:  # Windows
@@ -26,7 +26,12 @@ def most_connections() -> int:
 
 
 def protocol(header_seconds: float, most: int) -> type[H11Protocol]:
-    """The class of connections that close where no whole header comes within `header_seconds`, `most` at once."""
+    """Class of connections that close where no whole header comes in time.
+
+    Args:
+        header_seconds: for the header.
+        most: connections at once.
+    """
     return type("Bounded", (_Bounded,), {"header_seconds": header_seconds, "most": most})
 
 
@@ -74,7 +79,7 @@ class _Bounded(H11Protocol):
 
 
 class FewLines(logging.Filter):
-    """Lets LINES records of a logger pass in WINDOW seconds, and says how many did not."""
+    """Logging filter that lets LINES records pass in WINDOW seconds, and says how many did not."""
 
     def __init__(self) -> None:
         super().__init__()

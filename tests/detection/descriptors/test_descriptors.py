@@ -23,6 +23,7 @@ from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.errors import InputError, MissingExtra, PartError, how_to_install
 from copyscope.imaging import images
 from tests import worlds
+from tests.errors import two_lines
 from tests.models import tiny_torchscript
 
 pytestmark = pytest.mark.sscd
@@ -179,13 +180,6 @@ def test_a_torchscript_file_tells_its_length_and_fingerprint(script):
     assert Sscd().fingerprint() != SscdDistilled().fingerprint()
 
 
-def two_lines(caught, *says):
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 2
-    for text in says:
-        assert text in str(caught.value)
-
-
 def test_weights_that_are_missing_or_no_torchscript_are_told(tmp_path, scenes):
     with pytest.raises(InputError) as caught:
         Sscd(weights=str(tmp_path / "none.pt")).fingerprint()
@@ -217,11 +211,10 @@ def test_weights_that_are_not_installed_are_a_missing_extra(monkeypatch, scenes)
         two_lines(caught, how_to_install("sscd"))
 
 
-def test_without_torch_a_torchscript_file_is_a_missing_extra(monkeypatch, script):
-    sscd._torchscript.cache_clear()
+def test_without_torch_a_torchscript_file_is_a_missing_extra(monkeypatch, script, scenes):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra) as caught:
-        sscd._torchscript(str(script))
+        Sscd(weights=str(script)).describe(scenes[:1])
     two_lines(caught, "pip install 'copyscope[diffusion]'")
 
 

@@ -14,8 +14,10 @@ from copyscope import Corpus, Index
 from copyscope.cli import main
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.lookup import lookup
+from copyscope.detection.matching import blank as blank_module
 from copyscope.detection.matching.blank import blank_rows
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank, may_be_blank
 from copyscope.serve import check
 from tests import worlds
 
@@ -38,14 +40,14 @@ def noisy(size, colour, deviation, seed=0):
 def test_one_colour_to_within_noise_is_blank(size, colour):
     for deviation in (0, 1, 4):
         image = noisy(size, colour, deviation)
-        assert images.is_blank(image)
-        assert images.is_blank(recompressed(image, 75))
+        assert is_blank(image)
+        assert is_blank(recompressed(image, 75))
 
 
 def test_correlated_noise_of_a_sensor_is_blank():
     noise = np.random.default_rng(0).normal(0, 3, (256, 256, 3))
     mosaic = sum(np.roll(noise, (y, x), (0, 1)) for y in (0, 1) for x in (0, 1)) / 2
-    assert images.is_blank(np.clip(np.rint(120 + mosaic), 0, 255).astype(np.uint8))
+    assert is_blank(np.clip(np.rint(120 + mosaic), 0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("side", [64, 512, 1500])
@@ -57,26 +59,26 @@ def test_a_page_with_little_on_it_is_not_blank(side):
 
     for ink in (0, 150, 225):
         line = page(lambda pen, ink=ink: pen.line((10, 10, 40, 16), fill=(ink,) * 3))
-        assert not images.is_blank(line)
-        assert not images.is_blank(recompressed(line, 85))
-    assert not images.is_blank(page(lambda pen: pen.ellipse((20, 20, 26, 26), outline=(60,) * 3)))
-    assert not images.is_blank(page(lambda pen: pen.text((5, 5), "a word", fill=(200,) * 3)))
-    assert not images.is_blank(page(lambda pen: pen.text((5, 5), "a word", fill=(40,) * 3), paper=0))
+        assert not is_blank(line)
+        assert not is_blank(recompressed(line, 85))
+    assert not is_blank(page(lambda pen: pen.ellipse((20, 20, 26, 26), outline=(60,) * 3)))
+    assert not is_blank(page(lambda pen: pen.text((5, 5), "a word", fill=(200,) * 3)))
+    assert not is_blank(page(lambda pen: pen.text((5, 5), "a word", fill=(40,) * 3), paper=0))
 
 
 def test_a_faint_sky_and_a_night_are_not_blank():
     for side in (64, 400):
         sky = np.linspace(200, 215, side)[:, None, None]
-        assert not images.is_blank(np.broadcast_to(np.rint(sky), (side, side, 3)).astype(np.uint8))
+        assert not is_blank(np.broadcast_to(np.rint(sky), (side, side, 3)).astype(np.uint8))
     picture = worlds.picture(np.random.default_rng(1))[0].astype(np.float32)
-    assert not images.is_blank(np.rint(picture * 0.1).astype(np.uint8))
+    assert not is_blank(np.rint(picture * 0.1).astype(np.uint8))
 
 
 def test_structure_that_noise_hides_in_single_pixels_is_seen_in_cells():
     image = noisy((256, 256), (120, 120, 120), 4).astype(np.float32)
-    assert images.is_blank(image.astype(np.uint8))
+    assert is_blank(image.astype(np.uint8))
     image[64:192, 64:192] += 8
-    assert not images.is_blank(np.clip(np.rint(image), 0, 255).astype(np.uint8))
+    assert not is_blank(np.clip(np.rint(image), 0, 255).astype(np.uint8))
 
 
 def test_what_cannot_be_blank_by_its_thumbnail_is_not():
@@ -84,7 +86,7 @@ def test_what_cannot_be_blank_by_its_thumbnail_is_not():
     for _ in range(40):
         image = noisy((80, 120), rng.integers(0, 256, 3), rng.uniform(0, 5), int(rng.integers(99)))
         small = images.resize(images.centre_crop(image, 80), (32, 32))
-        assert images.may_be_blank(small) >= images.is_blank(image)
+        assert may_be_blank(small) >= is_blank(image)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_blank_rows_are_those_of_the_corpus_and_kept(folder, tmp_path, monkeypat
         "dot.png",
         "grey.jpg",
     ]
-    monkeypatch.setattr(images, "is_blank", lambda image: pytest.fail("looked at again"))
+    monkeypatch.setattr(blank_module, "is_blank", lambda image: pytest.fail("looked at again"))
     np.testing.assert_array_equal(blank_rows(described, cache=tmp_path), found)
 
 

@@ -36,7 +36,14 @@ COMPLEXITY = ("entropy", "jpeg_size", "total_variation", "mixed")
 
 @dataclasses.dataclass(frozen=True)
 class Causes:
-    """Findings, risk cards, the complexity of matched images, and a reason for each position of the queries."""
+    """Findings, risk records and reasons of an audit.
+
+    Attributes:
+        findings: what goes with copying.
+        risk: a row a training image to look at.
+        complexity: of the matched images.
+        reasons: position of a query -> sentence.
+    """
 
     findings: Findings
     risk: pa.Table
@@ -54,14 +61,24 @@ def causes(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Causes:
-    """Explain the verdict by what is known of the matched training images.
+    """Explain a verdict by what is known of the matched training images.
 
     The joint model looks at distinct training images, one a near-duplicate group. Where most prompts are training
     captions (`exposure`), these are the groups whose captions were prompts, with the number of generated images asked
     for with them and of the copies among those; above CONTROLS groups without a copy, a random share of the images that
     copy nothing stands for all. Elsewhere they are all the copied groups and a random sample of at most CONTROLS
     others.
+
     Correlations run over the generated images and the image each is most similar to, as in DCR.
+
+    Args:
+        matches: of the generated images.
+        judged: the verdict on them.
+        groups: near-duplicate groups of the training images.
+        seed: of the samples.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     copied = np.flatnonzero(judged.copied)
     copied_groups = Counter(groups.label[matches.match[copied]].tolist())
@@ -110,10 +127,15 @@ def causes(
 
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
-    """What is known of some training images, the asked ones.
+    """Captions, complexity, sharing and groups of some training images, the asked ones.
 
-    asked: their positions [m], in order. captions: of each, lists of strings [m]. sharing: of each [m], among all.
-    complexity: float64 [m COMPLEXITY], NaN where not measured. sizes: of the near-duplicate groups [g].
+    Attributes:
+        asked: positions [m], in order.
+        captions: of each, lists of strings [m].
+        sharing: of each [m], among all.
+        complexity: float64 [m COMPLEXITY], NaN where not measured.
+        groups: near-duplicate groups of all.
+        sizes: of the groups [g].
     """
 
     asked: NDArray[np.int64]
@@ -132,8 +154,15 @@ class ImageFacts:
         captions_of: NDArray[np.int64] | None = None,
         **options: Any,
     ) -> ImageFacts:
-        """Measure the pictures at `positions` (the set's readable images), and their captions and those of
-        `captions_of`, with the captions of all."""
+        """Measure pictures and captions of some training images.
+
+        Args:
+            train: the training images.
+            groups: their near-duplicate groups.
+            positions: readable images whose pictures are measured.
+            captions_of: further images whose captions alone are compared with all; None = no others.
+            options: `cache`, `workers` and `progress` of `compute`.
+        """
         positions = np.unique(positions)
         asked = positions if captions_of is None else np.union1d(positions, captions_of)
         complexity = np.full((len(asked), len(COMPLEXITY)), np.nan)
@@ -149,7 +178,7 @@ class ImageFacts:
         return cls(asked, captions, sharing, complexity, groups, groups.sizes)
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the images at `positions` are among the asked ones."""
+        """Place among the asked images of each of `positions`."""
         return np.searchsorted(self.asked, positions).astype(np.int64)
 
     def captions_at(self, position: int) -> list[str]:
@@ -162,7 +191,7 @@ class ImageFacts:
         return Item(None, self.captions_at(position), int(self.sharing.shared[at]), int(self.sharing.near_shared[at]))
 
     def kind(self, position: int) -> str:
-        """ "full", "partial", "uncaptioned", or "none" for an image without near-duplicates."""
+        """Duplication of an image: "full", "partial", "uncaptioned", or "none" without near-duplicates."""
         return self.groups.kind[int(self.groups.label[position])]
 
     def size(self, position: int) -> int:
@@ -185,7 +214,7 @@ class ImageFacts:
         return pa.table(columns)
 
     def card(self, position: int) -> dict[str, Any]:
-        """The part of a risk card that does not depend on any generated image."""
+        """Part of a risk record that does not depend on any generated image."""
         item = self.item(position)
         length = parts.load("measures", "caption_length").measure(item)
         values = self.complexity[int(np.searchsorted(self.asked, position))].tolist()
@@ -201,7 +230,11 @@ class ImageFacts:
         }
 
     def lint_card(self, position: int) -> dict[str, Any]:
-        """The card with what `lint_action` says of the image."""
+        """Risk record of lint: the facts and what `lint_action` says.
+
+        Args:
+            position: of the image.
+        """
         card = self.card(position)
         action, reason = lint_action(
             card["group_size"],
@@ -284,7 +317,7 @@ def _risk(
 
 
 def complexity_work() -> Feature:
-    """What measures how complex an image is, by each measure in COMPLEXITY."""
+    """Feature of an image's complexity, by each measure in COMPLEXITY."""
     # The size of a JPEG depends on who writes it.
     key = f"{', '.join(COMPLEXITY)}; pillow {importlib.metadata.version('pillow')}"
     return Feature("complexity", key, len(COMPLEXITY), np.float64, _complexity)

@@ -24,11 +24,14 @@ KNOWN = 0.5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exposure:
-    """Chances of each near-duplicate group of being copied, and how many of them were taken.
+    """How often each near-duplicate group was prompted, and how often that gave a copy.
 
-    images: generated images whose prompt is a caption of the group [g]. copies: those of them that copy the group [g].
-    n_matched: generated images whose prompt is a caption of any training image, of n readable ones. n_other: copies of
-    a group whose captions are not the prompt.
+    Attributes:
+        images: [g], generated images whose prompt is a caption of the group.
+        copies: [g], those of them that copy the group.
+        n: readable generated images.
+        n_matched: those whose prompt is a caption of any training image.
+        n_other: copies of a group whose captions are not the prompt.
     """
 
     images: NDArray[np.int64]
@@ -43,17 +46,21 @@ class Exposure:
         return self.n_matched > 0 and self.n_matched >= KNOWN * self.n
 
     def notes(self) -> list[str]:
-        """What of the copies the joint model does not see, for people."""
+        """Sentences on copies that the joint model does not see."""
         if not self.known or not self.n_other:
             return []
         copies, them = ("1 copy is", "it") if self.n_other == 1 else (f"{self.n_other} copies are", "them")
         return [f"{copies} of a training image whose caption was not the prompt: the joint model leaves {them} out."]
 
     def thinned(self, groups: int, rng: np.random.Generator) -> Exposure:
-        """All copies, and of the other images a random share: as many as leave about `groups` groups without a copy.
+        """Keep all copies, and a random share of the other images.
 
         Each image is left out by chance alone, copies never: sampling by outcome, which leaves odds ratios of a
         logistic model as they are (Prentice & Pyke 1979).
+
+        Args:
+            groups: about so many groups without a copy are left.
+            rng: draws.
         """
         others = self.images - self.copies
         free = others[(self.copies == 0) & (others > 0)]
@@ -67,10 +74,16 @@ class Exposure:
 
 
 def exposure(matches: Matches, copied: NDArray[np.bool_], groups: Groups, progress: Progress | None = None) -> Exposure:
-    """Count prompts by near-duplicate group; texts are compared as `sharing.normalise` leaves them.
+    """Count prompts by near-duplicate group; texts are compared as `caption_overlap.normalise` leaves them.
 
-    copied [n]: which of the readable generated images are copies. A prompt that is a caption of several groups is a
-    chance for each. All captions are read once, where there are prompts; only the prompts are held.
+    A prompt that is a caption of several groups is a chance for each. All captions are read once, where there are
+    prompts; only the prompts are held.
+
+    Args:
+        matches: of the generated images.
+        copied: bool [n], which readable generated images are copies.
+        groups: near-duplicate groups of the training images.
+        progress: called with a label, the number done and the total.
     """
     prompts = matches.queries.corpus.prompts
     numbers: dict[str, int] = {}
@@ -102,7 +115,7 @@ def exposure(matches: Matches, copied: NDArray[np.bool_], groups: Groups, progre
 def _captioned(
     train: Embeddings, groups: Groups, numbers: dict[str, int], progress: Progress | None
 ) -> NDArray[np.int64]:
-    """group * len(numbers) + number, once for each group and each numbered text that is a caption of it."""
+    """Group * len(numbers) + number, once for each group and each numbered text that is a caption of it."""
     found = [np.zeros(0, np.int64)]
     n = len(train.rows)
     if not numbers:

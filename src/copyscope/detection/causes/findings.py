@@ -64,7 +64,7 @@ charts up to 2.7, and no photograph of `assets.fetch("photographs")` less than 5
 
 @dataclasses.dataclass(frozen=True)
 class MeasureCorrelation:
-    """How one measure of the matched training image goes with the similarity, over generated images."""
+    """Correlation of one measure of the matched training image with the similarity, over generated images."""
 
     measure: str
     unit: str
@@ -72,6 +72,7 @@ class MeasureCorrelation:
     spearman: Correlation
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         found: dict[str, Any] = {"measure": self.measure, "unit": self.unit, "target": "similarity"}
         for name, (estimate, p_value) in (("pearson", self.pearson), ("spearman", self.spearman)):
             found |= {name: estimate.as_dict(), f"{name}_p": _finite(p_value)}
@@ -82,9 +83,15 @@ class MeasureCorrelation:
 class Joint:
     """One model of "is copied" on all causes at once: an effect is what is left of a cause with the others held.
 
-    n, n_copied: near-duplicate groups, and those of them that are copied. n_images, n_copies: generated images whose
-    prompt is a caption of the group, over all groups, and the copies among them; None where the exposure is not known.
-    correlation: of "is a copy" between such images of one group, 0..1, None where not known.
+    Attributes:
+        n: near-duplicate groups.
+        n_copied: those of them that are copied.
+        n_images: generated images whose prompt is a caption of the group, over all groups; None where the exposure is
+            not known.
+        n_copies: copies among them; None likewise.
+        correlation: of "is a copy" between such images of one group, 0..1; None where not known.
+        note: for people.
+        model: the model in words.
     """
 
     n: int
@@ -99,12 +106,13 @@ class Joint:
 
     @property
     def outcome(self) -> str:
-        """What the odds are of."""
+        """The outcome whose odds are modelled, in words."""
         if self.n_images is None:
             return "a training image (near-duplicate group) is copied by any generated image"
         return "a generated image copies the training image (near-duplicate group) that its prompt is a caption of"
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         effects = [
             {"name": name, "unit": unit, "odds_ratio": found.odds_ratio.as_dict(), "p_value": _finite(found.p_value)}
             for name, unit, found in self.effects
@@ -115,7 +123,13 @@ class Joint:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What goes with copying. `joint` is None where there are too few cases, and `notes` says so."""
+    """What goes with copying.
+
+    Attributes:
+        correlations: measure by measure.
+        joint: the joint model; None where there are too few cases, and `notes` says so.
+        notes: sentences for people.
+    """
 
     correlations: tuple[MeasureCorrelation, ...]
     joint: Joint | None
@@ -131,17 +145,20 @@ class Findings:
 
 
 def explain(images: pa.Table, generated: pa.Table, *, seed: int = 0) -> Findings:
-    """Correlate the measures with similarity over `generated`, and model "is copied" on all of them over `images`.
-
-    generated: a row a readable generated image, with `score` (similarity), `match` (id of the training image) and any
-    of MEASURES of that image. images: a row a distinct training image (near-duplicate group), with `copied` and any of
-    COVARIATES: all copied ones and a random sample of the others. Sampling by outcome leaves odds ratios as they are
-    (Prentice & Pyke 1979) and makes the intercept meaningless, so it is not reported. NaN or null = not measured.
+    """Correlate the measures with similarity, and model "is copied" on all of them.
 
     With columns `n_images` (generated images whose prompt is a caption of the group, 1 or more) and `n_copies` (those
     that copy the group), the odds are those of one such image, and `copied` is not read. Without them the exposure is
     not known: a group that was the prompt more often is copied more often, and what is duplicated mostly is, so that
     DUPLICATION is held and no effect of it reported.
+
+    Args:
+        images: a row a distinct training image (near-duplicate group), with `copied` and any of COVARIATES: all copied
+            ones and a random sample of the others. Sampling by outcome leaves odds ratios as they are (Prentice & Pyke
+            1979) and makes the intercept meaningless, so it is not reported. NaN or null = not measured.
+        generated: a row a readable generated image, with `score` (similarity), `match` (id of the training image) and
+            any of MEASURES of that image.
+        seed: of the bootstrap.
     """
     notes: list[str] = []
     correlations = _correlations(generated, seed, notes)
@@ -157,14 +174,24 @@ def risk_action(
     n_captions: int = 1,
     proven: bool = True,
 ) -> tuple[str, str]:
-    """What to do about a training image after an audit, and why: (action, reason).
-
-    The action is "deduplicate", "recaption", "drop", "review" or "keep"; the reason one sentence. proven: the verdict
-    calls the generated images copies; else they are suspicious, and nobody is advised to lose a picture for that.
+    """Action and reason for a training image after an audit.
 
     The first that applies: never copied -> keep; in a near-duplicate group -> deduplicate; with a caption that at most
     RARE_CAPTION other images share or nearly share -> recaption; copied COPIED_OFTEN times or more -> drop; else
     review. The milder remedy goes first: repetition is the strongest known cause and its removal loses no picture.
+
+    Args:
+        times_copied: generated images that copy it.
+        group_size: of its near-duplicate group.
+        duplication: kind of the group, as `Groups.kind`.
+        shared: other images that share a caption.
+        near_shared: further images that nearly do.
+        n_captions: captions of the image.
+        proven: the verdict calls the generated images copies; else they are suspicious, and nobody is advised to lose a
+            picture for that.
+
+    Returns:
+        ("deduplicate", "recaption", "drop", "review" or "keep"; the reason in one sentence).
     """
     if times_copied == 0:
         return "keep", "No generated image copies it."
@@ -193,11 +220,21 @@ def lint_action(
     n_captions: int = 1,
     mixed: float | None = None,
 ) -> tuple[str, str]:
-    """What to do about a training image before training, and why: ("deduplicate" | "recaption" | "keep", reason).
+    """Action and reason for a training image before training.
 
-    mixed: the measure of that name, of the picture; None = unknown. In a near-duplicate group -> deduplicate; a simple
-    picture (below SIMPLE) under a caption of its own -> recaption;
-    else keep. A rare caption alone is no reason: nearly every caption of a good data set is.
+    In a near-duplicate group -> deduplicate; a simple picture (below SIMPLE) under a caption of its own ->
+    recaption; else keep. A rare caption alone is no reason: nearly every caption of a good data set is.
+
+    Args:
+        group_size: of its near-duplicate group.
+        duplication: kind of the group, as `Groups.kind`.
+        shared: other images that share a caption.
+        near_shared: further images that nearly do.
+        n_captions: captions of the image.
+        mixed: the measure of that name, of the picture; None = unknown.
+
+    Returns:
+        ("deduplicate", "recaption" or "keep"; the reason in one sentence).
     """
     if group_size > 1:
         return "deduplicate", f"It is {_group(group_size, duplication)}: keep one of them."
@@ -252,10 +289,18 @@ def _correlations(generated: pa.Table, seed: int, notes: list[str]) -> tuple[Mea
 def clustered_correlation(
     x: Floats, y: Floats, clusters: NDArray[Any], method: str = "pearson", *, seed: int = 0, level: float = 0.95
 ) -> Correlation:
-    """`stats.correlation` of x [n] and y [n] where rows of one cluster [n] are not independent.
+    """Correlation as `stats.correlation`, where rows of one cluster are not independent.
 
     Whole clusters are drawn again (percentile bootstrap, as `stats.bootstrap(clusters=)`, all resamples at a time: a
     row drawn twice weighs twice). The p-value is of the coefficient's Fisher z over its bootstrap standard error.
+
+    Args:
+        x: [n].
+        y: [n].
+        clusters: labels [n].
+        method: "pearson" or "spearman".
+        seed: of the resamples.
+        level: of the interval, in (0, 1).
     """
     from scipy.stats import norm
 

@@ -21,7 +21,13 @@ _CHEAP = 6  # steps before the exact curvature, which costs k times as much: mos
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """Coefficients [k] where the penalised log-likelihood is largest, its value there, their covariance [k k]."""
+    """Fit of a penalised logistic regression.
+
+    Attributes:
+        coefficients: [k], where the penalised log-likelihood is largest.
+        log_likelihood: its value there.
+        covariance: [k k].
+    """
 
     coefficients: Floats
     log_likelihood: float
@@ -30,7 +36,7 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What one more unit of a covariate does to the odds, and the two-sided p-value of its doing nothing."""
+    """Odds ratio of one more unit of a covariate, and the two-sided p-value of no effect."""
 
     odds_ratio: Estimate
     p_value: float
@@ -43,13 +49,22 @@ def firth(
     start: Floats | None = None,  # coefficients to start from; None = zeros
     trials: Floats | None = None,  # trials of each row [n], above 0, not only whole numbers; None = 1 each
 ) -> Fit:
-    """Maximise l(b) + log det I(b) / 2, the logistic log-likelihood under Jeffreys' prior (Firth 1993).
+    """Fit a logistic regression by Firth's penalised likelihood: maximise l(b) + log det I(b) / 2 (Firth 1993).
 
-    I(b) = X' W X with W = diag(m p (1 - p)) for m trials. Newton steps on the modified score
-    X' (m (y - p) + h (1/2 - p)), where h is the diagonal of the hat matrix (Heinze & Schemper 2002), halved until the
-    penalised likelihood rises. The first few steps take the information for the curvature, the others the exact one
-    where it is that of a top: under separation the information alone crawls. With `fixed` coefficients the determinant
-    is still that of all. Raises numpy.linalg.LinAlgError if columns of x are collinear.
+    I(b) = X' W X with W = diag(m p (1 - p)) for m trials. Newton steps on the modified score X' (m (y - p) + h (1/2 -
+    p)), where h is the diagonal of the hat matrix (Heinze & Schemper 2002), halved until the penalised likelihood
+    rises. The first few steps take the information for the curvature, the others the exact one where it is that of a
+    top: under separation the information alone crawls. With `fixed` coefficients the determinant is still that of all.
+
+    Args:
+        x: covariates [n k], with a column of ones for the intercept.
+        y: share of successes of each row [n], 0..1.
+        fixed: column -> coefficient that is held; None = none.
+        start: coefficients [k] to begin with; None = zeros.
+        trials: of each row [n]; None = one each.
+
+    Raises:
+        numpy.linalg.LinAlgError: columns of x are collinear.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     m = np.ones(len(y)) if trials is None else np.asarray(trials, dtype=np.float64)
@@ -91,6 +106,14 @@ def effect(
     The interval is where 2 (l* - l*(b)) stays below the chi-square quantile with one degree of freedom, l*(b) being the
     largest penalised log-likelihood with this coefficient held at b (Heinze & Schemper 2002). An end that is not found
     within 60 standard errors is 0 or infinity.
+
+    Args:
+        x: covariates [n k].
+        y: share of successes of each row [n].
+        column: the covariate.
+        fit: of all coefficients, by `firth`.
+        level: of the interval, in (0, 1).
+        trials: of each row [n]; None = one each.
     """
     from scipy.stats import chi2
 
@@ -122,13 +145,20 @@ def effect(
 
 
 def worth(successes: NDArray[Any], trials: NDArray[Any]) -> tuple[Floats, float]:
-    """How many independent trials [n] the trials of each row are worth, and the correlation rho of trials of one row.
+    """Effective number of trials of each row, where trials of one row are correlated.
 
-    successes [n] of trials [n], whole numbers, trials above 0. m trials are worth m / (1 + (m - 1) rho): the
-    quasi-likelihood of Williams (1982), which is GEE with exchangeable correlation where the covariates are of the row
-    (Liang & Zeger 1986). rho is the moment estimate over pairs of trials of one row about the share of all, each row
-    weighing as its trials. What covariates would explain counts as correlation, and so does one more row that had all
-    its trials succeed, beside the k of two or more trials that had any: few rows are no proof of independence.
+    m trials are worth m / (1 + (m - 1) rho): the quasi-likelihood of Williams (1982), which is GEE with exchangeable
+    correlation where the covariates are of the row (Liang & Zeger 1986). rho is the moment estimate over pairs of
+    trials of one row about the share of all, each row weighing as its trials. What covariates would explain counts as
+    correlation, and so does one more row that had all its trials succeed, beside the k of two or more trials that had
+    any: few rows are no proof of independence.
+
+    Args:
+        successes: whole numbers [n].
+        trials: whole numbers above 0 [n].
+
+    Returns:
+        (effective trials [n], correlation rho).
     """
     m = np.asarray(trials, dtype=np.float64)
     y = np.asarray(successes, dtype=np.float64) / m

@@ -78,21 +78,32 @@ def _are_new(train: Embeddings, further: Embeddings, position: NDArray[np.intp])
 
 
 def plain_id(name: str) -> str:
-    """The id of a training image without what its further rows have."""
+    """Id of a training image without the suffix of its further rows."""
     for background in images.BACKGROUNDS:
         name = name.removesuffix(SUFFIX.format(background))
     return name
 
 
 def grouped_with_source(groups: Groups, both: Embeddings, source: NDArray[np.int64]) -> Groups:
-    """The groups of training images with their further rows in the group of the first ones."""
+    """Groups of training images, with their further rows in the group of the first ones.
+
+    Args:
+        groups: of the training images.
+        both: they and their further rows [m], as `over_all` gives them.
+        source: [m], as `over_all` gives it.
+    """
     return dataclasses.replace(
         groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source]
     )
 
 
 def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
-    """The groups with all rows of one image in one: `source` [n] says which image each shows."""
+    """Join all rows of one image into one group.
+
+    Args:
+        groups: of the rows.
+        source: [n], which image each row shows.
+    """
     _, first, image = np.unique(source, return_index=True, return_inverse=True)
     pairs = np.stack([groups.label, groups.label[first[image]]], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -100,7 +111,7 @@ def joined_by_source(groups: Groups, source: NDArray[np.int64]) -> Groups:
 
 
 def transparency_work() -> Feature:
-    """What tells which images are transparent: 1 for these, else 0."""
+    """Feature of transparency: 1 for a transparent image, else 0."""
     return Feature("backgrounds", f"mean difference of {DIFFERENT}", 1, np.uint8, _differ, layers=True)
 
 

@@ -30,14 +30,19 @@ Numbers = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionSharing:
-    """For each image [n]: how many other images share one of its captions, and how many further ones nearly do."""
+    """Caption overlap of images [n].
+
+    Attributes:
+        shared: [n], how many other images share one of the image's captions.
+        near_shared: [n], how many further ones nearly do.
+    """
 
     shared: NDArray[np.int64]
     near_shared: NDArray[np.int64]
 
 
 def normalise(caption: str) -> str:
-    """`caption` as it is compared: NFKC, case folded, punctuation and white space runs to one space."""
+    """Normalise a caption for comparison: NFKC, case folded, runs of punctuation and white space to one space."""
     # Nearly all captions are plain: what they are folded to is known.
     folded = caption.lower() if caption.isascii() else _folded(caption)
     return " ".join(folded.translate(_spaced).split())
@@ -50,17 +55,25 @@ def _folded(caption: str) -> str:
 def caption_sharing(
     read: Callable[[Numbers], list[list[str] | None]], n: int, asked: Numbers, progress: Progress | None = None
 ) -> CaptionSharing:
-    """Count, for the images at positions `asked` [m] of n, the other images that share, or nearly share, a caption.
+    """Count the images that share, or nearly share, a caption with each of some images.
 
-    read: positions [k] -> their captions. Two images share a caption if one of the first's equals one of the second's
-    once normalised; they nearly share one if two of theirs have word sets of Jaccard similarity >= 0.8. `near_shared`
-    leaves out the images in `shared`. Captions of nothing but punctuation count as none. Words are split at white
-    space, so that captions in scripts without it are shared only when equal. Near captions are found by a
-    prefix-filtered join (Bayardo, Ma & Srikant 2007) with the positional filter of Xiao et al. 2008.
+    Two images share a caption if one of the first's equals one of the second's once normalised; they nearly share one
+    if two of theirs have word sets of Jaccard similarity >= 0.8. Captions of nothing but punctuation count as none.
+    Words are split at white space, so that captions in scripts without it are shared only when equal. Near captions are
+    found by a prefix-filtered join (Bayardo, Ma & Srikant 2007) with the positional filter of Xiao et al. 2008.
 
     Memory is that of the captions asked about and of a piece of the others, time is linear in n. A caption asked about
     stops looking after NEAR_LIMIT near ones that differ in their words, of those words that some caption asked about
     has: counts beyond are lower bounds.
+
+    Args:
+        read: positions [k] -> their captions; None for an image without any.
+        n: number of images.
+        asked: positions [m] of the images to count for.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Counts [m]; `near_shared` leaves out the images in `shared`.
     """
     numbers: dict[str, int] = {}
     uses: list[list[int]] = []
@@ -118,8 +131,14 @@ def _alike(uses: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _reached(uses: Any, back: Any, sizes: Numbers, n: int) -> Numbers:
-    """How many of n images, those of classes of `sizes` [c], each of m rows reaches over a caption that it uses [m t],
-    which leads back [t c] to the classes."""
+    """How many of n images each of m rows reaches over a caption.
+
+    Args:
+        uses: captions of each row [m t].
+        back: leads back from captions to classes of images [t c].
+        sizes: images of each class [c].
+        n: number of images.
+    """
     # Entries that the product below would go through for each row, if none were met twice.
     work = uses.astype(np.int64) @ np.diff(back.indptr).astype(np.int64)
     everyone = back.astype(np.int64) @ sizes == n
@@ -160,9 +179,7 @@ class _Classes:
         return self._numbers[key]
 
     def count(self, row: Numbers, found: Numbers) -> None:
-        """Count images: their captions [c] are those of image `row` [c] and lead to the sets `found` [c], -1 for none.
-
-        row: in order."""
+        """Count images: captions [c] of images `row` [c], in order, lead to the sets `found` [c], -1 for none."""
         row, found = row[found >= 0], found[found >= 0]
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         many = np.diff(starts, append=len(row)) > 1
@@ -202,7 +219,7 @@ class _Held:
     """The word sets of the captions that are held, found by their rarest words."""
 
     def __init__(self, texts: list[str], classes: _Classes) -> None:
-        """texts: normalised, all different. classes: where sets of word sets are numbered."""
+        """`texts` are normalised, all different; `classes` is where sets of word sets are numbered."""
         # As text, for a set of words takes ten times as much memory.
         bags: dict[str, int] = {}
         self.bag = [bags.setdefault(" ".join(sorted(set(text.split()))), len(bags)) for text in texts]
@@ -306,8 +323,7 @@ class _Held:
     ) -> Numbers:
         """Pairs [p 2] of a word set and a held one that is near and not the same, of those that share a rare word.
 
-        entry: words [e], by their place in `words`, whose held word sets are those of postings from low [e] to high
-        [e].
+        The words `entry` [e], by their place in `words`, have the held word sets of postings from low [e] to high [e].
         """
         times = high - low
         posting = np.repeat(low - (np.cumsum(times) - times), times) + np.arange(times.sum())

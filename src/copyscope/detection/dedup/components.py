@@ -25,6 +25,12 @@ def components(
     """Connected components [n] of the graph of pairs with inner product >= threshold, in blocks of bounded memory.
 
     For more rows than all pairs can be compared of, see `ivf_components`.
+
+    Args:
+        vectors: float32 [n d], unit length.
+        threshold: in [-1, 1].
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     n = len(vectors)
     labels = Labels(np.arange(n, dtype=np.int64))

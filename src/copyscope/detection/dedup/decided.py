@@ -14,10 +14,15 @@ from .near_pairs import merged
 def as_decided(
     embeddings: Embeddings, label: NDArray[np.int64], decisions: Decisions
 ) -> tuple[NDArray[np.int64], Honoured]:
-    """The groups `label` [n] with the pairs that are "same" in one group, those that are "different" or "ignore" in
-    two, and each image that is to be ignored alone; and what that changed.
+    """Groups as people decided, and what that changed.
 
-    An image of a group that falls apart stays with the most similar of the images that were told apart.
+    Pairs that are "same" are in one group, those that are "different" or "ignore" in two, and an image that is to be
+    ignored is alone. An image of a group that falls apart stays with the most similar of those that were told apart.
+
+    Args:
+        embeddings: of the corpus.
+        label: [n], group of each readable image.
+        decisions: of people.
     """
     said = decisions.within(embeddings.corpus, embeddings.rows)
     done = Honoured(set(said.found), same=said.of("same"))

@@ -36,10 +36,23 @@ def deduplicated(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus with its near-duplicate groups dealt with, and a row (COLUMNS) for each image that was dropped: as
-    `without_duplicates`, of the groups that `protocol` (a name in `PROTOCOLS` or a descriptor spec) finds.
+    """Drop near-duplicates from a corpus, or weigh them down, with a list of what was dropped and why.
 
-    decisions, cache, workers: as in `duplicates`.
+    Args:
+        corpus: the images.
+        how: "keep-one" keeps one image of a group (`curate.kept_rows` says which), and drops those alone that are the
+            same picture as the kept one by their own pixels or by a decision; "remove" drops whole groups;
+            "down-weight" drops none and divides their weight.
+        protocol: a name in `PROTOCOLS` or a descriptor spec.
+        decisions: of people, as in `duplicates`.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The corpus, and a row (COLUMNS) for each image that was dropped. `score`: similarity to the kept image, or the
+        one that would be. `pixels`: their agreement (`compare_pixels`). `reason`: why the image was dropped.
+        `kept_because`: why the other one was kept. `kept_id`: "" where the whole group was dropped.
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     return without_duplicates(*near_duplicates(corpus, protocol, decisions, **options), how, **options)
@@ -57,13 +70,13 @@ def near_duplicates(
 def without_duplicates(
     described: Embeddings, groups: Groups, how: str, **options: Any
 ) -> tuple[Corpus, list[dict[str, Any]]]:
-    """The corpus of `groups` with these dealt with, and a row (COLUMNS) for each image that was dropped.
+    """The corpus of `groups` with these dealt with, and what `deduplicated` returns.
 
-    how: "keep-one" keeps one image of a group (`curate.kept_rows` says which), and drops those alone that are the same
-    picture as the kept one by their own pixels or by a decision; "remove" drops whole groups (`kept_id` is then empty);
-    "down-weight" drops none and divides their weight. score: similarity to the kept image, or the one that would be;
-    pixels: their agreement (`compare_pixels`); reason: what the image was dropped for; kept_because: why the other one
-    was kept. options: cache, workers and progress of `embed`.
+    Args:
+        described: embeddings of the corpus.
+        groups: its near-duplicate groups.
+        how: as in `deduplicated`.
+        options: cache, workers and progress of `embed`.
     """
     if how == "down-weight":
         return down_weight(groups.corpus, groups.rows, groups.label), []
@@ -107,8 +120,10 @@ def without_duplicates(
 
 
 def _reason(score: float, threshold: float) -> str:
-    """What an image was dropped for that is the same picture as the kept one. A score below the threshold needs a word:
-    such images were grouped through others, or by their pixels alone."""
+    """Reason why an image was dropped that is the same picture as the kept one.
+
+    A score below the threshold needs a word: such images were grouped through others, or by their pixels alone.
+    """
     if score >= threshold:
         return f"the same picture by score (at least {threshold:g}) and by pixels"
     return f"the same picture by pixels; its score alone, below {threshold:g}, would not say so"

@@ -19,7 +19,15 @@ from .near_pairs import Closest, Labels, begin, go_through
 
 @dataclasses.dataclass(frozen=True)
 class PairTask:
-    """What all tasks are told; see `ivf_components`. folder: the cells, at the same path on all machines."""
+    """What all tasks have in common; see `ivf_components`.
+
+    Attributes:
+        folder: of the IVF index, at the same path on all machines.
+        threshold: similarity of a pair.
+        k: rows kept nearest to each.
+        floor: lowest score of those.
+        threads: of a task.
+    """
 
     folder: str
     threshold: float
@@ -30,8 +38,14 @@ class PairTask:
 
 @dataclasses.dataclass(frozen=True)
 class PairChunk:
-    """What one stretch gave. edges: rows [e 2] in one component. unsure: places [u 2] that half precision cannot tell.
-    places [p]: those with something close; close: the places of that [p k], -1 for none; score: float32 [p k].
+    """Pairs that one range of places gave.
+
+    Attributes:
+        edges: rows [e 2] in one component.
+        unsure: places [u 2] that half precision cannot tell.
+        places: [p], those with something close.
+        close: int32 [p k], the places of that; -1 for none.
+        score: float32 [p k].
     """
 
     edges: NDArray[np.int64]
@@ -50,10 +64,22 @@ def by_engine(
     exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]],
     rows: NDArray[np.int64],
 ) -> Iterator[int]:
-    """Join what the stretches `spans` give, in their order; the end of each, when it is done.
+    """Join near-duplicate pairs that the workers of an engine find, range by range.
 
-    exact: which places [u] and places [u] reach the threshold. rows: of each place. Raises CopyscopeError where a
-    stretch is lost: groups without its pairs would look like an answer.
+    Args:
+        engine: who searches.
+        asked: what all tasks have in common.
+        spans: ranges of places.
+        labels: takes the pairs.
+        closest: takes the nearest rows.
+        exact: which places [u] and places [u] reach the threshold.
+        rows: of each place.
+
+    Yields:
+        The end of each range, in their order, when it is joined.
+
+    Raises:
+        CopyscopeError: a range is lost: groups without its pairs would look like an answer.
     """
     found: dict[int, PairChunk] = {}
     done = 0
@@ -73,7 +99,15 @@ def by_engine(
 
 
 def take(part: PairChunk, labels: Labels, closest: Closest, exact: Any, rows: NDArray[np.int64]) -> None:
-    """Join what a part says."""
+    """Join the pairs that one range gave.
+
+    Args:
+        part: of the range.
+        labels: takes the pairs.
+        closest: takes the nearest rows.
+        exact: as in `by_engine`.
+        rows: of each place.
+    """
     labels.join(part.edges[:, 0], part.edges[:, 1])
     if len(part.unsure):
         near = part.unsure[exact(part.unsure[:, 0], part.unsure[:, 1])]
@@ -85,7 +119,7 @@ def take(part: PairChunk, labels: Labels, closest: Closest, exact: Any, rows: ND
 
 
 def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
-    """By a worker: one stretch of places."""
+    """Find the pairs of one range of places, in a worker."""
     folder = Path(asked.folder)
     try:
         cells = IVF.open(folder, np.zeros((0, 0), np.float32))

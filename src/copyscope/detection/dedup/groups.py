@@ -48,13 +48,20 @@ FLOOR, SPREADS, SAME, LOOKED_AT = 0.5, 5.5, 0.97, 2
 class Groups:
     """Near-duplicate groups of the readable rows of a corpus.
 
-    rows: corpus rows [n]. label: group of each [n]; groups are numbered by size, the largest first.
-    exact: how many images of the corpus have the very same pixels, itself counted [n]; 1 outside groups of two or more.
-    kind: of each group [g]: "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or
-    "none" for a group of one. n_chained: connected components that were loose chains and were split. confirmed: every
-    image of a group is the same picture as another of it by its pixels (`compare_pixels`); else the descriptor alone
-    says so. n_look_alikes: images that it took for near-duplicates and the pixels do not. honoured: what decisions of
-    people changed; None = there were none.
+    Args:
+        corpus: the corpus.
+        rows: [n], corpus rows.
+        label: [n], group of each; groups are numbered by size, the largest first.
+        exact: [n], how many images of the corpus have the very same pixels, itself counted; 1 outside groups of two or
+            more.
+        kind: [g], "full" (a caption repeats with the image), "partial" (the captions vary), "uncaptioned", or "none"
+            for a group of one.
+        threshold: similarity from which images are near-duplicates.
+        n_chained: connected components that were loose chains and were split.
+        n_look_alikes: images that the descriptor took for near-duplicates and the pixels do not.
+        confirmed: every image of a group is the same picture as another of it by its pixels (`compare_pixels`); else
+            the descriptor alone says so.
+        honoured: what decisions of people changed; None = there were none.
     """
 
     corpus: Corpus
@@ -84,8 +91,10 @@ class Groups:
         return found
 
     def table(self) -> pa.Table:
-        """One row an image of a group of two or more, the one to keep first: id, group, size, exact, duplication,
-        captions, kept."""
+        """Table with a row an image of a group of two or more, the one to keep first.
+
+        Columns: id, group, size, exact, duplication, captions, kept.
+        """
         order = _of_groups(self.label, 2)
         order = order[np.lexsort((order, order != self.kept[self.label[order]], self.label[order]))]
         label = self.label[order]
@@ -138,20 +147,33 @@ def duplicates(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Groups:
-    """Group the images whose similarity reaches `threshold`.
+    """Group near-duplicates: images whose similarity reaches `threshold` and whose pixels agree.
 
     The groups are the connected components of the graph of all pairs at or above the threshold. In a component of
     look-alikes the first and last of a chain may be nothing alike, and a hub ties strangers together; so a component
     with a member below the threshold to its centre is split into stars, each a centre and the members that reach the
-    threshold to it (`split_chains=False` keeps the components as they are). An image left without near-duplicates then
-    joins those that the second look finds to be the same picture. Look-alikes, pages of text for one, are as near to
-    each other as near-duplicates; so all that is joined must be the same picture by its pixels too, and blank images
-    are in no group; then groups are joined that are one picture turned by quarters. `verify=None` leaves all of this
-    out. Exact duplicates are told by decoded pixels, over two backgrounds where they are transparent, not by file.
-    What people decided (`decisions`) has the last word.
+    threshold to it. An image left without near-duplicates then joins those that re-ranking by pixels finds to be the
+    same picture. Look-alikes, pages of text for one, are as near to each other as near-duplicates; so all that is
+    joined must be the same picture by its pixels too, and blank images are in no group; then groups are joined that are
+    one picture turned by quarters. Exact duplicates are told by decoded pixels, over two backgrounds where they are
+    transparent, not by file. Where the embeddings have an IVF index, some pairs are missed, turned ones all.
 
-    Above EXACT_ROWS of `cells` pairs are looked for within cells, and some are missed, turned ones all; there an engine
-    may look for them, whose machines share the cache.
+    Args:
+        embeddings: of the corpus.
+        threshold: similarity in [-1, 1].
+        split_chains: split loose components into stars; False keeps them as they are.
+        verify: the pixel comparison; None = the descriptor alone decides.
+        decisions: of people, which have the last word; None = there are none.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: finds the pairs of an IVF index; its machines share the cache. None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The groups, those of one image included.
+
+    Raises:
+        InputError: the threshold is no similarity.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"The threshold of near-duplicates is a similarity between -1 and 1, not {threshold:g}")
@@ -227,11 +249,21 @@ def _split(
     exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None,
     starts: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], int]:
-    """Stars of the components `label` [n], and how many were split.
+    """Split components into stars.
 
-    exact: similarities of rows [e] and rows [e], where those of `vectors` are not sure to ROUNDING. starts: where the
-    cells begin in which the rows lie; of what is left of a component after STARS stars each is split by itself, for a
-    chain of a million would otherwise be gone through a hundred thousand times.
+    Of what is left of a component after STARS stars each IVF cell is split by itself, for a chain of a million would
+    otherwise be gone through a hundred thousand times.
+
+    Args:
+        vectors: [n d].
+        label: [n], component of each row.
+        threshold: similarity of a star's members to its centre.
+        exact: similarities of rows [e] and rows [e], where those of `vectors` are not sure to ROUNDING; None = they
+            are.
+        starts: where the cells begin in which the rows lie; None = there are no cells.
+
+    Returns:
+        (labels [n], how many components were split).
     """
     label = label.copy()
     rows = _of_groups(label, 3)
@@ -298,8 +330,15 @@ def _join_same_pictures(
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 
-    closest: the nearest of all rows, where they are known. floor: how alike they must be. Whole groups are not joined
-    to each other: one pair of look-alikes would chain two families.
+    Whole groups are not joined to each other: one pair of look-alikes would chain two families.
+
+    Args:
+        embeddings: of the corpus.
+        label: [n].
+        closest: the nearest of all rows; None = they are searched.
+        floor: how alike they must be.
+        verify: whose thumbnails.
+        options: `cache`, `workers` and `progress` of `embed`.
     """
     is_stray = np.ones(len(label), bool)
     is_stray[_of_groups(label, 2)] = False
@@ -376,7 +415,7 @@ def _exact(
 
 
 def pixels_work() -> Feature:
-    """What makes a digest of the pixels of an image: equal for exact duplicates, whatever their files."""
+    """Feature of an image's decoded pixels, a digest: equal for exact duplicates, whatever their files."""
     key = "sha256 of height, width and RGB values, over both backgrounds"
     return Feature("pixels", key, 32, np.uint8, _pixel_digests, layers=True)
 
@@ -405,7 +444,10 @@ def _kinds(embeddings: Embeddings, label: NDArray[np.int64]) -> list[str]:
 
 
 def _kind(captions: list[list[str]]) -> str:
-    """ "full" when some caption stands at two or more images of the group: then image and caption repeat together."""
+    """Kind of duplication: full when some caption stands at two or more images of the group.
+
+    Then image and caption repeat together.
+    """
     if not any(captions):
         return "uncaptioned"
     seen: set[str] = set()

@@ -31,11 +31,22 @@ def ivf_components(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.int64], Nearest]:
-    """Connected components [n] by the pairs that the cells find, and the k other rows nearest to each row.
+    """Connected components by the pairs that an IVF index finds, and the rows nearest to each row; resumable.
 
-    Of those, only what reaches `floor`, and where several rows have the very same vector only the first of them has any
-    and is any. Goes on where a killed process was; what is done is kept beside the cells. engine: who goes through
-    them; its machines share the folder of the cells.
+    What is done is kept beside the index. Where several rows have the very same vector, only the first of them has
+    nearest rows and is one.
+
+    Args:
+        cells: the IVF index.
+        threshold: similarity of a pair.
+        k: nearest rows kept of each row.
+        floor: lowest score of those.
+        workers: threads; None = one a core.
+        engine: who goes through the cells; its machines share the folder of the index. None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        (component of each row [n], nearest rows).
     """
     n, dim = cells.halves.shape
     kept = cells.folder / f"components-{threshold:g}-{k}-{floor:g}.npz"
@@ -93,8 +104,7 @@ def _done(
 
 
 def _begun(kept: Path, cells: IVF, k: int, floor: float) -> tuple[Labels, Closest, int]:
-    """What is known so far: labels, the closest, and how many places were gone through. Of a file that is not whole,
-    nothing is."""
+    """Labels, nearest rows and number of places done, of an earlier run; nothing of a file that is not whole."""
     if kept.is_file():
         with (
             contextlib.suppress(ValueError, EOFError, KeyError, zipfile.BadZipFile),

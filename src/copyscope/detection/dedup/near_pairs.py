@@ -26,10 +26,12 @@ MANY, CROWD = 65536, 64
 
 @dataclasses.dataclass
 class Closest:
-    """The k rows nearest to each place so far, those of at least `floor` alone.
+    """The k rows nearest to each place so far. Two threads may offer at once, if not for the same places.
 
-    place: int32 [n k], -1 for none; score: float32 [n k], best first, -2 for none. Two threads may offer at once,
-    if not for the same places.
+    Attributes:
+        floor: lowest score that counts.
+        place: int32 [n k], -1 for none.
+        score: float32 [n k], best first, -2 for none.
     """
 
     floor: float
@@ -38,16 +40,16 @@ class Closest:
 
     @classmethod
     def none(cls, n: int, k: int, floor: float) -> Closest:
-        """Nothing found yet of n places."""
+        """Nothing found yet, of n places."""
         return cls(floor, np.full((n, k), -1, np.int32), np.full((n, k), NOTHING, np.float32))
 
     def bar(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What a score must reach to be of interest to each place."""
+        """Score that a further row must reach, for each of `places`."""
         bar: NDArray[np.float32] = np.maximum(self.score[places, -1], np.float32(self.floor))
         return bar
 
     def offer(self, places: NDArray[np.int64], others: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-        """Take note of pairs [e]; one that is known already changes nothing."""
+        """Offer pairs [e]; a pair that is known already changes nothing."""
         k = self.place.shape[1]
         mine, row = np.unique(places, return_inverse=True)
         row = np.concatenate([np.repeat(np.arange(len(mine)), k), row])
@@ -66,7 +68,13 @@ class Closest:
 
 
 class Labels:
-    """The component of each row [n] so far, `now`. Many threads may join pairs of rows; `settle` makes it so."""
+    """Component of each row so far: union of pairs from many threads.
+
+    `now` has the labels [n] as of the last `settle`.
+
+    Args:
+        label: [n], to begin with.
+    """
 
     def __init__(self, label: NDArray[np.int64]) -> None:
         self.now = label
@@ -75,7 +83,7 @@ class Labels:
         self._lock = threading.Lock()
 
     def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-        """Rows [e] and rows [e] are in one component."""
+        """Join rows [e] with rows [e]."""
         these, those = self.now[one], self.now[other]
         apart = np.flatnonzero(these != those)
         these, those = these[apart], those[apart]
@@ -89,7 +97,7 @@ class Labels:
                 self._settle()
 
     def settle(self) -> NDArray[np.int64]:
-        """Merge what was joined; the labels [n]."""
+        """Merge the pairs that were joined, and return the labels [n]."""
         with self._lock:
             self._settle()
             return self.now
@@ -101,7 +109,7 @@ class Labels:
 
 
 def merged(label: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels [n] with the labels of each pair [p 2] made one."""
+    """Labels [n] with the two labels of each pair [p 2] made one."""
     used, place = np.unique(pairs, return_inverse=True)
     one, other = place.reshape(pairs.shape).T
     group = _connected(one, other, len(used))
@@ -123,7 +131,7 @@ def _connected(one: NDArray[np.int64], other: NDArray[np.int64], size: int) -> N
 
 
 def begin(cells: IVF, k: int, floor: float) -> tuple[Labels, Closest]:
-    """What is known before any two rows are compared: equal vectors."""
+    """Labels and nearest rows before any two rows are compared: equal vectors are joined."""
     label = np.empty(len(cells.rows), np.int64)
     label[cells.rows] = cells.rows[cells.first]
     return Labels(label), Closest.none(len(label), k, floor)
@@ -139,8 +147,18 @@ def go_through(
     exact: Exact,
     workers: int | None,
 ) -> None:
-    """Join all pairs of which one is at a place from `start` to `stop`. exact: tells places [e] and places [e] that
-    half precision cannot tell."""
+    """Join all near-duplicate pairs of which one is in a range of places.
+
+    Args:
+        cells: the IVF index.
+        start: first place.
+        stop: place behind the last.
+        threshold: similarity of a pair.
+        labels: takes the pairs.
+        closest: takes the nearest rows.
+        exact: compares places [e] with places [e] that half precision cannot tell.
+        workers: threads; None = one a core.
+    """
     alone = cells.first == np.arange(len(cells.rows))
     stretch = _CellRange.read(cells, alone, start, stop)
     with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
@@ -155,7 +173,11 @@ def go_through(
 class _CellRange:
     """Places from `start` on that memory holds, of equal vectors the first alone.
 
-    vectors: float32 [s d]. places: int64 [s]. cells: which they are of. bounds: int64 [c+1], where each begins in them.
+    Attributes:
+        vectors: float32 [s d].
+        places: int64 [s].
+        cells: which they are of.
+        bounds: int64 [c+1], where each cell begins in them.
     """
 
     vectors: NDArray[np.float32]
@@ -188,8 +210,10 @@ class _CellRange:
         closest: Closest,
         exact: Exact,
     ) -> None:
-        """Join pairs of inner product >= threshold, one of the LOT of places from `first` on, the other of the stretch,
-        in a cell that is near to the one. Puts what is nearest into `closest`."""
+        """Join pairs of inner product >= threshold, and put the nearest rows into `closest`.
+
+        One is of the LOT of places from `first` on, the other of the stretch, in a cell that is near to the one.
+        """
         near = cells.near[first : first + LOT]
         visits = (near >= self.cells.start) & (near < self.cells.stop) & alone[first : first + LOT, None]
         mine = np.flatnonzero(visits.any(axis=1))

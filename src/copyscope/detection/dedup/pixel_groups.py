@@ -38,9 +38,17 @@ def same_picture_groups(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Labels [n] of groups in which every image is joined to another one that the pixels say is the same picture.
+    """Refine descriptor groups by pixels: every image must be the same picture as another one of its group.
 
-    label: groups by the descriptor [n], which are only ever split here. cache, workers: as in `embed`.
+    Args:
+        embeddings: of the corpus.
+        label: [n], groups by the descriptor, which are only ever split here.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Labels [n].
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     grouped = np.flatnonzero((np.bincount(label) > 1)[label])
@@ -74,10 +82,21 @@ def join_turned(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
-    """Labels [n] with those groups made one that are the same picture turned by a quarter or a half.
+    """Join groups that are the same picture turned by a quarter or a half.
 
-    One image of each group is compared with all others by coarse vectors, and the likeliest two by their pixels, the
-    whole over the whole: the descriptor does not say that they are alike.
+    One image of each group is compared with all others by tiny-image vectors, and the likeliest two by their pixels,
+    the whole over the whole: the descriptor does not say that they are alike.
+
+    Args:
+        embeddings: of the corpus.
+        label: [n], groups.
+        verify: whose thumbnails are used.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Labels [n].
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     _, first = np.unique(label, return_index=True)

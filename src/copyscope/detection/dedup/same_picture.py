@@ -16,6 +16,7 @@ from copyscope.detection.matching.templates import Planes, turned
 from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
 
@@ -29,8 +30,12 @@ is not a blue one. A grey copy has none to compare."""
 
 @dataclasses.dataclass(frozen=True)
 class Agreements:
-    """Of pairs [p]: score, float32, the lowest agreement of their tiles but for a few (confirm.py); same, whether they
-    are the same picture."""
+    """Pixel agreement of pairs of images.
+
+    Attributes:
+        score: float32 [p], the lowest agreement of their tiles but for a few (`tile_comparison`).
+        same: bool [p], whether they are the same picture.
+    """
 
     score: NDArray[np.float32]
     same: NDArray[np.bool_]
@@ -38,8 +43,16 @@ class Agreements:
 
 @dataclasses.dataclass(frozen=True)
 class _Views:
-    """luma: uint8 [n 2 s s], over either background. hues: float32 [n 2 HUES HUES]. detail: bool [n]. blank: bool [n].
-    layered: bool [n], transparent. sizes: int [n 2], height and width."""
+    """Views of images that are compared.
+
+    Attributes:
+        luma: uint8 [n 2 s s], over either background.
+        hues: float32 [n 2 HUES HUES].
+        detail: bool [n].
+        blank: bool [n].
+        layered: bool [n], transparent.
+        sizes: int [n 2], height and width.
+    """
 
     luma: NDArray[np.uint8]
     hues: Planes
@@ -52,11 +65,17 @@ class _Views:
 def compare_pixels(
     corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], whole: bool = False, **options: Any
 ) -> Agreements:
-    """Whether pairs of images are the same picture: mirrored, turned, cropped to .6 of the side, resized, recompressed,
-    grey, brighter or in a border, but not another picture of the kind. Blank images are the same as none.
+    """Decide by pixels which pairs of images show the same picture.
 
-    rows: corpus rows [n]. pairs: int64 [p 2], positions in rows. whole: neither is cropped, as in `confirm.agreement`.
-    options: `cache`, `workers` and `progress` of `embed`.
+    The same: mirrored, turned, cropped to .6 of the side, resized, recompressed, grey, brighter or in a border; but not
+    another picture of the kind. Blank images are the same as none.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        pairs: int64 [p 2], positions in rows.
+        whole: neither is cropped, as in `tile_comparison.agreement`.
+        options: `cache`, `workers` and `progress` of `embed`.
     """
     score, same = np.zeros(len(pairs), np.float32), np.zeros(len(pairs), bool)
     # Pairs of one centre come together: its view is then in memory once.
@@ -73,7 +92,7 @@ def compare_pixels(
 
 
 def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> Planes:
-    """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find those whose pixels are likeliest the same.
+    """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find pairs whose pixels are likeliest the same.
 
     A descriptor forgives what tells charts or sentences apart, and not hard recompression; these do the reverse.
     """
@@ -172,7 +191,7 @@ def _view(pictures: list[tuple[Image, Image | None]]) -> NDArray[np.uint8]:
         large = _luma(picture, LARGE)
         small = [_luma(each, SMALL) for each in (picture, picture if behind is None else behind)]
         lost = min(1.0, detail(large.astype(np.float32)))
-        blank = images.is_blank(picture) and (behind is None or images.is_blank(behind))
+        blank = is_blank(picture) and (behind is None or is_blank(behind))
         marks = np.array([round(255 * lost), blank, behind is not None], np.uint8)
         found.append(np.concatenate([*(each.ravel() for each in small), _hues(picture).ravel(), marks]))
     return np.stack(found)

@@ -17,7 +17,7 @@ Image = NDArray[np.uint8]
 
 
 class Descriptor(Part, abc.ABC):
-    """Image -> vector. Constructors only store; weights load on first use. Safe to call from several threads."""
+    """Image -> unit vector. Constructors only store; weights load on first use. Safe to call from several threads."""
 
     @property
     @abc.abstractmethod
@@ -26,13 +26,27 @@ class Descriptor(Part, abc.ABC):
 
     @abc.abstractmethod
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
-        """Vectors [n dim], float32, unit length, of `images`: n arrays uint8 [h w 3], RGB, of any size.
+        """Describe images by one vector each.
 
         An image's vector depends on that image alone, never on the others in the call.
+
+        Args:
+            images: n arrays uint8 [h w 3], RGB, of any size.
+
+        Returns:
+            float32 [n dim], unit length.
         """
 
+    @property
+    def device(self) -> str:
+        """Device of `describe`: "cpu", "cuda:0". On a device, several threads decode ahead and batches are larger."""
+        return "cpu"
+
     def fingerprint(self) -> str:
-        """What, beside the spec, decides the vectors: the sha256 of the weights, a library's version. May load them."""
+        """Whatever decides the vectors beside the spec: sha256 of the weights, a library's version, the kind of device.
+
+        May load the weights.
+        """
         return ""
 
 

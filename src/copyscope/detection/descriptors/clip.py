@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 from copyscope.errors import InputError, MissingExtra
 from copyscope.model_folders import refuse_code
 
-from . import Descriptor, Image, _onnx
+from . import Descriptor, Image, _device, _onnx
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip(Descriptor):
-    """CLIP by local folder (config.json, weights, tokenizer, preprocessor_config.json); its own preprocessing applies.
+    """CLIP image embeddings of a local model folder, by the model's own preprocessing; nothing is downloaded.
 
-    model: path of the folder, as `save_pretrained` writes it. Nothing is ever downloaded.
+    Source: Radford et al. 2021, *Learning Transferable Visual Models From Natural Language Supervision* (arXiv
+    2103.00020).
+
+    Args:
+        model: path of the folder as `save_pretrained` writes it: config.json, weights, tokenizer,
+            preprocessor_config.json.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("model",)
@@ -30,42 +35,60 @@ class Clip(Descriptor):
 
     @property
     def dim(self) -> int:
-        return int(_load(self.model)[0].config.projection_dim)
+        """Length of the joint embedding."""
+        return int(_load(self.model, _device.torch_device())[0].config.projection_dim)
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """CLIP image vectors; see `Descriptor.describe`."""
+        device = _device.torch_device()
         import torch
 
-        model, processor = _load(self.model)
-        with torch.inference_mode():
-            # One at a time: a matrix product over a batch may round an image's vector differently than alone.
-            found = [
-                _tensor(model.get_image_features(**processor.image_processor(images=[image], return_tensors="pt")))
-                for image in images
-            ]
-        return _onnx.unit(np.concatenate(found))
+        model, processor = _load(self.model, device)
+
+        def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return _tensor(model.get_image_features(pixel_values=torch.from_numpy(pixels).to(device)))
+
+        prepared = [
+            np.asarray(processor.image_processor(images=[image], return_tensors="np")["pixel_values"][0])
+            for image in images
+        ]
+        # One at a time on a processor: a matrix product over a batch may round a vector differently than alone.
+        return _onnx.unit(_device.batched(prepared, device, run))
 
     def describe_text(self, texts: list[str]) -> NDArray[np.float32]:
-        """Unit-length vectors [n dim] of texts, in the same space; longer ones are cut at the model's limit."""
+        """CLIP text vectors [n dim], unit length, in the space of the images; texts are cut at the model's limit."""
+        device = _device.torch_device()
         import torch
 
-        model, processor = _load(self.model)
+        model, processor = _load(self.model, device)
         with torch.inference_mode():
             found = [
-                _tensor(model.get_text_features(**processor.tokenizer([text], truncation=True, return_tensors="pt")))
+                _tensor(
+                    model.get_text_features(
+                        **processor.tokenizer([text], truncation=True, return_tensors="pt").to(device)
+                    )
+                )
                 for text in texts
             ]
         return _onnx.unit(np.concatenate(found))
 
+    @property
+    def device(self) -> str:
+        """Device of torch."""
+        return _device.torch_device()
+
     def fingerprint(self) -> str:
+        """Digest over the files of the model folder, and the kind of device."""
         digest = hashlib.sha256()
         for path in sorted(Path(self.model).glob("*")):
             if path.suffix in {".json", ".safetensors", ".txt"}:
                 digest.update(path.name.encode() + bytes.fromhex(_onnx.sha256(path)))
-        return digest.hexdigest()
+        return _device.with_device(digest.hexdigest(), self.device)
 
 
 @functools.cache
-def _load(folder: str) -> tuple[Any, Any]:
+def _load(folder: str, device: str) -> tuple[Any, Any]:
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError:
@@ -81,10 +104,10 @@ def _load(folder: str) -> tuple[Any, Any]:
             f"Cannot load the CLIP model in {folder}: {str(error).splitlines()[0]}.\n"
             "It must hold safetensors weights, a tokenizer and preprocessor_config.json"
         ) from None
-    return model.eval(), processor  # type: ignore[no-untyped-call]
+    return model.eval().to(device), processor  # type: ignore[no-untyped-call]
 
 
 def _tensor(output: Any) -> NDArray[np.float32]:
     """Features [1 d]; newer transformers wrap them in an output object."""
     features = getattr(output, "pooler_output", output)
-    return np.asarray(features.numpy(), dtype=np.float32)
+    return np.asarray(features.cpu().numpy(), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""pHash by the library imagehash: the sign of low DCT frequencies against their median."""
+"""Perceptual hash pHash by the library imagehash: the sign of low DCT frequencies against their median."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from . import Descriptor, Image
 
 @dataclasses.dataclass(frozen=True)
 class Phash(Descriptor):
-    """Perceptual hash of side x side bits, as +-1/sqrt(bits): inner product = 1 - 2 * hamming / bits.
+    """Perceptual hash pHash, side x side bits as +-1/sqrt(bits): inner product = 1 - 2 * hamming / bits.
 
-    side: bits a side (8 gives the usual 64-bit hash).
+    Source: Krawetz 2011, *Looks Like It*, as in the library imagehash.
+
+    Args:
+        side: bits a side, 2 or more (8 gives the usual 64-bit hash).
     """
 
     side: int = 8
@@ -26,9 +29,11 @@ class Phash(Descriptor):
 
     @property
     def dim(self) -> int:
+        """Number of bits."""
         return self.side**2
 
     def describe(self, images: list[Image]) -> NDArray[np.float32]:
+        """Bits of pHash as vectors; see `Descriptor.describe`."""
         import imagehash
         from PIL import Image as Pillow
 
@@ -38,4 +43,5 @@ class Phash(Descriptor):
         return np.where(bits, 1, -1).astype(np.float32) / np.float32(self.side)
 
     def fingerprint(self) -> str:
+        """Version of imagehash."""
         return f"imagehash {importlib.metadata.version('imagehash')}"

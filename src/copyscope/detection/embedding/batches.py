@@ -45,8 +45,13 @@ R = TypeVar("R")
 
 @dataclasses.dataclass
 class Described:
-    """What came of a piece of n rows. digests: S32 [n], of their files, b"" where it was not read. errors: by the
-    row's place in the piece. made: by work, KEY [m] and values [m dim] of the contents that were not known."""
+    """Values that a worker computed of a batch of n rows.
+
+    Attributes:
+        digests: S32 [n], of their files; b"" where a file was not read.
+        errors: place in the batch -> why the image could not be read.
+        made: of each work, KEY [m] and values [m dim] of the contents that were not known.
+    """
 
     digests: NDArray[np.bytes_]
     errors: dict[int, str]
@@ -55,8 +60,13 @@ class Described:
 
 @dataclasses.dataclass(frozen=True)
 class EmbedTask:
-    """What all workers are told: the works, how many threads do them, and by work the contents whose values its store
-    has [s]."""
+    """What all workers of a run have in common.
+
+    Attributes:
+        works: what to compute.
+        threads: how many do so in a worker.
+        known: of each work, S32 [s], the contents whose values its store has.
+    """
 
     works: list[Feature]
     threads: int
@@ -64,10 +74,15 @@ class EmbedTask:
 
 
 def split(corpus: Corpus, rows: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
-    """Pieces of `rows`, in their order: neighbours of one shard or folder, at most `size`.
+    """Split rows into batches: neighbours of one shard or folder.
 
-    A piece also ends where an id says so, by chance, every size / 2 rows or so: images that are added to a folder then
-    change the piece they fall into and none beyond.
+    A batch also ends where an id says so, by chance, every size / 2 rows or so: images that are added to a folder then
+    change the batch they fall into and none beyond.
+
+    Args:
+        corpus: whose rows.
+        rows: in their order.
+        size: rows of a batch at most.
     """
     ids, images = corpus.table["id"], corpus.table["image"]
     piece: list[int] = []
@@ -98,10 +113,23 @@ def map_batches(
     sizes: Sequence[int],
     progress: Callable[[int], None],
 ) -> Iterator[tuple[NDArray[np.intp], R | TaskFailure]]:
-    """(rows, what `function(shared, corpus of these rows)` gives) of all pieces of `rows`, as they are done.
+    """Run a function on all batches of `rows` by an engine; a batch that fails is split again.
 
-    What is Lost is cut to the next of `sizes`; only of the last it is handed on. progress: told the rows done. Raises
-    CopyscopeError where nothing can be done, as far as that can be told.
+    Args:
+        engine: who runs it.
+        function: called as `function(shared, corpus of the rows)`.
+        shared: what all calls have in common.
+        corpus: whose rows.
+        rows: in their order.
+        sizes: rows of a batch, first try to last; only a batch of the last size that fails is handed on as a
+            TaskFailure.
+        progress: called with the number of rows done.
+
+    Yields:
+        (rows, result or TaskFailure), as they are done.
+
+    Raises:
+        CopyscopeError: nothing can be done by this engine, as far as that can be told.
     """
     n_done = 0
     left = [rows]
@@ -143,8 +171,19 @@ def fill_by_engine(
     ledger: ImageStatus,
     progress: Progress | None,
 ) -> None:
-    """As `fill`, by an engine: one shard of each store a piece. What is lost is an `error` of its rows in `ledger`
-    and nothing in the store, so that the next run tries again."""
+    """Fill stores as `fill` does, by an engine: one shard of each store a batch.
+
+    An image that is lost has an `error` in `ledger` and nothing in the store, so that the next run tries again.
+
+    Args:
+        engine: who computes.
+        corpus: whose rows.
+        rows: the rows wanted.
+        works: what to compute [w].
+        stores: where the values go [w].
+        ledger: takes digests, sizes and errors.
+        progress: called with a label, the number done and the total.
+    """
     n_done = 0
 
     def tell(n: int) -> None:
@@ -169,7 +208,7 @@ def fill_by_engine(
 
 
 def describe(asked: EmbedTask, corpus: Corpus) -> Described:
-    """The images of `corpus`, by a worker."""
+    """Compute all works of the images of `corpus`, in a worker."""
     ledger, held = ImageStatus(corpus), [InMemoryCache(known) for known in asked.known]
     fill(corpus, np.arange(len(corpus)), asked.works, held, ledger, asked.threads, None)
     made = [each.made(work) for each, work in zip(held, asked.works, strict=True)]
@@ -177,7 +216,11 @@ def describe(asked: EmbedTask, corpus: Corpus) -> Described:
 
 
 class InMemoryCache:
-    """A store in memory, of what a worker computes of its piece. known: S32 [s], sorted, what need not be computed."""
+    """Store in memory for what a worker computes of its batch.
+
+    Args:
+        known: S32 [s], sorted: contents that need not be computed.
+    """
 
     folder = Path()
 

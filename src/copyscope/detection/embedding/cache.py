@@ -32,7 +32,11 @@ IN_MEMORY = 32 * 2**20
 
 
 class DamagedRows(Exception):
-    """Rows of a store are not what was written: `rows` [n]."""
+    """Rows of a store are not what was written.
+
+    Args:
+        rows: [n], which.
+    """
 
     def __init__(self, rows: NDArray[np.intp]) -> None:
         super().__init__(f"{len(rows)} rows are not what was written")
@@ -40,7 +44,13 @@ class DamagedRows(Exception):
 
 
 class ContentStore:
-    """Rows of `dim` values of one `dtype`, found by the sha256 (32 raw bytes) of the image file they came from."""
+    """Content-addressed store: rows of `dim` values, found by the sha256 (32 raw bytes) of the image file.
+
+    Args:
+        folder: of the store; made if it is not there.
+        dim: values a row.
+        dtype: of the values.
+    """
 
     def __init__(self, folder: Path, dim: int, dtype: DTypeLike) -> None:
         self.folder = folder
@@ -56,11 +66,11 @@ class ContentStore:
 
     @property
     def digests(self) -> NDArray[np.bytes_]:
-        """S32 [n], sorted: the contents whose values are here."""
+        """S32 [n], sorted: contents whose values are in the store."""
         return np.sort(self._keys["sha256"])
 
     def refresh(self) -> None:
-        """Look again at what is on disk: what other processes, and `add`, have put there."""
+        """Read the list of shards again: what other processes, and `add`, have written."""
         names = sorted(path.name.removesuffix(".keys.npy") for path in self.folder.glob("*.keys.npy"))
         if names == self._listed:
             return
@@ -115,11 +125,14 @@ class ContentStore:
         return self._keys["width"][rows], self._keys["height"][rows]
 
     def values(self, rows: NDArray[np.intp]) -> NDArray[Any]:
-        """The values of `rows` [n dim]. Beyond IN_MEMORY bytes they are mapped, from their shard where they lie in one
-        in this order, so that a corpus may outgrow the machine; such an array is not to be written to.
+        """The values of `rows` [n dim].
 
-        Raises FileNotFoundError where another process compacted a shard away since `refresh`; look again then. Raises
-        Rotten where the disk gives back other bytes than it was given; `mend` then.
+        Beyond IN_MEMORY bytes they are mapped, from their shard where they lie in one in this order, so that a corpus
+        may outgrow the machine; such an array is not to be written to.
+
+        Raises:
+            FileNotFoundError: another process compacted a shard away since `refresh`; look again then.
+            DamagedRows: the disk gives back other bytes than it was given; `mend` then.
         """
         if len(rows) * self.dim * self.dtype.itemsize <= IN_MEMORY:
             return self.take(rows, np.empty((len(rows), self.dim), self.dtype))
@@ -155,7 +168,7 @@ class ContentStore:
         return out
 
     def mend(self, rows: NDArray[np.intp]) -> None:
-        """Take out of the shards that hold `rows` whatever is not what was written; it is then to be made again."""
+        """Remove damaged values from the shards that hold `rows`; they are then computed again."""
         for shard in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist():
             name, there = self._names[shard], np.arange(self._starts[shard], self._starts[shard + 1])
             values = np.load(self._values(name), mmap_mode="r")
@@ -210,7 +223,7 @@ class ContentStore:
         return self.folder / f"{name}.values.npy"
 
     def write(self, keys: NDArray[Any], pieces: Iterable[NDArray[Any]]) -> None:
-        """As `add`, of values that come in pieces [m dim], n rows together."""
+        """Commit one shard as `add` does, of values that come in several arrays [m dim], n rows together."""
         name = uuid.uuid4().hex
         summed = np.zeros(len(keys), SUMMED)
         for field in KEY.names or ():

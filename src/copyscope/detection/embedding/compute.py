@@ -34,10 +34,25 @@ def compute(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Corpus, NDArray[np.intp], NDArray[Any]]:
-    """`work` on the given rows (None = all): the corpus with its columns filled, the readable rows [n], values [n dim].
+    """Compute one feature of images: cached by content, resumable at any moment.
 
     Files are read once in storage order; those whose content the store knows are not decoded, and those whose sha256
-    the corpus already carries are not even read. With an engine, the work must be what can be pickled.
+    the corpus already carries are not even read.
+
+    Args:
+        corpus: the images.
+        work: the feature; with an engine it must be picklable.
+        rows: which images; None = all.
+        cache: folder of the cache; None = the user's.
+        workers: threads that decode and compute; None = one a core.
+        engine: who computes; None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        (corpus with its columns filled, readable rows [n], values [n dim]).
+
+    Raises:
+        CopyscopeError: the cache changes or breaks faster than it can be read.
     """
     store = work.store(cache)
     chosen = np.arange(len(corpus)) if rows is None else np.asarray(rows, dtype=np.intp)

@@ -15,11 +15,22 @@ from copyscope.errors import CopyscopeError, ImageError
 def values_of_each(
     name: str, function: Callable[[list[Any]], NDArray[Any]], dim: int, dtype: DTypeLike, given: list[Any]
 ) -> list[NDArray[Any] | str]:
-    """Of each of the images given [n] its values [1 dim], or why it has none, in a few words that begin with `name`.
+    """Run a function on many images; an exception on one becomes the error of that image alone.
 
-    function: images [n] -> values [n dim], of each image alone. Where it raises of several, whatever that is, it is
-    called again with one at a time. Raises the CopyscopeError that it raises, but for ImageError: missing weights, say,
-    are no fault of an image.
+    Where the function raises for several images, it is called again with one at a time.
+
+    Args:
+        name: first words of an error.
+        function: images [n] -> values [n dim], of each image alone.
+        dim: values an image.
+        dtype: of the values.
+        given: the images [n].
+
+    Returns:
+        For each image its values [1 dim], or why it has none, in a few words.
+
+    Raises:
+        CopyscopeError: what the function raises, but for ImageError: missing weights are no fault of an image.
     """
     if not given:
         return []

@@ -28,12 +28,26 @@ def embed(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """Describe every readable image of `corpus`; what cannot be read gets an `error` and no vector.
+    """Describe every readable image of a corpus; an image that cannot be read gets an `error` and no vector.
 
-    corpus: a Corpus, or what `Corpus.open` takes. descriptor: a part, or the name of a protocol or a descriptor spec.
-    cache: folder of the content store (None = the user's cache). workers: threads that decode and describe (None = one
-    a core). A run killed at any moment and started again repeats at most the group of 128 images it was in and the
-    batches its workers held, and gives the same bytes.
+    A run killed at any moment and started again repeats at most the group of 128 images it was in and the batches its
+    workers held, and gives the same bytes.
+
+    Args:
+        corpus: a Corpus, or what `Corpus.open` takes.
+        descriptor: a part, the name of a protocol, or a descriptor spec.
+        cache: folder of the cache; None = the user's.
+        workers: threads that decode and describe; None = one a core.
+        engine: who describes, a spec or an Engine; None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Vectors of the readable rows, and the corpus with sha256, size and error of each row.
+
+    Raises:
+        InputError: the corpus cannot be opened, or the cache cannot be written.
+        PartError: there is no such descriptor.
+        MissingExtra: its weights are not installed.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
@@ -43,7 +57,12 @@ def embed(
 
 
 def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> Feature:
-    """What describes images. engine: who will; its workers check that their weights are the same."""
+    """Feature of a descriptor's vectors.
+
+    Args:
+        descriptor: the part.
+        engine: who will compute; its workers check that their weights are the same.
+    """
     fingerprint = descriptor.fingerprint()
     return Feature(
         name=str(descriptor).partition("(")[0].replace(":", "."),
@@ -51,14 +70,19 @@ def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> 
         dim=descriptor.dim,
         dtype=np.float32,
         function=descriptor.describe if engine is None else FingerprintCheck(descriptor, fingerprint),
+        device=descriptor.device,
     )
 
 
 def without_unreadable(described: Embeddings, work: Feature, **options: Any) -> Embeddings:
-    """The embeddings without images that cannot be read again for `work`: these have an error, as if they could never
-    be read. What the work makes of the others is kept by content, so that no step reads them for it once more.
+    """Embeddings without the images that cannot be read again for `work`; these have an error.
 
-    options: `cache`, `workers` and `progress` of `compute`.
+    The values that the work gives of the others are cached, so that no step reads them for it once more.
+
+    Args:
+        described: the embeddings.
+        work: the feature.
+        options: `cache`, `workers` and `progress` of `compute`.
     """
     filled, rows, _ = compute(described.corpus, work, rows=described.rows, **options)
     if len(rows) == len(described.rows):

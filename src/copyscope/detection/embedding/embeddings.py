@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Vectors of the readable rows of a corpus.
+    """Descriptor vectors of the readable rows of a corpus.
 
-    corpus: the corpus, its columns sha256, width, height and error now filled.
-    rows: corpus row of each vector [n]. vectors: float32 [n d], unit length, perhaps memory-mapped.
-    descriptor: the spec. fingerprint: what else decided the vectors (sha256 of the weights). cells: the vectors sorted
-    into cells, where they are too many to be searched exactly (`cells.in_cells`).
+    Args:
+        corpus: the corpus, its columns sha256, width, height and error filled.
+        rows: [n], corpus row of each vector.
+        vectors: float32 [n d], unit length, perhaps memory-mapped.
+        descriptor: the descriptor's spec.
+        fingerprint: what decided the vectors besides (sha256 of the weights).
+        cells: IVF index of the vectors, where they are too many to be searched exactly; None = they are not.
     """
 
     corpus: Corpus
@@ -47,11 +50,18 @@ class Embeddings:
 
     @property
     def n_missing(self) -> int:
-        """How many rows of the corpus could not be read."""
+        """Number of corpus rows that could not be read."""
         return len(self.corpus) - len(self.rows)
 
     def save(self, folder: str | Path) -> None:
-        """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`."""
+        """Write `vectors.npy`, `embeddings.parquet` (one row a corpus row) and, last, `embeddings.json`.
+
+        Args:
+            folder: made if it is not there.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         folder = Path(folder)
         write_file(folder / "vectors.npy", lambda path: save_array(path, self.vectors))
         write_file(folder / "embeddings.parquet", lambda path: write_parquet(self.corpus.table, path))
@@ -70,9 +80,16 @@ class Embeddings:
 
     @classmethod
     def load(cls, folder: str | Path) -> Embeddings:
-        """What `save` wrote, the vectors memory-mapped, or `sharded.write`, at a URL too.
+        """Load embeddings, the vectors memory-mapped.
 
-        Raises InputError when it is not complete.
+        Args:
+            folder: where `save` wrote them, or folder or URL where `embedding.parquet.write` did.
+
+        Returns:
+            The embeddings.
+
+        Raises:
+            InputError: they are not complete, or damaged.
         """
         if "://" in str(folder) or parquet.is_sharded(folder):
             return cls(*parquet.load(folder))

@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor, Image
+from copyscope.detection.descriptors._device import BATCH as DEVICE_BATCH
+from copyscope.detection.descriptors._device import is_gpu
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.files import cache_errors, cache_folder
 from copyscope.imaging import images
@@ -28,18 +30,27 @@ from .image_status import ImageStatus, Store
 BATCH = 8
 BATCH_BYTES, AHEAD_BYTES = 32 << 20, 128 << 20
 """Of the files in a batch (32 MiB), and in all batches that wait (128 MiB), or a single file."""
-CALL_PIXELS = 16_000_000
+CALL_PIXELS = 8_000_000
 """Images of so many pixels are described before more are decoded."""
+DECODING_AHEAD = 2
+"""Threads beside one a core where a GPU describes: one waits for it and one is next, while every core decodes."""
 CHANGED = "another file than when it was first read"
 GROUP = 16 * BATCH
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One thing to compute of images: `function` maps n images to values [n dim]; `key` names all that decides them.
+    """Something to compute of every image, with its name in the cache.
 
-    layers: `function` is given what `images.decode_layers` gives of each, not the image alone. folder: the cache that
-    keeps it, whatever cache is asked for; None = the one asked for.
+    Args:
+        name: for people, as in progress and errors.
+        key: names all that decides the values; the cache's folder.
+        dim: values an image.
+        dtype: of the values.
+        function: images [n] -> values [n dim].
+        layers: `function` gets the pair that `images.decode_layers` gives of each image, not the image alone.
+        folder: the cache that keeps it, whatever cache is asked for; None = the one asked for.
+        device: where `function` runs, as `Descriptor.device`.
     """
 
     name: str
@@ -49,9 +60,14 @@ class Feature:
     function: Callable[[list[Any]], NDArray[Any]]
     layers: bool = False
     folder: Path | None = None
+    device: str = "cpu"
 
     def store(self, cache: str | Path | None) -> ContentStore:
-        """The store that keeps this work, in the user's cache unless `cache` names another folder."""
+        """Store that keeps this feature.
+
+        Args:
+            cache: folder of the cache; None = the user's.
+        """
         root = self.folder or cache_folder(cache)
         digest = hashlib.sha256(f"{self.name}\n{self.key}\n{self.dim}".encode()).hexdigest()[:16]
         with cache_errors(root):
@@ -60,17 +76,26 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class FingerprintCheck:
-    """`descriptor.describe` on another machine, where its weights, or the library it rests on, may be other ones."""
+    """`descriptor.describe` on another machine, where weights or a library may be other ones.
+
+    Attributes:
+        descriptor: the part.
+        fingerprint: of the machine that asks.
+    """
 
     descriptor: Descriptor
     fingerprint: str
 
     def __call__(self, pictures: list[Image]) -> NDArray[np.float32]:
-        """As `Descriptor.describe`. Raises CopyscopeError where the fingerprint is another one here."""
+        """As `Descriptor.describe`.
+
+        Raises:
+            CopyscopeError: the fingerprint is another one here.
+        """
         if (here := self.descriptor.fingerprint()) != self.fingerprint:
             raise CopyscopeError(
                 f"A worker's {self.descriptor} is {here!r}, and that of the machine which asks {self.fingerprint!r}.\n"
-                "Install the same versions and weights on all machines"
+                "Install the same versions and weights on all machines, and give all the same COPYSCOPE_DEVICE"
             )
         return self.descriptor.describe(pictures)
 
@@ -106,12 +131,23 @@ def fill(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    """Read and decode each of `rows` once, and make of it what each store [w] lacks; commit group by group.
+    """Read and decode each image once, and compute of it what each store lacks; commit group by group.
 
     Errors of reading, of decoding and of the first work go into the ledger. Another work that fails on an image leaves
     it out of its store.
+
+    Args:
+        corpus: whose rows.
+        rows: the rows wanted.
+        works: what to compute [w].
+        stores: where the values go [w].
+        ledger: takes digests, sizes and errors.
+        workers: threads.
+        progress: called with a label, the number done and the total.
     """
     total, seen = len(rows), 0
+    gpu = any(is_gpu(work.device) for work in works)
+    at_once, workers = (DEVICE_BATCH, workers + DECODING_AHEAD) if gpu else (BATCH, workers)
     wrong: dict[bytes, str] = {}
     scheduled: set[bytes] = set()
 
@@ -138,7 +174,7 @@ def fill(
             batch.digests.append(digest)
             batch.contents.append(content)
             batch.lacking.append(lacking)
-            if len(batch.digests) == BATCH or batch.bytes > BATCH_BYTES:
+            if len(batch.digests) == at_once or batch.bytes > BATCH_BYTES:
                 yield batch
                 batch = _Batch([], [], [])
         if batch.digests:
@@ -176,8 +212,10 @@ def _commit(store: Store, pending: list[_Done]) -> None:
 def _parallel(
     batches: Iterable[_Batch], function: Callable[[_Batch], list[_Done]], workers: int
 ) -> Iterator[tuple[int, list[_Done]]]:
-    """(images, results) in the order of the batches, at most two a worker under way, and their files at most
-    AHEAD_BYTES."""
+    """(images, results) in the order of the batches.
+
+    At most two batches a worker are under way, and their files hold at most AHEAD_BYTES.
+    """
     with ThreadPoolExecutor(workers) as pool:
         under_way: deque[tuple[_Batch, int, Future[list[_Done]]]] = deque()
         held = 0
@@ -205,6 +243,11 @@ def _describe(batch: _Batch, works: Sequence[Feature]) -> list[_Done]:
     waiting: list[tuple[bytes, list[int], list[Any]]] = []
 
     def call() -> None:
+        with images.shared(layers[0] for *_, layers in waiting):
+            compute()
+        waiting.clear()
+
+    def compute() -> None:
         for at, work in enumerate(works):
             mine = [(digest, layers) for digest, lacking, layers in waiting if at in lacking]
             given = [tuple(layers) if work.layers else layers[0] for _, layers in mine]
@@ -215,7 +258,6 @@ def _describe(batch: _Batch, works: Sequence[Feature]) -> list[_Done]:
                 else:
                     keys[at].append((digest, layers[0].shape[1], layers[0].shape[0]))
                     values[at].append(value)
-        waiting.clear()
 
     with contextlib.ExitStack() as turn:
         for digest, content, lacking in zip(batch.digests, batch.contents, batch.lacking, strict=True):

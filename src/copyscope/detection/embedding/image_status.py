@@ -16,18 +16,25 @@ PIECE = 65536
 
 
 class Store(Protocol):
-    """Where `fill` looks up and puts values: a ContentStore, or what stands in for one elsewhere."""
+    """Store that `fill` looks up and puts values in: a ContentStore, or a stand-in elsewhere."""
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """Folder of the store, for messages."""
 
-    def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]: ...
+    def find(self, digests: NDArray[np.bytes_]) -> NDArray[np.intp]:
+        """Row of each digest [n]; -1 where the store does not have it."""
 
-    def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None: ...
+    def add(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Add keys [n] of dtype KEY and values [n dim]."""
 
 
 class ImageStatus:
-    """What is known of each corpus row while its images are read."""
+    """Digests, sizes and errors of the rows of a corpus, while its images are read.
+
+    Args:
+        corpus: what is known so far.
+    """
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -45,16 +52,18 @@ class ImageStatus:
         )
 
     def failed(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Which of `rows` could not be read, bool [n]."""
         return np.isin(rows, np.fromiter(self.errors, np.intp, len(self.errors)))
 
     def places(self, store: Store, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Where the store has the images of `rows` [n], -1 where it has not."""
+        """Row in the store of the images of `rows` [n]; -1 where the store has none."""
         places = np.empty(len(rows), np.intp)
         for start in range(0, len(rows), PIECE):
             places[start : start + PIECE] = store.find(self.digests[rows[start : start + PIECE]])
         return places
 
     def filled(self) -> Corpus:
+        """The corpus with columns sha256, width, height and error filled."""
         corpus = self.corpus
         if self.any_new:
             corpus = corpus.with_column("sha256", self._pieces(lambda row: _hex(self.digests[row])))

@@ -59,8 +59,16 @@ _OURS = re.compile(r"(part|some|lost|removed)-[0-9a-f]{32}(-\d+)?\.parquet")
 
 @dataclasses.dataclass(frozen=True)
 class EmbedTask:
-    """What all workers are told. made: parts that the last manifest names, with their entries. some: by DIGEST, the
-    name of the part of which most could be read."""
+    """What all workers have in common.
+
+    Attributes:
+        out: folder or URL of the parts.
+        descriptor: the part.
+        fingerprint: of its weights.
+        threads: of a worker.
+        made: parts that the last manifest names, with their entries.
+        some: by DIGEST, the name of the part of which most could be read.
+    """
 
     out: str
     descriptor: Descriptor
@@ -79,11 +87,22 @@ def write(
     without: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], removals.Removed | None]:
-    """Describe `corpus` by an engine into the folder or URL `out`: the manifest, and what became of the removal list.
+    """Embed a corpus by an engine, as Parquet parts in a folder or object store.
 
-    without: path or URL of a removal list. Its images are left out by the manifest, so that the list may change without
-    making parts again; their rows stay in the parts. Raises InputError where nothing can be written, or `out` holds
-    other results.
+    Args:
+        corpus: a Corpus, or what `Corpus.open` takes.
+        out: folder or URL; parts that are there and whole are not made again.
+        descriptor: a part, the name of a protocol, or a descriptor spec.
+        engine: who describes, a spec or an Engine.
+        without: path or URL of a removal list. Its images are left out by the manifest, so that the list may change
+            without making parts again; their rows stay in the parts. None = no list.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        (manifest, what became of the removal list or None).
+
+    Raises:
+        InputError: nothing can be written, or `out` holds other results.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     descriptor = protocol(descriptor).load() if isinstance(descriptor, str) else descriptor
@@ -133,7 +152,11 @@ def write(
 
 
 def make(asked: EmbedTask, corpus: Corpus) -> dict[str, Any]:
-    """The part of these rows, by a worker: its entry in the manifest. One that is there and whole is not made again."""
+    """Make one part in a worker, unless it is there and whole.
+
+    Returns:
+        Its entry in the manifest.
+    """
     digest, out = _digest(asked, corpus), asked.out
     name, some = f"part-{digest}.parquet", asked.some.get(digest)
     if name in asked.made and _size(out, name) == asked.made[name]["bytes"]:
@@ -178,16 +201,21 @@ def _describe(asked: EmbedTask, corpus: Corpus, rows: NDArray[np.intp], vectors:
 
 
 def is_sharded(out: str | Path) -> bool:
-    """Whether there is a manifest of `write` in a folder or at a URL."""
+    """Whether a folder or URL has a manifest of `write`."""
     return (_manifest(os.fspath(out)) or {}).get("schema") == SCHEMA
 
 
 def load(out: str | Path) -> tuple[Corpus, NDArray[np.intp], NDArray[np.float32], str, str]:
-    """The fields of the `Embeddings` that `write` wrote, without the images it was told to leave out.
+    """Load embeddings that `write` wrote, without the images on its removal list; vectors beyond 32 MiB are mapped.
 
-    Vectors beyond 32 MiB are in a mapped file.
+    Args:
+        out: folder or URL.
 
-    Raises InputError where there is no manifest, or a part is not what it says.
+    Returns:
+        The first five fields of `Embeddings`.
+
+    Raises:
+        InputError: there is no manifest, or a part is not what it says.
     """
     out = os.fspath(out)
     manifest = _manifest(out)
@@ -262,7 +290,7 @@ def _stamp(storage: Storage, path: str) -> list[str]:
 
 
 def _table(corpus: Corpus, vectors: NDArray[np.float32], why: str | None) -> pa.Table:
-    """Rows of a part, with their vectors [n d]. why: nothing of them was described."""
+    """Rows of a part, with their vectors [n d]; `why` nothing of them was described, or None."""
     if why is not None:
         corpus = corpus.with_column("error", [f"not described: {why}"] * len(corpus))
     missing = corpus.table["error"].is_valid().combine_chunks()

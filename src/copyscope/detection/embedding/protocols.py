@@ -14,10 +14,14 @@ from copyscope.errors import MissingExtra, PartError
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a number was made.
+    """A named way to make similarities comparable.
 
-    descriptor: the part's spec, preprocessing included. threshold: similarity above which the literature says
-    "replication". duplicates: similarity from which two training images are near-duplicates.
+    Attributes:
+        name: of the protocol.
+        descriptor: the part's spec, preprocessing included.
+        threshold: similarity above which the literature says "replication".
+        duplicates: similarity from which two training images are near-duplicates.
+        about: one sentence.
     """
 
     name: str
@@ -27,7 +31,7 @@ class Protocol:
     about: str
 
     def load(self) -> Descriptor:
-        """The descriptor."""
+        """Load the descriptor."""
         part: Descriptor = parts.load("descriptors", self.descriptor)
         return part
 
@@ -69,9 +73,10 @@ PROTOCOLS = {
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of that name, or an unnamed one made of a descriptor spec such as "phash" or "sscd(size=320)".
+    """Protocol of a name, or an unnamed one of a descriptor spec such as "phash" or "sscd(size=320)".
 
-    Raises PartError when it is neither.
+    Raises:
+        PartError: it is neither.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -88,10 +93,17 @@ def protocol(name: str) -> Protocol:
 
 
 def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """The protocols and the parts of every shelf, or of one: {shelf: [{name, spec, about}]}.
+    """List the protocols and the parts of every shelf.
 
-    A mitigation has besides: `door`, the name of its base class; `stages`, where it acts; `needs`. A signal has
-    `needs`. Raises PartError when there is no such shelf.
+    Args:
+        shelf: only this one; None = all.
+
+    Returns:
+        {shelf: [{name, spec, about}]}. A mitigation has besides: `door`, the name of its base class; `stages`, where it
+        acts; `needs`. A signal has `needs`.
+
+    Raises:
+        PartError: there is no such shelf.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name in [shelf] if shelf else ["protocols", *parts.SHELVES]:

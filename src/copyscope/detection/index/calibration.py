@@ -47,8 +47,25 @@ def calibrate(
     seed: int,
     options: dict[str, Any],
 ) -> None:
-    """Score held-out images without look-alikes, or a sample of the training set against those outside their own
-    near-duplicate group, as pictures are matched; write scores and looks and name them in the manifest."""
+    """Score the calibration images of a new index, and name scores and features in the manifest.
+
+    Held-out images without look-alikes, or a sample of the training set against those outside their own near-duplicate
+    group, are matched as pictures are.
+
+    Args:
+        folder: of the index.
+        state: of the index, all segments written.
+        train: the training images.
+        held: held-out images; None = the training images stand in.
+        groups: near-duplicate groups of the training images; None with held-out images.
+        descriptor: what describes them.
+        verify: the pixel comparison.
+        seed: of the sample.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Raises:
+        InputError: no held-out image is left.
+    """
     name = files.new_name()
     own, removed, n_blank = None, 0, 0
     written: dict[str, Any] = {}
@@ -103,9 +120,16 @@ def calibrate(
 
 
 def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
-    """Raise the scores to what the last segment, of the images `added`, gives; take out what now has a look-alike.
+    """Raise the calibration scores after images were added; take out calibration images that now have a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
+
+    Args:
+        folder: of the index.
+        state: of the index, the new segment last.
+        added: images of the new segment.
+        verify: the pixel comparison.
+        options: `cache`, `workers` and `progress` of `embed`.
     """
     kept = state.manifest["calibration"]
     name = kept["looks"]
@@ -141,7 +165,7 @@ def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: V
 
 
 def forget(folder: Path, state: IndexSnapshot) -> None:
-    """Write what the p-values rest on again without the images that were removed, where any was, and name it.
+    """Rewrite the calibration without images that were removed from the index, where any was.
 
     Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
     count no more, and go too: one may have been the same file.

@@ -17,16 +17,23 @@ from .segments import IndexSnapshot
 
 
 class IndexDecisions:
-    """The decisions, and which rows of the index they name, looked up once for each state. Safe to use from many
-    threads."""
+    """The decisions, and which rows of the index they name, looked up once for each state.
+
+    Safe to use from many threads.
+    """
 
     def __init__(self, decisions: Decisions) -> None:
         self.decisions = decisions
         self._known: tuple[Any, Places] = None, {}
 
     def excuse(self, state: IndexSnapshot, mine: Places, honoured: Honoured | None = None) -> Excused:
-        """Why a picture and a row are no match; "" where they are one. mine: places of the pictures, none of pictures
-        without files. honoured: counts what was excused."""
+        """Why a picture and a row are no match; "" where they are one.
+
+        Args:
+            state: of the index.
+            mine: places of the pictures; none of pictures without files.
+            honoured: counts what was excused; None = nobody asks.
+        """
         said = self.decisions.between(mine, self._rows(state))
         done = honoured if honoured is not None else Honoured()
         done.found |= said.found

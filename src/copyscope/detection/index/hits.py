@@ -35,11 +35,17 @@ ROUNDED = 0.998
 class Hit:
     """A training image that a picture, or a part of it, is like.
 
-    score: descriptor similarity. verified: pixel score; combined: both as one, as in an audit; p_value: conformal, how
-    often a real image that is no copy scores as high. The three are None where the second look was not taken. box: what
-    part of the picture, as x, y, width, height in shares of it; source_box: what part of the training image; None =
-    the whole. caption: the training image's first. identical: it is the picture itself (the same file, the same pixels,
-    or both scores 1 to within rounding): a copy, whatever the p-value; never so for a part or a mirror image.
+    Args:
+        id: of the training image.
+        score: descriptor similarity, in [-1, 1].
+        verified: pixel score in [-1, 1]; None where the candidate was not re-ranked.
+        combined: both as one, as in an audit; None likewise.
+        p_value: conformal: how often a real image that is no copy scores as high; None likewise.
+        box: part of the picture, as x, y, width, height in shares of it; None = the whole.
+        source_box: part of the training image, likewise.
+        caption: the training image's first caption; None where it has none.
+        identical: it is the picture itself (the same file, the same pixels, or both scores 1 to within rounding): a
+            copy, whatever the p-value; never so for a part or a mirror image.
     """
 
     id: str
@@ -62,7 +68,12 @@ TABLE = pa.schema(
 
 
 def is_copy(hits: Sequence[Hit], level: float) -> bool:
-    """Whether a picture with these hits is a copy: it is its first match itself, or the p-value is at most `level`."""
+    """Whether a picture is a copy: it is its first match itself, or the p-value is at most `level`.
+
+    Args:
+        hits: of the picture, best first.
+        level: largest p-value of a copy, 0..1.
+    """
     return bool(hits) and (hits[0].identical or (hits[0].p_value is not None and hits[0].p_value <= level))
 
 
@@ -73,7 +84,12 @@ def is_rounded(hit: Hit) -> bool:
 
 
 def table(ids: Sequence[str], answers: Sequence[list[Hit]]) -> pa.Table:
-    """One row a hit of the pictures `ids`: query_id, reference_id, rank (from 1), then the fields of a Hit."""
+    """Table of hits: query_id, reference_id, rank (from 1), then the fields of a Hit.
+
+    Args:
+        ids: of the pictures [n].
+        answers: hits of each picture [n].
+    """
     rows = [
         {"query_id": each, "reference_id": hit.id, "rank": rank}
         | {name: value for name, value in dataclasses.asdict(hit).items() if name != "id"}
@@ -93,10 +109,20 @@ def answers(
     digests: Sequence[str | None] | None = None,
     excused: Excused | None = None,
 ) -> list[list[Hit]]:
-    """The hits of each picture [n]; none for those that are blank [n].
+    """Hits of pictures whose features are known; none for those that are blank.
 
-    settings: `exact`, `workers` and `progress` of `Index.match`. digests: sha256 (hex) of the file of each picture [n];
-    None where there are no files. excused: why a picture and a row are no match, "" where they are one; None = all are.
+    Args:
+        looks: features of the pictures [n].
+        state: of the index.
+        k: hits a picture.
+        local: look at windows too.
+        settings: `exact`, `workers` and `progress` of `Index.match`.
+        blank: bool [n].
+        digests: sha256 (hex) of the file of each picture [n]; None where there are no files.
+        excused: why a picture and a row are no match, "" where they are one; None = all are.
+
+    Raises:
+        InputError: k is below 1.
     """
     if k < 1:
         raise InputError(f"k must be at least 1, not {k}")
@@ -122,8 +148,10 @@ def answers(
 def _identical(
     found: Candidates, looks: QueryFeatures, state: IndexSnapshot, digests: Sequence[str | None] | None
 ) -> NDArray[np.bool_]:
-    """Which candidates [n c] are the picture itself: by both scores, by equal thumbnails where vectors are rounded, or
-    by the digest of the file."""
+    """Which candidates [n c] are the picture itself.
+
+    By both scores, by equal thumbnails where vectors are rounded, or by the digest of the file.
+    """
     wholes = (found.box == WHOLE).all(axis=2) & (found.source_box == WHOLE).all(axis=2) & (found.row >= 0)
     near = wholes & (found.score >= SAME_TO_ROUNDING)
     same = near & is_identical(found.score, found.verified)
@@ -149,7 +177,17 @@ def _hits(
     local: bool,
     same: NDArray[np.bool_],
 ) -> list[Hit]:
-    """The chosen candidates of a picture; said: id and caption of a row; same: which are the picture itself [c]."""
+    """Hits of a picture.
+
+    Args:
+        found: candidates of all pictures.
+        picture: its place.
+        chosen: its candidates that are hits, best first.
+        said: row -> id and caption.
+        kept: calibration scores.
+        local: windows were looked at.
+        same: bool [c], candidates that are the picture itself.
+    """
     hits = []
     for at in chosen:
         combined = float(found.combined[picture, at])

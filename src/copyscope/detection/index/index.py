@@ -1,7 +1,7 @@
 """Index: build, add, remove, compact and look up.
 
-Descriptors, small pictures for the second look, ids and the calibration are all in the index: the images themselves are
-not needed again. Images are added and removed; readers go on meanwhile. How it lies on disk is told in index_files.py.
+Vectors, thumbnails for re-ranking, ids and the calibration are all in the index: the images themselves are not needed
+again. Images are added and removed; readers go on meanwhile. `manifest` tells how it lies on disk.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
 from copyscope.detection.dedup.groups import duplicates, pixels_work
 from copyscope.detection.descriptors import Descriptor
+from copyscope.detection.descriptors._device import option
 from copyscope.detection.embedding.compute import compute_ahead
 from copyscope.detection.embedding.embed import embed, vectors_work, without_unreadable
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -38,6 +39,7 @@ from copyscope.detection.search.quantized import checked
 from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, file_lock
 from copyscope.trust import check_spec
@@ -53,7 +55,10 @@ COMPACT_ABOVE = 32
 
 
 class Index:
-    """An index on disk. Many processes may read it while one at a time changes it; safe to call from many threads."""
+    """Index of a training set on disk, made by `build` and `open`.
+
+    Many processes may read it while one at a time changes it; safe to call from many threads.
+    """
 
     def __init__(
         self, folder: Path, state: IndexSnapshot, trust_parts: bool = False, decisions: Decisions | None = None
@@ -81,15 +86,27 @@ class Index:
         engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> Index:
-        """Describe the training images and write the index into the folder `out`; blank ones are counted and left out.
+        """Describe training images and write the index; blank ones are counted and left out.
 
         A transparent image has several rows, over other backgrounds too, whose ids end with `backgrounds.SUFFIX`.
-        held_out: real images of the same kind, not trained on, that p-values rest on; without them a sample of the
-        training set against the rest stands in. crops: describe the windows of the training images too, ten times the
-        size, so that a picture is found that shows a quarter of one. precision: `float32`, `float16` or `int8`, in
-        which vectors are kept; scores are moved by less than they tell apart (docs/index.md). engine:
-        describes the training images whole, not their windows. The rest as in `audit`. Raises InputError where `out`
-        holds an index, or no image can be read.
+
+        Args:
+            train: a Corpus or what `Corpus.open` takes.
+            out: folder to write.
+            protocol: a name in `PROTOCOLS` or a descriptor spec.
+            held_out: real images, not trained on, that p-values rest on; None = a sample of the training set stands in.
+            crops: describe windows of the training images too, ten times the size, to find pictures of a quarter of
+                one.
+            precision: of the vectors: float32, float16 or int8; scores move by less than they tell apart
+                (docs/index.md).
+            seed: of the samples.
+            cache: folder of the cache; None = the user's.
+            workers: threads; None = one a core.
+            engine: describes the training images whole, not their windows; None = this process.
+            progress: called with a label, the number done and the total.
+
+        Raises:
+            InputError: `out` holds an index, or no image can be read.
         """
         folder, rules, precision = Path(out), named_protocol(protocol), checked(precision)
         _refuse_foreign(folder)
@@ -139,15 +156,17 @@ class Index:
     def open(
         cls, folder: str | Path, *, trust_parts: bool = False, decisions: str | Path | Decisions | None = None
     ) -> Index:
-        """The index in `folder`, its files mapped.
+        """Open the index in a folder, its files memory-mapped.
 
-        decisions: what people decided, a file of `copyscope decide`: no hit is a pair that is "different" or "ignore",
-        or a licensed image. A picture without a file is known by none of them.
+        Args:
+            folder: of the index.
+            trust_parts: load whatever descriptor the index names, which may run code of its maker; else the first
+                look-up raises PartError where it is none of the shelf, or has weights by path.
+            decisions: what people decided, a file of `copyscope decide`; None = nothing. No hit is a pair that is
+                "different" or "ignore", or a licensed image. A picture without a file is known by none of them.
 
-        trust_parts: load the descriptor that the index names, whatever it is; else one of the shelf alone, without
-        weights by path, and the first look-up raises PartError where it is another: that would run code of whoever
-        made the index. Raises InputError where there is none, and where its manifest is not what its own checksum says
-        or a file is missing or not of its length; `check` looks at every byte.
+        Raises:
+            InputError: there is none, or a file is missing, damaged or not of its length; `check` looks at every byte.
         """
         decided = Decisions.read(decisions) if decisions is not None else None
         return cls(Path(folder), load(Path(folder)), trust_parts, decided)
@@ -166,11 +185,11 @@ class Index:
 
     @property
     def sha256(self) -> list[str | None]:
-        """sha256 (hex) of the file of each training image, in the order of `ids`."""
+        """Digest sha256 (hex) of the file of each training image, in the order of `ids`."""
         return self._fresh().column("sha256")
 
     def summary(self) -> dict[str, Any]:
-        """What the index is, as plain values; docs/json.md has its keys."""
+        """Summary of the index as plain values; docs/json.md has its keys."""
         state = self._fresh()
         keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
         kept = state.manifest["calibration"]
@@ -187,7 +206,7 @@ class Index:
         }
 
     def refresh(self) -> Index:
-        """Look again at what is on disk. Every call does so by itself; returns the index."""
+        """Look again at what is on disk, and return the index. Every call does so by itself."""
         self._state = load(self.folder)
         return self
 
@@ -202,13 +221,25 @@ class Index:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> list[list[Hit]]:
-        """The k training images that each picture is most like, highest combined score first.
+        """Find the k training images that each picture is most like, highest combined score first.
 
-        pictures: arrays uint8 [h w 3], one or several, or anything `Corpus.open` takes; then there is one list a row,
-        which is empty where the image cannot be read. The list of a blank picture (`images.is_blank`), which copies
-        nothing, is empty too. An image that is the picture itself comes first. local: look at windows of the pictures
-        too, ten times the work. exact: True searches exactly, False by sign bits first, None whichever is faster.
-        cache, workers: as in `embed`.
+        An image that is the picture itself comes before all. Blank pictures (`imaging.blank.is_blank`) and unreadable
+        ones have no hits.
+
+        Args:
+            pictures: arrays uint8 [h w 3], one or several, or anything `Corpus.open` takes, one list a row.
+            k: images a picture, 1 or more.
+            local: look at windows of the pictures too, ten times the work.
+            exact: True searches exactly, False by sign bits first, None whichever is faster.
+            cache: folder of the cache; None = the user's.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
+
+        Returns:
+            The hits of each picture.
+
+        Raises:
+            PartError: the index names a descriptor that is loaded only if it is trusted.
         """
         settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
         if isinstance(pictures, (str, Path, Corpus)):
@@ -218,7 +249,7 @@ class Index:
         if not given:
             return []
         looks = extract(given, self._descriptor(state), Verify(), local)
-        blank = np.array([images.is_blank(picture) for picture in given], bool)
+        blank = np.array([is_blank(picture) for picture in given], bool)
         excused = self.decided.excuse(state, {}) if self.decided else None
         return answers(looks, state, k, local, settings, blank, excused=excused)
 
@@ -234,9 +265,21 @@ class Index:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Corpus, list[list[Hit]]]:
-        """The corpus, its columns filled, so that `error` says why a row has no hits; and the hits, as in `match`.
+        """Match a corpus as `match`, and tell why a row has no hits.
 
-        A row that has neither is blank, where anything is in the index. honoured: is filled with what decisions did."""
+        Args:
+            corpus: the pictures.
+            k: as in `match`.
+            local: as in `match`.
+            exact: as in `match`.
+            honoured: is filled with what decisions did; None = nobody asks.
+            cache: as in `match`.
+            workers: as in `match`.
+            progress: as in `match`.
+
+        Returns:
+            The corpus with `error` filled, and the hits; a row with neither is blank, where anything is in the index.
+        """
         state = self._fresh()
         options: dict[str, Any] = {"workers": workers, "progress": progress}
         filled, rows, looks = extract_from(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
@@ -253,8 +296,13 @@ class Index:
         return filled, found
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:
-        """What the index has to show of the training images of these ids: the middle square of each, uint8 [32 32 3],
-        and the width and height of the image in pixels. Ids that are not there are left out.
+        """Thumbnails of training images.
+
+        Args:
+            ids: of the images; those that are not in the index are left out.
+
+        Returns:
+            id -> the middle square, uint8 [32 32 3], and width and height of the image in pixels.
         """
         state = self._fresh()
         rows, _ = state.find(pa.array(ids, pa.string()))
@@ -273,10 +321,20 @@ class Index:
         engine: Engine | str | None = None,
         progress: Progress | None = None,
     ) -> int:
-        """Add images, whose ids must be new; returns how many, without blank ones. Waits for another writer. The
-        calibration follows. engine: as in `build`.
+        """Add training images; the calibration follows. Waits for another writer.
 
-        Raises InputError where an id is there already, or no image can be read.
+        Args:
+            train: images whose ids are new; a Corpus or what `Corpus.open` takes.
+            cache: as in `build`.
+            workers: as in `build`.
+            engine: as in `build`.
+            progress: as in `build`.
+
+        Returns:
+            How many were added, without blank ones.
+
+        Raises:
+            InputError: an id is there already, or no image can be read.
         """
         options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
@@ -308,10 +366,16 @@ class Index:
         return len(np.unique(source))
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Take images out by their ids, so that none is found; returns how many. The p-values stay valid, if a little
-        large. What the files hold of them (vectors, small pictures, ids, digests) stays until `compact`.
+        """Remove training images, so that none is found. The p-values stay valid, if a little large.
 
-        Raises InputError where an id is not in the index.
+        Args:
+            ids: of the images; their vectors and thumbnails stay in the files until `compact`.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            InputError: an id is not in the index.
         """
         with file_lock(self.folder / ".lock"):
             state = load(self.folder)
@@ -332,8 +396,7 @@ class Index:
         return len(wanted)
 
     def compact(self) -> None:
-        """Make one segment of all, without any byte of what was removed, also where a removed image calibrated; readers
-        go on with what they have."""
+        """Make one segment of all, without any byte of removed images; readers go on with what they have."""
         with file_lock(self.folder / ".lock"):
             state = load(self.folder)
             _merge(self.folder, state)
@@ -341,7 +404,14 @@ class Index:
         self.refresh()
 
     def check(self, progress: Progress | None = None) -> None:
-        """That every byte is what was written. Raises InputError that names the first file which is not."""
+        """Check that every byte of the index is what was written.
+
+        Args:
+            progress: called with a label, the MiB done and the total.
+
+        Raises:
+            InputError: names the first file which is not.
+        """
 
         def tell(done: int, total: int) -> None:
             if progress:
@@ -356,13 +426,20 @@ class Index:
         return self._state
 
     def _descriptor(self, state: IndexSnapshot) -> Descriptor:
-        """The descriptor of the index. Raises InputError where its weights are not those that made it, PartError where
-        it is code that the caller does not trust."""
+        """The descriptor of the index, checked: its weights must be those that made the index, and code trusted."""
         if not self._trust_parts:
             check_spec("descriptors", state.manifest["protocol"], f"The index {self.folder}")
         rules: Protocol = named_protocol(state.manifest["protocol"])
         descriptor = rules.load()
-        if (str(descriptor), descriptor.fingerprint()) != (state.manifest["descriptor"], state.manifest["fingerprint"]):
+        theirs, ours = state.manifest["fingerprint"], descriptor.fingerprint()
+        if str(descriptor) == state.manifest["descriptor"] and theirs.partition(" on ")[0] == ours.partition(" on ")[0]:
+            made_on, here = (each.partition(" on ")[2] or "cpu" for each in (theirs, ours))
+            if made_on != here:
+                raise InputError(
+                    f"The index {self.folder} was made on {made_on}; {descriptor} would run on {here}, where scores "
+                    f"differ.\nGive {option(made_on)}, or build the index again on {here}"
+                )
+        elif (str(descriptor), ours) != (state.manifest["descriptor"], theirs):
             raise InputError(
                 f"The index {self.folder} was made by {state.manifest['descriptor']} with other weights or another "
                 "version.\nBuild the index again"
@@ -379,8 +456,7 @@ def _merge(folder: Path, state: IndexSnapshot) -> None:
 def _later(
     descriptor: Descriptor, verify: Verify, crops: bool, held_out: bool, engine: Engine | str | None
 ) -> list[Feature]:
-    """What will be asked of training images once they are described. held_out: by the calibration on held-out images;
-    else by that on the training images."""
+    """Features that the windows and the calibration, on `held_out` images or the training images, will ask for."""
     windows = [window_work(descriptor), window_thumbnails_work(verify)] if crops and engine is None else []
     return [*windows, vectors_work(parts.load("descriptors", "pdq"), engine) if held_out else pixels_work()]
 
@@ -392,8 +468,7 @@ def _described(
     engine: Engine | str | None,
     also: Sequence[Feature],
 ) -> tuple[Embeddings, NDArray[np.int64], int, int]:
-    """The readable images that show something, transparent ones over several backgrounds; which image each of these
-    rows shows; how many images cannot be read, and how many are blank. also: what else will be asked of the images."""
+    """Embed images that show something: embeddings, image of each row, numbers of unreadable and of blank ones."""
     corpus = _corpus(train)
     works = [vectors_work(descriptor, engine), Verify().work(), transparency_work(), *also]
     every = embed(compute_ahead(corpus, works, engine=engine, **options), descriptor, **options)

@@ -51,7 +51,12 @@ class Damaged(InputError):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the index in `folder`. Raises InputError where there is none, Damaged where it was changed."""
+    """Read the manifest of the index in `folder`.
+
+    Raises:
+        InputError: there is no index.
+        Damaged: the manifest was changed.
+    """
     try:
         text = read_bytes(folder / MANIFEST, MAX_JSON_BYTES)
     except FileNotFoundError:
@@ -111,7 +116,7 @@ def _is_name(value: Any) -> bool:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Put the manifest in place of the one before, then take away every file that it does not name."""
+    """Replace the manifest, then remove every file that it does not name."""
     whole = manifest | {"digest": digest_of(manifest)}
     text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
@@ -119,7 +124,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def remove_stale(folder: Path, named: Iterable[str] = ()) -> None:
-    """Take away every file of ours but those that are `named`: the rest of a writer that was killed."""
+    """Remove every file of an index but those `named`: the rest of a writer that was killed."""
     kept = {".lock", *named}
     for path in folder.iterdir():
         if OURS.fullmatch(path.name) and path.name not in kept:
@@ -133,15 +138,24 @@ def digest_of(manifest: dict[str, Any]) -> str:
 
 
 def new_name() -> str:
-    """A name that no file has."""
+    """New name that no file has."""
     return uuid.uuid4().hex[:16]
 
 
 def write_array(
     folder: Path, name: str, *arrays: NDArray[Any], keep: Sequence[NDArray[np.bool_]] | None = None
 ) -> dict[str, Any]:
-    """Write arrays [n ...], or the rows of each that `keep` says, one after the other as `NAME.npy`; its entry in the
-    manifest. A few rows at a time are in memory."""
+    """Write arrays one after the other as `NAME.npy`, a few rows at a time in memory.
+
+    Args:
+        folder: of the index.
+        name: of the file, without suffix.
+        arrays: [n ...] each.
+        keep: bool [n] for each array, the rows to write; None = all.
+
+    Returns:
+        The file's entry in the manifest.
+    """
     kept = keep or [np.ones(len(array), bool) for array in arrays]
 
     def pieces() -> Iterator[tuple[NDArray[Any]]]:
@@ -161,9 +175,17 @@ def write_arrays(
     pieces: Iterable[tuple[NDArray[Any], ...]],
     like: tuple[NDArray[Any], ...],
 ) -> dict[str, Any]:
-    """Write several arrays of n rows side by side, each a `NAME.npy`; their entries in the manifest.
+    """Write several arrays of n rows side by side, each as `NAME.npy`; nothing is held in memory.
 
-    pieces: of each array some rows, as they come; nothing is held. like: arrays of no rows, of the same kinds.
+    Args:
+        folder: of the index.
+        names: of the files, without suffix.
+        n: rows.
+        pieces: of each array some rows, as they come.
+        like: arrays of no rows, of the same kinds.
+
+    Returns:
+        The files' entries in the manifest.
     """
     entries: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -212,12 +234,12 @@ def _growing(folder: Path, name: str, entries: dict[str, Any]) -> Iterator[_Summ
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
-    """Write `NAME.parquet`; its entry in the manifest."""
+    """Write `NAME.parquet`, and return its entry in the manifest."""
     return write_with(folder, f"{name}.parquet", lambda file: write_parquet(table, file))
 
 
 def write_with(folder: Path, file: str, write: Callable[[Any], object]) -> dict[str, Any]:
-    """Write a file by a function of it, opened; its entry in the manifest."""
+    """Write a file by a function that gets it opened, and return its entry in the manifest."""
     write_file(folder / file, lambda path: _filled(path, write))
     return {file: {"bytes": (folder / file).stat().st_size, "sha256": sha256(folder / file)}}
 
@@ -234,7 +256,12 @@ def sha256(path: Path) -> str:
 
 
 def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
-    """That every file is there in its full length. Raises FileNotFoundError, or Damaged where it is cut short."""
+    """Check that every file is there in its full length.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        Damaged: a file is cut short.
+    """
     for file, entry in manifest["files"].items():
         size = (folder / file).stat().st_size
         if size != entry["bytes"]:
@@ -242,7 +269,17 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_sums(folder: Path, manifest: dict[str, Any], progress: Callable[[int, int], object]) -> None:
-    """That every byte of every file is what was written. Raises FileNotFoundError or Damaged for the first."""
+    """Check that every byte of every file is what was written.
+
+    Args:
+        folder: of the index.
+        manifest: names the files.
+        progress: called with the number of bytes done and the total.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        Damaged: a file was changed; the message names the first.
+    """
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     done = 0
     for file, entry in manifest["files"].items():
@@ -253,7 +290,12 @@ def check_sums(folder: Path, manifest: dict[str, Any], progress: Callable[[int, 
 
 
 def map_array(folder: Path, name: str) -> NDArray[Any]:
-    """`NAME.npy`, mapped. Raises FileNotFoundError, or Damaged where it is no such file."""
+    """Memory-map `NAME.npy`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is no such file.
+    """
     try:
         array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
     except (ValueError, EOFError) as error:
@@ -263,7 +305,11 @@ def map_array(folder: Path, name: str) -> NDArray[Any]:
 
 
 def hold(folder: Path, name: str) -> pa.MemoryMappedFile:
-    """`NAME.parquet`, which is open from now on, so that a writer cannot take it away."""
+    """Keep `NAME.parquet` open from now on, so that a writer cannot take it away.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     try:
         return pa.memory_map(str(folder / f"{name}.parquet"))
     except FileNotFoundError:
@@ -273,7 +319,12 @@ def hold(folder: Path, name: str) -> pa.MemoryMappedFile:
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """`NAME.parquet`. Raises FileNotFoundError, or Damaged where it is no such file."""
+    """Read `NAME.parquet`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is no such file.
+    """
     held = hold(folder, name)
     with as_corruption_error(folder, f"{name}.parquet"):
         return table_in(held)
@@ -281,7 +332,11 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 @contextlib.contextmanager
 def as_corruption_error(folder: Path, file: str) -> Iterator[None]:
-    """What cannot be read of a table is said as damage to its file."""
+    """Turn errors of reading a table into one that names the damaged file.
+
+    Raises:
+        Damaged: in the block the table could not be read.
+    """
     try:
         yield
     except (OSError, ParquetBomb, pa.ArrowException) as error:
@@ -289,12 +344,12 @@ def as_corruption_error(folder: Path, file: str) -> Iterator[None]:
 
 
 def damaged(folder: Path, file: str, what: str) -> Damaged:
-    """What to say of a damaged file."""
+    """Error for a damaged file of an index."""
     return Damaged(f"The index {folder} is damaged: {file} {what}.\nRestore it from a copy, or build the index again")
 
 
 def stamp(folder: Path) -> tuple[int, int, int] | None:
-    """What tells one manifest from the next without reading it; None where there is none."""
+    """Identity of the manifest in place, without reading it; None where there is none."""
     try:
         found = (folder / MANIFEST).stat()
     except OSError:
@@ -303,9 +358,14 @@ def stamp(folder: Path) -> tuple[int, int, int] | None:
 
 
 def with_retries(folder: Path, use: Callable[[dict[str, Any]], T]) -> T:
-    """What `use` makes of the manifest, again where a writer has taken away what it named, and put another in place.
+    """Use the manifest, again where a writer has meanwhile put another in place and taken away files.
 
-    Raises Damaged where a file that the manifest names is missing.
+    Args:
+        folder: of the index.
+        use: called with the manifest.
+
+    Raises:
+        Damaged: a file that the manifest in place names is missing.
     """
     while True:
         manifest = read_manifest(folder)

@@ -27,7 +27,12 @@ HELD = 256
 
 
 class RowTable:
-    """The rows of all segments, numbered through. Safe to use from many threads."""
+    """Rows of all segments of an index, numbered through, read on demand. Safe to use from many threads.
+
+    Args:
+        folder: of the index.
+        names: of the segments.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         # Open from now on, so that a writer cannot take them away; read when asked for.
@@ -54,7 +59,11 @@ class RowTable:
         return found
 
     def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """Some columns, or all, of all rows: the number of the first row of a piece, and the piece."""
+        """All rows, a piece at a time: the number of its first row, and the piece.
+
+        Args:
+            columns: names; None = all.
+        """
         start = 0
         for at in range(len(self._names)):
             with self._lock:
@@ -74,7 +83,12 @@ class RowTable:
         return pa.chunked_array(parts, SCHEMA.field(name).type)
 
     def find(self, ids: pa.Array | pa.ChunkedArray, gone: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Rows that are not `gone` [m] and whose id is among `ids`, in their order. Memory is that of `ids`."""
+        """Rows whose id is among `ids`, in their order; memory is that of `ids`.
+
+        Args:
+            ids: the ids.
+            gone: bool [m], rows that do not count.
+        """
         found = [np.zeros(0, np.int64)]
         for start, piece in self.pieces(["id"]):
             there = pc.is_in(piece["id"], value_set=ids).to_numpy(zero_copy_only=False)
@@ -109,7 +123,7 @@ class RowTable:
 
 
 def described(table: pa.Table, rows: NDArray[np.intp]) -> Iterator[pa.Table]:
-    """What an index keeps of the `rows` [n], which ascend, of the table of a corpus, in pieces."""
+    """Columns that an index keeps, of the `rows` [n], which ascend, of a corpus table, in pieces."""
     names = [name for name in (*SCHEMA.names, "captions") if name in table.column_names and name != "caption"]
     table = table.select(names)
     for start in range(0, len(rows), PIECE_ROWS // 8):
@@ -121,14 +135,14 @@ def described(table: pa.Table, rows: NDArray[np.intp]) -> Iterator[pa.Table]:
 
 
 def first_of(lists: pa.ListArray) -> pa.Array:
-    """The first element of each list [n]; null where there is none."""
+    """First element of each list [n]; null where there is none."""
     length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     starts = np.asarray(lists.offsets)[:-1]
     return lists.values.take(pa.array(starts, mask=length == 0))
 
 
 def write(folder: Path, name: str, pieces: Iterable[pa.Table]) -> dict[str, Any]:
-    """Write pieces one after the other as `NAME.rows.parquet`; its entry in the manifest."""
+    """Write pieces one after the other as `NAME.rows.parquet`, and return the entry in the manifest."""
 
     def fill(file: Any) -> None:
         with pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:

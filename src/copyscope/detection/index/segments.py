@@ -33,7 +33,12 @@ Directions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CalibrationScores:
-    """Combined scores of real images that are no copies [m]: of the whole image, and the best with its windows."""
+    """Combined scores of real images that are no copies [m].
+
+    Attributes:
+        whole: of the whole image.
+        local: the best with its windows.
+    """
 
     whole: NDArray[np.float64]
     local: NDArray[np.float64]
@@ -41,9 +46,16 @@ class CalibrationScores:
 
 @dataclasses.dataclass(eq=False)
 class IndexSnapshot:
-    """One manifest and the files it names, mapped.
+    """One manifest and the files it names, mapped. A row is an image.
 
-    A row is an image; `coarse` has the same rows by their coarse vectors, `crops` one row for each window of an image.
+    Attributes:
+        manifest: as read.
+        stamp: identity of the manifest.
+        whole: vectors of the images.
+        coarse: their tiny-image vectors, in the same rows.
+        crops: vectors of their windows, one row each; None = not kept.
+        table: ids, captions and digests of the rows.
+        calibration: what p-values rest on.
     """
 
     manifest: dict[str, Any]
@@ -56,21 +68,21 @@ class IndexSnapshot:
 
     @property
     def directions(self) -> Directions:
-        """Of the codes."""
+        """Directions of the sign codes."""
         return self.whole.directions, self.coarse.directions
 
     @property
     def n(self) -> int:
-        """Rows that were not removed."""
+        """Number of rows that were not removed."""
         return len(self.whole) - sum(block.n_gone for block in self.whole.blocks)
 
     @functools.cached_property
     def gone(self) -> NDArray[np.bool_]:
-        """Which rows were removed [n]."""
+        """Which rows were removed, bool [n]."""
         return np.concatenate([np.zeros(0, bool), *(block.gone for block in self.whole.blocks)])
 
     def column(self, name: str) -> list[Any]:
-        """A column of the rows that were not removed, as plain values."""
+        """Column of the rows that were not removed, as plain values."""
         return list(self.table.column(name).filter(pa.array(~self.gone)).to_pylist())
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
@@ -98,9 +110,10 @@ class IndexSnapshot:
 
 
 def precision_of(manifest: dict[str, Any]) -> str:
-    """In what the vectors are kept; an index that was made before there was a choice does not say.
+    """Precision in which the vectors are kept; an index that is older than the choice does not say.
 
-    Raises InputError where it is in something that a later Copyscope knows.
+    Raises:
+        InputError: the precision is one that a later Copyscope knows.
     """
     precision = str(manifest.get("precision", "float32"))
     if precision not in PRECISIONS:
@@ -121,7 +134,18 @@ def write_segment(
     crops: bool,
     options: dict[str, Any],
 ) -> None:
-    """Write the readable images of `described` as one segment and name it in `manifest`."""
+    """Write the readable images as one segment, and name it in the manifest.
+
+    Args:
+        folder: of the index.
+        manifest: takes the entry.
+        described: the images.
+        directions: of the sign codes.
+        descriptor: what described them.
+        verify: whose thumbnails.
+        crops: describe their windows too.
+        options: `cache`, `workers` and `progress` of `embed`.
+    """
     name, corpus, rows = files.new_name(), described.corpus, described.rows
     thumbnails = verify.thumbnails(corpus, rows, **options)
     n, vectors = len(rows), described.vectors
@@ -168,7 +192,15 @@ def _write_rows(
 
 
 def load(folder: Path, manifest: dict[str, Any] | None = None) -> IndexSnapshot:
-    """The state of `manifest`, or of the one in place. Raises as `Index.open` does."""
+    """Open the files of a manifest.
+
+    Args:
+        folder: of the index.
+        manifest: None = the one in place.
+
+    Raises:
+        InputError: as `Index.open`.
+    """
     if manifest is not None:
         return _map(folder, None, manifest)
     stamp = files.stamp(folder)
@@ -212,7 +244,7 @@ def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], sho
 
 
 def merge(folder: Path, state: IndexSnapshot) -> None:
-    """Write one segment of what is there and was not removed, and name it in the manifest instead of all others."""
+    """Merge all segments into one, without removed rows, and name it in the manifest instead of the others."""
     manifest = state.manifest
     keep = [~block.gone for block in state.whole.blocks]
     old = [each["name"] for each in manifest["segments"]]
@@ -239,6 +271,6 @@ def merge(folder: Path, state: IndexSnapshot) -> None:
 
 
 def drop(manifest: dict[str, Any], name: str | None) -> None:
-    """Take every file of a name out of the manifest."""
+    """Drop every file of a name from the manifest."""
     if name:
         manifest["files"] = {file: entry for file, entry in manifest["files"].items() if not file.startswith(name)}

@@ -14,13 +14,14 @@ from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
 from copyscope.imaging import images
+from copyscope.imaging.blank import is_blank, may_be_blank
 from copyscope.machine import Progress
 
 from .ncc import Verify
 
 PIECE_ROWS = 65536
 RULE = "cells within 3 + (12 + 8 noise) / side of the median, noise <= 5"
-"""What `images.is_blank` decides by: results are kept under it."""
+"""What `imaging.blank.is_blank` decides by: results are kept under it."""
 
 
 def blank_rows(
@@ -30,10 +31,16 @@ def blank_rows(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.bool_]:
-    """Which readable images of a corpus are blank (`images.is_blank`) [n], kept by content.
+    """Detect the blank images (`imaging.blank.is_blank`) among readable ones, bool [n]; cached by content.
 
-    described: the rows asked about. cache, workers: as in `embed`. An image is decoded only if its thumbnail, which a
-    second look needs anyway, leaves doubt: one in hundreds of photographs.
+    An image is decoded only if its thumbnail, which re-ranking needs anyway, leaves doubt: one in hundreds of
+    photographs.
+
+    Args:
+        described: the images asked about.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
     found = np.zeros(len(described.rows), bool)
@@ -45,7 +52,12 @@ def blank_rows(
 
 
 def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
-    """The embeddings without those of `some` rows [n]; `n_missing` then counts these too."""
+    """Embeddings without some rows; `n_missing` then counts these too.
+
+    Args:
+        described: the embeddings [n].
+        some: bool [n], rows to leave out.
+    """
     if not some.any():
         return described
     return dataclasses.replace(described, rows=described.rows[~some], vectors=described.vectors[~some], cells=None)
@@ -54,16 +66,33 @@ def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
 def blank_among(
     corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
 ) -> NDArray[np.bool_]:
-    """The same of `rows` [n] of a corpus whose thumbnails [n s s 3] are at hand. options: as in `compute`."""
+    """Detect the blank images as `blank_rows`, where thumbnails are at hand.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        thumbnails: uint8 [n s s 3].
+        options: `cache`, `workers` and `progress` of `compute`.
+    """
     return blank_or_gone(corpus, rows, thumbnails, **options)[0]
 
 
 def blank_or_gone(
     corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """As `blank_among`; and which [n] cannot be read again, where the thumbnail left doubt."""
+    """As `blank_among`; and which images cannot be read again, where the thumbnail left doubt.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        thumbnails: uint8 [n s s 3].
+        options: `cache`, `workers` and `progress` of `compute`.
+
+    Returns:
+        (blank, gone), bool [n] each.
+    """
     blank, gone = np.zeros((2, len(rows)), bool)
-    doubtful = np.flatnonzero(images.may_be_blank(thumbnails))
+    doubtful = np.flatnonzero(may_be_blank(thumbnails))
     if len(doubtful):
         work = Feature("blank", RULE, 1, np.uint8, _blank)
         _, readable, values = compute(corpus, work, rows=rows[doubtful], **options)
@@ -73,4 +102,4 @@ def blank_or_gone(
 
 
 def _blank(pictures: list[images.Image]) -> NDArray[np.uint8]:
-    return np.array([[images.is_blank(picture)] for picture in pictures], np.uint8)
+    return np.array([[is_blank(picture)] for picture in pictures], np.uint8)

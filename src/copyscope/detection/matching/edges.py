@@ -32,7 +32,7 @@ FLAT = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """How edges are compared; by its `str` planted copies are told apart in the cache.
+    """How edges are compared; planted copies are cached by its `str`.
 
     Attributes:
         side: pixels a side to which pictures are shrunk.
@@ -63,13 +63,14 @@ class Edges:
         labels: NDArray[np.int64] | None = None,
         workers: int | None = None,
     ) -> tuple[NDArray[np.int64], Planes]:
-        """The reference whose edges agree best with those of each query.
+        """Find the reference whose edges agree best with those of each query.
 
         Args:
-            queries, references: thumbnails uint8 [n s s 3], [m s s 3].
-            own, labels: groups of queries [n] and references [m]; those of a query's own group do not count. None = all
-                do.
-            workers: threads; None for one a core.
+            queries: thumbnails uint8 [n s s 3].
+            references: thumbnails uint8 [m s s 3].
+            own: group of each query [n]; references of that group do not count. None = all count.
+            labels: group of each reference [m]; None = all count.
+            workers: threads; None = one a core.
 
         Returns:
             Rows of the references int64 [n], -1 where none counts, and agreements float32 [n] in [-1, 1]: 1 for the
@@ -111,8 +112,11 @@ class Edges:
         return np.asarray(np.tanh(np.stack(slopes, axis=1) / np.float32(self.strength)))
 
     def _agreement(self, one: Planes, other: Planes) -> Planes:
-        """Agreement [p] of pairs of edges [p 2 p p]: mean correlation of the blocks, weighted by how much edge they
-        hold in either picture, without the `left_out` of the weight that agrees least."""
+        """Agreement [p] of pairs of edges [p 2 p p].
+
+        Mean correlation of the blocks, weighted by how much edge they hold in either picture, without the `left_out` of
+        the weight that agrees least.
+        """
         products = self._block_sums((one * other).sum(axis=1))
         squares = [self._block_sums(np.square(each).sum(axis=1)) for each in (one, other)]
         agreed = products / np.maximum(np.sqrt(squares[0] * squares[1]), FLAT)

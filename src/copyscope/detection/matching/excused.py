@@ -39,6 +39,7 @@ class Excuse:
         self._about = train, source, label
 
     def __call__(self, found: Matches) -> Matches:
+        """The matches without what people decided."""
         found, done = excused(found, self.decisions, *self._about)
         self.honoured.add(done)
         return found

@@ -25,11 +25,15 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """What pictures [n] may be copies of: c candidates each, in no order.
+    """Candidates of pictures [n]: what they may be copies of, c each, in no order.
 
-    row: int64 [n c], row of the training image, -1 for none. box, source_box: float32 [n c 4], what part of the
-    picture, and of the training image: x, y, width, height in shares of it. score, verified, combined: float32 [n c],
-    as in Matches.
+    Attributes:
+        row: int64 [n c], row of the training image, -1 for none.
+        box: float32 [n c 4], part of the picture: x, y, width, height as shares of it.
+        source_box: float32 [n c 4], part of the training image, likewise.
+        score: float32 [n c], descriptor similarity, as in Matches.
+        verified: float32 [n c], pixel score.
+        combined: float32 [n c], both as one.
     """
 
     row: NDArray[np.int64]
@@ -41,14 +45,16 @@ class Candidates:
 
     @property
     def best(self) -> NDArray[np.float32]:
-        """Highest combined score of each picture [n], what p-values are of; -inf where there is none."""
+        """Highest combined score of each picture [n], which its p-value is of; -inf where there is none."""
         best: NDArray[np.float32] = self.combined.max(axis=1, initial=-np.inf)
         return best
 
     def of(self, picture: int, first: NDArray[np.bool_] | None = None) -> Iterator[int]:
         """Candidates of a picture, best first, each training image once; those that were not verified come last.
 
-        first: candidates [c] that come before all others.
+        Args:
+            picture: its place.
+            first: bool [c], candidates that come before all others; None = none does.
         """
         seen = {-1}
         later = np.zeros(self.row.shape[1], bool) if first is None else ~first
@@ -71,13 +77,23 @@ def local_search(
     own: Own | None = None,
     **options: Any,
 ) -> Candidates:
-    """Candidates for every picture: as `match` finds them, the k nearest to the whole, the first `verify.top` verified;
-    the `verify.top` whose coarse vectors are nearest to those of the whole, under any of the eight symmetries; with
-    windows, the `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the
-    `verify.top` parts of training images that are nearest to the whole.
+    """Find candidates for every picture and its windows, and re-rank them by pixels.
 
-    own: labels of the pictures [n] and of the training images [m]; images of a picture's own label do not count.
-    options: `workers` and `progress` of `search`.
+    Candidates are the k nearest to the whole, as `match` finds them, the first `verify.top` verified; the `verify.top`
+    whose tiny-image vectors are nearest to those of the whole, under any of the eight symmetries; with windows, the
+    `verify.top` nearest to any of them, looked for within the picture; and where there are `crops`, the `verify.top`
+    parts of training images that are nearest to the whole.
+
+    Args:
+        looks: features of the pictures [n].
+        whole: vectors of the training images.
+        coarse: their tiny-image vectors.
+        crops: vectors of their windows; None = they have none.
+        verify: the pixel comparison.
+        k: candidates by the whole.
+        exact: as in `VectorBlocks.nearest`.
+        own: labels of the pictures [n] and of the training images [m]; images of a picture's own label do not count.
+        options: `workers` and `progress` of `search`.
     """
     top = verify.top
     nearest = _nearest(looks.vectors, whole, max(k, top), exact, own, options)

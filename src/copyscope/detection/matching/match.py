@@ -33,16 +33,22 @@ where parts were looked at."""
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """The k nearest references of every readable query, with both scores.
+    """The k nearest references of every readable query, with all scores.
 
-    nearest: positions among the readable references [n k] and their similarity; where edges were compared, the nearest
-    by these comes last, if it is none of the others. verified [n k]: the aligned pixel score of the first `Verify.top`
-    and of the nearest by edges, NaN beyond. next_index, next_score [n]: the nearest reference outside the group of the
-    best match (-1, NaN where there is none). chosen [n]: which of the k is the match; None = the one of
-    highest combined score. registered [n k]: how well the first few by combined score agree in register, NaN beyond;
-    None = no pair was registered. edged [n k]: how far the edges of the nearest by these agree, NaN elsewhere; None =
-    not compared. parts: the best part of each query; None = not looked at. by_part [n]: whose match
-    is that of its part; None = of none.
+    Args:
+        queries: the images matched [n].
+        references: what they are matched with.
+        nearest: positions among the readable references [n k] and their similarity; where edges were compared, the
+            nearest by these comes last, if it is none of the others.
+        verified: [n k], the aligned pixel score of the first `Verify.top` and of the nearest by edges; NaN beyond.
+        next_index: [n], the nearest reference outside the group of the best match; -1 where there is none.
+        next_score: [n], its similarity; NaN where there is none.
+        chosen: [n], which of the k is the match; None = the one of highest combined score.
+        registered: [n k], how well the first few by combined score agree in register, NaN beyond; None = none was
+            registered.
+        edged: [n k], how far the edges of the nearest by these agree, NaN elsewhere; None = not compared.
+        parts: the best part of each query; None = not looked at.
+        by_part: [n], whose match is that of its part; None = of none.
     """
 
     queries: Embeddings
@@ -58,7 +64,15 @@ class Matches:
     by_part: NDArray[np.bool_] | None = None
 
     def of_sources(self, references: Embeddings, source: NDArray[np.int64]) -> Matches:
-        """The same, where each reference stands for one of other `references`: that at its `source` [m]."""
+        """Put other references in the place of these, as for further rows of transparent images.
+
+        Args:
+            references: the other ones.
+            source: [m], position among them that each reference stands for.
+
+        Returns:
+            The same matches, with the other references.
+        """
 
         def mapped(positions: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.where(positions < 0, positions, source[positions]) if len(source) else positions
@@ -93,7 +107,7 @@ class Matches:
 
     @property
     def evidence(self) -> NDArray[np.float32]:
-        """What a verdict weighs [n d]: the highest of each score of each query, in the order of EVIDENCE."""
+        """Evidence that a verdict weighs [n d]: the highest of each score of each query, in the order of EVIDENCE."""
         columns = [each.max(axis=1) for each in self._of_wholes]
         return np.stack(columns if self.parts is None else [*columns, self.parts.score], axis=1)
 
@@ -111,12 +125,12 @@ class Matches:
 
     @property
     def best(self) -> NDArray[np.intp]:
-        """Which of the k is the match of each query [n]: the one of highest combined score, unless one was chosen."""
+        """Place among the k of each query's match [n]: the one of highest combined score, unless one was chosen."""
         best: NDArray[np.intp] = self.combined.argmax(axis=1) if self.chosen is None else self.chosen
         return best
 
     def choose(self, queries: NDArray[np.bool_], calibration: NDArray[np.floating[Any]]) -> Matches:
-        """The same, where the match of `queries` [n] is the candidate that stands out most from calibration images.
+        """Choose as match of some queries the candidate that stands out most from calibration images.
 
         A score that stands out may be of another candidate than that of the highest combined score: of a picture whose
         colours are exchanged the similarity is, and a chance candidate has the better pixel score.
@@ -124,6 +138,9 @@ class Matches:
         Args:
             queries: bool [n], whose match to choose.
             calibration: float [m d], evidence of images that are no copies.
+
+        Returns:
+            The same matches, with `chosen` filled.
         """
         rows = np.flatnonzero(queries)
         if not len(rows) or not len(calibration):
@@ -137,7 +154,15 @@ class Matches:
         return dataclasses.replace(self, chosen=best, by_part=by_part)
 
     def of_best(self, values: NDArray[np.float32], of_part: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Values [n k] at the best match [n]; of queries whose match is that of a part, the values `of_part` [n]."""
+        """Values at the best match of each query.
+
+        Args:
+            values: [n k].
+            of_part: [n], values of queries whose match is that of a part; None = the value at the match.
+
+        Returns:
+            [n].
+        """
         found: NDArray[np.float32] = np.take_along_axis(values, self.best[:, None], axis=1)[:, 0]
         return found if self.by_part is None or of_part is None else np.where(self.by_part, of_part, found)
 
@@ -162,7 +187,14 @@ class Matches:
         return is_identical(self.of_best(self.nearest.score), self.of_best(self.verified))
 
     def table(self, k: int) -> pa.Table:
-        """The first k of each query: query_id, reference_id, rank (from 1), score, verified, combined."""
+        """Table of matches: query_id, reference_id, rank (from 1), score, verified, combined.
+
+        Args:
+            k: rows a query.
+
+        Returns:
+            The table, query by query, best first.
+        """
         k = min(k, self.nearest.index.shape[1])
         index = self.nearest.index[:, :k]
         there = index >= 0
@@ -182,7 +214,12 @@ class Matches:
 
 
 def rests_on_part(evidence: NDArray[np.float32], calibration: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Of which images [n] the part stands out more than the whole: evidence [n d], [m d], its last column of parts."""
+    """Which images stand out more by their part than as a whole, bool [n].
+
+    Args:
+        evidence: [n d], its last column of parts.
+        calibration: [m d], of images that are no copies.
+    """
     if not len(calibration):
         return np.zeros(len(evidence), dtype=bool)
     low, high = np.quantile(calibration, [0.9, 0.95], axis=0)
@@ -197,7 +234,7 @@ def is_identical(score: NDArray[np.float32], verified: NDArray[np.float32]) -> N
 
 
 def combine(score: NDArray[np.float32], verified: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Combined scores of descriptor and pixel scores of any one shape; see `Matches.combined`."""
+    """Combined score of descriptor and pixel scores of any one shape; see `Matches.combined`."""
     missing = np.maximum(1 - score, 0) * np.maximum(1 - verified, 0)
     return np.where(np.isnan(missing), -np.inf, 1 - np.sqrt(missing)).astype(np.float32)
 
@@ -219,15 +256,32 @@ def match(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Matches:
-    """Match every readable query against the readable references.
+    """Match every readable query against the readable references: nearest by the descriptor, re-ranked by pixels.
 
-    labels: near-duplicate group of each reference [m]; without them each is a group of its own. own: group of each
-    query [n], which does not count for it (a training image against the others). register: brings the best candidates
-    into register. edges: finds the reference with the same edges, where there are not too many references. thumbnails:
-    of the queries by side in pixels, as `Verify.thumbnails` gives them, where they are at hand. parts: looks for
-    references in parts of the queries too.
+    References with an IVF index are searched by that.
 
-    References that lie in cells are searched by those. engine: who searches the others, where there is much to search.
+    Args:
+        queries: embeddings of the images to match [n].
+        references: embeddings by the same descriptor [m].
+        verify: the pixel comparison.
+        k: references a query, 1 or more.
+        labels: near-duplicate group of each reference [m]; None = each is a group of its own.
+        own: group of each query [n], which does not count for it (a training image against the others); None = all
+            count.
+        register: brings the best candidates into register; None = nobody does.
+        edges: finds the reference with the same edges, where there are not too many references; None = nobody does.
+        thumbnails: of the queries by side in pixels, as `Verify.thumbnails` gives them; None = they are made.
+        parts: looks for references in parts of the queries too; None = nobody looks.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: who searches exactly, where there is much to search; None = this process.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The matches.
+
+    Raises:
+        InputError: vectors of the two are not of one length, or k is below 1.
     """
     labels = np.arange(len(references.rows), dtype=np.int64) if labels is None else labels
     found = nearest_by(

@@ -36,12 +36,17 @@ LIKELY, TURNED = 0.5, 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Verify:
-    """How candidates are compared; `str` is the spec that a result carries.
+    """Re-ranking by aligned pixel comparison (NCC); `str` is the spec that a result carries.
 
-    top: candidates a query. size: side of the thumbnails in pixels (shorter side resized, central square). core: share
-    of the side that is compared at full size; what is cut off leaves room for shifts. zooms: sides to which the whole
-    picture is shrunk besides, as shares; so much may have been cropped, or so small may it be set. flip: mirror too.
-    turn: by quarters and by half too, and with `flip` mirrored so; of these the one that fits best by coarse vectors.
+    Args:
+        top: candidates a query.
+        size: side of the thumbnails in pixels (shorter side resized, central square).
+        core: share of the side that is compared at full size; what is cut off leaves room for shifts.
+        zooms: sides to which the whole picture is shrunk besides, as shares; so much may have been cropped, or so small
+            may it be set.
+        flip: compare mirrored too.
+        turn: turn by quarters and by half too, and with `flip` mirrored so; of these the one that fits best by
+            tiny-image vectors.
     """
 
     top: int = 8
@@ -56,7 +61,11 @@ class Verify:
         return f"aligned_ncc({', '.join(fields)})"
 
     def work(self) -> Feature:
-        """What makes thumbnails of images."""
+        """Feature of an image's thumbnail.
+
+        Returns:
+            The feature, for `compute`.
+        """
         return Feature("thumbnails", f"central square {self.size}", 3 * self.size**2, np.uint8, self._flat)
 
     def _flat(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
@@ -71,7 +80,18 @@ class Verify:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
-        """Thumbnails [n size size 3] of the given rows, kept by content; black for an image that is gone by now."""
+        """Thumbnails of some images, cached by content; black for an image that is gone by now.
+
+        Args:
+            corpus: the images.
+            rows: corpus rows [n].
+            cache: folder of the cache; None = the user's.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
+
+        Returns:
+            uint8 [n size size 3].
+        """
         work = self.work()
         taken = corpus.take(rows)
         _, found, values = compute(taken, work, cache=cache, workers=workers, progress=progress)
@@ -82,9 +102,15 @@ class Verify:
         return values.reshape(len(values), self.size, self.size, 3)
 
     def shrink(self, pictures: list[images.Image]) -> NDArray[np.uint8]:
-        """Thumbnails [n size size 3] of pictures of any size."""
-        squares = [images.centre_crop(picture, min(picture.shape[:2])) for picture in pictures]
-        return np.stack([images.resize(square, (self.size, self.size)) for square in squares])
+        """Thumbnails of pictures in memory.
+
+        Args:
+            pictures: uint8 [h w 3] each, of any size.
+
+        Returns:
+            uint8 [n size size 3].
+        """
+        return np.stack([images.resize_square(picture, self.size) for picture in pictures])
 
     def compare(
         self,
@@ -95,9 +121,19 @@ class Verify:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
-        """Scores [n k] in [-1, 1] of thumbnails `queries` [n s s 3] against `references[candidates]`; NaN where -1.
+        """Pixel scores of candidates: normalised cross-correlation over shifts, zooms and symmetries.
 
-        candidates: int64 [n k], rows of references, -1 for none. A flat picture has nothing to align and scores 0.
+        A flat picture has nothing to align and scores 0.
+
+        Args:
+            queries: thumbnails uint8 [n s s 3].
+            references: thumbnails uint8 [m s s 3].
+            candidates: int64 [n k], rows of references, -1 for none.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
+
+        Returns:
+            float32 [n k] in [-1, 1]; NaN where the candidate is -1.
         """
         scores = np.full(candidates.shape, np.nan, dtype=np.float32)
         starts = range(0, len(queries), CHUNK)
@@ -161,8 +197,12 @@ class Verify:
 class _Prepared:
     """Pictures [n s s 3] prepared to be found in others and to have others found in them.
 
-    planes: the pictures [n 3 s s]. units: of each size, unit templates [n 3 w w]. templates: their spectra, conjugate.
-    inverse_norms: of each size, of all places.
+    Attributes:
+        planes: the pictures [n 3 s s].
+        units: of each size, unit templates [n 3 w w].
+        inverse_norms: of each size, of all places.
+        spectra: of the pictures.
+        templates: spectra of the templates, conjugate.
     """
 
     planes: Planes

@@ -78,7 +78,7 @@ class Parts:
 
     @property
     def score(self) -> NDArray[np.float32]:
-        """What a verdict weighs [n]: both scores combined as those of whole pictures are; -1 where nothing fits."""
+        """Score that a verdict weighs [n]: both scores combined as of whole pictures; -1 where nothing fits."""
         return np.where(self.match < 0, np.float32(-1), combine(self.similarity, self.verified))
 
 
@@ -110,7 +110,7 @@ class PartSearch:
         self._prepared: _Templates | None = None
 
     def __call__(self, queries: Embeddings) -> Parts:
-        """The best part of every readable query; pictures that are gone by now have none."""
+        """Best part of every readable query; pictures that are gone by now have none."""
         with one_blas_thread():
             _, found, values = compute(queries.corpus, self.work, rows=queries.rows, **self._options)
         whole = np.zeros((len(queries.rows), VALUES), np.float32)
@@ -122,13 +122,18 @@ class PartSearch:
     def for_audit(
         cls, wish: str, train: Embeddings, descriptor: Descriptor, verify: Verify, **options: Any
     ) -> tuple[PartSearch | None, str]:
-        """The search, or None where it is left out, and why.
+        """Part search of an audit, or None where it is left out, and why.
 
         Args:
             wish: "on", "off", or "auto": on up to MOST training images. Each is laid over each picture, so that the
                 time grows with their number.
-            train, descriptor, verify: as above.
+            train: the training images.
+            descriptor: what described them.
+            verify: whose thumbnails are laid over the pictures.
             options: `cache`, `workers` and `progress`.
+
+        Returns:
+            (the search or None, why).
 
         Raises:
             InputError: the wish is none of the three.
@@ -147,7 +152,7 @@ class PartSearch:
 
     @property
     def work(self) -> Feature:
-        """What is computed of a picture: similarity, pixel score, position of the training image, box."""
+        """Feature of a picture's best part: similarity, pixel score, position of the training image, box."""
         digest = hashlib.sha256()
         digest.update("".join(self.train.corpus.pick("sha256", self.train.rows).to_pylist()).encode())
         digest.update(b"" if self.labels is None else self.labels.astype("<i8").tobytes())
@@ -193,13 +198,18 @@ class PartSearch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Templates:
-    """The training images [N] as they are laid over pictures: the central square and, of oblong ones, the whole
-    squeezed to a square.
+    """Training images [N] as they are laid over pictures.
 
-    squares: uint8 [N s s 3]. squeezed: uint8 [M s s 3]. owner: int64 [N + M], the training image of each template.
-    even, odd: float32 [N + M, d], the halves of the unit templates that stay, and that change sign, when mirrored.
-    chance: float32 [N + M], what each template correlates at best with pictures that do not show it: a smooth one fits
-    everywhere.
+    The central square and, of oblong ones, the whole squeezed to a square.
+
+    Attributes:
+        squares: uint8 [N s s 3].
+        squeezed: uint8 [M s s 3].
+        owner: int64 [N + M], the training image of each template.
+        even: float32 [N + M, d], half of the unit template that stays when mirrored.
+        odd: float32 [N + M, d], half that changes sign.
+        chance: float32 [N + M], what each template correlates at best with pictures that do not show it: a smooth one
+            fits everywhere.
     """
 
     squares: NDArray[np.uint8]
@@ -319,8 +329,16 @@ def _canvas(picture: Image) -> Image:
 def _fit(
     picture: Image, references: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Scores [k] of references [k s s 3] where they fit best in a picture, these places [k 4] as `insets.places` gives
-    them, and what decides between the references [k]: smooth pictures correlate by chance, their edges do not."""
+    """Fit references into a picture where they fit best.
+
+    Args:
+        picture: uint8 [h w 3].
+        references: uint8 [k s s 3].
+
+    Returns:
+        Scores [k]; places [k 4] as `partial_copies.places` gives them; and what decides between the references [k]:
+        smooth pictures correlate by chance, their edges do not.
+    """
     scores, where = places(picture, references, SHARES)
     return scores, where, scores + _detail(picture, references, where)
 

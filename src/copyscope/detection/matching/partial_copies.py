@@ -1,6 +1,6 @@
 """Locate a training image at several sizes and every place of a picture, with its box.
 
-The score is the best normalised cross-correlation, as in verify.py, and the box is where it is reached. There the whole
+The score is the best normalised cross-correlation, as in `ncc`, and the box is where it is reached. There the whole
 is compared, or most of it; here what fills a sixth to a third of the picture.
 """
 
@@ -30,7 +30,9 @@ CORE = 0.875
 class Padded:
     """Pictures [n] shrunk to fit a square, the rest filled with their edge.
 
-    pixels: uint8 [n SIDE SIDE 3]. extent: float32 [n 2], the share of its width and height that the picture fills.
+    Attributes:
+        pixels: uint8 [n SIDE SIDE 3].
+        extent: float32 [n 2], share of its width and height that the picture fills.
     """
 
     pixels: NDArray[np.uint8]
@@ -38,16 +40,16 @@ class Padded:
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> Padded:
-        """Canvases of pictures whose width and height [n 2] in pixels are `sizes`."""
+        """Padded pictures from their pixels and their sizes [n 2], width and height in pixels."""
         return cls(pixels, (sizes / sizes.max(axis=1, keepdims=True, initial=1)).astype(np.float32))
 
     def take(self, rows: NDArray[Any]) -> Padded:
-        """Some of the canvases."""
+        """Some of the padded pictures."""
         return Padded(self.pixels[rows], self.extent[rows])
 
 
 def canvas(picture: Image) -> Image:
-    """A picture [h w 3] on a canvas: its longer side fills it, from the upper left corner on."""
+    """Pad a picture [h w 3]: its longer side fills the square, from the upper left corner on."""
     longer = max(picture.shape[:2])
     rows, columns = (max(1, round(side / longer * SIDE)) for side in picture.shape[:2])
     small = images.resize(picture, (rows, columns))
@@ -57,9 +59,16 @@ def canvas(picture: Image) -> Image:
 def find(
     pictures: Padded, references: NDArray[np.uint8], candidates: NDArray[np.int64], *, workers: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores [n k] in [-1, 1] of `references[candidates]`, thumbnails [m s s 3], in pictures [n], and boxes [n k 4].
+    """Find references inside pictures, and where.
 
-    candidates: int64 [n k], -1 for none, whose score is NaN. A box is x, y, width, height as shares of the picture.
+    Args:
+        pictures: padded pictures [n].
+        references: thumbnails uint8 [m s s 3].
+        candidates: int64 [n k], rows of references, -1 for none.
+        workers: threads; None = one a core.
+
+    Returns:
+        Scores [n k] in [-1, 1], NaN for candidate -1; and boxes [n k 4]: x, y, width, height as shares of the picture.
     """
     scores = np.full(candidates.shape, np.nan, np.float32)
     boxes = np.zeros((*candidates.shape, 4), np.float32)

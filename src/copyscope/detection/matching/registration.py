@@ -59,10 +59,12 @@ NOISE = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Register:
-    """How pairs are registered; `str` is the spec that a result carries.
+    """Fine registration of pairs; `str` is the spec that a result carries.
 
-    top: candidates a query that are worth registering. size: side of the thumbnails in pixels (`Verify.thumbnails`).
-    steps: of Gauss-Newton.
+    Attributes:
+        top: candidates a query that are worth registering.
+        size: side of the thumbnails in pixels (`Verify.thumbnails`).
+        steps: of Gauss-Newton.
     """
 
     top: int = 4
@@ -74,11 +76,11 @@ class Register:
         return f"registered({', '.join(fields)})"
 
     def work(self) -> Feature:
-        """What makes the thumbnails that are registered."""
+        """Feature of the thumbnails that are registered."""
         return Verify(size=self.size).work()
 
     def thumbnails(self, corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> NDArray[np.uint8]:
-        """Thumbnails [n size size 3] of the given rows; arguments as in `Verify.thumbnails`."""
+        """Thumbnails [n size size 3] of some rows; arguments as in `Verify.thumbnails`."""
         return Verify(size=self.size).thumbnails(corpus, rows, **options)
 
     def compare(
@@ -93,13 +95,15 @@ class Register:
         """How surely each candidate is the same picture as its query.
 
         Args:
-            queries, references: thumbnails uint8 [n s s 3], [m s s 3], 0..255.
+            queries: thumbnails uint8 [n s s 3], 0..255.
+            references: thumbnails uint8 [m s s 3], likewise.
             candidates: int64 [n k], rows of references, -1 for none.
-            workers: threads; None for one a core.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
 
         Returns:
-            float32 [n k] in [-1, 1]: 1 for the same pixels, also moved, zoomed or turned by some degrees; NaN where
-            the candidate is -1; 0 for a flat picture, which has nothing to compare. Mirrored and quarter-turned copies
+            float32 [n k] in [-1, 1]: 1 for the same pixels, also moved, zoomed or turned by some degrees; NaN where the
+            candidate is -1; 0 for a flat picture, which has nothing to compare. Mirrored and quarter-turned copies
             score as other pictures do: an unseen arrow to the left is a training arrow to the right, mirrored.
         """
         scores = np.full(candidates.shape, np.nan, dtype=np.float32)
@@ -144,7 +148,8 @@ def worst_place(one: Planes, other: Planes, steps: int = Register.steps) -> floa
     """How well two pictures agree where they agree least, once they lie in register: `Register`'s score of luma alone.
 
     Args:
-        one, other: luma [s s] of one size, a multiple of GRID, 0..255; they lie over each other to some pixels.
+        one: luma [s s], s a multiple of GRID, 0..255.
+        other: luma [s s]; it lies over the other one to some pixels.
         steps: of Gauss-Newton.
 
     Returns:
@@ -159,8 +164,12 @@ def worst_place(one: Planes, other: Planes, steps: int = Register.steps) -> floa
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """Where a pair's search begins. inside [p]: whether the reference lies in the query, else the query lies in the
-    reference. place [p 2 3]: affine map from the smaller to the larger picture, (y, x) from -1 to 1."""
+    """Where a pair's search begins.
+
+    Attributes:
+        inside: [p], whether the reference lies in the query, else the query lies in the reference.
+        place: [p 2 3], affine map from the smaller to the larger picture, (y, x) from -1 to 1.
+    """
 
     inside: NDArray[np.bool_]
     place: Matrices
@@ -255,8 +264,11 @@ def _refine(fixed: Planes, moving: Planes, place: Matrices, steps: int) -> Matri
 
 
 def _agreement(fixed: Planes, moving: Planes, place: Matrices) -> Planes:
-    """Scores [p] of pictures in register, at least -1: 1 less half of what the worst place's squared difference exceeds
-    the median place's by, as a share of the mean square of both pictures."""
+    """Scores [p] of pictures in register, at least -1.
+
+    1 less half of what the worst place's squared difference exceeds the median place's by, as a share of the mean
+    square of both pictures.
+    """
     seen, covered = _sample(moving, place)
     shape = (len(fixed), 3, GRID, GRID)
     a, b = ((_centred(each, covered) * covered[:, None]).reshape(shape) for each in (seen, fixed.reshape(seen.shape)))

@@ -28,14 +28,14 @@ def turned(planes: NDArray[Any], symmetry: int) -> NDArray[Any]:
 
 
 def fourier() -> Any:
-    """scipy.fft. Threads that all compare pictures would import it at once, which Python does not always survive."""
+    """Import scipy.fft under a lock: many threads importing it at once is more than Python always survives."""
     with _IMPORTING:
         from scipy import fft
     return fft
 
 
 def shrinking(size: int, side: int) -> Planes:
-    """The linear map [side size] that resizes a row of pixels by the antialiased triangle filter."""
+    """Linear map [side size] that resizes a row of pixels by the antialiased triangle filter."""
     scale = size / side
     centres = (np.arange(side) + 0.5) * scale - 0.5
     weights = np.maximum(0, 1 - np.abs(np.arange(size)[None, :] - centres[:, None]) / scale)
@@ -43,7 +43,7 @@ def shrinking(size: int, side: int) -> Planes:
 
 
 def unit_templates(templates: Planes) -> Planes:
-    """Each channel's mean taken off, then the whole [n 3 w w] scaled to unit length; flat ones to nothing."""
+    """Unit templates [n 3 w w]: each channel's mean taken off, then scaled to unit length; flat ones to nothing."""
     centred = templates - templates.mean(axis=(2, 3), keepdims=True)
     norms = np.sqrt(np.einsum("nchw,nchw->n", centred, centred))[:, None, None, None]
     return np.asarray(centred * _inverse(norms, templates.shape[-1]), np.float32)
@@ -56,7 +56,7 @@ def summed_areas(planes: Planes) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def inverse_norms(tables: tuple[NDArray[np.float64], NDArray[np.float64]], side: int) -> Planes:
-    """1 / length [n p p] of every window of `side`, each channel's mean taken off; 0 for flat ones."""
+    """1 / length [n p p] of every window of `side` pixels, each channel's mean taken off; 0 for flat ones."""
     plain, squares = (
         table[:, :, side:, side:]
         - table[:, :, :-side, side:]

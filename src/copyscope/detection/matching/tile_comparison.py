@@ -68,9 +68,16 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How one picture lies in another, all in shares of the side: `height` x `width` of it at (`top`, `left`).
+    """How one picture lies in another, in shares of the side.
 
-    swapped: the first picture lies in the second; else the second in the first. symmetry: of the picture inside.
+    Attributes:
+        symmetry: of the picture inside.
+        swapped: the first picture lies in the second; else the second in the first.
+        height: of the part of the outer picture.
+        width: likewise.
+        top: likewise.
+        left: likewise.
+        score: correlation of the two.
     """
 
     symmetry: int
@@ -84,8 +91,14 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Tiles that show something: their agreement [t], the move it is at [t 2] in pixels, their centres [t 2]. dense:
-    the share of all tiles that show something."""
+    """Tiles that show something.
+
+    Attributes:
+        score: agreement [t].
+        move: move it is at [t 2], in pixels.
+        centre: [t 2].
+        dense: share of all tiles that show something.
+    """
 
     score: NDArray[np.float32]
     move: NDArray[np.int64]
@@ -104,9 +117,15 @@ class Tiles:
 
 
 def resampling(size: int, low: float, share: float, side: int) -> Planes:
-    """The linear map [side size] of a stretch of a row of pixels, from `low` on, both in shares, to `side` pixels.
+    """Linear map [side size] of a stretch of a row of pixels to `side` pixels.
 
     By the triangle filter, antialiased where the stretch shrinks.
+
+    Args:
+        size: pixels of the row.
+        low: where the stretch begins, as a share of the row.
+        share: its length, likewise.
+        side: pixels afterwards.
     """
     step = share * size / side
     centres = low * size + (np.arange(side) + 0.5) * step - 0.5
@@ -148,10 +167,13 @@ def _places(large: NDArray[Any], small: NDArray[Any], sizes: list[tuple[int, int
 
 
 def register(one: Planes, other: Planes, sizes: tuple[Size, Size], symmetries: list[int]) -> Placement:
-    """How two pictures lie in each other, by correlation at COARSE pixels.
+    """Register two pictures by correlation at COARSE pixels: how they lie in each other.
 
-    one, other: luma [s s], the whole picture squeezed to a square. sizes: height and width of each.
-    symmetries: of the second, to be tried.
+    Args:
+        one: luma [s s], the whole picture squeezed to a square.
+        other: luma [s s], likewise.
+        sizes: height and width of each.
+        symmetries: of the second, to be tried.
     """
     shrink = resampling(one.shape[0], 0, 1, COARSE)
     first, second = shrink @ one @ shrink.T, shrink @ other @ shrink.T
@@ -177,8 +199,14 @@ def register(one: Planes, other: Planes, sizes: tuple[Size, Size], symmetries: l
 
 
 def overlay(one: Planes, other: Planes, placed: Placement, grid: Size) -> tuple[Planes, Planes]:
-    """The part of the larger picture and the smaller one [h w], as they lie over each other; `grid`: pixels of the
-    larger from top to bottom and from left to right."""
+    """Part of the larger picture and the smaller one [h w], as they lie over each other.
+
+    Args:
+        one: luma [s s].
+        other: luma [s s].
+        placed: how they lie.
+        grid: pixels of the larger one, (down, across).
+    """
     moved = turned(other, placed.symmetry)
     large, small = (moved, one) if placed.swapped else (one, moved)
     ends = []
@@ -232,9 +260,12 @@ def tiles_of(one: Planes, other: Planes, tile: int, reach: int) -> Tiles:
 
 
 def refined(placed: Placement, tiles: Tiles, grid: Size) -> Placement:
-    """The placement corrected by the moves of the tiles that agree: a line through them along either axis.
+    """Correct a placement by the moves of the tiles that agree: a line through them along either axis.
 
-    tiles: of the larger picture's part against the smaller, the larger having `grid` pixels.
+    Args:
+        placed: the placement.
+        tiles: of the larger picture's part against the smaller.
+        grid: pixels of the larger one, (down, across).
     """
     sure = tiles.score > SURE
     if sure.sum() < 4:
@@ -254,8 +285,13 @@ def refined(placed: Placement, tiles: Tiles, grid: Size) -> Placement:
 
 
 class Agreement(NamedTuple):
-    """Of two pictures: the lowest agreement of tiles but for a few, whether they are the same picture (None: larger
-    views are needed), and the symmetry that makes the second the first."""
+    """Agreement of two pictures.
+
+    Attributes:
+        score: the lowest agreement of tiles but for a few.
+        same: whether they are the same picture; None = larger views are needed.
+        symmetry: that makes the second the first.
+    """
 
     score: float
     same: bool | None
@@ -269,11 +305,14 @@ def agreement(
     detailed: bool,
     whole: bool = False,
 ) -> Agreement:
-    """How well two pictures agree, and whether they are the same picture.
+    """Compare two pictures tile by tile: the same picture, or only the same kind.
 
-    one, other: luma [SMALL SMALL] and, for a closer look, [LARGE LARGE]; the whole picture squeezed to a square. sizes:
-    height and width of each in pixels. detailed: whether either loses much at SMALL. whole: only the whole over the
-    whole, and in fine register too: for pairs that nothing else says are alike.
+    Args:
+        one: luma [SMALL SMALL] and, for a closer look, [LARGE LARGE] or None; the whole picture squeezed to a square.
+        other: likewise.
+        sizes: height and width of each in pixels.
+        detailed: either loses much at SMALL.
+        whole: only the whole over the whole, and in fine register too: for pairs that nothing else says are alike.
     """
     (first, first_large), (second, second_large) = one, other
     placed, tiles = _best_placement(first, second, sizes, whole)
@@ -301,8 +340,10 @@ def agreement(
 
 
 def _closest(first: Planes, second: Planes, placed: Placement, grid: Size) -> tuple[Tiles, Planes, Planes]:
-    """Two pictures [LARGE LARGE] laid over each other [h w] in the register in which their tiles agree best, made finer
-    step by step; and these tiles."""
+    """Two pictures [LARGE LARGE] laid over each other [h w] where their tiles agree best, and the tiles.
+
+    The register is made finer step by step.
+    """
     best: tuple[Tiles, Planes, Planes] | None = None
     for _ in range(REFINED):
         part, whole = overlay(first, second, placed, grid)
@@ -317,10 +358,10 @@ def _closest(first: Planes, second: Planes, placed: Placement, grid: Size) -> tu
 
 
 def _is_one_sided(one: Planes, other: Planes, tiles: Tiles) -> bool:
-    """Whether where tiles of two pictures [h w] differ one of them alone has edges that the other has not: then that
-    one lies under a sign, or the other is clipped.
+    """Whether, where tiles of two pictures [h w] differ, one of them alone has edges that the other has not.
 
-    Edges of less than half the strength do not count, so that a copy that is less sharp lacks none.
+    Then that one lies under a sign, or the other is clipped. Edges of less than half the strength do not count, so that
+    a copy that is less sharp lacks none.
     """
     differs = np.zeros(one.shape, bool)
     half = TILE[LARGE] // 2
@@ -393,7 +434,7 @@ def _likely_symmetries(first: Planes, second: Planes) -> list[int]:
 
 
 def detail(plane: Planes) -> float:
-    """The share of a picture's contrast that is lost when it is shrunk to SMALL pixels."""
+    """Share of a picture's contrast that is lost when it is shrunk to SMALL pixels."""
     down, up = resampling(plane.shape[0], 0, 1, SMALL), resampling(SMALL, 0, 1, plane.shape[0])
     again = up @ (down @ plane @ down.T) @ up.T
     return float((plane - again).std() / max(float(plane.std()), 1.0))

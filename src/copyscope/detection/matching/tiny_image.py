@@ -1,8 +1,8 @@
 """Tiny-image vectors (4 x 4 pixels) that find rough copies the descriptor misses.
 
-The inner product of two is the normalised cross-correlation of the second look (verify.py), of four by four pixels in
-one place. Many pictures that have nothing to do with one another agree so far: it names candidates, and proves nothing.
-A quarter turn, which moves a descriptor far, only permutes these numbers.
+The inner product of two is the normalised cross-correlation of `ncc`, of four by four pixels in one place. Many
+pictures that have nothing to do with one another agree so far: it names candidates, and proves nothing. A quarter turn,
+which moves a descriptor far, only permutes these numbers.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ LOT = 4096
 
 
 def coarse_vectors(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Unit vectors [n DIM] of thumbnails [n s s 3]; nothing but zeros for a flat one."""
+    """Tiny-image unit vectors [n DIM] of thumbnails [n s s 3]; zeros for a flat one."""
     shrink = shrinking(thumbnails.shape[1], SIDE)
     small = np.asarray(shrink @ thumbnails.astype(np.float32).transpose(0, 3, 1, 2) @ shrink.T, np.float32)
     return unit_templates(small).reshape(len(thumbnails), DIM)
 
 
 def turned_vectors(vectors: NDArray[np.float32], symmetry: int) -> NDArray[np.float32]:
-    """Vectors [n DIM] of the same pictures under a symmetry (`templates.turned`)."""
+    """Tiny-image vectors [n DIM] of the same pictures under a symmetry (`templates.turned`)."""
     return turned(vectors.reshape(-1, 3, SIDE, SIDE), symmetry).reshape(len(vectors), DIM)
 
 
 def coarse_vectors_of(corpus: Corpus, rows: NDArray[np.intp], verify: Verify, **options: Any) -> NDArray[np.float32]:
-    """Coarse vectors [n DIM] of some rows of a corpus, by way of their cached thumbnails, a piece at a time.
+    """Tiny-image vectors [n DIM] of some rows, from their cached thumbnails; zeros for an image that is gone by now.
 
-    options: `cache`, `workers` and `progress` of `Verify.thumbnails`. Zeros for an image that is gone by now.
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        verify: whose thumbnails.
+        options: `cache`, `workers` and `progress` of `Verify.thumbnails`.
     """
     pieces = [
         coarse_vectors(verify.thumbnails(corpus, rows[start : start + PIECE], **options))
@@ -63,11 +67,19 @@ def coarse_candidates(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
-    """The k references most alike to each query by coarse vectors, under whichever symmetry fits best.
+    """The k references most alike to each query by tiny-image vectors, under whichever symmetry fits best.
 
-    queries: coarse vectors [n DIM]. references: coarse vectors [m DIM]. symmetries: those to try (`templates.turned`).
-    query_labels [n] and reference_labels [m]: a reference of the query's own label does not count. Exact; compares
-    every query with every reference once a symmetry.
+    Exact; compares every query with every reference once a symmetry.
+
+    Args:
+        queries: [n DIM].
+        references: [m DIM].
+        k: references a query.
+        symmetries: those to try (`templates.turned`).
+        query_labels: [n]; a reference of the query's own label does not count. None = all count.
+        reference_labels: [m], likewise.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     index, score = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), NOTHING, np.float32)
     for start in range(0, len(queries), LOT):

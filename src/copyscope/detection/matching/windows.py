@@ -36,10 +36,12 @@ LOT = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QueryFeatures:
-    """Pictures [n] as they are looked up: whole and, if p > 1, by their windows.
+    """Features of pictures [n] that are looked up: of the whole and, if p > 1, of their windows.
 
-    vectors: float32 [n p d], unit length, the first of each picture that of the whole, then those of its windows.
-    thumbnails: uint8 [n s s 3], for the second look at the whole. canvases: for that at parts.
+    Attributes:
+        vectors: float32 [n p d], unit length, the first of each picture that of the whole, then those of its windows.
+        thumbnails: uint8 [n s s 3], for re-ranking the whole.
+        canvases: padded pictures, for re-ranking parts.
     """
 
     vectors: NDArray[np.float32]
@@ -47,12 +49,12 @@ class QueryFeatures:
     canvases: Padded
 
     def take(self, rows: NDArray[Any]) -> QueryFeatures:
-        """The looks at some of the pictures."""
+        """Features of some of the pictures."""
         return QueryFeatures(self.vectors[rows], self.thumbnails[rows], self.canvases.take(rows))
 
 
 def window_crops(picture: Image) -> list[Image]:
-    """The windows of a picture [h w 3], in the order of BOXES; at least one pixel each."""
+    """Cut the windows out of a picture [h w 3], in the order of BOXES; at least one pixel each."""
     height, width = picture.shape[:2]
     found = []
     for x, y, w, h in BOXES:
@@ -63,7 +65,17 @@ def window_crops(picture: Image) -> list[Image]:
 
 
 def extract(pictures: list[Image], descriptor: Descriptor, verify: Verify, local: bool) -> QueryFeatures:
-    """Looks at pictures in memory, with their windows if `local`."""
+    """Compute the features of pictures in memory.
+
+    Args:
+        pictures: uint8 [h w 3] each.
+        descriptor: what describes them.
+        verify: whose thumbnails.
+        local: with their windows.
+
+    Raises:
+        ImageError: the descriptor cannot take a picture.
+    """
     every = [each for picture in pictures for each in (picture, *(window_crops(picture) if local else ()))]
     lots = [every[start : start + LOT] for start in range(0, len(every), LOT)]
     try:
@@ -87,10 +99,20 @@ def extract(pictures: list[Image], descriptor: Descriptor, verify: Verify, local
 def extract_from(
     corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, also: Sequence[Feature] = (), **options: Any
 ) -> tuple[Corpus, NDArray[np.intp], QueryFeatures]:
-    """The corpus with its columns filled, its readable rows [n], and looks at them; all kept by content.
+    """Compute the features of a corpus; cached by content.
 
-    One that cannot be read for all looks has an error. also: what else will be asked of these images. options: `cache`,
-    `workers` and `progress` of `embed`.
+    An image that cannot be read for all features has an error.
+
+    Args:
+        corpus: the images.
+        descriptor: what describes them.
+        verify: whose thumbnails.
+        local: with their windows.
+        also: other features that these images will be asked for.
+        options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        (corpus with its columns filled, readable rows [n], features [n]).
     """
     works = [verify.work()]
     if local:
@@ -118,12 +140,12 @@ def extract_from(
 def canvases(
     corpus: Corpus, rows: NDArray[np.intp], *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
-    """Canvases [n s s 3] of the images in `rows`, kept by content; black for an image that is gone by now."""
+    """Padded pictures [n s s 3] of the images in `rows`, cached by content; black for an image that is gone by now."""
     return _values(corpus, rows, canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
 
 
 def canvas_work() -> Feature:
-    """What makes canvases of images."""
+    """Feature of padded pictures."""
     return Feature("canvases", f"fit to {SIDE_OF_CANVAS}", 3 * SIDE_OF_CANVAS**2, np.uint8, _canvases)
 
 
@@ -134,12 +156,20 @@ def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
 def window_vectors(
     corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.float32]:
-    """Vectors [n w d] of the windows of the images in `rows`, kept by content."""
+    """Vectors [n w d] of the windows of images, cached by content.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        descriptor: what describes them.
+        cache: folder of the cache; None = the user's.
+        options: `workers` and `progress` of `compute`.
+    """
     return _values(corpus, rows, window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
 
 
 def window_work(descriptor: Descriptor) -> Feature:
-    """What describes the windows of images."""
+    """Feature of the vectors of an image's windows."""
     n, dim = len(BOXES), descriptor.dim
 
     def describe(pictures: list[Image]) -> NDArray[np.float32]:
@@ -147,19 +177,28 @@ def window_work(descriptor: Descriptor) -> Feature:
             -1, n * dim
         )
 
-    return Feature("windows", f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}", n * dim, np.float32, describe)
+    key = f"{descriptor}\n{descriptor.fingerprint()}\n{BOXES}"
+    return Feature("windows", key, n * dim, np.float32, describe, device=descriptor.device)
 
 
 def window_thumbnails(
     corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: str | Path | None = None, **options: Any
 ) -> NDArray[np.uint8]:
-    """Thumbnails [n w s s 3] of the windows of the images in `rows`, kept by content."""
+    """Thumbnails [n w s s 3] of the windows of images, cached by content.
+
+    Args:
+        corpus: the images.
+        rows: corpus rows [n].
+        verify: whose thumbnails.
+        cache: folder of the cache; None = the user's.
+        options: `workers` and `progress` of `compute`.
+    """
     found = _values(corpus, rows, window_thumbnails_work(verify), cache, options)
     return found.reshape(-1, len(BOXES), verify.size, verify.size, 3)
 
 
 def window_thumbnails_work(verify: Verify) -> Feature:
-    """What makes thumbnails of the windows of images."""
+    """Feature of the thumbnails of an image's windows."""
     size = verify.size
 
     def shrink(pictures: list[Image]) -> NDArray[np.uint8]:

@@ -41,13 +41,27 @@ class Measure(Part, abc.ABC):
 
     @abc.abstractmethod
     def measure(self, item: Item) -> float:
-        """The measure of `item`; NaN if it needs a picture or a caption that is not there."""
+        """Measure one training image.
+
+        Args:
+            item: the image and its captions.
+
+        Returns:
+            The number, in the unit of the measure; NaN if it needs a picture or a caption that is not there.
+        """
 
 
 def complexity_view(image: Image) -> Image:
-    """`image` [h w 3] as the picture measures want it: shorter side to 224 (bilinear), then the middle 224 x 224.
+    """Complexity view of an image, the size at which DCR measures: shorter side to 224, then the middle 224 x 224.
 
-    The size at which DCR measures complexity. Raises ImageError where the image is too elongated to be resized so.
+    Args:
+        image: uint8 [h w 3].
+
+    Returns:
+        uint8 [224 224 3], resized by the bilinear filter.
+
+    Raises:
+        ImageError: the image is too elongated to be resized so.
     """
     return centre_crop(resize_short(image, VIEW_SIZE), VIEW_SIZE)
 

@@ -34,7 +34,7 @@ FAST_ROWS, FAST_QUERIES = 50_000, 32
 
 
 def rotation(dim: int, seed: int = 0) -> Vectors:
-    """Directions [dim bits] whose signs are the bits: orthogonal bases, as many as make at least LEAST_BITS."""
+    """Random orthogonal directions [dim bits] whose signs are the bits: as many bases as make LEAST_BITS bits."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     bits = max(LEAST_BITS, -(-dim // 64) * 64)
     bases = [np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(-(-bits // dim))]
@@ -42,7 +42,7 @@ def rotation(dim: int, seed: int = 0) -> Vectors:
 
 
 def encode(vectors: Vectors, directions: Vectors) -> Codes:
-    """Codes [n bits/8] of vectors [n d]."""
+    """Sign codes [n bits/8] of vectors [n d]."""
     codes = np.empty((len(vectors), directions.shape[1] // 8), np.uint8)
     for start in range(0, len(vectors), BLOCK):
         signs = np.asarray(vectors[start : start + BLOCK]) @ directions > 0
@@ -52,7 +52,14 @@ def encode(vectors: Vectors, directions: Vectors) -> Codes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """Rows that lie in one set of files: vectors [n d], codes [n b], thumbnails [n s s 3], `gone` [n] = removed."""
+    """Rows that lie in one set of files.
+
+    Attributes:
+        vectors: [n d].
+        codes: [n b].
+        thumbnails: [n s s 3].
+        gone: bool [n], removed rows.
+    """
 
     vectors: Vectors | Stored
     codes: Codes
@@ -61,13 +68,15 @@ class Block:
 
     @functools.cached_property
     def n_gone(self) -> int:
-        """Rows that were removed."""
+        """Number of removed rows."""
         return int(self.gone.sum())
 
     @functools.cached_property
     def there(self) -> tuple[NDArray[np.int64] | None, Codes]:
-        """The rows that were not removed, and their codes; None and all codes where so few were that it is cheaper to
-        find more than to copy the rest."""
+        """Rows that were not removed, and their codes.
+
+        None and all codes where so few were removed that it is cheaper to find more than to copy the rest.
+        """
         if self.n_gone <= KEPT:
             return None, self.codes
         rows = np.flatnonzero(~self.gone)
@@ -75,7 +84,12 @@ class Block:
 
 
 class VectorBlocks:
-    """Blocks as one list of rows, numbered through."""
+    """Blocks as one list of rows, numbered through.
+
+    Args:
+        blocks: in order.
+        directions: [d bits], of the codes.
+    """
 
     def __init__(self, blocks: list[Block], directions: Vectors) -> None:
         self.blocks, self.directions = blocks, directions
@@ -86,7 +100,7 @@ class VectorBlocks:
 
     @property
     def last(self) -> VectorBlocks:
-        """The rows of the last block alone."""
+        """Rows of the last block alone."""
         return VectorBlocks(self.blocks[-1:], self.directions)
 
     def thumbnails(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -115,10 +129,16 @@ class VectorBlocks:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Nearest:
-        """The k rows of largest inner product with each of the queries [n d]; rows removed do not count.
+        """The k rows of largest inner product with each query; removed rows do not count.
 
-        exact: True for the exact search, False for codes (needs faiss), None for whichever is faster. own: labels of
-        the queries [n] and of all rows [m]; a row of the query's own label does not count (exact search).
+        Args:
+            queries: [n d].
+            k: rows a query.
+            exact: True for exact search, False for codes (needs faiss), None for whichever is faster.
+            own: labels of the queries [n] and of all rows [m]; a row of the query's own label does not count (exact
+                search).
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
         """
         if exact is None:
             few = len(self) <= FAST_ROWS or len(queries) > FAST_QUERIES

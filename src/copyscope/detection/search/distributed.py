@@ -29,8 +29,15 @@ SCORES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class SearchTask:
-    """What all tasks are told. queries: float32 [n d]. labels: int64 [n] of the queries, or None. block: queries of a
-    matrix product."""
+    """What all tasks have in common.
+
+    Attributes:
+        queries: float32 [n d].
+        labels: int64 [n] of the queries, or None.
+        k: references a query.
+        threads: of a task.
+        block: queries of one matrix product.
+    """
 
     queries: NDArray[np.float32]
     labels: NDArray[np.int64] | None
@@ -41,7 +48,13 @@ class SearchTask:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """References from `start` on: float32 [r d], and their labels [r], or None."""
+    """A range of the references.
+
+    Attributes:
+        start: number of the first.
+        references: float32 [r d].
+        labels: int64 [r], or None.
+    """
 
     start: int
     references: NDArray[np.float32]
@@ -59,10 +72,21 @@ def search_by(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
-    """What `search` gives, found by an engine. workers: as there; the tasks use the threads that the engine says.
+    """Exact search as `search`, split over the workers of an engine.
 
-    Raises CopyscopeError where a range of the references could not be searched: the rest would be an answer too, and a
-    wrong one.
+    Args:
+        engine: who searches; its tasks use the threads that the engine says.
+        queries: float32 [n d].
+        references: float32 [m d].
+        k: references a query.
+        query_labels: int64 [n]; a reference of the query's own label does not count. None = all count.
+        reference_labels: int64 [m], likewise.
+        workers: as in `search`.
+        progress: called with a label, the number done and the total.
+
+    Raises:
+        CopyscopeError: a range of the references could not be searched: the rest would be an answer too, and a wrong
+            one.
     """
     n, m = len(queries), len(references)
     labels: dict[str, Any] = {"query_labels": query_labels, "reference_labels": reference_labels}
@@ -108,21 +132,30 @@ def nearest_by(
     cells: IVF | None,
     **options: Any,
 ) -> Nearest:
-    """As `cells.nearest`; by an engine, if there is one, where that searches exactly. options: as of `search_by`."""
+    """Search as `ivf.nearest`, by an engine where there is one and the search is exact.
+
+    Args:
+        engine: who searches; None = this process.
+        queries: float32 [n d].
+        references: float32 [m d].
+        k: references a query.
+        cells: IVF index of the references; None = exact search.
+        options: of `search_by`.
+    """
     if engine is None or cells is not None:
         return nearest(queries, references, k, cells, **options)
     return search_by(open_engine(engine), queries, references, k, **options)
 
 
 def search_range(asked: SearchTask, part: Range) -> Nearest:
-    """The k best of one range for each query, by a worker; index counts from the first of all references."""
+    """The k best of one range for each query, in a worker; indices count from the first of all references."""
     labels: dict[str, Any] = {"query_labels": asked.labels, "reference_labels": part.labels}
     found = search(asked.queries, part.references, asked.k, **labels, workers=asked.threads, block=asked.block)
     return Nearest(np.where(found.index >= 0, found.index + part.start, -1), found.score)
 
 
 def merge(before: Nearest, after: Nearest, k: int) -> Nearest:
-    """The k best of two ranges, of which the second lies behind the first; of equal scores the first come first."""
+    """Merge the k best of two ranges, the second behind the first; of equal scores the first come first."""
     score = np.concatenate([before.score, after.score], axis=1)
     order = np.argsort(-score, axis=1, kind="stable")[:, :k]
     index = np.concatenate([before.index, after.index], axis=1)

@@ -23,10 +23,11 @@ NOTHING = -2.0
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each query [n] its k nearest references, best first; equal scores in the order of the references.
+    """The k nearest references of each query, best first; equal scores in the order of the references.
 
-    index: int64 [n k], -1 where there were fewer than k. score: float32 [n k], inner product, higher = more alike;
-    -2 where there was none.
+    Attributes:
+        index: int64 [n k], -1 where there were fewer than k.
+        score: float32 [n k], inner product, higher = more alike; -2 where there was none.
     """
 
     index: NDArray[np.int64]
@@ -44,11 +45,21 @@ def search(
     block: int | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
-    """The k references [m d] of largest inner product with each of the queries [n d], exactly.
+    """Exact top-k inner-product search, in blocks of bounded memory whatever the number of references.
 
-    With labels [n] and [m], a reference of the query's own label does not count: how a training image is kept from
-    matching itself or its near-duplicate group. Needs memory for a block of scores a worker, whatever m. block: queries
-    of a block; a matrix product may round otherwise in blocks of another size.
+    Args:
+        queries: float32 [n d].
+        references: float32 [m d], perhaps mapped.
+        k: references a query, 1 or more.
+        query_labels: int64 [n]; a reference of the query's own label does not count: how a training image is kept from
+            matching itself or its near-duplicate group. None = all count.
+        reference_labels: int64 [m], likewise.
+        workers: threads; None = one a core.
+        block: queries of one matrix product, which may round otherwise in blocks of another size; None = `query_block`.
+        progress: called with a label, the number done and the total.
+
+    Raises:
+        InputError: vectors of the two are not of one length, or k is below 1.
     """
     if queries.shape[1] != references.shape[1]:
         raise InputError(
@@ -90,15 +101,15 @@ def search(
 
 
 def query_block(n: int, workers: int) -> int:
-    """How many of n queries are compared at once, by each of so many workers."""
+    """How many of n queries each of so many workers compares at once."""
     return max(1, min(QUERY_BLOCK, -(-n // workers)))
 
 
 class Best:
-    """The k best so far of each of q queries. Scores that beat the k-th best are put aside and sorted in by the lot.
+    """The k best so far of each of q queries; scores that beat the k-th best are put aside and sorted in together.
 
-    index: int64 [q k], score: float32 [q k], once `settle` was called. Many threads may offer at once; which of equal
-    scores stay then depends on the order of their offers.
+    `index`, int64 [q k], and `score`, float32 [q k], hold after `settle`. Many threads may offer at once; which of
+    equal scores stay then depends on the order of their offers.
     """
 
     def __init__(self, q: int, k: int) -> None:
@@ -109,7 +120,13 @@ class Best:
         self._lock = threading.Lock()
 
     def offer(self, scores: NDArray[np.float32], start: int, rows: NDArray[np.int64] | None = None) -> None:
-        """Take note of scores [r b] of queries `rows` [r], all unless said, and the references from `start` on."""
+        """Offer scores of some queries with a range of references.
+
+        Args:
+            scores: [r b].
+            start: number of the first reference.
+            rows: which queries [r]; None = all.
+        """
         q, k = self.index.shape
         bar = self.score[:, -1] if rows is None else self.score[rows, -1]
         first = bar <= NOTHING
@@ -132,7 +149,7 @@ class Best:
                 self.settle()
 
     def settle(self) -> None:
-        """Sort what was put aside into the best."""
+        """Sort the scores put aside into the best."""
         if not self._aside:
             return
         q, k = self.index.shape
@@ -148,8 +165,10 @@ class Best:
 
 
 def _falling(score: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Numbers of 32 bits [n] in the opposite order of scores [n]: one sort of whole numbers takes a third of the time
-    of two."""
+    """Numbers of 32 bits [n] in the opposite order of scores [n].
+
+    One sort of whole numbers takes a third of the time of two.
+    """
     bits = (score + np.float32(0)).view(np.uint32)  # 0 and -0 are one score
     return np.where(bits >> 31, bits, ~(bits | np.uint32(2**31))).astype(np.uint64)
 
@@ -250,7 +269,14 @@ def _is_own(library: Any) -> bool:
 
 
 def faiss_for(what: str) -> Any:
-    """faiss. Raises InputError where it is not installed: `what`, a clause, needs it."""
+    """Import faiss.
+
+    Args:
+        what: what needs it, a clause for the message.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import faiss
     except ImportError:

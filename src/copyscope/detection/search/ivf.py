@@ -43,11 +43,19 @@ Labels = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IVF:
-    """Rows of `vectors` [n d], unit length, sorted into c cells. A place is a row's number in the order of the cells.
+    """IVF (inverted file) index of unit vectors: rows sorted into c cells.
 
-    folder: where they lie on disk. centres: float32 [c d]. starts: int64 [c+1], the first place of each cell. Of each
-    place: rows, int64 [n], its row; near, int32 [n p], the cells nearest to it, its own first; halves, float16 [n d],
-    its vector; first, int64 [n], the first place that has the very same vector.
+    A place is a row's number in the order of the cells.
+
+    Attributes:
+        vectors: float32 [n d], in the order of the rows.
+        folder: where the files lie.
+        centres: float32 [c d].
+        starts: int64 [c+1], the first place of each cell.
+        rows: int64 [n], row of each place.
+        near: int32 [n p], the cells nearest to each place, its own first.
+        halves: float16 [n d], vector of each place.
+        first: int64 [n], for each place the first that has the very same vector.
     """
 
     vectors: Vectors
@@ -70,10 +78,16 @@ class IVF:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> IVF:
-        """Sort vectors [n d] into `count` cells, `how_many` unless said. Needs the extra `scale`.
+        """Sort vectors into cells. Needs the extra `scale`.
 
-        folder: where they are kept, for these vectors alone; what is there is used, and what a killed process left is
-        gone on with. None = a temporary one.
+        Args:
+            vectors: float32 [n d], unit length.
+            count: number of cells; None = `how_many`.
+            folder: where the files are kept, for these vectors alone; files that are there are used, and a build that
+                was killed goes on. None = a temporary one.
+            seed: of the clustering.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
         """
         kept = folder or Path(tempfile.mkdtemp(prefix="copyscope-"))
         with cache_errors(kept), file_lock(kept / ".lock"):
@@ -100,7 +114,11 @@ class IVF:
 
     @classmethod
     def open(cls, folder: Path, vectors: Vectors) -> IVF:
-        """The cells of these vectors that `build` has made in a folder. Raises OSError where there are none."""
+        """Open the index of these vectors that `build` has made in a folder.
+
+        Raises:
+            OSError: there is none.
+        """
         names = ("centres", "starts", "rows", "near", "halves", "first")
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         for name in ("centres", "starts", "rows", "first"):
@@ -108,7 +126,7 @@ class IVF:
         return cls(vectors=vectors, folder=folder, **arrays)
 
     def read(self, start: int, stop: int) -> NDArray[np.float16]:
-        """Vectors of the places from `start` to `stop`, in memory: a map would stay with the process."""
+        """Vectors of the places from `start` to `stop`, read into memory: a map would stay with the process."""
         dim = self.halves.shape[1]
         offset = self.halves.offset + start * dim * 2  # type: ignore[attr-defined]
         return np.fromfile(self.folder / "halves.npy", np.float16, (stop - start) * dim, offset=offset).reshape(-1, dim)
@@ -124,8 +142,17 @@ class IVF:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Nearest:
-        """As `search` gives, of the rows in the `probes` cells nearest to each query alone: some are missed, none is
-        wrong. One cell in SHARE unless said."""
+        """Approximate search: the nearest rows within the cells nearest to each query; some are missed, none is wrong.
+
+        Args:
+            queries: float32 [n d].
+            k: rows a query.
+            probes: number of cells searched; None = one in SHARE.
+            query_labels: int64 [n]; a row of the query's own label does not count. None = all count.
+            reference_labels: int64 [m], likewise.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
+        """
         index = np.full((len(queries), k), -1, np.int64)
         score = np.full((len(queries), k), NOTHING, np.float32)
         reach = min(probes or max(1, -(-len(self.centres) // PROBE_FRACTION)), len(self.centres))
@@ -147,11 +174,17 @@ class IVF:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Estimate:
-        """Of a sample of the queries [n d], the share whose nearest row of all is found, with its interval.
+        """Measured recall: share of a sample of queries whose nearest row is found, with its interval.
 
-        Without queries: of the rows themselves, and their nearest other row, as near-duplicates are looked for. What is
-        less alike to every row than 0.5 counts only where nothing is more alike: no copy is among it. The sample grows
-        to MOST where such are few.
+        A query that is less alike to every row than 0.5 counts only where nothing is more alike: no copy is among it.
+        The sample grows to MOST where others are few.
+
+        Args:
+            queries: float32 [n d]; None = the rows themselves and their nearest other row, as near-duplicates are
+                looked for.
+            seed: of the sample.
+            workers: threads; None = one a core.
+            progress: called with a label, the number done and the total.
         """
         rng = np.random.default_rng(np.random.SeedSequence([seed, 4]))
         n = len(self.rows if queries is None else queries)
@@ -237,7 +270,7 @@ class IVF:
 
 
 def how_many(n: int) -> int:
-    """Into how many cells n rows are sorted: a power of two, about twice the square root; never more than rows.
+    """Number of cells for n rows: a power of two, about twice the square root; never more than rows.
 
     Half as many cells, half of them searched, compare as many rows and miss three times as many near-duplicates.
     """
@@ -246,7 +279,15 @@ def how_many(n: int) -> int:
 
 
 def by_cell(near: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cells [n p] that rows are near to -> the rows in the order of the cells, and where each cell begins [count+1]."""
+    """Sort rows by the cells they are near to.
+
+    Args:
+        near: [n p], cells of each row.
+        count: number of cells.
+
+    Returns:
+        (rows in the order of the cells, where each cell begins [count+1]).
+    """
     order = np.argsort(near, axis=None, kind="stable")
     return order // near.shape[1], np.searchsorted(near.ravel()[order], np.arange(count + 1))
 
@@ -264,8 +305,14 @@ def with_ivf(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """The same, with cells where there are more than EXACT_ROWS vectors. They are kept in the cache, by what decides
-    them, so that they are made once for a training set. cache, workers: as in `embed`."""
+    """Add an IVF index to embeddings of more than EXACT_ROWS vectors; it is cached by all that decides it.
+
+    Args:
+        embeddings: returned as they are where they are few.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+    """
     if embeddings.cells is not None or len(embeddings.vectors) <= EXACT_ROWS:
         return embeddings
     folder = cache_folder(cache) / "cells" / _identity(embeddings)
@@ -282,9 +329,12 @@ def _identity(embeddings: Embeddings) -> str:
 
 
 def search_report(references: Embeddings, queries: Vectors | None = None, **options: Any) -> dict[str, Any]:
-    """How `queries`, or without any the references among themselves, were looked up, for a summary.
+    """How vectors were searched, for a summary; with the recall where some are missed.
 
-    The recall is in it where some are missed. options: of `IVF.recall`.
+    Args:
+        references: what was searched.
+        queries: float32 [n d]; None = the references among themselves.
+        options: of `IVF.recall`.
     """
     cells = references.cells
     if cells is None:
@@ -304,7 +354,19 @@ def nearest(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
-    """As `search`, by the cells of `vectors` where there are any."""
+    """Search vectors exactly as `search`, or by their IVF index where there is one.
+
+    Args:
+        queries: float32 [n d].
+        vectors: float32 [m d].
+        k: rows a query.
+        cells: IVF index of the vectors; None = exact search.
+        probes: as in `IVF.nearest`.
+        query_labels: as in `search`.
+        reference_labels: as in `search`.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
+    """
     options: dict[str, Any] = {"query_labels": query_labels, "reference_labels": reference_labels}
     options |= {"workers": workers, "progress": progress}
     if cells is None:

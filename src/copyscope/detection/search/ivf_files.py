@@ -38,9 +38,16 @@ def make(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write into `folder` the files of `count` cells of vectors [n d], DONE last; see `Cells` for what they hold.
+    """Write the files of an IVF index into a folder, DONE last; a build that was killed goes on.
 
-    width: how many cells near to each row are told. What a killed process has left there is gone on with.
+    Args:
+        folder: for these vectors alone; `IVF` says what the files hold.
+        vectors: float32 [n d].
+        count: number of cells.
+        width: number of nearest cells kept of each row.
+        seed: of the clustering.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     n = len(vectors)
     centres = folder / "centres.npy"
@@ -104,8 +111,10 @@ def _assigned(
 
 
 def _is_there(paths: tuple[Path, Path], start: int, width: int) -> bool:
-    """Whether the last block is on the disk, as those before it are: a power cut may have left zeros of its length. No
-    row has the same cell twice, and no vector of numbers the key 0."""
+    """Whether the last block is on the disk, as those before it are.
+
+    A power cut may have left zeros of its length. No row has the same cell twice, and no vector of numbers the key 0.
+    """
     near = np.fromfile(paths[0], np.int32, BLOCK * width, offset=4 * width * start).reshape(-1, width)
     keys = np.fromfile(paths[1], np.uint64, BLOCK, offset=8 * start)
     return bool(keys.all()) and (width == 1 or not (near[:, 0] == near[:, 1]).any())
@@ -167,8 +176,10 @@ def _centres(sample: Vectors, count: int, seed: int) -> Vectors:
 
 
 def _in_order(centres: Vectors) -> Vectors:
-    """The centres [c d], those that are alike near one another: halved again and again where they spread most. What is
-    near to some cells then lies in few stretches of the disk."""
+    """Order centres [c d] so that like ones lie near one another: split again and again where they spread most.
+
+    What is near to some cells then lies in few stretches of the disk.
+    """
     parts, order = [np.arange(len(centres))], []
     while parts:
         those = parts.pop()
@@ -195,6 +206,6 @@ def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any
 
 
 def pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of pieces of at most `size`."""
+    """(first, last) of ranges of at most `size`."""
     for first in range(int(start), int(stop), size):
         yield first, min(first + size, int(stop))

@@ -24,7 +24,11 @@ RELEASED_ABOVE = 2**30
 
 
 def checked(precision: str) -> str:
-    """The precision. Raises InputError where there is none of that name."""
+    """Check the name of a precision and return it.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     if precision not in PRECISIONS:
         near = difflib.get_close_matches(precision, PRECISIONS, 1)
         hint = f"Did you mean {near[0]}? " if near else ""
@@ -33,15 +37,22 @@ def checked(precision: str) -> str:
 
 
 def kinds(precision: str) -> tuple[str, ...]:
-    """The kinds of files that `shorten` gives, in its order."""
+    """Kinds of files that `shorten` gives for a precision, in its order."""
     return ("vectors", "scales") if precision == "int8" else ("vectors",)
 
 
 def shorten(vectors: Vectors, precision: str) -> tuple[NDArray[Any], ...]:
-    """Vectors float32 [n d] as they are kept: values [n d] and, of int8 alone, the scale of each row, float32 [n].
+    """Quantize vectors for storage: float16, or int8 with a scale a row.
 
     int8: values = round(vector / scale), scale = largest magnitude / 127, so that none is moved by more than half a
     scale.
+
+    Args:
+        vectors: float32 [n d].
+        precision: "float32", "float16" or "int8".
+
+    Returns:
+        Values [n d] and, of int8 alone, the scale of each row, float32 [n].
     """
     if precision != "int8":
         return (vectors.astype(precision, copy=False),)
@@ -53,9 +64,11 @@ def shorten(vectors: Vectors, precision: str) -> tuple[NDArray[Any], ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Vectors [n d] as they are kept, read like an array: rows of it are float32.
+    """Stored vectors [n d], read like an array: rows of it are float32.
 
-    values: float32, float16 or int8 [n d], perhaps mapped. scale: float32 [n], of int8 alone.
+    Attributes:
+        values: float32, float16 or int8 [n d], perhaps mapped.
+        scale: float32 [n], of int8 alone; None for the others.
     """
 
     values: NDArray[Any]

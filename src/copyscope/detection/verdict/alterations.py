@@ -33,12 +33,16 @@ def alter(image: Image, kind: str, rng: np.random.Generator, background: Image) 
     """
     if kind not in KINDS:
         raise ValueError(f"no alteration {kind!r}; there are: {', '.join(KINDS)}")
-    return KINDS[kind](images.thumbnail(image, LONGEST), rng, background)
+    small = image if max(image.shape[:2]) <= LONGEST else images.thumbnail(image, LONGEST)
+    return KINDS[kind](small, rng, background)
 
 
 def _light(image: Image, rng: np.random.Generator, background: Image) -> Image:
-    """As a model reproduces a picture: half resolution and back, blur of .8 pixels, noise of 6/255, contrast by up to
-    8 %, shifted by up to 4 pixels, JPEG 85."""
+    """Light copy, as a model reproduces a picture.
+
+    Half resolution and back, blur of .8 pixels, noise of 6/255, contrast by up to 8 %, shifted by up to 4 pixels, JPEG
+    85.
+    """
     from PIL import Image as pillow
     from PIL import ImageFilter
 

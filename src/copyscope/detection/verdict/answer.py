@@ -26,19 +26,22 @@ COPIES, SUSPICIOUS, NONE_FOUND, CANNOT_TELL = "copies", "suspicious", "no copies
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured in an audit, and what may be said of it.
+    """Measurements of an audit, and what may be said of them.
 
     Attributes:
-        n, m: generated images (blank ones left out) and calibration images.
+        n: generated images, blank ones left out.
+        m: calibration images.
         n_missing: generated images that could not be read.
         n_blank: blank generated images.
         m_gone: calibration images that were left out, by the reason in words.
-        count: images called copies; certain: those of them that are a training image itself.
+        count: images called copies.
+        certain: those of them that are a training image itself.
         likeness: images that show the subject of a training image, and not its picture.
         method: of the calibration.
         line: p-values at or below it are called copies.
         fdr: false discovery rate of the list of copies.
-        rate: share called copies; estimated: corrected for unseen copies and false alarms.
+        rate: share called copies.
+        estimated: corrected for unseen copies and false alarms.
         sensitivity: share of the planted copies that is called copies, by kind; empty = no training image has any to
             plant; None = not measured.
         excess: at least this share of the generated images is nearer to the training set than calibration images are.
@@ -66,7 +69,7 @@ class Measured:
 
     @property
     def explained(self) -> bool:
-        """With controls: whether new views of the subject alone may have given as many "copies".
+        """Whether, with controls, new views of the subject alone may have given as many "copies".
 
         Of likenesses, a share of OWN_LEVEL passes for copies by chance (binomial test at 5 %).
         """
@@ -77,11 +80,11 @@ class Measured:
 
     @property
     def calibrators(self) -> str:
-        """What the calibration images are called."""
+        """Name of the calibration images."""
         return {"held-out": "held-out images", "controls": "control images"}.get(self.method, "training images")
 
     def reasons(self) -> tuple[list[str], str | None]:
-        """Why "no copies found" may not be said, a sentence each, and what it would take."""
+        """Reasons why "no copies found" may not be said, a sentence each, and what it would take."""
         found, wants = [], []
         none_left = not self.m and any(self.m_gone.values())
         if none_left:
@@ -164,7 +167,7 @@ class Measured:
         return f"a way to see `{kind}` copies better"
 
     def answer(self, reasons: list[str]) -> str:
-        """The answer, where these `reasons` keep from saying that there are no copies."""
+        """Answer, given the reasons that keep from saying that there are no copies."""
         if self.certain or (self.count and self.method != "baseline" and not self.explained):
             return COPIES
         if self.count:

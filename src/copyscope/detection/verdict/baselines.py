@@ -27,25 +27,36 @@ def distance(score: Floats) -> Floats:
 
 
 def ratio_test(first: Floats, second: Floats, bound: float = 1 / 3) -> NDArray[np.bool_]:
-    """d1 / d2 < 1/3 (Yoon et al. 2023; Gu et al. 2023): nearest against second-nearest training image.
+    """Ratio test d1 / d2 < 1/3: nearest against second-nearest training image (Yoon et al. 2023; Gu et al. 2023).
 
-    first, second: similarity [n] of the two. Blind where the second is a duplicate of the first.
+    Blind where the second is a duplicate of the first.
+
+    Args:
+        first: similarity [n] to the nearest.
+        second: similarity [n] to the second-nearest.
+        bound: of the ratio.
     """
     return distance(first) < bound * distance(second)
 
 
 def authenticity_test(first: Floats, match_neighbour: Floats) -> NDArray[np.bool_]:
-    """Not authentic (Alaa et al. 2022): nearer to its training image than that is to any other training image.
+    """Authenticity test: nearer to its training image than that is to any other training image (Alaa et al. 2022).
 
-    first: similarity [n] to the match. match_neighbour: similarity [n] of the match to its own nearest neighbour.
+    Args:
+        first: similarity [n] to the match.
+        match_neighbour: similarity [n] of the match to its own nearest neighbour.
     """
     return distance(first) < distance(match_neighbour)
 
 
 def neighbourhood_test(scores: Floats, alpha: float = 0.5) -> NDArray[np.bool_]:
-    """Calibrated l2 of Carlini et al. 2023: d1 < alpha * mean distance to the n nearest (n = 50 in the paper).
+    """Calibrated l2 test of Carlini et al. 2023: d1 < alpha * mean distance to the n nearest (n = 50 in the paper).
 
-    scores: similarities [n k] to the k nearest, best first. Blind where the image stands in the set more than k times.
+    Blind where the image stands in the set more than k times.
+
+    Args:
+        scores: similarities [n k] to the k nearest, best first.
+        alpha: bound of the ratio.
     """
     found = distance(scores)
     flagged: NDArray[np.bool_] = found[:, 0] < alpha * found.mean(axis=1)
@@ -54,7 +65,14 @@ def neighbourhood_test(scores: Floats, alpha: float = 0.5) -> NDArray[np.bool_]:
 
 @dataclasses.dataclass(frozen=True)
 class ClassicalTest:
-    """One classical test on the generated images, as stated and by group (None where there is no such form)."""
+    """One classical test on the generated images.
+
+    Attributes:
+        name: of the test.
+        reference: the paper.
+        flagged: bool [n], as stated in the paper.
+        flagged_by_group: bool [n], with near-duplicate groups in the place of images; None where there is no such form.
+    """
 
     name: str
     reference: str
@@ -62,7 +80,12 @@ class ClassicalTest:
     flagged_by_group: NDArray[np.bool_] | None
 
     def summary(self, copied: NDArray[np.bool_], group_size: NDArray[np.int64]) -> dict[str, Any]:
-        """Share flagged, and how many of our copies it sees by the size of the copied image's group."""
+        """Summary: share flagged, and how many of our copies it sees by the size of the copied image's group.
+
+        Args:
+            copied: bool [n], our copies.
+            group_size: [n], of each query's match.
+        """
         by_size = []
         for name, inside in SIZES.items():
             those = copied & inside(group_size)
@@ -97,7 +120,11 @@ SIZES: dict[str, Callable[[Sizes], NDArray[np.bool_]]] = {
 
 
 def classical_tests(matches: Matches, groups: Groups) -> list[ClassicalTest]:
-    """The three tests on every readable query; none where the training set is too small for a second neighbour."""
+    """Nearest-neighbour memorization tests of the literature on every readable query, as stated and by group.
+
+    Yoon et al. 2023, Alaa et al. 2022 and Carlini et al. 2023; none where the training set is too small for a second
+    neighbour.
+    """
     index, scores = matches.by_descriptor.index, matches.by_descriptor.score
     if len(index) == 0 or index.shape[1] < 2 or (index[:, 1] < 0).any():
         return []

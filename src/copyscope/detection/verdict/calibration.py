@@ -66,10 +66,26 @@ def held_out(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, Matches, NDArray[np.bool_]]:
-    """Calibration on held-out images, their matches against the training set, and which [n] of them were look-alikes.
+    """Calibrate on held-out images, without those that look like a training image.
 
     Left in, look-alikes take all power; cut at the score itself, they bias the threshold; so RULE looks at other
     things.
+
+    Args:
+        images: held-out images [n].
+        train: the training images.
+        groups: their near-duplicate groups.
+        verify: the pixel comparison.
+        register: as in `match`.
+        edges: as in `match`.
+        parts: as in `match`.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: as in `match`.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        (calibration, matches of the images that are left, bool [n] which were look-alikes).
     """
     options: dict[str, Any] = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
     alike = look_alikes(images, train, **options)
@@ -88,13 +104,17 @@ def controls(
     verify: Verify,
     **options: Any,
 ) -> tuple[Calibration, Matches]:
-    """Calibration on images of the base model, and their matches: they cannot be copies of what was trained on later.
+    """Calibrate on images of the base model: they cannot be copies of what was trained on later.
 
     Args:
         images: made without the fine-tuning, from the same prompts as the generated images.
-        train: the training images, in `groups` of near-duplicates.
+        train: the training images.
+        groups: their near-duplicate groups.
         verify: the pixel comparison.
         options: `register`, `edges`, `parts`, `cache`, `workers`, `engine` and `progress` of `match`.
+
+    Returns:
+        (calibration, matches of the images).
     """
     matches = match(images, train, verify, labels=groups.label, **options)
     return Calibration("controls", matches.evidence, 0, CONTROL_RULE), matches
@@ -127,7 +147,7 @@ def nearer_than_control(matches: Matches, controls: Matches) -> Estimate | None:
 def differs(
     calibration: NDArray[np.float32], generated: NDArray[np.float32], train: NDArray[np.float32], *, seed: int = 0
 ) -> str | None:
-    """Why held-out images are of another kind than the generated ones, as a sentence; None where they are of one kind.
+    """Whether held-out images are of another kind than the generated ones: why, as a sentence, or None.
 
     What is compared is the bulk: how much nearer the median training image is to an image than the median held-out
     image. A copy is near to one training image and to the others no nearer than any image of the kind; so copying,
@@ -166,7 +186,13 @@ def differs(
 
 
 def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArray[np.bool_]:
-    """Which of `images` [n] are look-alikes of a training image by RULE. options: as in `embed`."""
+    """Which of `images` [n] are look-alikes of a training image by RULE.
+
+    Args:
+        images: held-out images [n].
+        train: the training images.
+        options: `cache`, `workers` and `progress` of `embed`.
+    """
     pdq = parts.load("descriptors", "pdq")
     queries = embed(images.corpus.take(images.rows), pdq, **options)
     # Rows that could not be read have their error, and are not read again.
@@ -183,7 +209,13 @@ def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArra
 def alike_by_hash(
     queries: NDArray[np.float32], references: NDArray[np.float32], workers: int | None = None
 ) -> NDArray[np.bool_]:
-    """Which PDQ vectors [n 256] are within LOOK_ALIKE_BITS of one of the references [m 256]."""
+    """Look-alikes by PDQ: which queries are within LOOK_ALIKE_BITS of one of the references, bool [n].
+
+    Args:
+        queries: PDQ vectors [n 256].
+        references: PDQ vectors [m 256].
+        workers: threads; None = one a core.
+    """
     found = search(queries, references, 1, workers=workers)
     # Half a bit of slack for rounding: one bit moves the inner product by 1/128.
     return np.asarray(found.score[:, 0] > 1 - (LOOK_ALIKE_BITS + 0.5) / 128)
@@ -201,7 +233,7 @@ class Baseline:
     Attributes:
         calibration: of method "baseline".
         similarity: float32 [n], of each training image to the nearest outside its own group; NaN where its group is the
-            whole set, and where the images lie in cells, for all but a sample of SIMILARITY_SAMPLE.
+            whole set, and with an IVF index for all but a sample of SIMILARITY_SAMPLE.
         own: float [b 2], combined and pixel score of the sample; [b 3] with that of the best part, where parts were
             looked at.
     """
@@ -221,7 +253,8 @@ class Baseline:
         part stands out more than the whole is judged by its part.
 
         Args:
-            evidence, pixels: of the images, float32 [n d] and [n], as in `Matches`.
+            evidence: of the images, float32 [n d], as `Matches.evidence`.
+            pixels: of the images, float32 [n], as `Matches.pixels`.
             calibration: evidence of the control images, float [m d].
         """
         mine = np.stack([evidence[:, 1], pixels], axis=1)
@@ -251,12 +284,25 @@ def baseline(
     engine: Engine | str | None = None,
     progress: Progress | None = None,
 ) -> Baseline:
-    """What training images score against the others (leave one picture out).
+    """Baseline similarity: training images against the others, each without its own picture.
 
     An image's own picture is left out, nearly by the rule that cleans a held-out set (`_pictures`). Natural twins and
     other views of its subject stay, as they stay between a held-out and a training set; to leave out all that the
     descriptor finds near would cut the scores where copies begin. Pixels are compared for a random sample of at most
     BASELINE_SAMPLE, one image a picture.
+
+    Args:
+        train: the training images.
+        groups: their near-duplicate groups.
+        verify: the pixel comparison.
+        register: as in `match`.
+        edges: as in `match`.
+        part_search: looks for the others in parts of each too; None = nobody looks.
+        seed: of the sample.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        engine: as in `match`.
+        progress: called with a label, the number done and the total.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     n = len(train.rows)

@@ -61,7 +61,7 @@ class Judgement:
     nearer: Estimate | None
 
     def of_sources(self, train: Embeddings, source: NDArray[np.int64]) -> Judgement:
-        """The same, where the training images judged by stand for those of `train` at `source` [m]."""
+        """Put images of `train` in the place of those judged by: each of these stands for one at its `source` [m]."""
         compared = self.compared and self.compared.of_sources(train, source)
         return dataclasses.replace(
             self,

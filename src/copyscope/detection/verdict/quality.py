@@ -27,7 +27,12 @@ _BLOCK = 8_000_000  # float64 numbers held at one time beside the vectors
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrecisionRecall:
-    """Share of generated images among the real ones, and of real ones among the generated, and which ones."""
+    """Improved precision and recall of generated images, and which images they rest on.
+
+    Attributes:
+        precision: share of generated images among the real ones.
+        recall: share of real images among the generated ones.
+    """
 
     precision: float
     recall: float
@@ -62,9 +67,9 @@ def frechet_distance(x: Floats, y: Floats) -> float:
 
     |mean_x - mean_y|^2 + tr C_x + tr C_y - 2 tr (C_x C_y)^(1/2)   (Dowson & Landau 1982; Heusel et al. 2017, eq. 6)
 
-    with the unbiased covariances (n - 1). With C = R' R, tr (C_x C_y)^(1/2) is the sum of the singular values of
-    R_x R_y': real for any data, also for n <= d, where a matrix square root turns complex. NaN with fewer than two rows
-    on a side. Biased upwards, about as 1/n: compare only equal n.
+    with the unbiased covariances (n - 1). With C = R' R, tr (C_x C_y)^(1/2) is the sum of the singular values of R_x
+    R_y': real for any data, also for n <= d, where a matrix square root turns complex. NaN with fewer than two rows on
+    a side. Biased upwards, about as 1/n: compare only equal n.
     """
     _check(x, y)
     if min(len(x), len(y)) < 2:
@@ -73,12 +78,17 @@ def frechet_distance(x: Floats, y: Floats) -> float:
 
 
 def precision_recall(real: Floats, generated: Floats, k: int = NEIGHBOURS) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1-3) of generated [m d] against real [n d] vectors.
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1-3) of generated against real vectors.
 
     A set covers the balls around its vectors that reach to their k-th nearest other one (Euclidean, edge included).
     precision = share of generated vectors covered by the real set; recall = share of real ones covered by the generated
     set. In blocks: memory does not grow with n x m. Both depend on n and m: compare only equal sizes. NaN, nothing
     inside, with k or fewer rows on a side.
+
+    Args:
+        real: [n d].
+        generated: [m d].
+        k: neighbour that a ball reaches to.
     """
     _check(real, generated)
     if min(len(real), len(generated)) <= k:
@@ -117,14 +127,21 @@ def quality(
     text: tuple[Floats, Floats] | None = None,
     seed: int = 0,
 ) -> Quality:
-    """All of it for generated [m d] against train [n d] vectors of the descriptor `space` (its spec).
+    """Image quality of generated images against their training images, in the space of a descriptor.
 
-    text: vectors of images and of their prompts, [p e] each, from a joint model, which need not be `space`.
     The training images are the fixed target and the generated ones a sample, so intervals are of the generated side.
-    Frechet distance: jackknife over ten folds, sampling error only, not the bias. Precision: exact binomial over the
-    generated images, recall over the training images drawn, the balls taken as given. Diversity: jackknife over images
-    (Arvesen 1969). Alignment: bootstrap over images. Precision and recall are of random samples of one size, at most
-    LARGEST_SAMPLE a side.
+    Frechet distance (Heusel et al. 2017): jackknife over ten folds, sampling error only, not the bias. Precision
+    (Kynkaanniemi et al. 2019): exact binomial over the generated images, recall over the training images drawn, the
+    balls taken as given. Diversity: jackknife over images (Arvesen 1969). Alignment: bootstrap over images. Precision
+    and recall are of random samples of one size, at most LARGEST_SAMPLE a side.
+
+    Args:
+        generated: vectors [m d].
+        train: vectors [n d].
+        space: the descriptor's spec.
+        text: vectors of images and of their prompts, [p e] each, from a joint model, which need not be `space`; None =
+            alignment is not measured.
+        seed: of the samples.
     """
     _check(generated, train)
     rng = np.random.default_rng(np.random.SeedSequence(seed))

@@ -34,9 +34,12 @@ LISTED, IDS, PROMPTS = 50, 20, 5
 class Repeat:
     """One picture that was made again and again.
 
-    rows: corpus rows of its images [size], the centre first, then the most alike. similarity, verified [size]: of each
-    to the centre, by the descriptor and by pixels. n_prompts: how many different prompts they have, 0 where none is
-    known. n_generations: images without re-runs (same prompt and seed, or same file).
+    Attributes:
+        rows: corpus rows of its images [size], the centre first, then the most alike.
+        similarity: [size], of each to the centre, by the descriptor.
+        verified: [size], likewise by pixels.
+        n_prompts: how many different prompts they have; 0 where none is known.
+        n_generations: images without re-runs (same prompt and seed, or same file).
     """
 
     rows: NDArray[np.int64]
@@ -55,7 +58,7 @@ class Repeats:
 
     @property
     def sentence(self) -> str | None:
-        """What was found, for people; None where nothing was."""
+        """Sentence on the repeated outputs; None where there are none."""
         if not self.groups:
             return None
         images = sum(len(group.rows) for group in self.groups)
@@ -112,17 +115,23 @@ def repeated_outputs(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Repeats:
-    """Groups of near-equal generated images without a source in the training set.
+    """Find groups of near-equal generated images without a source in the training set.
 
-    generated: the readable generated images [n].
-    has_source [n]: which of them are copies of a training image, identical to one, or so near to one that they may be
-    copies. A group with such a member has a source and is left out.
-    threshold: similarity of near-duplicates, as in `duplicates`.
-    blank [n]: images of one colour, left out; None = no image is blank.
-    verify, same: the pixel comparison, and the score that each member must also reach to the centre of its group.
-    least: fewest generations in a group. Images of one file, of one prompt and seed, or of one prompt and equal bytes
-    are one generation. Where prompts are known, a group must have two different ones.
-    cache, workers, progress: as in `duplicates`.
+    Images of one file, of one prompt and seed, or of one prompt and equal bytes are one generation. Where prompts are
+    known, a group must have two different ones.
+
+    Args:
+        generated: the readable generated images [n].
+        has_source: bool [n], which of them are copies of a training image, identical to one, or so near to one that
+            they may be copies. A group with such a member has a source and is left out.
+        threshold: similarity of near-duplicates, as in `duplicates`.
+        blank: bool [n], images of one colour, left out; None = no image is blank.
+        verify: the pixel comparison.
+        least: fewest generations in a group.
+        same: pixel score that each member must reach to the centre of its group.
+        cache: folder of the cache; None = the user's.
+        workers: threads; None = one a core.
+        progress: called with a label, the number done and the total.
     """
     n = len(generated.rows)
     usable = np.ones(n, dtype=bool) if blank is None else ~blank
@@ -171,8 +180,10 @@ def repeated_outputs(
 
 
 def _generations(generated: Embeddings, prompts: NDArray[Any]) -> NDArray[np.int64]:
-    """A number for each image [n], the same for what was generated once: images of one file, of one prompt and seed, or
-    of one prompt and equal bytes."""
+    """Number of the generation of each image [n], the same for images that were generated once.
+
+    These are images of one file, of one prompt and seed, or of one prompt and equal bytes.
+    """
     corpus, rows = generated.corpus, generated.rows
     names = corpus.table.column_names
     files = corpus.pick("image", rows).to_pylist()

@@ -18,9 +18,10 @@ PIECE = 65_536
 
 
 def refuse_same_files(corpora: dict[str, Corpus]) -> None:
-    """Raises InputError where one image file is in two of the corpora, by name.
+    """Refuse two corpora that hold the same image files: a slip that would come out as "everything is a copy".
 
-    It is a slip of the hand, and would come out as "everything is a copy".
+    Raises:
+        InputError: one image file is in two of them; the message names it.
     """
     for (name, mine), (other, theirs) in itertools.combinations(corpora.items(), 2):
         shared, n, n_theirs = _shared(mine, theirs)
@@ -34,8 +35,10 @@ def refuse_same_files(corpora: dict[str, Corpus]) -> None:
 
 
 def _shared(mine: Corpus, theirs: Corpus) -> tuple[int, int, int]:
-    """How many of my images are theirs too, of how many, and how many they have. The smaller set is held, the larger
-    streamed."""
+    """How many of my images are theirs too, of how many, and how many they have.
+
+    The smaller set is held, the larger streamed.
+    """
     held, streamed = sorted((mine, theirs), key=len)
     places = pa.concat_arrays([pa.array([], pa.string()), *_places(held)])
     found, n, n_found = np.zeros(len(places), dtype=bool), 0, 0

@@ -41,7 +41,7 @@ from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, cores
 
-from .alterations import KINDS, VERSION, alter
+from .alterations import KINDS, LONGEST, VERSION, alter
 from .answer import MUST_SEE
 
 GROUPS = 200
@@ -206,8 +206,14 @@ def _of_kind(table: pa.Table, kind: str) -> PlantedCopies:
 
 
 def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> Iterator[list[dict[str, Any]]]:
-    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time. rounds: copies of a
-    kind of each image."""
+    """Planted copies of the images of a corpus, as JPEG of QUALITY, a batch of images at a time.
+
+    Args:
+        corpus: the images.
+        seed: of the alterations.
+        rounds: copies of a kind of each image.
+        workers: threads; None = one a core.
+    """
     n = len(corpus)
     turn_of = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(n)
     others = [kind for kind in KINDS if kind not in MUST_SEE]
@@ -224,12 +230,13 @@ def _pictures(corpus: Corpus, seed: int, rounds: int, workers: int | None) -> It
 
     def copies(task: tuple[int, bytes, bytes]) -> list[dict[str, Any]]:
         row, content, other = task
-        image, background = _decoded(content), _decoded(other)
+        kinds = kinds_of(row)
+        image, background = _decoded(content), _decoded(other) if "part" in kinds else None
         if image is None:  # gone or changed since it was described
             return []
-        found = []
+        found, image = [], images.thumbnail(image, LONGEST)
         for number, kind in enumerate(KINDS):
-            if kind not in kinds_of(row) or (kind == "part" and background is None):
+            if kind not in kinds or (kind == "part" and background is None):
                 continue
             for turn in range(rounds):
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 6, row, number, turn]))

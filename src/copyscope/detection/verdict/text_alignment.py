@@ -22,8 +22,16 @@ RIDGES = tuple(10.0**power for power in np.arange(-4, 3.1, 0.5))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Head:
-    """image = image_mean + (text - text_mean) @ weights. weights: [e d]. ridge: the penalty chosen. n: images fitted
-    on. error: mean squared error [d summed] of an image left out."""
+    """Linear head from text to image vectors: image = image_mean + (text - text_mean) @ weights.
+
+    Attributes:
+        text_mean: [e].
+        image_mean: [d].
+        weights: [e d].
+        ridge: the penalty chosen.
+        n: images fitted on.
+        error: mean squared error [d summed] of an image left out.
+    """
 
     text_mean: Floats
     image_mean: Floats
@@ -39,11 +47,17 @@ class Head:
 
 
 def fit(text: Floats, image: Floats) -> Head:
-    """The head from text vectors [n e] to the vectors [n d] of the images they are captions of.
+    """Fit the head from text vectors to the vectors of the images they are captions of.
 
     Ridge regression with a mean that is not penalised (Hoerl & Kennard 1970). The ridge, one of RIDGES, is the one with
     the least error on an image left out, which has a closed form (Allen 1974, PRESS): nothing is drawn at random.
-    Raises ValueError where the rows do not pair or are fewer than two.
+
+    Args:
+        text: [n e].
+        image: [n d].
+
+    Raises:
+        ValueError: the rows do not pair, or are fewer than two.
     """
     text, image = np.asarray(text, dtype=np.float64), np.asarray(image, dtype=np.float64)
     if text.ndim != 2 or image.ndim != 2 or len(text) != len(image) or len(text) < 2:
@@ -63,9 +77,17 @@ def fit(text: Floats, image: Floats) -> Head:
 
 
 def agreement(head: Head, text: Floats, image: Floats) -> NDArray[np.float64]:
-    """Cosine [n] of each image [n d] and where its text [n e] says that it would lie, both from the mean image.
+    """Text-image agreement [n]: cosine, from the mean image, of an image and where its text says it would lie.
 
     1 = just there, 0 = no relation (or a text of which the head says nothing), as for shuffled pairs on average.
+
+    Args:
+        head: fitted on real images.
+        text: [n e].
+        image: [n d].
+
+    Raises:
+        ValueError: the rows do not pair.
     """
     predicted, found = head.predict(text), np.asarray(image, dtype=np.float64) - head.image_mean
     if predicted.shape != found.shape:

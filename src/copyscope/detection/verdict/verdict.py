@@ -32,11 +32,14 @@ TELLING = 0.8
 
 
 def similarity(scores: Floats, threshold: float) -> dict[str, Estimate]:
-    """DCR's statistics of the similarity scores [n]: mean, std, 75th, 90th and 95th percentile, share above
-    `threshold`.
+    """Similarity statistics of DCR: mean, std, 75th, 90th and 95th percentile, share above `threshold`.
 
     Intervals at 95 %: bootstrap for mean and deviation, order statistics for the percentiles, Clopper-Pearson for the
     share.
+
+    Args:
+        scores: [n].
+        threshold: of the share.
     """
     scores = np.asarray(scores, dtype=np.float64)
     found = {"mean": stats.bootstrap(_mean, scores), "std": stats.bootstrap(_std, scores)}
@@ -103,7 +106,11 @@ class Calibration:
     n_blank: int = 0
 
     def sentence(self, fdr: float = FDR) -> str:
-        """What the p-values rest on, for the report."""
+        """Sentence on what the p-values rest on, for the report.
+
+        Args:
+            fdr: false discovery rate of the list of copies.
+        """
         n = len(self.scores)
         level = f"at a false discovery rate of {100 * fdr:g} %"
         excluded = f", {self.n_excluded} excluded by hand" if self.n_excluded else ""
@@ -283,12 +290,18 @@ def _estimated_rate(
     which is seen best, where the interval of the first kind would be narrowest without any copy or at the largest of
     the p-values, whichever is lower: images come in families, and a single one may fill a narrow tail. The upper end is
     that of the kind which is seen least, where it would be lowest without any copy. So each end holds for any mixture
-    of the kinds, at the 2.5 % of its side. Neither end says more than so many images could say if
-    all were seen: where generated images are less like the training set than calibration images, fewer false alarms are
-    counted than expected, which says nothing of copies.
+    of the kinds, at the 2.5 % of its side. Neither end says more than so many images could say if all were seen: where
+    generated images are less like the training set than calibration images, fewer false alarms are counted than
+    expected, which says nothing of copies.
 
-    trusted: calibration images are like unseen ones. Else false alarms may be anything up to what was counted: the
-    lower end has only images that are a training image itself, the upper end no false alarms.
+    Args:
+        p_values: of the generated images [n].
+        certain: images that are a training image itself.
+        m: calibration images.
+        tests: p-values of planted copies by kind.
+        n_missing: unreadable images.
+        trusted: calibration images are like unseen ones. Else false alarms may be anything up to what was counted: the
+            lower end has only images that are a training image itself, the upper end no false alarms.
     """
     n = len(p_values)
     sure = stats.proportion(certain, n)
@@ -296,7 +309,7 @@ def _estimated_rate(
         return stats.Estimate(math.nan, sure.low if n else 0.0, 1.0, n)
 
     def corrected(rank: int, count: int | None = None) -> list[Estimate]:
-        """At p = rank / (m + 1), by kind; count: of images at or below it, None = of the generated ones."""
+        """Estimate at p = rank / (m + 1), by kind, of a `count` of images at or below it; None = the generated ones."""
         line = rank / (m + 1) * (1 + 1e-12)
         count = int((p_values <= line).sum()) if count is None else count
         seen = [(int((each <= line).sum()), len(each)) for each in tests.values()]

@@ -1,12 +1,12 @@
 """Mitigations: what makes a model copy less, in training or in sampling, one file each.
 
-A mitigation acts through one of six doors, its base class. Those that draw at random are given generators and use
+A mitigation acts through one of six hooks, its base class. Those that draw at random are given generators and use
 nothing else; one that is turned down to nothing (each says how) changes nothing at all; inputs are never changed.
 
-| door | is given | acts in |
+| hook | is given | acts in |
 |---|---|---|
 | OnCaption | the captions of an image -> the caption of this draw | training, sampling |
-| OnConditioning | what the model is told -> what it is told instead | training, sampling |
+| OnConditioning | the conditioning -> another one | training, sampling |
 | OnLatents | latents and conditioning of a batch -> others | training |
 | OnLoss | the losses of a batch -> their weights | training |
 | OnNoise | the noise sampling starts from -> other noise | sampling |
@@ -46,7 +46,12 @@ Generators = Sequence[np.random.Generator]
 
 
 class Mitigation(Part, abc.ABC):
-    """Base of the doors. stages: where it may act. needs: keys of NEEDS."""
+    """Base of all mitigations. A subclass derives from one of the hooks.
+
+    Attributes:
+        stages: where it may act, TRAINING and SAMPLING.
+        needs: keys of NEEDS.
+    """
 
     stages: ClassVar[tuple[str, ...]] = (TRAINING, SAMPLING)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -54,46 +59,82 @@ class Mitigation(Part, abc.ABC):
     """Model calls (forward passes of one image) a training step needs for each image beyond its own."""
 
     def calls(self, steps: int) -> int:
-        """Model calls (forward passes of one image under one conditioning, at most) an image needs beyond those of the
-        sampler, which are one each time that it asks, and two with guidance. steps: how often it asks: once a step, but
-        Heun's twice, save in the last."""
+        """Model calls that an image needs beyond those of the sampler, at most.
+
+        A call is a forward pass of one image under one conditioning. The sampler makes one each time that it asks, and
+        two with guidance.
+
+        Args:
+            steps: how often the sampler asks: once a step, but Heun's twice, save in the last.
+
+        Returns:
+            The number.
+        """
         return 0
 
     def check(self) -> None:
-        """Raises InputError where what its values name is not there; asked before the work begins."""
+        """Check that files which its values name are there, before the work begins; parts that name some override it.
+
+        Raises:
+            InputError: they are not.
+        """
 
 
 class OnCaption(Mitigation):
-    """Gives another caption. A part with a field `tokenizer` that is "" is given that of the model."""
+    """Hook that rewrites captions. A part with a field `tokenizer` that is "" gets that of the model."""
 
     @abc.abstractmethod
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
-        """captions: of one image, one at least; the first is the one drawn, all others are its alternatives."""
+        """Rewrite the caption of one draw of an image.
+
+        Args:
+            captions: of the image, at least one; the first is the one drawn, all others are its alternatives.
+            rng: the only source of chance.
+
+        Returns:
+            The caption of this draw.
+        """
 
     def __call__(self, captions: str | Sequence[str], seed: int | np.random.Generator) -> str:
-        """The same in a loop of one's own (`datasets.map`, a collate function). seed: another for each draw."""
+        """Rewrite captions in a loop of one's own (`datasets.map`, a collate function).
+
+        Args:
+            captions: one, or those of an image, the one drawn first.
+            seed: another for each draw, or a generator.
+
+        Returns:
+            The caption of this draw.
+        """
         rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng(np.random.SeedSequence(seed))
         return self.rewrite([captions] if isinstance(captions, str) else list(captions) or [""], rng)
 
 
 class OnConditioning(Mitigation):
-    """Gives another conditioning."""
+    """Hook that changes the conditioning."""
 
     @property
     def on_null(self) -> bool:
-        """Whether it also acts, in sampling, on what the model is told when told nothing."""
+        """Whether it also acts, in sampling, on the conditioning without a prompt."""
         return False
 
     @abc.abstractmethod
     def perturb(
         self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
     ) -> Conditioning:
-        """conditioning: of n images. rngs: one an image [n], so that an image depends on its own alone. request: in
-        sampling, what is asked; None in training."""
+        """Change the conditioning of n images; the input stays as it is.
+
+        Args:
+            conditioning: of n images.
+            rngs: one an image [n], so that an image depends on its own alone.
+            request: in sampling, what is asked of the model; None in training.
+
+        Returns:
+            The conditioning to use instead.
+        """
 
 
 class OnLatents(Mitigation):
-    """Gives a training batch other latents, and a conditioning that fits them."""
+    """Hook that changes the latents of a training batch, and the conditioning with them."""
 
     stages = (TRAINING,)
 
@@ -101,13 +142,31 @@ class OnLatents(Mitigation):
     def fuse(
         self, latents: Tensor, conditioning: Conditioning, rngs: Generators, model: Trainable
     ) -> tuple[Tensor, Conditioning]:
-        """latents: [n c h w], without noise. rngs: one an image [n]. model: what made them."""
+        """Change the latents and conditioning of a training batch; the inputs stay as they are.
+
+        Args:
+            latents: [n c h w], without noise.
+            conditioning: of the n images.
+            rngs: one an image [n].
+            model: what made the latents.
+
+        Returns:
+            (latents, conditioning) to use instead.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch at its loss: losses [n] as they count, model's estimate `denoised` of x0 from x [n c h w] at sigma [n];
-    nothing requires gradients. predict: asks the model, without gradients. null: [n]."""
+    """A training batch at its loss; nothing requires gradients.
+
+    Args:
+        loss: [n], as it counts.
+        x: noised latents [n c h w].
+        sigma: noise levels [n].
+        denoised: the model's estimate of x0 [n c h w].
+        null: conditioning without a prompt [n].
+        predict: asks the model, without gradients.
+    """
 
     loss: Tensor
     x: Tensor
@@ -118,39 +177,62 @@ class Batch:
 
 
 class OnLoss(Mitigation):
-    """Weighs the losses of a training batch."""
+    """Hook that weighs the losses of a training batch."""
 
     stages = (TRAINING,)
 
     @abc.abstractmethod
     def weigh(self, batch: Batch, memory: Tensor) -> Tensor:
-        """Weight [n] of each loss, without gradient; all zero is allowed. memory: what `state` gave at the start,
-        then as this left it: changed in place, saved with the checkpoints, averaged over processes after each step."""
+        """Weigh the losses of a batch; all zero is allowed.
+
+        Args:
+            batch: the batch.
+            memory: what `state` gave at the start, then as this left it: changed in place, saved with the checkpoints,
+                averaged over processes after each step.
+
+        Returns:
+            Weight [n] of each loss, without gradient.
+        """
 
     def state(self) -> Tensor:
-        """What the part remembers from step to step, as it is at the start: float64, any length."""
+        """Memory of the part at the start of training: float64, any length."""
         return torch.zeros(0, dtype=torch.float64)
 
 
 class OnNoise(Mitigation):
-    """Gives sampling another start."""
+    """Hook that changes the noise sampling starts from."""
 
     stages = (SAMPLING,)
 
     @abc.abstractmethod
     def draw(self, noise: Tensor, request: SamplingContext) -> Tensor:
-        """noise: [n c h w], standard normal or what another part made of it. Gives noise of that shape; an image's
-        depends on its own row alone."""
+        """Change the starting noise; the input stays as it is.
+
+        Args:
+            noise: [n c h w], standard normal or what another part made of it.
+            request: what is asked of the model.
+
+        Returns:
+            Noise of that shape; an image's depends on its own row alone.
+        """
 
 
 class OnDenoiser(Mitigation):
-    """Changes what the sampler is answered."""
+    """Hook that changes the estimates a sampler goes on with."""
 
     stages = (SAMPLING,)
 
     @abc.abstractmethod
     def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
-        """A guided denoiser around `denoiser`, for one sampling of n images: what it remembers is of these alone."""
+        """Wrap a guided denoiser for one sampling of n images; what the wrapper remembers is of these alone.
+
+        Args:
+            denoiser: the guided denoiser.
+            request: what is asked of the model.
+
+        Returns:
+            A guided denoiser around it.
+        """
 
 
 SHELF = Mitigation

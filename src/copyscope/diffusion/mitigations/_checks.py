@@ -4,12 +4,20 @@ from __future__ import annotations
 
 
 def check_probability(value: float) -> None:
-    """Raises ValueError where it is none."""
+    """Check that a value is a probability.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not 0 <= value <= 1:
         raise ValueError("probability must be from 0 to 1")
 
 
 def check_whole(name: str, value: int, least: int = 0) -> None:
-    """Raises ValueError where it is no whole number, or less than `least`."""
+    """Check that a value is a whole number, at least `least`.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of {least} or more")

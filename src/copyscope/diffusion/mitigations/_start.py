@@ -1,4 +1,4 @@
-"""What parts share that change where sampling starts: the prompt's pull there, and descent along it."""
+"""Guidance direction at the start of sampling, and descent along it: shared by several mitigations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY = 1e-12
 
 
 def guidance_direction(noise: Tensor, request: SamplingContext) -> Tensor:
-    """Noise prediction given the prompt minus that given none [n c h w], where sampling starts from `noise` [n c h w].
+    """Guidance direction where sampling starts: noise prediction given the prompt minus that given none [n c h w].
 
     Two model calls a row. epsilon = (x - D) / sigma, hence the sign.
     """
@@ -29,12 +29,12 @@ def length(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Each sample of x [n c h w] brought to length 1; nought stays nought."""
+    """Scale each sample of x [n c h w] to length 1; nought stays nought."""
     return x / length(x).clamp(min=TINY).view(-1, 1, 1, 1)
 
 
 def blocks(request: SamplingContext) -> Iterator[SamplingContext]:
-    """The request, cut into as many images at a time as the model is shown: a graph of more would be kept whole."""
+    """Cut a request into as many images at a time as the model is shown: a graph of more would be kept whole."""
     n = len(request.noise)
     for rows in torch.split(torch.arange(n, device=request.noise.device), request.block or max(n, 1)):
         places = rows.tolist()
@@ -49,9 +49,14 @@ def blocks(request: SamplingContext) -> Iterator[SamplingContext]:
 
 
 def descend(start: Tensor, loss_of: Callable[[Tensor], Tensor], steps: int, rate: float, target: float) -> Tensor:
-    """`start` [n ...] moved by Adam (Kingma & Ba 2015, its defaults), each sample until its loss is at most `target`.
+    """Move each sample by Adam (Kingma & Ba 2015, its defaults) until its loss is at most the target.
 
-    loss_of: the loss [n] of what it is given, that of a sample by that sample alone; asked once a step, with gradients.
+    Args:
+        start: [n ...].
+        loss_of: samples -> loss [n], that of a sample by that sample alone; asked once a step, with gradients.
+        steps: at most.
+        rate: length of a step in each number.
+        target: loss at which a sample stops.
     """
     at, still = start.detach(), torch.ones(len(start), dtype=torch.bool, device=start.device)
     mean, square = torch.zeros_like(at), torch.zeros_like(at)

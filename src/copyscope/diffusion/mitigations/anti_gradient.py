@@ -1,4 +1,4 @@
-"""Samples left out of the loss whose own is far below what is usual at their noise level (IET-AGC, 2024)."""
+"""Anti-gradient control: leave out losses far below the mean of their noise level (IET-AGC, 2024)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import Batch, OnLoss
 
 @dataclasses.dataclass(frozen=True)
 class AntiGradient(OnLoss):
-    """A sample counts if its loss is at least `below` of the exponential mean of losses at its noise level.
+    """Count a sample only if its loss is at least `below` of the exponential mean of losses at its noise level.
 
     Source: anti-gradient control of IET-AGC (arXiv 2407.15328), which has a mean for each timestep. Noise levels are
     continuous here, so there is one for each of `bins` equal parts of sigma / (1 + sigma), which runs from 0 to 1
@@ -22,10 +22,13 @@ class AntiGradient(OnLoss):
     none. The loss is the mean over the samples that count (of a process's part of the batch), and 0 where there is
     none; the step is taken all the same.
 
-    below: 1 over their `mem_ratio`: 0.8 is theirs for Stable Diffusion, 0.5 for CIFAR-10; 0 = never leaves out any.
-    decay: 0.8 is theirs.
-
     Cost: no model call.
+
+    Args:
+        below: 1 over the authors' `mem_ratio`: 0.8 is theirs for Stable Diffusion, 0.5 for CIFAR-10; 0 = never leaves
+            out any.
+        decay: of the means, in [0, 1); 0.8 is the authors'.
+        bins: number of bins of noise levels, 1 or more.
     """
 
     below: float = 0.8
@@ -41,11 +44,15 @@ class AntiGradient(OnLoss):
             raise ValueError("bins must be 1 or more")
 
     def state(self) -> Tensor:
-        """Of each bin the decayed sum of its means, then of their weights: their ratio is the mean from the first
-        sample on, and stays one when both are averaged over processes of which some had no sample."""
+        """Memory: of each bin the decayed sum of its means, then of their weights.
+
+        Their ratio is the mean from the first sample on, and stays one when both are averaged over processes of which
+        some had no sample.
+        """
         return torch.zeros(2 * self.bins, dtype=torch.float64)
 
     def weigh(self, batch: Batch, memory: Tensor) -> Tensor:
+        """Leave out losses far below the mean of their bin; see `OnLoss.weigh`."""
         if self.below == 0:
             return torch.ones_like(batch.loss)
         loss, sigma = batch.loss.cpu().double(), batch.sigma.cpu().double()

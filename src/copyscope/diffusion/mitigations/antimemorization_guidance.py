@@ -1,4 +1,4 @@
-"""Guidance away from the training image that the picture under way looks like."""
+"""Anti-memorization guidance (AMG): guide away from the nearest training image (Chen et al. 2024)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from . import GUIDANCE, NEAREST, OnDenoiser
 
 @dataclasses.dataclass(frozen=True)
 class AntimemorizationGuidance(OnDenoiser):
-    """Finds the training image nearest to the guided estimate of x0; where their similarity is above the threshold,
+    """Guide away from the training image nearest to the estimate of x0, where their similarity is above the threshold.
+
+    It then
 
     1. takes the share clamp(strength * despecification * similarity, 0, 1) of w - 1 off the scale w of guidance,
     2. guides away from that image's caption, with the like share by `deduplication`, as far as 1 leaves some of w - 1,
@@ -27,12 +29,17 @@ class AntimemorizationGuidance(OnDenoiser):
     the finder here is any function of pictures and has none, so the distance of latents stands for it. Their share
     clamp(13 * similarity, 0, 6.5) at w = 7.5 is a despecification of 2; their threshold for SD goes from 0.3 to 0.4.
 
-    strength: of all three; 0 is the sampling as it was. threshold: similarity as the finder measures it.
-    despecification, deduplication, dissimilarity: of each; 0 is without. start: share of the steps before it first
-    looks; estimates are blurred until about the middle. every: steps from look to look, the found holding in between.
-
     Cost: one model call a step from `start` on, where the threshold is passed and 1 leaves something to 2. A look
     decodes a picture, and what is found is encoded.
+
+    Args:
+        strength: of all three; 0 is the sampling as it was.
+        threshold: similarity as the finder measures it.
+        despecification: of 1; 0 is without.
+        deduplication: of 2; 0 is without.
+        dissimilarity: of 3; 0 is without.
+        start: share of the steps before it first looks, 0 to 1; estimates are blurred until about the middle.
+        every: steps from look to look, the found holding in between.
     """
 
     strength: float = 1.0
@@ -51,9 +58,11 @@ class AntimemorizationGuidance(OnDenoiser):
             raise ValueError("start must be a share from 0 to 1, and every at least 1")
 
     def calls(self, steps: int) -> int:
+        """One a step from `start` on, for the caption; see `Mitigation.calls`."""
         return steps - self._first(steps) if self.strength * self.deduplication else 0
 
     def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
+        """Look for the nearest training image and guide away from it; see `OnDenoiser.wrap`."""
         model, found, look = request.model, list[NearestImage](), 0
 
         def guided_away(ask: DenoiseQuery) -> DenoiseResult:

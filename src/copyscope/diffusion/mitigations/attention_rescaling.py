@@ -1,4 +1,4 @@
-"""Attention drawn from the tokens that trigger a copy to the first, which means nothing."""
+"""Attention rescaling: move cross-attention from trigger tokens to the first token (Ren et al. 2024)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from . import CROSS_ATTENTION, PROMPTS, SAMPLING, Generators, OnConditioning
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRescaling(OnConditioning):
-    """In every cross-attention to the prompt, the logits of the first token times `factor`, and none to padding.
+    """Multiply the attention logits of the first token by `factor` in every cross-attention, and mask padding.
 
     Source: Ren et al. 2024 (ECCV), inference-time mitigation. Predictions given no prompt are left alone, and so is
-    what other parts ask of a text of their own.
-
-    factor: of the logits of the first token, before the softmax; 1 is none. The authors have 1.25, MemBench 1.1.
-    mask_padding: leaves out what follows the prompt's end token, for models that otherwise attend to it (Stable
-    Diffusion; a small_unet leaves it out as it is). Both off is the sampling as it was.
+    what other parts ask of a text of their own. Both arguments off is the sampling as it was.
 
     Cost: no model call.
+
+    Args:
+        factor: of the logits of the first token, before the softmax; 1 is none. The authors have 1.25, MemBench 1.1.
+        mask_padding: leaves out what follows the prompt's end token, for models that otherwise attend to it (Stable
+            Diffusion; a small_unet leaves it out as it is).
     """
 
     factor: float = 1.25
@@ -38,6 +39,7 @@ class AttentionRescaling(OnConditioning):
     def perturb(
         self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
     ) -> Conditioning:
+        """Set mask and emphasis of the conditioning; see `OnConditioning.perturb`."""
         if request is None:
             return conditioning
         mask, emphasis, tokenizer = conditioning.mask, conditioning.emphasis, request.model.tokenizer

@@ -1,4 +1,4 @@
-"""Guidance that sets in late, at a fixed point of the sampling or where the prompt's pull has passed its peak."""
+"""Delayed guidance: no guidance before a fixed or a dynamic transition point (Jain et al. 2025)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from . import GUIDANCE, OnDenoiser
 class DelayedGuidance(OnDenoiser):
     """No guidance while the sampling is in the attraction basin of a memorized image, the usual one after it.
 
-    Source: Jain et al. 2025 (CVPR), static and dynamic transition point. start: share of the steps before guidance sets
-    in, 0 to 1; 0 is the sampling as it was, 0.3 to 0.5 is useful. early: scale until then: 0 makes an image of no
-    prompt, 1 of the prompt without guidance; minus the scale is their opposite guidance, away from the prompt first.
-    dynamic: guidance sets in for each image where the norm of the difference between the predictions with and without
-    prompt has passed its first local minimum over the steps (the first step counts as one where the second is higher),
-    and at `start` at the latest; the authors have early=1 there, and no latest: start=1.
+    Source: Jain et al. 2025 (CVPR), static and dynamic transition point.
 
     Cost: no model call.
+
+    Args:
+        start: share of the steps before guidance sets in, 0 to 1; 0 is the sampling as it was, 0.3 to 0.5 is useful.
+        early: scale until then: 0 makes an image of no prompt, 1 of the prompt without guidance; minus the scale is the
+            authors' opposite guidance, away from the prompt first.
+        dynamic: guidance sets in for each image where the norm of the difference between the predictions with and
+            without prompt has passed its first local minimum over the steps (the first step counts as one where the
+            second is higher), and at `start` at the latest; the authors have early=1 there, and no latest: start=1.
     """
 
     start: float = 0.5
@@ -42,6 +45,7 @@ class DelayedGuidance(OnDenoiser):
             raise ValueError("start must be a share from 0 to 1")
 
     def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
+        """Guide by `early` until guidance sets in; see `OnDenoiser.wrap`."""
         n = len(request.conditioning)
         begun = torch.zeros(n, dtype=torch.bool, device=request.noise.device)
         before = torch.full((n,), torch.inf, device=request.noise.device)

@@ -1,4 +1,4 @@
-"""Each image with a little of another in it, and each text with half of the other's (Li et al. 2023)."""
+"""Dual fusion: mix each image and each text with another one (Li et al. 2023)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ from .mix_up import mixed, partners
 
 @dataclasses.dataclass(frozen=True)
 class DualFusion(OnLatents):
-    """(1 - share) * latents + share * the other's, (1 - text_share) * text + text_share * the other's.
+    """Fuse each image and its text with another: (1 - share) * own + share * the other's.
 
     Source: Li et al. 2023 (arXiv 2309.07254): 0.1 of an image of TinyImageNet, and 0.5 of the text of its class. Both
-    shares are from 0 to 1 and useful to 0.5; both 0 is none. images: a folder, or what else a Corpus opens, of other
-    images with a caption each; the middle square of one is taken, one that cannot be read is passed over, one of weight
-    0 is never drawn. Without it the other is another row of the batch (of a process's part of it), and a batch of one
-    row stays as it is. Raises InputError where there are no `images`, or none can be read.
+    shares are from 0 to 1 and useful to 0.5; both 0 is none.
 
-    Cost: no model call; each of `images` is encoded once, and again where memory does not hold all (data.KEPT_BYTES).
+    Cost: no model call; each of `images` is encoded once, and again where memory does not hold all
+    (`encoded_cache.KEPT_BYTES`).
+
+    Args:
+        share: of the other image's latents.
+        text_share: of the other image's text.
+        images: a folder, or what else a Corpus opens, of other images with a caption each; the middle square of one is
+            taken, one that cannot be read is passed over, one of weight 0 is never drawn. "" = the other is another row
+            of the batch (of a process's part of it), and a batch of one row stays as it is.
     """
 
     share: float = 0.1
@@ -41,6 +46,11 @@ class DualFusion(OnLatents):
             raise ValueError("share and text_share must be from 0 to 1")
 
     def check(self) -> None:
+        """Check that `images` can be opened.
+
+        Raises:
+            InputError: there are no such images, or none can be drawn.
+        """
         if self.images:
             try:
                 _ = self._corpus
@@ -50,6 +60,7 @@ class DualFusion(OnLatents):
     def fuse(
         self, latents: Tensor, conditioning: Conditioning, rngs: Generators, model: Trainable
     ) -> tuple[Tensor, Conditioning]:
+        """Mix latents and text with another image's; see `OnLatents.fuse`."""
         n = len(latents)
         if self.share == self.text_share == 0 or (n < 2 and not self.images):
             return latents, conditioning

@@ -1,4 +1,4 @@
-"""Gaussian noise on the text's states (GN of Somepalli et al. 2023)."""
+"""Gaussian noise on text states (GN of Somepalli et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from ._normal import normal
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise(OnConditioning):
-    """states + scale * N(0, 1), each element, anew at every training step and once an image in sampling.
+    """Add Gaussian noise to the text's states, anew at every training step and once an image in sampling.
 
-    Source: GN of Somepalli et al. 2023, section 6. scale: deviation of the noise, in the units of the text's states
-    (whose own is 1 or near it); 0 is none, 0.1 the authors' example, useful to 0.5. both: in sampling, also noise on
-    what the model is told when told nothing, as the authors' code does; the paper's text has the prompt's alone.
+    states + scale * N(0, 1), each element.
+
+    Source: GN of Somepalli et al. 2023, section 6.
 
     Cost: no model call.
+
+    Args:
+        scale: deviation of the noise, in the units of the text's states (whose own is 1 or near it); 0 is none, 0.1 the
+            authors' example, useful to 0.5.
+        both: in sampling, also noise on the conditioning without a prompt, as the authors' code does; the paper's text
+            has the prompt's alone.
     """
 
     scale: float = 0.1
@@ -33,11 +39,13 @@ class GaussianNoise(OnConditioning):
 
     @property
     def on_null(self) -> bool:
+        """As `both`."""
         return self.both
 
     def perturb(
         self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
     ) -> Conditioning:
+        """Add the noise to the states of tokens that count; see `OnConditioning.perturb`."""
         if self.scale == 0:
             return conditioning
         text = conditioning.text.clone()

@@ -1,4 +1,4 @@
-"""Captions cut down to what they say first, so that many images share them (after Li et al. 2023)."""
+"""Generalised captions: cut captions to their first words (after Li et al. 2023)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ _OPEN = {
 
 @dataclasses.dataclass(frozen=True)
 class GeneralisedCaptions(OnCaption):
-    """With `probability`, a caption of more than `words` words is cut to its first `words`, without the comma, the
-    article or the preposition that would then stand at its end.
+    """With `probability`, cut a caption of more than `words` words to its first `words`.
+
+    The comma, the article or the preposition that would then stand at its end goes too.
 
     Source: Li et al. 2023 (arXiv 2309.07254), who have a language model say each caption in few words, and report the
     most for five; cutting is what can be done without one, and fits captions that name the main thing first, as BLIP's
-    do. words: 1 or more. probability: 0 (changes nothing) to 1. Captions that only name the class are the recipe's
-    `conditioning = "class"`.
+    do. Captions that only name the class are the recipe's `conditioning = "class"`.
 
     Cost: no model call.
+
+    Args:
+        words: 1 or more.
+        probability: 0 (changes nothing) to 1.
     """
 
     words: int = 5
@@ -43,6 +47,7 @@ class GeneralisedCaptions(OnCaption):
             raise ValueError("probability must be from 0 to 1")
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Cut the caption; see `OnCaption.rewrite`."""
         there = captions[0].split()
         if len(there) <= self.words or rng.random() >= self.probability:
             return captions[0]

@@ -13,12 +13,15 @@ from ._checks import check_probability
 
 @dataclasses.dataclass(frozen=True)
 class MultipleCaptions(OnCaption):
-    """With `probability`, any of the image's captions, all alike, that of the draw among them; else that of the draw.
+    """With `probability`, draw any of the image's captions, all equally likely; else keep the caption drawn.
 
     Source: MC of Somepalli et al. 2023, section 6: twenty captions an image by BLIP (`curate` adds captions), drawn
-    from at every step. probability: 0 (changes nothing) to 1; an image with one caption keeps it.
+    from at every step.
 
     Cost: no model call.
+
+    Args:
+        probability: 0 (changes nothing) to 1; an image with one caption keeps it.
     """
 
     probability: float = 1.0
@@ -28,6 +31,7 @@ class MultipleCaptions(OnCaption):
         check_probability(self.probability)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Draw one of the captions; see `OnCaption.rewrite`."""
         if rng.random() >= self.probability:
             return captions[0]
         return captions[int(rng.integers(len(captions)))]

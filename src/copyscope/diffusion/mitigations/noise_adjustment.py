@@ -1,4 +1,4 @@
-"""Starting noise that is moved to where the prompt pulls less, without gradients."""
+"""Adjust the starting noise to weaken the guidance direction, without gradients (Han et al. 2025)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from ._start import guidance_direction, unit
 
 @dataclasses.dataclass(frozen=True)
 class NoiseAdjustment(OnNoise):
-    """noise - gamma * (D(noise + rho * D / |D|) - D(noise)), `rounds` times, image by image.
+    """Move the starting noise: noise - gamma * (D(noise + rho * D / |D|) - D(noise)), `rounds` times, image by image.
 
     Source: Han et al. 2025 (NeurIPS), batch-wise adjustment; their |D| is that of the batch, here each image has its
     own. D(noise): difference of the noise predictions given the prompt and none, where sampling starts, at x = sigma *
     noise. Theirs is of a latent of about unit deviation at the last time of DDPM, x / sqrt(1 + sigma^2), which is the
-    noise but for a factor of 0.998 on Stable Diffusion: their numbers hold for the noise as it is.
-
-    gamma: share of the difference that is taken away; 0 is none. rho: how far ahead it looks, as a length over all
-    numbers of the noise. rounds: of it. The authors have 0.7, 50 and 2 for the 16384 numbers of SD at 512 px, whose
-    noise is 128 long; take 0.4 of the square root of the numbers (25 for a small_unet of 64 px). They guide from their
+    noise but for a factor of 0.998 on Stable Diffusion: their numbers hold for the noise as it is. The authors have
+    gamma 0.7, rho 50 and 2 rounds for the 16384 numbers of SD at 512 px, whose noise is 128 long. They guide from their
     fourth step of 50 on: add `delayed_guidance(start=0.08)`. What gamma does goes with how D changes with the noise: on
     a small_unet whose copies the prompt alone decides, 0.7 does nothing, and 1000 was needed.
 
     Cost: four model calls a round, no gradients.
+
+    Args:
+        gamma: share of the difference that is taken away; 0 is none.
+        rho: how far ahead it looks, as a length over all numbers of the noise; take 0.4 of the square root of the
+            numbers (25 for a small_unet of 64 px).
+        rounds: 0 or more.
     """
 
     gamma: float = 0.7
@@ -40,9 +43,11 @@ class NoiseAdjustment(OnNoise):
             raise ValueError("gamma, rho and rounds must be 0 or more")
 
     def calls(self, steps: int) -> int:
+        """Four a round; see `Mitigation.calls`."""
         return 4 * self.rounds if self.gamma else 0
 
     def draw(self, noise: Tensor, request: SamplingContext) -> Tensor:
+        """Adjust the noise of each image; see `OnNoise.draw`."""
         for _ in range(self.rounds if self.gamma else 0):
             here = guidance_direction(noise, request)
             noise = noise - self.gamma * (guidance_direction(noise + self.rho * unit(here), request) - here)

@@ -1,4 +1,4 @@
-"""Prompts whose states are moved until they pull less."""
+"""Optimise the prompt's text states to lower the text-conditional norm (Wen et al. 2024)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from ._start import blocks, descend
 
 @dataclasses.dataclass(frozen=True)
 class PromptOptimisation(OnConditioning):
-    """Moves the states of the prompt's tokens by Adam to lower the text-conditional norm where sampling starts.
+    """Move the states of the prompt's tokens by Adam to lower the text-conditional norm where sampling starts.
 
     Source: Wen et al. 2024, inference-time mitigation. The norm is that of D(x, prompt) - D(x, nothing) over sigma, at
     the first noise level and an image's own noise. An image stops once its norm is at most the target. The first token
-    stays, unless it is the only one, as do tokens that the mask leaves out and the pooled vector of SDXL and SD3.
-
-    steps: of Adam, at most; 0 is none. rate: length of a step in each number of a state, in the units of the states
-    (whose own deviation is 1 or near it). target: norm; 0 takes all steps. The authors have 10, 0.05, and a target of 3
-    with the norm taken over four images at once, which is 1.5 for one. Norms depend on the model and the number of
-    latents: take one that ordinary prompts have (their 90% quantile, say), so that these are left as they are. On a
-    small_unet of 64 px trained to copy, captions had a median of 0.44 and other prompts of 0.39; 0.2 to 0.3 helped.
-    The authors' AdamW also decays the states, by 0.0005 of themselves a step; here nothing but the norm moves them.
+    stays, unless it is the only one, as do tokens that the mask leaves out and the pooled vector of SDXL and SD3. The
+    authors have 10 steps, a rate of 0.05, and a target of 3 with the norm taken over four images at once, which is 1.5
+    for one. On a small_unet of 64 px trained to copy, captions had a median of 0.44 and other prompts of 0.39; a target
+    of 0.2 to 0.3 helped. The authors' AdamW also decays the states, by 0.0005 of themselves a step; here nothing but
+    the norm moves them.
 
     Cost: one model call, and one a step of Adam with its backward pass (twice as long again).
+
+    Args:
+        steps: of Adam, at most; 0 is none.
+        rate: length of a step in each number of a state, in the units of the states (whose own deviation is 1 or near
+            it).
+        target: norm; 0 takes all steps. Norms depend on the model and the number of latents: take one that ordinary
+            prompts have (their 90% quantile, say), so that these are left as they are.
     """
 
     steps: int = 10
@@ -43,11 +47,13 @@ class PromptOptimisation(OnConditioning):
             raise ValueError("steps, rate and target must be 0 or more")
 
     def calls(self, steps: int) -> int:
+        """One, and one a step of Adam; see `Mitigation.calls`."""
         return self.steps + 1 if self.steps else 0
 
     def perturb(
         self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
     ) -> Conditioning:
+        """Move the states of the prompt; see `OnConditioning.perturb`."""
         if self.steps == 0 or request is None:
             return conditioning
         asked = dataclasses.replace(request, conditioning=conditioning)

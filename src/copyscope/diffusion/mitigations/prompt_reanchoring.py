@@ -1,4 +1,4 @@
-"""Guidance that leads to a paraphrase of the prompt, and away from the prompt where that pulls hard."""
+"""Prompt re-anchoring (PRSS): guide by a paraphrase of a prompt that triggers (Chen et al. 2025)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from . import GUIDANCE, NULL, PROMPTS, OnDenoiser
 
 @dataclasses.dataclass(frozen=True)
 class PromptReanchoring(OnDenoiser):
-    """At each step, for the images whose text-conditional norm is above the trigger, with guidance of scale w:
-    D = D_prompt + s (D_new - D_prompt) + (w - s) (D_new - D_none), where D_new is given a paraphrase of the prompt.
+    """Guide by a paraphrase of the prompt, at each step and for the images whose norm is above the trigger.
 
-    Source: PRSS of Chen et al. 2025 (CVPR). s rises linearly with the norm from 1 at the trigger to w at `full`: the
-    authors' min(w (norm - k) / (5 - k), w) with k = (w trigger - 5) / (w - 1), but defined at w = 1. The paraphrase is
-    the first, of those made by sentence templates (the authors use 25 of a language model), whose norm at the start of
-    sampling is at most the threshold, else the one with the lowest norm; it is searched when an image triggers.
+    With guidance of scale w, D = D_prompt + s (D_new - D_prompt) + (w - s) (D_new - D_none), where D_new is given the
+    paraphrase. s rises linearly with the text-conditional norm from 1 at the trigger to w at `full`.
 
-    threshold, trigger, full: norms, 1, 3 and 5 on Stable Diffusion. Those of a small_unet rise from 0.4 to 100 as the
-    noise falls: take a high quantile of those of ordinary prompts over the steps as trigger, a low one at the first as
-    threshold. paraphrases: tried at most; 0 is the sampling as it was.
+    Source: PRSS of Chen et al. 2025 (CVPR), whose s is min(w (norm - k) / (5 - k), w) with k = (w trigger - 5) / (w -
+    1); here it is defined at w = 1 too. The paraphrase is the first, of those made by sentence templates (the authors
+    use 25 of a language model), whose norm at the start of sampling is at most the threshold, else the one with the
+    lowest norm; it is searched when an image triggers. Norms of a small_unet rise from 0.4 to 100 as the noise falls.
 
     Cost: for an image that triggers, a model call at each step that it does, and as many as paraphrases tried, plus 1.
+
+    Args:
+        threshold: norm of a paraphrase, 1 on Stable Diffusion; else take a low quantile of those of ordinary prompts at
+            the first step.
+        paraphrases: tried at most; 0 is the sampling as it was.
+        trigger: norm, 3 on Stable Diffusion; else take a high quantile of those of ordinary prompts over the steps.
+        full: norm, 5 on Stable Diffusion; above the trigger.
     """
 
     threshold: float = 1.0
@@ -41,9 +46,11 @@ class PromptReanchoring(OnDenoiser):
             raise ValueError("paraphrases, threshold and trigger must be 0 or more, and full above trigger")
 
     def calls(self, steps: int) -> int:
+        """One a step, and one a paraphrase, plus 1; see `Mitigation.calls`."""
         return self.paraphrases + 1 + steps if self.paraphrases else 0
 
     def wrap(self, denoiser: GuidedDenoiser, request: SamplingContext) -> GuidedDenoiser:
+        """Guide by a paraphrase where an image triggers; see `OnDenoiser.wrap`."""
         if self.paraphrases == 0:
             return denoiser
         anchors: dict[int, Conditioning | None] = {}

@@ -1,4 +1,4 @@
-"""Random captions in the place of the image's own (RC of Somepalli et al. 2023)."""
+"""Replace captions by random words (RC of Somepalli et al. 2023)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from ._checks import check_probability, check_whole
 
 @dataclasses.dataclass(frozen=True)
 class RandomCaption(OnCaption):
-    """With `probability`, the whole caption becomes `tokens` random words, each one token.
+    """With `probability`, replace the whole caption by `tokens` random words, each one token.
 
     Source: RC of Somepalli et al. 2023, section 6, with the defaults of the authors' code. That draws from ids that
     include pieces of words, and decodes all of them at once, so that they may become one word and other tokens; here
-    every word is one that the tokenizer keeps whole. probability: 0 (changes nothing) to 1. tokens: 1 or more.
-    tokenizer: of transformers, or its folder; "" = the model's.
+    every word is one that the tokenizer keeps whole.
 
     Cost: no model call.
+
+    Args:
+        probability: 0 (changes nothing) to 1.
+        tokens: 1 or more.
+        tokenizer: of transformers, or its folder; "" = the model's.
     """
 
     probability: float = 0.1
@@ -37,6 +41,7 @@ class RandomCaption(OnCaption):
         check_whole("tokens", self.tokens, 1)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Draw random words; see `OnCaption.rewrite`."""
         if rng.random() >= self.probability:
             return captions[0]
         return " ".join(drawn(vocabulary(self.tokenizer), self.tokens, rng))

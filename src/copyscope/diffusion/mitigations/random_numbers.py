@@ -1,4 +1,4 @@
-"""Random numbers in the prompt (RNA of Somepalli et al. 2023)."""
+"""Insert random numbers into prompts (RNA of Somepalli et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from . import SAMPLING, OnCaption
 
 @dataclasses.dataclass(frozen=True)
 class RandomNumbers(OnCaption):
-    """With `probability`, `n` numbers come into the prompt, each any of 0 to `below` - 1, all alike, at a gap between
-    words or at an end, all gaps alike.
+    """With `probability`, insert `n` random numbers into the prompt, each at a gap between words or at an end.
+
+    All numbers from 0 to `below` - 1 are equally likely, and all gaps.
 
     Source: RNA of Somepalli et al. 2023, section 6; the authors' code inserts 2 or 4 numbers below 100000. A number is
-    as many tokens as the tokenizer makes of it (CLIP: one a digit). n: 0 (changes nothing) or more. probability: 0
-    (changes nothing) to 1.
+    as many tokens as the tokenizer makes of it (CLIP: one a digit).
 
     Cost: no model call.
+
+    Args:
+        n: 0 (changes nothing) or more.
+        probability: 0 (changes nothing) to 1.
+        below: 1 or more.
     """
 
     n: int = 2
@@ -38,6 +43,7 @@ class RandomNumbers(OnCaption):
             raise ValueError("below must be a whole number from 1 to 2**63 - 1")
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Insert numbers; see `OnCaption.rewrite`."""
         if self.n == 0 or rng.random() >= self.probability:
             return captions[0]
         return inserted(captions[0], [str(number) for number in rng.integers(self.below, size=self.n)], rng)

@@ -1,4 +1,4 @@
-"""Random tokens in the caption (RT of Somepalli et al. 2023)."""
+"""Insert random tokens into captions (RT of Somepalli et al. 2023)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from ._checks import check_probability, check_whole
 
 @dataclasses.dataclass(frozen=True)
 class RandomTokens(OnCaption):
-    """With `probability`, `n` random words of one token each come into the caption, each at a gap between words or at
-    an end, all gaps alike.
+    """With `probability`, insert `n` random words of one token each, each at a gap between words or at an end.
+
+    All gaps are equally likely.
 
     Source: RT of Somepalli et al. 2023, section 6; the authors' code inserts 2 with probability 0.1 in training, and 2
     or 4 always in sampling. It draws from ids that include pieces of words, which become other tokens in the caption;
-    here every word is one that the tokenizer keeps whole. n: 0 (changes nothing) or more. probability: 0 (changes
-    nothing) to 1. replace: they take the places of `n` of the caption's words (of all, where there are fewer) instead.
-    tokenizer: of transformers, or its folder; "" = the model's.
+    here every word is one that the tokenizer keeps whole.
 
     Cost: no model call.
+
+    Args:
+        n: 0 (changes nothing) or more.
+        probability: 0 (changes nothing) to 1.
+        replace: they take the places of `n` of the caption's words (of all, where there are fewer) instead.
+        tokenizer: of transformers, or its folder; "" = the model's.
     """
 
     n: int = 2
@@ -39,6 +44,7 @@ class RandomTokens(OnCaption):
         check_probability(self.probability)
 
     def rewrite(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Insert words, or put them in the place of others; see `OnCaption.rewrite`."""
         if self.n == 0 or rng.random() >= self.probability:
             return captions[0]
         words = drawn(vocabulary(self.tokenizer), self.n, rng)

@@ -1,4 +1,4 @@
-"""Noise on some of the text's tokens, strong where it falls (FPAN, 2025)."""
+"""Strong noise on some of the text's tokens (FPAN, 2025)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from ._normal import normal
 
 @dataclasses.dataclass(frozen=True)
 class TokenNoise(OnConditioning):
-    """state + scale * N(0, 1) of each token that is hit, each with `probability` and by itself; the others stay.
+    """Add state noise, scale * N(0, 1), to each token that is hit, each with `probability` and by itself.
 
-    Source: FPAN (arXiv 2505.21848). scale: deviation of the noise, in the units of the text's states (whose own is 1 or
-    near it); 0 is none, 1.7 theirs, useful from 0.5 to 2. probability: 0 is none, 0.6 theirs, useful from 0.2 to 0.8.
-    Tokens that the mask leaves out are never hit. Anew at every training step, once an image in sampling.
+    Source: FPAN (arXiv 2505.21848). Tokens that the mask leaves out are never hit. Anew at every training step, once an
+    image in sampling.
 
     Cost: no model call.
+
+    Args:
+        scale: deviation of the noise, in the units of the text's states (whose own is 1 or near it); 0 is none, 1.7 the
+            authors', useful from 0.5 to 2.
+        probability: 0 is none, 0.6 the authors', useful from 0.2 to 0.8.
     """
 
     scale: float = 1.7
@@ -37,6 +41,7 @@ class TokenNoise(OnConditioning):
     def perturb(
         self, conditioning: Conditioning, rngs: Generators, request: SamplingContext | None = None
     ) -> Conditioning:
+        """Add noise to the tokens that are hit; see `OnConditioning.perturb`."""
         if self.scale == 0 or self.probability == 0:
             return conditioning
         text = conditioning.text

@@ -1,8 +1,8 @@
 """Models: what makes images from noise and a text, one file a model.
 
-Every model is a denoiser (see `denoiser.py`) that also knows how to turn captions into conditioning and latents into
-pictures; one that can be trained knows its network, how pictures become latents, and at which noise levels it learns.
-Constructors only store; weights load on first use, and a model given no weights starts from its seed.
+Every model is a denoiser (see `diffusion.denoiser`) that also knows how to turn captions into conditioning and latents
+into pictures; one that can be trained knows its network, how pictures become latents, and at which noise levels it
+learns. Constructors only store; weights load on first use, and a model given no weights starts from its seed.
 """
 
 from __future__ import annotations
@@ -35,33 +35,41 @@ class Model(Part, abc.ABC):
 
     @property
     def sigmas(self) -> tuple[float, float]:
-        """Lowest and highest noise level the model is good for; sampling starts at the highest."""
+        """Lowest and highest noise level that the model is good for; sampling starts at the highest."""
         return 0.02, 80.0
 
     @property
     def schedule(self) -> str:
-        """How sampling spaces its noise levels unless told otherwise, as in `sampling.noise_levels`."""
+        """Default spacing of the noise levels in sampling, as in `sampling.noise_levels`."""
         return "karras"
 
     @property
     def tokenizer(self) -> Any:
-        """What cuts its captions into tokens, of transformers; "" where it has none."""
+        """Tokenizer of its captions, of transformers; "" where it has none."""
         return ""
 
     @property
     def has_null(self) -> bool:
-        """Whether it can be told nothing, which guidance needs."""
+        """Whether it can be conditioned on no prompt, which guidance needs."""
         return True
 
     @property
     def cross_attentions(self) -> list[torch.nn.Module]:
-        """Its layers that attend from places to text tokens, each with a linear `to_k` of the tokens; none if []."""
+        """Layers that attend from places to text tokens, each with a linear `to_k` of the tokens; [] = none."""
         return []
 
     @contextlib.contextmanager
     def attending(self, emphasis: Tensor | None) -> Iterator[None]:
-        """While it lasts, `cross_attentions` multiply the logits of the first token by these [n], for n rows asked of
-        it in this thread. A logit is linear in the key, so the token's key is multiplied, and its value is not."""
+        """Rescale the attention to the first token while it lasts, in calls of the model by this thread.
+
+        A logit is linear in the key, so the token's key is multiplied, and its value is not.
+
+        Args:
+            emphasis: factor of the first token's logits in `cross_attentions`, for n rows [n]; None = 1.
+
+        Yields:
+            Nothing.
+        """
         thread = threading.get_ident()
 
         def stressed(layer: torch.nn.Module, given: Any, keys: Tensor) -> Tensor:
@@ -78,20 +86,43 @@ class Model(Part, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return torch.device("cpu")
 
     @abc.abstractmethod
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """D(x, sigma, conditioning) -> denoised, as in `denoiser.Denoiser`."""
+        """Denoise: D(x, sigma, conditioning), as in `denoiser.Denoiser`.
+
+        Args:
+            x: noised latents, float32 [n c h w].
+            sigma: noise levels, above 0 [n].
+            conditioning: of the n images.
+
+        Returns:
+            Estimate of x0, [n c h w]; a row's depends on that row alone.
+        """
 
     @abc.abstractmethod
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """What the model is told by these captions [n]; "" is the null caption of guidance."""
+        """Encode captions.
+
+        Args:
+            captions: [n]; "" is the null caption of guidance.
+
+        Returns:
+            Conditioning of n images; a row depends on its caption alone.
+        """
 
     @abc.abstractmethod
     def decode(self, latents: Tensor) -> list[Image]:
-        """Pictures, uint8 [h w 3] each, of latents [n c h w]."""
+        """Decode latents to pictures.
+
+        Args:
+            latents: [n c h w].
+
+        Returns:
+            n pictures, uint8 [h w 3] each.
+        """
 
 
 class Trainable(Model, abc.ABC):
@@ -100,9 +131,10 @@ class Trainable(Model, abc.ABC):
     @property
     @abc.abstractmethod
     def network(self) -> torch.nn.Module:
-        """What is trained: its parameters with requires_grad are, and only those are checkpointed. `__call__` uses it.
+        """Network that is trained: those parameters that require gradients are, and only they are checkpointed.
 
-        Frozen parts (text encoder, VAE, the base under a LoRA) are not in it or do not require gradients.
+        `__call__` uses it. Frozen parts (text encoder, VAE, the base under a LoRA) are not in it or do not require
+        gradients.
         """
 
     @property
@@ -112,31 +144,68 @@ class Trainable(Model, abc.ABC):
 
     @abc.abstractmethod
     def encode(self, pictures: Sequence[Image]) -> Tensor:
-        """Latents [n c h w] of pictures, uint8 [image_size image_size 3] each. Deterministic."""
+        """Encode pictures to latents, deterministically.
+
+        Args:
+            pictures: uint8 [image_size image_size 3] each.
+
+        Returns:
+            Latents [n c h w].
+        """
 
     @abc.abstractmethod
     def noise_levels(self, uniform: Tensor) -> Tensor:
-        """Training noise levels sigma [n] from numbers uniform in (0, 1) [n]: the quantile function of the model's own
-        distribution of noise levels."""
+        """Training noise levels: the quantile function of the model's own distribution of noise levels.
+
+        Args:
+            uniform: numbers uniform in (0, 1) [n].
+
+        Returns:
+            sigma [n].
+        """
 
     @abc.abstractmethod
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """Weight [n] of the squared error of D at these noise levels: loss = weight * mean((D - x0)^2).
+        """Weight of the squared error of D: loss = weight * mean((D - x0)^2).
 
         1 / sigma^2 is the loss of epsilon-prediction, 1 + 1 / sigma^2 that of v-prediction.
+
+        Args:
+            sigma: noise levels [n].
+
+        Returns:
+            Weights [n].
         """
 
     def seeded(self, seed: int) -> Trainable:
-        """The model whose first weights are drawn by `seed`, as `train` wants it; itself, if it draws none."""
+        """The model with first weights drawn by a seed, as `train` wants it.
+
+        Args:
+            seed: 0 or more.
+
+        Returns:
+            The model; itself, if it draws no weights.
+        """
         return self
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes the model as it is now into a folder that others can load (diffusers layout, safetensors)."""
+        """Write the model as it is now into a folder that others can load (diffusers layout, safetensors).
+
+        Args:
+            folder: made if it is not there.
+        """
 
     @abc.abstractmethod
     def with_weights(self, folder: Path) -> Trainable:
-        """The same model with the weights that `save` wrote into `folder`, loaded on first use."""
+        """The same model with saved weights, loaded on first use.
+
+        Args:
+            folder: where `save` wrote them.
+
+        Returns:
+            The model.
+        """
 
 
 SHELF = Model

@@ -32,7 +32,11 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def kind(folder: Path) -> str:
-    """Class name of the pipeline in a folder. InputError if there is none, or none that is supported."""
+    """Class name of the pipeline in a folder.
+
+    Raises:
+        InputError: there is none, or none that is supported.
+    """
     supported = f"Name a local diffusers folder of one of: {', '.join(NETWORKS)}"
     try:
         found = read_json(folder / INDEX)["_class_name"]
@@ -44,31 +48,33 @@ def kind(folder: Path) -> str:
 
 
 def family(pipeline: Any) -> str:
-    """Class name of a pipeline's text-to-image class in diffusers, a key of NETWORKS: its own, one that it inherits
-    from, or the one beside that starts from an image. "" where it is of no family."""
+    """Class name of a pipeline's text-to-image class in diffusers, a key of NETWORKS; "" where it is of no family.
+
+    Its own class, one that it inherits from, or the one beside that starts from an image.
+    """
     kind = _supported(pipeline)
     return "" if kind is None else kind.__name__.replace(IMAGE_TO_IMAGE, "")
 
 
 def from_image(pipeline: Any) -> bool:
-    """Whether it is of a family, and starts from an image."""
+    """Whether a pipeline is of a family, and starts from an image."""
     kind = _supported(pipeline)
     return kind is not None and IMAGE_TO_IMAGE in kind.__name__
 
 
 def is_pipeline(made_by: Any) -> bool:
-    """Whether it is a pipeline of diffusers, of whatever family."""
+    """Whether an object is a pipeline of diffusers, of whatever family."""
     return any(kind.__name__ == "DiffusionPipeline" and is_of_diffusers(kind) for kind in type(made_by).__mro__)
 
 
 def takes_prompt(made_by: Any) -> bool:
-    """Whether it is an object, not a function, whose calls have an argument `prompt`."""
+    """Whether an object, no function, has calls with an argument `prompt`."""
     own = any("__call__" in vars(kind) for kind in type(made_by).__mro__ if kind.__module__ != "builtins")
     return own and "prompt" in call_signature(made_by).parameters
 
 
 def call_signature(pipeline: Any) -> inspect.Signature:
-    """Of its call; where that only hands arguments on (*args, **kwargs), of the call that it overrides."""
+    """Signature of a pipeline's call; where that only hands arguments on (*args, **kwargs), the one it overrides."""
     for kind in type(pipeline).__mro__:
         if "__call__" in vars(kind):
             signature = inspect.signature(kind.__call__.__get__(pipeline))
@@ -78,7 +84,11 @@ def call_signature(pipeline: Any) -> inspect.Signature:
 
 
 def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name. Raises TypeError as the call itself would."""
+    """Arguments of a call by name.
+
+    Raises:
+        TypeError: as the call itself would.
+    """
     found: dict[str, Any] = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -100,9 +110,12 @@ def is_of_diffusers(kind: type) -> bool:
 
 
 def load(folder: Path, precision: torch.dtype) -> Any:
-    """The pipeline in a folder, in evaluation mode, on the CPU; a half-precision variant where there is no other.
+    """Load the pipeline in a folder, in evaluation mode, on the CPU; a half-precision variant where there is no other.
 
     Weights are cast to the precision, but those of the VAE to float32: in half of it, that of SDXL overflows.
+
+    Raises:
+        InputError: the folder cannot be loaded.
     """
     refuse_code(folder)
     network = folder / NETWORKS[kind(folder)]
@@ -149,7 +162,17 @@ def encode_text(pipeline: Any, caption: str, device: torch.device) -> tuple[Tens
 
 
 def add_lora(network: nn.Module, rank: int, alpha: int, seed: int) -> None:
-    """Low-rank adapters (Hu et al. 2021) on the attention projections; from now on only they require gradients."""
+    """Add low-rank adapters (Hu et al. 2021) to the attention projections; from now on only they require gradients.
+
+    Args:
+        network: U-Net or transformer, changed in place.
+        rank: of the adapters.
+        alpha: scale times rank.
+        seed: of the first weights.
+
+    Raises:
+        MissingExtra: peft is not installed.
+    """
     try:
         from peft import LoraConfig
     except ImportError:
@@ -164,7 +187,7 @@ def add_lora(network: nn.Module, rank: int, alpha: int, seed: int) -> None:
 
 
 def save_lora(pipeline: Any, folder: Path) -> None:
-    """Writes the adapters as `pipeline.load_lora_weights(folder)` reads them, rank and alpha with them."""
+    """Write the adapters as `pipeline.load_lora_weights(folder)` reads them, rank and alpha with them."""
     from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
@@ -180,7 +203,11 @@ def save_lora(pipeline: Any, folder: Path) -> None:
 
 
 def load_lora(pipeline: Any, folder: Path) -> None:
-    """Puts the weights that `save_lora` wrote into the adapters that `add_lora` made."""
+    """Load the weights that `save_lora` wrote into the adapters that `add_lora` made.
+
+    Raises:
+        InputError: they are of another model or damaged.
+    """
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -204,7 +231,7 @@ def load_lora(pipeline: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps progress bars, notes and warnings of diffusers and transformers off the terminal."""
+    """Keep progress bars, notes and warnings of diffusers and transformers off the terminal."""
     with warnings.catch_warnings(), contextlib.ExitStack() as after:
         warnings.simplefilter("ignore")
         for module in _loggers():

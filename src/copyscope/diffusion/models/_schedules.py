@@ -1,4 +1,4 @@
-"""How a network's own time, input and output relate to D(x, sigma): of variance-preserving networks, and of flows."""
+"""Noise schedules of networks (DDPM, rectified flow): their time, input and output against D(x, sigma)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VariancePreserving:
-    """Networks of DDPM (Ho et al. 2020): input x / sqrt(1 + sigma^2), times 0..T-1.
+    """Schedule of DDPM networks (Ho et al. 2020): input x / sqrt(1 + sigma^2), times 0..T-1.
 
-    table: noise level of each time [T], increasing. predicts: "epsilon", "v_prediction" or "sample".
+    Attributes:
+        table: noise level of each time [T], increasing.
+        predicts: "epsilon", "v_prediction" or "sample".
     """
 
     table: Tensor
@@ -20,6 +22,7 @@ class VariancePreserving:
 
     @property
     def sigmas(self) -> tuple[float, float]:
+        """Lowest and highest noise level."""
         return float(self.table[0]), float(self.table[-1])
 
     def time(self, sigma: Tensor) -> Tensor:
@@ -36,15 +39,15 @@ class VariancePreserving:
         return self.table[low] * (self.table[high] / self.table[low]) ** (time - low)
 
     def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is given."""
+        """Input of the network for latents x."""
         return x / torch.sqrt(1 + sigma**2)
 
     def unscaled(self, given: Tensor, sigma: Tensor) -> Tensor:
-        """x, of what the network is given."""
+        """Latents x of an input of the network: the inverse of `scaled`."""
         return given * torch.sqrt(1 + sigma**2)
 
     def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
-        """D, of what the network found."""
+        """Estimate D of x0 from an output of the network."""
         if self.predicts == "epsilon":
             return x - sigma * found
         if self.predicts == "sample":
@@ -52,7 +55,7 @@ class VariancePreserving:
         return x / (1 + sigma**2) - sigma / torch.sqrt(1 + sigma**2) * found
 
     def found(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """What the network would have found to mean D: the inverse of `denoised`."""
+        """Output of the network that means D: the inverse of `denoised`."""
         if self.predicts == "epsilon":
             return (x - denoised) / sigma
         if self.predicts == "sample":
@@ -66,16 +69,20 @@ class VariancePreserving:
         return sigma**-2 + (1 if self.predicts == "v_prediction" else 0)
 
     def levels(self, uniform: Tensor) -> Tensor:
-        """Levels of whole times, all equally likely."""
+        """Training noise levels: of whole times, all equally likely."""
         times = (uniform * len(self.table)).long().clamp(max=len(self.table) - 1)
         return self.table.to(uniform.device)[times]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-    """Rectified flows (Liu et al. 2023): input (1 - t) x0 + t noise, sigma = t / (1 - t), predicts noise - x0.
+    """Schedule of rectified flows (Liu et al. 2023): input (1 - t) x0 + t noise, predicts noise - x0.
 
-    steps: times the network is told are 0..steps. shift: of the training times towards noise (Esser et al. 2024).
+    sigma = t / (1 - t).
+
+    Attributes:
+        steps: the network's times are 0..steps.
+        shift: of the training times towards noise (Esser et al. 2024).
     """
 
     steps: int
@@ -83,9 +90,11 @@ class Flow:
 
     @property
     def sigmas(self) -> tuple[float, float]:
+        """Lowest and highest noise level."""
         return 1 / (self.steps - 1), self.steps - 1.0
 
     def time(self, sigma: Tensor) -> Tensor:
+        """Time [n] of a noise level [n]."""
         return sigma / (1 + sigma) * self.steps
 
     def level(self, time: Tensor) -> Tensor:
@@ -94,20 +103,25 @@ class Flow:
         return (share / (1 - share)).clamp(*self.sigmas)
 
     def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Input of the network for latents x."""
         return x / (1 + sigma)
 
     def unscaled(self, given: Tensor, sigma: Tensor) -> Tensor:
+        """Latents x of an input of the network: the inverse of `scaled`."""
         return given * (1 + sigma)
 
     def denoised(self, x: Tensor, sigma: Tensor, found: Tensor) -> Tensor:
+        """Estimate D of x0 from an output of the network."""
         return (x - sigma * found) / (1 + sigma)
 
     def found(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        """Output of the network that means D: the inverse of `denoised`."""
         return (x - (1 + sigma) * denoised) / sigma
 
     def weight(self, sigma: Tensor) -> Tensor:
+        """Weight of (D - x0)^2 that makes it the squared error of what the network predicts."""
         return ((1 + sigma) / sigma) ** 2
 
     def levels(self, uniform: Tensor) -> Tensor:
-        """Logit-normal times, shifted: sigma is shift times a standard log-normal number."""
+        """Training noise levels: logit-normal times, shifted; sigma is shift times a standard log-normal number."""
         return (self.shift * torch.exp(torch.special.ndtri(uniform))).clamp(*self.sigmas)

@@ -21,15 +21,18 @@ from . import Image, Model
 
 @dataclasses.dataclass(frozen=True)
 class Empirical(Model):
-    """The perfect copier: answers as a model that learnt the corpus to the last bit (Karras et al. 2022, B.3).
+    """The perfect copier: denoises as a model that learnt the corpus to the last bit (Karras et al. 2022, B.3).
 
-    corpus: path of the images. size: side in pixels they are brought to. bandwidth, 0 to 1: at 0 every sample is a
-    training image, drawn by weight; larger ones move it on to other pictures, as far as 1, where samples are those of
-    one normal distribution. Mean and covariance over the pixels are those of the corpus at every bandwidth.
-    specificity: how much likelier, in nats, images are that bear the prompt as a caption; 0 is deaf to prompts, and a
-    prompt that no image bears means all of them.
+    x0 = mean + sqrt(1 - bandwidth^2) (image - mean) + bandwidth z, with z of the corpus's covariance. Mean and
+    covariance over the pixels are those of the corpus at every bandwidth.
 
-    In formulas: x0 = mean + sqrt(1 - bandwidth^2) (image - mean) + bandwidth z, with z of the corpus's covariance.
+    Args:
+        corpus: path of the images.
+        size: side in pixels they are brought to.
+        bandwidth: 0 to 1; at 0 every sample is a training image, drawn by weight; larger ones move it on to other
+            pictures, as far as 1, where samples are those of one normal distribution.
+        specificity: how much likelier, in nats, images are that bear the prompt as a caption; 0 is deaf to prompts, and
+            a prompt that no image bears means all of them.
     """
 
     corpus: str
@@ -45,9 +48,11 @@ class Empirical(Model):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Pixels themselves: (3, size, size)."""
         return 3, self.size, self.size
 
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Mean of x0 given x, in closed form; see `Model.__call__`."""
         known = self._known
         # In double precision: at low noise, log-likelihoods are differences of numbers in the millions.
         noise = sigma.double()[:, None] ** 2
@@ -72,6 +77,7 @@ class Empirical(Model):
         return Conditioning(text, torch.ones(len(captions), 1, dtype=torch.bool))
 
     def decode(self, latents: Tensor) -> list[Image]:
+        """Round to pixels; see `Model.decode`."""
         pixels = ((latents.detach().permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255)
         return list(pixels.to(torch.uint8).numpy())
 
@@ -102,9 +108,14 @@ class Empirical(Model):
 class _Known:
     """A corpus of n images in the coordinates of its own covariance.
 
-    mean [d] of the pixels; axes [r d], orthonormal; variance [r] of the images along each; centres [n r]: the images
-    about the mean, drawn in by the bandwidth; log_weight [n]; captions: caption -> its column of bears [n captions],
-    which is 1 where an image bears it.
+    Attributes:
+        mean: [d], of the pixels.
+        axes: [r d], orthonormal.
+        variance: [r], of the images along each axis.
+        centres: [n r], the images about the mean, drawn in by the bandwidth.
+        log_weight: [n].
+        captions: caption -> its column of `bears`.
+        bears: [n captions], 1 where an image bears the caption.
     """
 
     mean: Tensor

@@ -32,14 +32,19 @@ MAP_CHANNELS = 32
 
 @dataclasses.dataclass(frozen=True)
 class SmallUNet(Trainable):
-    """U-Net of diffusers on cosine coefficients of 8 x 8 blocks, told by a frozen MiniLM; predicts x0.
-
-    size: pixels a side, a multiple of 16. components: coefficients kept of the 192 of a block (64: RMSE 0.018 of the
-    range). channels: of its levels. text: folder of another text encoder. seed: of the first weights, which `train`
-    sets. weights: folder that `save` wrote.
+    """Small U-Net on cosine coefficients of 8 x 8 blocks, conditioned by a frozen MiniLM; predicts x0.
 
     The text acts by cross-attention to the token states and, by the mean of these, on every layer and every place: a
     short path from caption to picture, without which copying takes far more steps.
+
+    Args:
+        size: pixels a side, a multiple of 16.
+        components: coefficients kept of the 192 of a block (64: RMSE 0.018 of the range).
+        channels: of its levels.
+        tokens: of a caption, start and end included; longer ones are cut.
+        text: folder of another text encoder; "" = the packaged MiniLM-L6.
+        seed: of the first weights, which `train` sets.
+        weights: folder that `save` wrote; "" = untrained.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("weights",)
@@ -60,34 +65,42 @@ class SmallUNet(Trainable):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(components, size / 8, size / 8)."""
         return self.components, self.size // 8, self.size // 8
 
     @property
     def schedule(self) -> str:
+        """That of flows."""
         return "flow"
 
     @property
     def image_size(self) -> int:
+        """As `size`."""
         return self.size
 
     @property
     def tokenizer(self) -> Any:
+        """Tokenizer of the text encoder."""
         return self._encoder.tokenizer
 
     @property
     def cross_attentions(self) -> list[nn.Module]:
+        """Cross-attention layers of the U-Net."""
         return [part for name, part in self.network.named_modules() if name.endswith(".attn2")]
 
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Denoise by the U-Net; see `Model.__call__`."""
         time = sigma / (1 + sigma)
         mixed = (x / (1 + sigma).view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
         denoised: Tensor = self.network(mixed, time, conditioning.text, conditioning.mask)
         return denoised.float()
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
+        """Encode captions by MiniLM; see `Model.condition`."""
         return self._encoder.encode(captions)
 
     def encode(self, pictures: Sequence[Image]) -> Tensor:
+        """Cosine coefficients of the pixels; see `Trainable.encode`."""
         pixels = torch.from_numpy(np.stack(pictures)).float() / 127.5 - 1
         side = self.size // 8
         blocks = pixels.view(-1, side, 8, side, 8, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, 192)
@@ -95,6 +108,7 @@ class SmallUNet(Trainable):
         return ((blocks @ basis.T) / scale).permute(0, 3, 1, 2).contiguous()
 
     def decode(self, latents: Tensor) -> list[Image]:
+        """Pixels of cosine coefficients; see `Model.decode`."""
         basis, scale = _cosines(self.components)
         side = self.size // 8
         blocks = (latents.detach().permute(0, 2, 3, 1) * scale) @ basis
@@ -102,7 +116,7 @@ class SmallUNet(Trainable):
         return list(((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
 
     def noise_levels(self, uniform: Tensor) -> Tensor:
-        """log sigma is normal with mean MOSTLY_NOISE and deviation 1: logit-normal times (Esser et al. 2024)."""
+        """Logit-normal times (Esser et al. 2024): log sigma is normal with mean MOSTLY_NOISE and deviation 1."""
         low, high = self.sigmas
         return torch.exp(MOSTLY_NOISE + torch.special.ndtri(uniform)).clamp(low, high)
 
@@ -112,6 +126,7 @@ class SmallUNet(Trainable):
 
     @functools.cached_property
     def network(self) -> nn.Module:
+        """The U-Net, loaded or drawn by the seed on first use."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = _Network(self._unet(), self._encoder.dim, self.shape)
@@ -120,16 +135,22 @@ class SmallUNet(Trainable):
         return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def seeded(self, seed: int) -> SmallUNet:
+        """The same with another seed."""
         return dataclasses.replace(self, seed=seed)
 
     def save(self, folder: Path) -> None:
-        """Writes `unet/` (a diffusers UNet2DConditionModel), `text_map.safetensors` and `small_unet.json`."""
+        """Write `unet/` (a diffusers UNet2DConditionModel), `text_map.safetensors` and `small_unet.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         assert isinstance(self.network, _Network)
         self.network.save(folder)
         (folder / "small_unet.json").write_text(json.dumps(self._built_of(), indent=1) + "\n", encoding="utf-8")
 
     def with_weights(self, folder: Path) -> SmallUNet:
+        """The same with saved weights; see `Trainable.with_weights`.
+
+        Raises:
+            InputError: the folder holds none, or those of another small_unet.
+        """
         try:
             saved = read_json(folder / "small_unet.json")
         except InputError:

@@ -22,13 +22,18 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusion(Trainable):
-    """Any local diffusers pipeline of the kinds in `_pipelines.NETWORKS`; text encoders and VAE stay frozen.
+    """Stable Diffusion 1, 2, XL, 3 or Flux from a local diffusers folder; text encoders and VAE stay frozen.
 
-    path: its folder. lora_rank: 0 trains the whole network, more a LoRA of that rank on the attention projections, with
-    lora_alpha (0 = the rank). resolution: pixels a side (0 = the network's own). on: device ("auto" = a GPU if there is
-    one). precision: of the weights; a LoRA itself and the VAE are float32 always, and whole fine-tuning should be.
-    embedded_guidance: what a guidance-distilled network (Flux dev) is told. seed: of a new LoRA, which `train`
-    sets. weights: folder that `save` wrote.
+    Args:
+        path: folder of a pipeline of the kinds in `_pipelines.NETWORKS`.
+        lora_rank: 0 trains the whole network, more a LoRA of that rank on the attention projections.
+        lora_alpha: scale of the LoRA times its rank; 0 = the rank.
+        resolution: pixels a side; 0 = the network's own.
+        on: device; "auto" = a GPU if there is one.
+        precision: of the weights; a LoRA itself and the VAE are float32 always, and whole fine-tuning should be.
+        embedded_guidance: scale that a guidance-distilled network (Flux dev) is conditioned on.
+        seed: of a new LoRA, which `train` sets.
+        weights: folder that `save` wrote; "" = those of the pipeline.
     """
 
     weight_files: ClassVar[tuple[str, ...]] = ("weights",)
@@ -53,9 +58,12 @@ class StableDiffusion(Trainable):
     def around(
         cls, pipeline: Any, device: torch.device | str, shape: tuple[int, int, int] | None = None
     ) -> StableDiffusion:
-        """The model of a pipeline that is loaded, which stays as it is: for use, not for training.
+        """Model of a pipeline that is loaded, which stays as it is: for use, not for training.
 
-        device: where it computes. shape: of the latents of its images, None = as the network has them.
+        Args:
+            pipeline: of diffusers.
+            device: where it computes.
+            shape: of the latents of its images; None = as the network has them.
         """
         network = getattr(pipeline, _pipelines.NETWORKS[_pipelines.family(pipeline)])
         kept_in = str(network.dtype).removeprefix("torch.")
@@ -69,10 +77,16 @@ class StableDiffusion(Trainable):
 
     @property
     def image_size(self) -> int:
+        """Pixels a side."""
         return self._shrink * self.shape[1]
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
+        """Shape of the latents at this resolution.
+
+        Raises:
+            InputError: the resolution does not fit the network.
+        """
         config = getattr(self._pipeline, self._name).config
         # Flux states no size of its own; its pipeline takes 128.
         size = self.resolution or config.get("sample_size", 128) * self._shrink
@@ -83,14 +97,17 @@ class StableDiffusion(Trainable):
 
     @property
     def sigmas(self) -> tuple[float, float]:
+        """Noise levels of the scheduler."""
         return self._schedule.sigmas
 
     @property
     def schedule(self) -> str:
+        """Karras for U-Nets, flow for transformers."""
         return "karras" if self._name == "unet" else "flow"
 
     @functools.cached_property
     def device(self) -> torch.device:
+        """Device that `on` names."""
         if self.on != "auto":
             return torch.device(self.on)
         if torch.cuda.is_available():
@@ -99,28 +116,30 @@ class StableDiffusion(Trainable):
 
     @property
     def tokenizer(self) -> Any:
+        """Tokenizer of the pipeline."""
         return self._pipeline.tokenizer
 
     @property
     def has_null(self) -> bool:
-        """Not Flux, whose guidance is distilled into the network."""
+        """False for Flux, whose guidance is distilled into the network."""
         return _pipelines.family(self._pipeline) != "FluxPipeline"
 
     @property
     def cross_attentions(self) -> list[nn.Module]:
-        """Those of a U-Net; transformers attend to text and picture together."""
+        """Cross-attention layers of a U-Net; transformers attend to text and picture together."""
         return [part for name, part in self.network.named_modules() if name.endswith(".attn2")]
 
     def __call__(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Denoise by the pipeline's network; see `Model.__call__`."""
         schedule, level = self._schedule, sigma.view(-1, 1, 1, 1)
         found = self._predict(schedule.scaled(x, level), schedule.time(sigma), conditioning)
         return schedule.denoised(x, level, found.float())
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """As the pipeline's own `encode_prompt`; it attends to padding too, hence the mask leaves nothing out. A U-Net
-        keeps to a mask that does; transformers do not.
+        """Encode captions as the pipeline's own `encode_prompt`, one at a time, so that a caption depends on no other.
 
-        One caption at a time, so that its states depend on no other.
+        The pipeline attends to padding too, hence the mask leaves nothing out. A U-Net keeps to a mask that does;
+        transformers do not.
         """
         each = {caption: at for at, caption in enumerate(dict.fromkeys(captions or [""]))}
         found = [_pipelines.encode_text(self._pipeline, caption, self.device) for caption in each]
@@ -132,8 +151,10 @@ class StableDiffusion(Trainable):
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image]) -> Tensor:
-        """The mode of the VAE's posterior, in the network's units. (Somepalli et al. 2023 draw from the posterior; its
-        deviation is far below that of the latents.)"""
+        """The mode of the VAE's posterior, in the network's units.
+
+        Somepalli et al. 2023 draw from the posterior; its deviation is far below that of the latents.
+        """
         shift, scale = self._units
         latents = [torch.zeros(0, *self.shape, device=self.device)]
         for picture in pictures:
@@ -144,6 +165,7 @@ class StableDiffusion(Trainable):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image]:
+        """Decode by the VAE, one at a time; see `Model.decode`."""
         shift, scale = self._units
         pictures = []
         for latent in latents.to(self.device):
@@ -162,13 +184,15 @@ class StableDiffusion(Trainable):
 
     @property
     def network(self) -> nn.Module:
+        """U-Net or transformer of the pipeline, with its LoRA."""
         return getattr(self._pipeline, self._name)  # type: ignore[no-any-return]
 
     def seeded(self, seed: int) -> StableDiffusion:
+        """The same with another seed."""
         return dataclasses.replace(self, seed=seed)
 
     def save(self, folder: Path) -> None:
-        """A LoRA: `pytorch_lora_weights.safetensors`, for `load_lora_weights`. Else the whole pipeline."""
+        """Write a LoRA as `pytorch_lora_weights.safetensors`, for `load_lora_weights`; else the whole pipeline."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.lora_rank:
             _pipelines.save_lora(self._pipeline, folder)
@@ -177,6 +201,11 @@ class StableDiffusion(Trainable):
             self._pipeline.save_pretrained(folder, safe_serialization=True)
 
     def with_weights(self, folder: Path) -> StableDiffusion:
+        """The same with saved weights; see `Trainable.with_weights`.
+
+        Raises:
+            InputError: the folder holds none.
+        """
         name = _pipelines.LORA if self.lora_rank else _pipelines.INDEX
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}.\nName the folder `model` of a finished run of this model")

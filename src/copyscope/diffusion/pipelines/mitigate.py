@@ -64,24 +64,29 @@ POSITIONS = ("sample", "timestep")
 def mitigate(
     pipeline: Any, mitigations: Sequence[str], *, seed: int = 0, nearest: FindNearest | None = None
 ) -> Iterator[Any]:
-    """While it lasts, a loaded diffusers pipeline makes its images with these mitigations; gives the pipeline.
+    """Mitigations in a loaded diffusers pipeline, within a `with` block.
 
-    pipeline: of a class in `models._pipelines.NETWORKS`, one that inherits from it, or the one of the same family that
-    starts from an image. Any other object whose calls take `prompt` (of inpainting, ControlNet, another network) has
-    mitigations of the prompt alone. mitigations: specs of the shelf, in the order they act. seed: of what they draw,
-    for each image from (seed, number of the call in this `with`, place of the image in the call); a call's own
-    `generator` is not touched. nearest: finds training images, for the mitigations that want it.
+    Steps are counted as the pipeline's loop does, but a scheduler of second order (Heun) has half as many: the calls of
+    the network in between are points that a step only tries. An image whose step nothing changed gets the network's own
+    answer, bit by bit; for others `guidance_rescale` does nothing. One `with` a pipeline at a time. Its threads take
+    turns, and so do those of pipelines that share the network; the end of the `with` waits for a call under way. A call
+    raises InputError too, before the network is asked, or at its end where the class goes another way than its family.
 
-    Steps are counted as the pipeline's loop does, but a scheduler of second order (Heun) has half as many: the calls
-    of the network in between are points that a step only tries. An image whose step nothing changed gets the network's
-    own answer, bit by bit; for others `guidance_rescale` does nothing.
+    Args:
+        pipeline: of a class in `models._pipelines.NETWORKS`, one that inherits from it, or the one of the same family
+            that starts from an image. Any other object whose calls take `prompt` (of inpainting, ControlNet, another
+            network) has mitigations of the prompt alone.
+        mitigations: specs of the shelf, in the order they act.
+        seed: of what they draw, for each image from (seed, number of the call in this `with`, place of the image in the
+            call); a call's own `generator` is not touched.
+        nearest: finds training images, for the mitigations that want it.
 
-    One `with` a pipeline at a time. Its threads take turns, and so do those of pipelines that share the network; the
-    end of the `with` waits for a call under way.
+    Yields:
+        The pipeline.
 
-    Raises PartError for an unknown mitigation, and InputError for a pipeline of another class, one that has mitigations
-    already, or what a mitigation needs and is not there; in a call, before the network is asked, or at its end where
-    the class goes another way than its family and mitigations did not act.
+    Raises:
+        PartError: there is no such mitigation.
+        InputError: the pipeline is of another class or has mitigations already, or lacks what a mitigation needs.
     """
     with _entered(pipeline, mitigations, (), seed, nearest):
         yield pipeline
@@ -97,11 +102,22 @@ def observe(
     nearest: FindNearest | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[signals_of.Observed]:
-    """While it lasts, signals watch a loaded diffusers pipeline make its images, which they do not change; gives what
-    they see: after a call, `scores` is {spec: [n]} of its images, and `maps` where they are copied.
+    """Signals that watch a loaded diffusers pipeline make its images, within a `with` block; they change no image.
 
-    signals: specs of the shelf. on_step: is shown the model and each step, once the signals have seen it; what it
-    raises ends the call. The rest is as in `mitigate`, and so are the errors.
+    Args:
+        pipeline: as in `mitigate`.
+        signals: specs of the shelf.
+        mitigations: as in `mitigate`.
+        seed: as in `mitigate`.
+        nearest: as in `mitigate`.
+        on_step: is shown the model and each step, once the signals have seen it; what it raises ends the call.
+
+    Yields:
+        What they see: after a call, `scores` is {spec: [n]} of its images, and `maps` where they are copied.
+
+    Raises:
+        PartError: there is no such signal or mitigation.
+        InputError: as in `mitigate`.
     """
     with _entered(pipeline, mitigations, signals, seed, nearest, on_step) as mitigated:
         yield mitigated.observed
@@ -129,11 +145,20 @@ def _entered(
 
 @dataclasses.dataclass(eq=False)
 class _Call:
-    """A call of the pipeline, about n images. prompts: as rewritten [n]. null: what the network is told when told
-    nothing, where the pipeline does not ask for that. negative: texts of Flux's own guidance. latents: the pipeline's
-    own. steps: begun so far. halves: as in NetworkCall. given: texts the network was first given, where mitigations
-    have it told something else, `told`. guided: what answers in place of the network. asked: its call under way.
-    thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations."""
+    """A call of the pipeline, about n images.
+
+    Attributes:
+        prompts: as rewritten [n].
+        null: conditioning without a prompt, where the pipeline does not ask for that.
+        negative: texts of Flux's own guidance.
+        latents: the pipeline's own.
+        steps: begun so far.
+        halves: as in NetworkCall.
+        given: texts the network was first given, where mitigations have it told something else, `told`.
+        guided: answers in place of the network.
+        asked: its call under way.
+        thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations.
+    """
 
     number: int
     parts: applied.MitigationStack | None = None

@@ -20,11 +20,15 @@ Forward = Callable[..., Any]
 
 @dataclasses.dataclass(eq=False)
 class NetworkCall:
-    """One call of the network, about n images at one time.
+    """One call of a diffusers network, about n images at one time.
 
-    forward: the network's own. told: its arguments by name. halves: 2 where the rows are those of guidance, [no prompt;
-    prompt] of n each, else 1. time: as the scheduler has it, 0-dimensional, in the units of a Flow's `steps` or of a
-    table's index. known: the model of an earlier call. `told` serves for the questions of mitigations too.
+    Attributes:
+        pipeline: whose network it is.
+        forward: the network's own.
+        told: its arguments by name; they serve for the questions of mitigations too.
+        halves: 2 where the rows are those of guidance, [no prompt; prompt] of n each, else 1.
+        time: as the scheduler has it, 0-dimensional, in the units of a Flow's `steps` or of a table's index.
+        known: the model of an earlier call.
     """
 
     pipeline: Any
@@ -57,19 +61,26 @@ class NetworkCall:
         return self.told["encoder_hidden_states"][-self.n :]  # type: ignore[no-any-return]
 
     def conditioning(self) -> tuple[Conditioning, Conditioning | None]:
-        """What the network is told of n images, and when told nothing, if it is."""
+        """Conditioning of the n images, and that without a prompt, if there is one."""
         both = told_by(self.told["encoder_hidden_states"], self._pooled())
         rows = torch.arange(len(both))
         return both.take(rows[-self.n :]), both.take(rows[: self.n]) if self.halves == 2 else None
 
     def set_conditioning(self, conditioning: Conditioning, null: Conditioning | None) -> None:
-        """The network is told this instead."""
+        """Put another conditioning into the call."""
         both = Conditioning.join([conditioning] if self.halves == 1 or null is None else [null, conditioning])
         self.told, self._emphasis = self._with(self.told, both), both.emphasis
 
     def set_noise(self, latents: Tensor, noise: Tensor, deviation: float) -> None:
-        """Sampling starts from this noise [n c h w]: the pipeline's latents become deviation * noise, in place, and the
-        network is given what follows from them."""
+        """Put another starting noise into the call: the pipeline's latents become deviation * noise, in place.
+
+        The network is given what follows from them.
+
+        Args:
+            latents: the pipeline's.
+            noise: [n c h w].
+            deviation: of the latents at the start.
+        """
         latents.copy_(self._packed(noise * deviation))
         given = torch.cat([latents] * self.halves)
         if hasattr(self.pipeline.scheduler, "scale_model_input"):
@@ -83,7 +94,7 @@ class NetworkCall:
             return self.forward(**self.told)
 
     def step(self, ask: DenoiseQuery) -> DenoiseResult:
-        """The network's own answer to the pipeline, read as estimates of x0; guided, where it is guided."""
+        """Estimates of x0 by the network's own answer to the pipeline; guided, where it is guided."""
         raw = self.run()[0]
         estimates = self._schedule.denoised(
             self.x.repeat(self.halves, 1, 1, 1), self._level(self.sigma[:1]), self.unpacked(raw)
@@ -99,7 +110,7 @@ class NetworkCall:
         return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
     def answer(self, denoised: Tensor) -> tuple[Tensor]:
-        """What to answer so that the pipeline goes on with this estimate of x0 [n c h w].
+        """Output of the network for which the pipeline goes on with this estimate of x0 [n c h w].
 
         Both halves of guidance are the same then, and guidance of any scale leaves them alone. A row in which nothing
         changed is the network's own answer, to the last bit.
@@ -115,7 +126,7 @@ class NetworkCall:
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """D of any number of rows, as many at a time as the pipeline itself asks for. Gradients flow where enabled.
 
-        What else there is beside latents, time and text (sizes, image embeddings), row r has of image r mod n.
+        Other inputs than latents, time and text (sizes, image embeddings), row r has of image r mod n.
         """
         found = [x[:0]]
         for start in range(0, len(x), self.block):
@@ -133,7 +144,7 @@ class NetworkCall:
         return torch.cat(found)
 
     def unpacked(self, given: Tensor) -> Tensor:
-        """Latents float32 [n c h w], which Flux has as [n hw/4 4c]."""
+        """Latents float32 [n c h w] of the network's input, which Flux has as [n hw/4 4c]."""
         if not self._flux:
             return given.float()
         patches = given.float().transpose(1, 2)
@@ -207,13 +218,13 @@ class NetworkCall:
 
 
 def told_by(text: Tensor, pooled: Tensor | None) -> Conditioning:
-    """Conditioning by states [n t d], of which all count, and pooled vectors [n p]."""
+    """Conditioning of states [n t d], of which all count, and pooled vectors [n p]."""
     mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
     return Conditioning(text.float(), mask, None if pooled is None else pooled.float())
 
 
 def same(one: Conditioning | None, other: Conditioning) -> bool:
-    """Whether a network is told the same by both, the other as `told_by` makes it."""
+    """Whether two conditionings are the same to a network, the other as `told_by` makes it."""
     if one is None or one.emphasis is not None or one.text.shape != other.text.shape:
         return False
     if one.pooled is not None and other.pooled is not None and not torch.equal(one.pooled, other.pooled):

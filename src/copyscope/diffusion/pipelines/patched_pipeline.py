@@ -27,10 +27,12 @@ _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDiction
 
 @contextlib.contextmanager
 def wrapped_calls(pipeline: Any, call: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, `pipeline(...)` is `call(its own call, ...)`. Python looks `__call__` up in the class: this one
-    object is of a subclass meanwhile, of the same name.
+    """Wrap the calls of one pipeline object while it lasts: `pipeline(...)` is `call(its own call, ...)`.
 
-    Raises InputError where its calls are wrapped already, by whichever thread.
+    Python looks `__call__` up in the class: this one object is of a subclass meanwhile, of the same name.
+
+    Raises:
+        InputError: its calls are wrapped already, by whichever thread.
     """
     with _ENTERING:
         kind = type(pipeline)
@@ -53,27 +55,33 @@ def wrapped_calls(pipeline: Any, call: Callable[..., Any]) -> Iterator[None]:
 
 
 def lock_of(shared: Any) -> threading.RLock:
-    """The lock of a network, whichever pipelines it is a part of."""
+    """Lock of a network, whichever pipelines it is a part of."""
     with _ENTERING:
         return _LOCKS.setdefault(shared, threading.RLock())
 
 
 def seeds_of(seed: int, call: int, n: int) -> list[int]:
-    """A seed of 63 bits for each of the n images of a call."""
+    """Seeds of 63 bits for the n images of a call."""
     keys = ([seed, call, row] for row in range(n))
     return [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1) for key in keys]
 
 
 def rewritten(parts: applied.MitigationStack, texts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """The captions of this draw, each with the seed of its image."""
+    """Captions of this draw, each rewritten with the seed of its image."""
     rngs_of = [lambda number, seed=seed: applied.sampling_rngs([seed], number)[0] for seed in seeds]
     return [parts.caption([text], rng_of) for text, rng_of in zip(texts, rngs_of, strict=True)]
 
 
 class CaptionsOnly:
-    """A pipeline of any class whose calls take `prompt`, with mitigations that rewrite it before the call begins.
+    """Prompt mitigations for a pipeline of any class whose calls take `prompt`: rewrites it before the call begins.
 
-    What a prompt is rewritten to holds for all images of the prompt, since how many there are is the pipeline's own.
+    A rewritten prompt holds for all images of the prompt, since how many there are is the pipeline's own.
+
+    Args:
+        pipeline: the pipeline.
+        parts: the mitigations.
+        specs: of them.
+        seed: of what they draw.
     """
 
     observed = Observed()
@@ -86,6 +94,7 @@ class CaptionsOnly:
 
     @contextlib.contextmanager
     def there(self) -> Iterator[None]:
+        """Rewrite prompts while it lasts."""
         with contextlib.ExitStack() as wrapped:
             wrapped.enter_context(wrapped_calls(self.pipeline, self._called))
             try:
@@ -112,7 +121,11 @@ class CaptionsOnly:
 
 
 def captions_only(pipeline: Any, mitigations: Sequence[str], signals: Sequence[str], seed: int) -> CaptionsOnly:
-    """Of a pipeline of no known family. Raises InputError where more is asked than to rewrite its prompt."""
+    """Prompt mitigations for a pipeline of no known family.
+
+    Raises:
+        InputError: more is asked than to rewrite its prompt.
+    """
     parts = applied.MitigationStack(tuple(applied.named(spec, SAMPLING) for spec in mitigations))
     unfit = [spec for spec, part in zip(mitigations, parts.parts, strict=True) if not isinstance(part, OnCaption)]
     if signals or unfit or not _pipelines.takes_prompt(pipeline):

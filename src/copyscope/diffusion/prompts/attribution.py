@@ -18,18 +18,32 @@ from copyscope.errors import InputError
 
 
 class Weighed(NamedTuple):
-    """A word of a prompt and how much it triggers; NaN where the model never saw it, being past what it takes in."""
+    """A word of a prompt and how much it triggers a memory.
+
+    Attributes:
+        word: the word.
+        weight: NaN where the model never saw it, the prompt being longer than what it takes in.
+    """
 
     word: str
     weight: float
 
 
 def by_gradient(model: Model, prompt: str, *, seeds: Sequence[int] = (0, 1, 2, 3)) -> list[Weighed]:
-    """By the length of the gradient of the norm with respect to the states of a word's tokens; root mean square over
-    seeds.
+    """Attribute memorization to words by the gradient of the text-conditional norm with respect to their token states.
 
-    Source: Wen et al. 2024, section 4. Needs a model whose `tokenizer` takes words one by one (CLIP, BERT, T5). Two
-    model calls a seed, one with its backward pass. Raises InputError where the model has no tokenizer or no null.
+    Source: Wen et al. 2024, section 4. Two model calls a seed, one with its backward pass.
+
+    Args:
+        model: with a `tokenizer` that takes words one by one (CLIP, BERT, T5) and a null.
+        prompt: the text.
+        seeds: of the starting noise; one at least.
+
+    Returns:
+        Each word with the length of the gradient, root mean square over seeds.
+
+    Raises:
+        InputError: the model has no tokenizer or no null.
     """
     if model.tokenizer == "":
         raise InputError(f"{model} has no tokens.\nUse by_leaving_out")
@@ -53,9 +67,20 @@ def by_gradient(model: Model, prompt: str, *, seeds: Sequence[int] = (0, 1, 2, 3
 
 @torch.no_grad()
 def by_leaving_out(model: Model, prompt: str, *, seeds: Sequence[int] = (0, 1, 2, 3)) -> list[Weighed]:
-    """By how much the norm falls when the word is left out of the prompt, the mean over seeds.
+    """Attribute memorization to words by how much the text-conditional norm falls without each.
 
-    Needs nothing of the model but that it can be told nothing: words + 2 model calls a seed.
+    Source: our own, with the norm of Wen et al. 2024. words + 2 model calls a seed.
+
+    Args:
+        model: with a null.
+        prompt: the text.
+        seeds: of the starting noise; one at least.
+
+    Returns:
+        Each word with the fall of the norm, the mean over seeds.
+
+    Raises:
+        InputError: the model has no null.
     """
     x, sigma, predict, null = _start(model, seeds)
     words = prompt.split()

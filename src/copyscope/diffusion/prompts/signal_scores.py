@@ -41,10 +41,23 @@ def scores(
     *,
     progress: Progress | None = None,
 ) -> dict[str, Floats]:
-    """Of each signal of the recipe, the scores [n] that images of these prompts and seeds would have.
+    """Signal scores of prompts before their images are made.
 
     As `generate` has them, but sampling stops once all signals have seen what they need. Mitigations that rewrite
-    captions are not applied: give the prompts as rewritten. Raises InputError where a signal needs what is lacking.
+    captions are not applied: give the prompts as rewritten.
+
+    Args:
+        model: the model.
+        prompts: [n].
+        seeds: of the images [n].
+        recipe: how the images will be made; names the signals.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Signal's spec -> scores [n].
+
+    Raises:
+        InputError: a signal needs what is lacking.
     """
     signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
     found: dict[str, list[Floats]] = {str(signal): [] for signal in signals}
@@ -62,8 +75,17 @@ def learned(
     *,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """The signals of the recipe, with what those that learn have learned of these ordinary prompts and seeds: specs, in
-    the same order. As for `scores`.
+    """Fit the signals of a recipe that learn to ordinary prompts.
+
+    Args:
+        model: the model.
+        prompts: ordinary ones [n].
+        seeds: of the images [n].
+        recipe: names the signals.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        Specs of the signals, in the same order.
     """
     signals = observed.load(recipe.signals, model, guidance=recipe.guidance, has=[PROMPTS])
     learning = [signal for signal in signals if signal.learns]
@@ -106,13 +128,24 @@ def calibrate(
     trust_parts: bool = False,
     progress: Progress | None = None,
 ) -> thresholds.Thresholds:
-    """Of each signal of the recipe the line that ordinary prompts cross at this false-positive rate, one image each.
+    """Calibrate signals on ordinary prompts: the line that these cross at a false-positive rate, one image each.
 
-    model, trust_parts: as for `generate`. prompts: like those that are to be flagged when they are not ordinary,
-    but known to the model from nowhere. recipe: how the images will be made. Signals that learn do so of the first
-    FITTED of the prompts, which then draw no line of theirs: scores of what was learned of are not like those of
-    new prompts. The specs in the result hold what was learned. Raises InputError where a signal needs what is
-    lacking, or there are too few prompts.
+    Signals that learn do so of the first FITTED of the prompts, which then draw no line of theirs: scores of what was
+    learned of are not like those of new prompts. The specs in the result hold what was learned.
+
+    Args:
+        model: a run or its folder, a model, or a spec of the shelf.
+        prompts: like those that are to be flagged when they are not ordinary, but known to the model from nowhere.
+        recipe: how the images will be made; names the signals.
+        rate: false-positive rate, in (0, 1).
+        trust_parts: of the folder of a run, as in `Run.open`.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The thresholds.
+
+    Raises:
+        InputError: a signal needs what is lacking, or there are too few prompts.
     """
     model, run = opened(model, trust_parts)
     if not recipe.signals:

@@ -20,34 +20,54 @@ from copyscope.parts import Part
 
 
 class SignalState(abc.ABC):
-    """What a signal sees of one sampling of n images."""
+    """State of a signal while it watches one sampling of n images."""
 
     @abc.abstractmethod
     def observe(self, step: DenoiseResult) -> None:
-        """Each step of the sampling, in order; `step.i` is its number."""
+        """See a step of the sampling; all come, in order.
+
+        Args:
+            step: the answer at that step; `step.i` is its number.
+        """
 
     @abc.abstractmethod
     def scores(self) -> Tensor:
-        """[n], float32; NaN where it has not seen all that it needs."""
+        """Scores [n], float32, higher = more likely memorized; NaN where it has not seen all that it needs."""
 
     def maps(self) -> Tensor | None:
-        """Where in the latents an image is likely copied [n h w], 0 or more; None if that is not known."""
+        """Maps [n h w] of where in the latents an image is likely copied, 0 or more; None if that is not known."""
         return None
 
 
 class Signal(Part, abc.ABC):
-    """Base of all signals. needs: keys of `mitigations.NEEDS`."""
+    """Base of all signals.
+
+    Attributes:
+        needs: keys of `mitigations.NEEDS`.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
 
     def needed(self, steps: int) -> int:
-        """How many of the sampling's steps, from the first, it must see before its scores are final."""
+        """Number of steps, from the first, that it must see before its scores are final.
+
+        Args:
+            steps: of the sampling.
+
+        Returns:
+            The number.
+        """
         return 1
 
     def calls(self, steps: int, guided: bool) -> int:
-        """Model calls (forward passes of one image under one conditioning) it makes for an image, beyond the sampler's.
+        """Model calls that it makes for an image, beyond the sampler's: forward passes under one conditioning.
 
-        guided: the sampler itself asks for the prediction without a prompt.
+        Args:
+            steps: of the sampling.
+            guided: the sampler itself asks for the prediction without a prompt.
+
+        Returns:
+            The number.
         """
         return 0
 
@@ -57,22 +77,52 @@ class Signal(Part, abc.ABC):
         return False
 
     def fitted(self, ordinary: Sequence[SignalState]) -> Signal:
-        """The signal with what it learns of ordinary prompts, of which each block was watched by one of `ordinary`."""
+        """Fit to ordinary prompts.
+
+        Args:
+            ordinary: states that watched ordinary prompts, a block each.
+
+        Returns:
+            The signal with what it learned; itself, if it does not learn.
+        """
         return self
 
     @abc.abstractmethod
     def watch(self, request: SamplingContext) -> SignalState:
-        """Begins to watch the sampling of a request; `request.rngs` are the signal's own generators."""
+        """Begin to watch the sampling of a request.
+
+        Args:
+            request: the request; `request.rngs` are the signal's own generators.
+
+        Returns:
+            The state.
+        """
 
 
 class OnSteps(Signal):
-    """Gives a number at each step that it needs; the score is their mean."""
+    """Base of signals with a number at each step; the score is the mean over the steps needed."""
 
     @abc.abstractmethod
     def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
-        """[n] at this step."""
+        """Number of each image at a step.
+
+        Args:
+            step: the answer at that step.
+            request: of the sampling.
+
+        Returns:
+            [n].
+        """
 
     def watch(self, request: SamplingContext) -> SignalState:
+        """Begin to watch, and average the values of the steps.
+
+        Args:
+            request: of the sampling.
+
+        Returns:
+            The state.
+        """
         return _Mean(self, request)
 
 
@@ -95,13 +145,30 @@ class _Mean(SignalState):
 
 
 def unknown(request: SamplingContext) -> Tensor:
-    """NaN for each image."""
+    """Score of images that cannot be told yet: NaN for each.
+
+    Args:
+        request: of n images.
+
+    Returns:
+        [n].
+    """
     return request.noise.new_full((len(request.noise),), float("nan"))
 
 
 def cond_minus_uncond(step: DenoiseResult, request: SamplingContext) -> Tensor:
-    """D given the prompt minus D given none [n c h w] at a step; a model call a row where the sampler asked for one
-    only. Of a sampling with a negative prompt, "none" is that prompt."""
+    """Guidance direction at a step: D given the prompt minus D given none.
+
+    Of a sampling with a negative prompt, "none" is that prompt. A model call a row where the sampler asked for one
+    prediction only.
+
+    Args:
+        step: the answer at that step.
+        request: of the sampling.
+
+    Returns:
+        [n c h w].
+    """
     without = step.unconditional
     if without is None:
         assert request.null is not None

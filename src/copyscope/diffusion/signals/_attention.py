@@ -1,4 +1,4 @@
-"""Where a model's cross-attention looks, read by hooks: no fork of diffusers, no processor of one's own."""
+"""Read cross-attention maps of a model by hooks: no fork of diffusers, no processor of one's own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,17 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def attention(request: SamplingContext, x: Tensor, sigma: Tensor, keep: Reduce) -> list[Tensor]:
-    """What each of `Model.cross_attentions` attends to [n ...] as it is asked for D(x, sigma, conditioning): one model
-    call a row. keep: reduces it at once, since maps of all layers together are large."""
+    """Read the cross-attentions of a model while it computes D(x, sigma, conditioning): one model call a row.
+
+    Args:
+        request: with the model and the conditioning.
+        x: latents [n c h w].
+        sigma: noise levels [n].
+        keep: reduces each map at once, since maps of all layers together are large.
+
+    Returns:
+        [n ...] of each of `Model.cross_attentions`.
+    """
     told, n, thread = request.conditioning, len(x), threading.get_ident()
     layers = request.model.cross_attentions
     queries: dict[int, Tensor] = {}
@@ -51,9 +60,16 @@ def attention(request: SamplingContext, x: Tensor, sigma: Tensor, keep: Reduce) 
 
 
 def probabilities(layer: Any, query: Tensor, key: Tensor, told: Conditioning) -> Tensor:
-    """softmax(scale * query . key) over tokens [n heads places tokens], as the layer itself computes it, in float32.
+    """Attention probabilities softmax(scale * query . key) over tokens, as the layer itself computes them, in float32.
 
-    query [n places d], key [n tokens d]: what its `to_q` and `to_k` give.
+    Args:
+        layer: the attention layer.
+        query: [n places d], as its `to_q` gives it.
+        key: [n tokens d], as its `to_k` gives it.
+        told: conditioning, for mask and emphasis.
+
+    Returns:
+        [n heads places tokens].
     """
     heads = [each.float().view(*each.shape[:2], layer.heads, -1).transpose(1, 2) for each in (query, key)]
     for place, norm in enumerate((getattr(layer, "norm_q", None), getattr(layer, "norm_k", None))):

@@ -1,4 +1,4 @@
-"""How widely cross-attention spreads over the prompt's tokens."""
+"""Entropy of the cross-attention over the prompt's tokens."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class AttentionEntropy(OnSteps):
     here steps=0 takes all, and those tokens count like others. A model that masks padding has more entropy of longer
     texts.
 
-    layer: one of the model's, from 0 in the order in which it has them, or -1 for all. steps: how many, from the first;
-    0 takes all.
-
     Cost: a model call a step, whose attention is read.
+
+    Args:
+        layer: one of the model's, from 0 in the order in which it has them; -1 = all.
+        steps: how many, from the first; 0 takes all.
     """
 
     layer: int = -1
@@ -40,18 +41,26 @@ class AttentionEntropy(OnSteps):
             raise ValueError("layer must be -1 or more, and steps 0 or more")
 
     def needed(self, steps: int) -> int:
+        """As `steps`; see `Signal.needed`."""
         return min(self.steps or steps, steps)
 
     def calls(self, steps: int, guided: bool) -> int:
+        """One a step; see `Signal.calls`."""
         return self.needed(steps)
 
     def watch(self, request: SamplingContext) -> SignalState:
+        """Begin to watch; see `Signal.watch`.
+
+        Raises:
+            InputError: the model has no such layer.
+        """
         n_layers = len(request.model.cross_attentions)
         if self.layer >= n_layers:
             raise InputError(f"{self} names a layer of {n_layers}.\nTake one from 0 to {n_layers - 1}, or -1 for all")
         return super().watch(request)
 
     def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        """Entropy at a step; see `OnSteps.value`."""
         layers = attention(request, step.x, step.sigma, lambda found: found.mean((1, 2)))
         mean = torch.stack(layers).mean(0) if self.layer == -1 else layers[self.layer]
         entropy: Tensor = torch.special.entr(mean).sum(1)

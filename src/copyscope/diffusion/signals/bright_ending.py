@@ -1,4 +1,4 @@
-"""Where the end of the text looks when the image is nearly done."""
+"""Bright ending: attention to the end-of-text token in the last steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ._attention import attention
 
 @dataclasses.dataclass(frozen=True)
 class BrightEnding(Signal):
-    """The text-conditional norm, each place weighed by how much it attends to the end of the text in the last step:
-    where that is bright, a region is likely copied. `maps` gives that attention [n h w].
+    """Text-conditional norm, each place weighed by its attention to the end of the text in the last step.
+
+    Where that is bright, a region is likely copied; `maps` gives that attention [n h w].
 
     Source: Chen et al. 2025 (ICLR). |m (e(prompt) - e(none))| / mean(m), the mean over all steps, with e = (x - D) /
     sigma, and m the cross-attention to the end-of-text token, the mean over heads and over the layers that see most
@@ -31,18 +32,26 @@ class BrightEnding(Signal):
     needs = (CROSS_ATTENTION, NULL, PROMPTS)
 
     def needed(self, steps: int) -> int:
+        """All steps; see `Signal.needed`."""
         return steps
 
     def calls(self, steps: int, guided: bool) -> int:
+        """One at the end; see `Signal.calls`."""
         return 1 if guided else steps + 1
 
     def watch(self, request: SamplingContext) -> SignalState:
+        """Begin to watch; see `Signal.watch`."""
         return _Ending(request)
 
 
 @dataclasses.dataclass(eq=False)
 class _Ending(SignalState):
-    """squares: of each step, |e(prompt) - e(none)|^2 over channels [n h w]. bright: m [n h w]."""
+    """State of BrightEnding.
+
+    Attributes:
+        squares: of each step, |e(prompt) - e(none)|^2 over channels [n h w].
+        bright: m [n h w]; None before the last step.
+    """
 
     request: SamplingContext
     squares: list[Tensor] = dataclasses.field(default_factory=list)

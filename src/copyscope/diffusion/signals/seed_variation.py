@@ -1,4 +1,4 @@
-"""How alike the images of a prompt are, whatever the noise."""
+"""Variation over seeds: how alike the images of a prompt are, whatever the noise."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class SeedVariation(OnSteps):
     latents, in no tiles, all pairs by their mean, so that no line is drawn before the calibration does. They are made
     from noise of the image's own generator in few steps of Euler's method, of the prompt alone, without guidance.
 
-    images: of other seeds, 2 at least. steps: of each; 1 is the model's first estimate, as of Webster 2023.
-
     Cost: images * steps model calls.
+
+    Args:
+        images: of other seeds, 2 at least.
+        steps: of each; 1 is the model's first estimate, as of Webster 2023.
     """
 
     images: int = 4
@@ -37,9 +39,11 @@ class SeedVariation(OnSteps):
             raise ValueError("images must be at least 2, and steps at least 1")
 
     def calls(self, steps: int, guided: bool) -> int:
+        """One a step of each image; see `Signal.calls`."""
         return self.images * self.steps
 
     def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        """Minus the difference of the images; see `OnSteps.value`."""
         levels = sampling.noise_levels(self.steps, request.model.sigmas[0], request.sigma, request.model.schedule)
         told = Conditioning.join([request.conditioning] * self.images)
         shape = (self.images, *request.noise.shape[1:])

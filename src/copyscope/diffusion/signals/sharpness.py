@@ -1,4 +1,4 @@
-"""How sharply the prompt's pull bends the density."""
+"""Sharpness: Hessian-score difference of the log-density with and without the prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AHEAD = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Sharpness(OnSteps):
-    """Norm of the Hessian of the log-density given the prompt, minus that given none, times the difference of scores.
+    """Hessian-score difference: how sharply the log-density bends given the prompt, against given none.
 
     Source: Jeon et al. 2025 (ICML), |H(prompt) s - H(none) s| of one step, s being the difference of the two scores. A
     score is -epsilon / sigma and H its Jacobian, so that with d = D(prompt) - D(none) and J its Jacobian it is |J d| /
@@ -26,9 +26,10 @@ class Sharpness(OnSteps):
     by forward differentiation, which fused attention and normalisation of channels-last images do not know; here it is
     a difference quotient along d, which is as good to 1 % in float32, and rough in half precision.
 
-    steps: how many, from the first, the mean of which is taken; the authors have 1.
-
     Cost: two model calls a step, and one more where there is no guidance.
+
+    Args:
+        steps: how many, from the first, the mean of which is taken; the authors have 1.
     """
 
     steps: int = 1
@@ -39,12 +40,15 @@ class Sharpness(OnSteps):
             raise ValueError("steps must be at least 1")
 
     def needed(self, steps: int) -> int:
+        """As `steps`; see `Signal.needed`."""
         return min(self.steps, steps)
 
     def calls(self, steps: int, guided: bool) -> int:
+        """Two or three a step; see `Signal.calls`."""
         return self.needed(steps) * (2 if guided else 3)
 
     def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        """Hessian-score difference at a step; see `OnSteps.value`."""
         pull, sigma = cond_minus_uncond(step, request), step.sigma
         size = torch.linalg.vector_norm(pull.flatten(1), dim=1)
         reach = AHEAD * sigma / size.clamp(min=1e-12)

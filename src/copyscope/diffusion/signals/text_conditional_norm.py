@@ -1,4 +1,4 @@
-"""How far the prompt moves the noise prediction."""
+"""Text-conditional norm: how far the prompt moves the noise prediction."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class TextConditionalNorm(OnSteps):
     Source: Wen et al. 2024 (ICLR), section 3. |epsilon(prompt) - epsilon(none)| = |D(prompt) - D(none)| / sigma, the
     mean over the first steps. The authors take it besides over all images of a prompt; here each has its own.
 
-    steps: how many, from the first; 0 takes all. The authors have 1, 10 and 50 of 50 steps: 1 tells nearly as much.
-
     Cost: none with guidance; else a model call a step.
+
+    Args:
+        steps: how many, from the first; 0 takes all. The authors have 1, 10 and 50 of 50 steps: 1 tells nearly as much.
     """
 
     steps: int = 1
@@ -32,10 +33,13 @@ class TextConditionalNorm(OnSteps):
             raise ValueError("steps must be 0 or more")
 
     def needed(self, steps: int) -> int:
+        """As `steps`; see `Signal.needed`."""
         return min(self.steps or steps, steps)
 
     def calls(self, steps: int, guided: bool) -> int:
+        """None, or one a step; see `Signal.calls`."""
         return 0 if guided else self.needed(steps)
 
     def value(self, step: DenoiseResult, request: SamplingContext) -> Tensor:
+        """The norm at a step; see `OnSteps.value`."""
         return text_conditional_norm(cond_minus_uncond(step, request), step.sigma)

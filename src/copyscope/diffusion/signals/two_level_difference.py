@@ -1,4 +1,4 @@
-"""How far the conditional noise prediction turns from one noise level to another."""
+"""Two-level difference: change of the conditional noise prediction between two noise levels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class TwoLevelDifference(Signal):
     """Squared norm of the change of the noise prediction given the prompt, between two points of the sampling.
 
     Source: DSM, anonymous submission to ICML 2026, |epsilon(x_1, t_1) - epsilon(x_0, t_0)|^2, forward passes only;
-    epsilon = (x - D) / sigma. Where a prompt means one picture, D stays that, and guidance by w leads past it by
-    (w - 1) (D - D(none)): the score of Euler's step is that length, squared, times the squared change of 1 / sigma. So
-    it needs guidance: without it such a prompt scores 0, less than any other.
-
-    steps: between the two points, the first being where sampling starts; the authors' code names 1.
+    epsilon = (x - D) / sigma. Where a prompt means one picture, D stays that, and guidance by w leads past it by (w -
+    1) (D - D(none)): the score of Euler's step is that length, squared, times the squared change of 1 / sigma. So it
+    needs guidance: without it such a prompt scores 0, less than any other.
 
     Cost: no model call.
+
+    Args:
+        steps: between the two points, the first being where sampling starts; the authors' code names 1.
     """
 
     steps: int = 1
@@ -35,9 +36,11 @@ class TwoLevelDifference(Signal):
             raise ValueError("steps must be at least 1")
 
     def needed(self, steps: int) -> int:
+        """One more than `steps`; see `Signal.needed`."""
         return self.steps + 1
 
     def watch(self, request: SamplingContext) -> SignalState:
+        """Begin to watch; see `Signal.watch`."""
         return _Turn(self.steps, request)
 
 

@@ -20,10 +20,15 @@ from .encoder import quiet
 
 @dataclasses.dataclass(frozen=True)
 class Captioner:
-    """An image-to-text model of transformers, with its processor, as `save_pretrained` writes them into `folder`.
+    """Image captioning by a local image-to-text model of transformers, with its processor.
 
-    Captions are drawn by nucleus sampling (Holtzman et al. 2020): at each token from the likeliest tokens that together
-    have the probability `top_p`, as BLIP's authors do for varied captions. tokens: the most that a caption has.
+    Captions are drawn by nucleus sampling (Holtzman et al. 2020), as BLIP's authors do for varied captions.
+
+    Attributes:
+        folder: as `save_pretrained` writes it.
+        device: where it computes.
+        top_p: at each token, the likeliest tokens are drawn from that together have this probability.
+        tokens: of a caption, at most.
     """
 
     folder: str
@@ -32,9 +37,15 @@ class Captioner:
     tokens: int = 30
 
     def caption(self, pictures: Sequence[Image], n: int = 1, *, seed: int = 0) -> list[list[str]]:
-        """`n` captions of each picture, uint8 [h w 3]; some may be alike. They depend on the picture and `seed` alone.
+        """Caption pictures; some captions may be alike. They depend on the picture and `seed` alone.
 
-        Raises InputError where the folder holds no such model.
+        Args:
+            pictures: uint8 [h w 3] each.
+            n: captions of each.
+            seed: of the draws.
+
+        Raises:
+            InputError: the folder holds no such model.
         """
         return [self._caption(picture, n, seed) for picture in pictures]
 

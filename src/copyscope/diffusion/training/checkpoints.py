@@ -34,7 +34,11 @@ _FULL_IN_TEXT = re.compile(rf"(?:os error|code:) (?:{errno.ENOSPC}|{errno.EDQUOT
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Turns a full disk, or another reason why `what` cannot be written, into a TrainingError."""
+    """Turn a full disk, or another reason why `what` cannot be written, into a TrainingError.
+
+    Raises:
+        TrainingError: in the block an OSError was raised.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -50,12 +54,16 @@ def writing(what: str) -> Iterator[None]:
 
 
 def trained(network: torch.nn.Module) -> dict[str, Tensor]:
-    """The parameters of a network that are trained, by name; they share its memory."""
+    """Trained parameters of a network by name; they share its memory."""
     return {name: value.detach() for name, value in network.named_parameters() if value.requires_grad}
 
 
 def put(network: torch.nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Sets the trained parameters. Raises TrainingError where names or shapes are others."""
+    """Set the trained parameters of a network.
+
+    Raises:
+        TrainingError: names or shapes are others.
+    """
     _fill(trained(network), values, "The weights")
 
 
@@ -70,11 +78,20 @@ def write(
     seconds: float = 0.0,
     memories: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes the checkpoint of a step into `folder` and removes the oldest beyond `keep`.
+    """Write the checkpoint of a step, and remove the oldest beyond `keep`.
 
-    average: the averaged weights by name, none if there is no average. seconds: what the training took so far.
-    memories: what mitigations remember, by name. Raises TrainingError where a number is not finite, or it cannot be
-    written; the checkpoints before it stay.
+    Args:
+        folder: of the checkpoints.
+        step: number of the step.
+        network: whose trained parameters are written.
+        average: averaged weights by name; empty = no average.
+        optimizer: whose state is written.
+        keep: number of checkpoints.
+        seconds: what the training took so far.
+        memories: of mitigations, by name; None = none.
+
+    Raises:
+        TrainingError: a number is not finite, or the checkpoint cannot be written; earlier ones stay.
     """
     state = optimizer.state_dict()
     moments = {f"{index}.{key}": value for index, values in state["state"].items() for key, value in values.items()}
@@ -112,7 +129,7 @@ def write(
 
 
 def latest(folder: Path) -> tuple[int, Path] | None:
-    """(step, folder) of the last whole checkpoint, None if there is none."""
+    """(step, folder) of the last whole checkpoint; None if there is none."""
     return max(_whole(folder).items(), default=None)
 
 
@@ -123,9 +140,17 @@ def read(
     optimizer: torch.optim.Optimizer,
     memories: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Puts network, average, optimizer and memories where they were at a checkpoint; the seconds it had taken.
+    """Restore network, average, optimizer and memories from a checkpoint, and return the seconds it had taken.
 
-    Raises TrainingError where the checkpoint is damaged or of another model.
+    Args:
+        path: of the checkpoint.
+        network: takes the trained parameters.
+        average: takes the averaged weights.
+        optimizer: takes its state.
+        memories: of mitigations, by name; None = none.
+
+    Raises:
+        TrainingError: the checkpoint is damaged or of another model.
     """
     try:
         state = read_json(path / "state.json")
@@ -154,8 +179,10 @@ def _damaged(path: Path, error: Exception) -> TrainingError:
 
 
 def _states(moments: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """What an optimizer knows of each of its parameters, by their number. Raises ValueError, IndexError where that is
-    of other parameters."""
+    """State of an optimizer for each of its parameters, by their number.
+
+    Raises ValueError or IndexError where the moments are of other parameters.
+    """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in moments.items():

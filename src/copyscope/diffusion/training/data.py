@@ -38,12 +38,21 @@ if TYPE_CHECKING:
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
-    """Images of a corpus with the caption of this draw, for `DataLoader`.
+    """Dataset of a corpus's images with the caption of this draw, for `DataLoader`.
 
     An item is `image` float32 [3 size size] in -1..1 (or what `transform` makes of the uint8 [size size 3] picture),
-    `caption`, `row`, `id`. The short side is scaled to `size`, then cropped in the centre, or anywhere if
-    `random_crop`. Captions, crops and flips are drawn anew each time a row is asked for; with worker processes they
-    depend on torch's seed too. Raises ImageError for a row that cannot be read.
+    `caption`, `row`, `id`. The short side is scaled to `size`, then cropped. Captions, crops and flips are drawn anew
+    each time a row is asked for; with worker processes they depend on torch's seed too. A row that cannot be read
+    raises ImageError.
+
+    Args:
+        corpus: the images.
+        size: side of the pictures in pixels.
+        policy: which caption a draw takes; None = by the corpus.
+        seed: of all draws.
+        random_crop: crop anywhere; else in the centre.
+        flip: mirror half of the draws.
+        transform: picture -> item's `image`; None = float32 in -1..1.
     """
 
     def __init__(
@@ -63,7 +72,11 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._asked = np.zeros(len(corpus), dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
-        """Starts an epoch: its draws are those of (seed, epoch)."""
+        """Start an epoch: its draws are those of (seed, epoch).
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
         self.epoch = epoch
         self._asked[:] = 0
 
@@ -84,7 +97,14 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: `image` stacked where it is a tensor, everything else as a list."""
+    """Collate samples to a batch: `image` stacked where it is a tensor, everything else as a list.
+
+    Args:
+        samples: items of CaptionedImages.
+
+    Returns:
+        Key -> tensor or list [n].
+    """
     batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0]}
     if isinstance(batch["image"][0], Tensor):
         batch["image"] = torch.stack(batch["image"])
@@ -92,15 +112,23 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def to_tensor(picture: images.Image) -> Tensor:
-    """float32 [3 h w] in -1..1 of uint8 [h w 3]."""
+    """Tensor float32 [3 h w] in -1..1 of a picture uint8 [h w 3]."""
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
 
 
 class LatentCache:
-    """Latents of a corpus's images, for `train`: kept in memory, or pictures kept and encoded at each step, or neither.
+    """In-memory cache of a corpus's latents, for `train`; or pictures kept and encoded at each step, or neither.
 
-    Every image is read once at the start; `corpus` has why those that cannot be read cannot. Raises InputError where
-    that is all of them.
+    Every image is read once at the start; `corpus` has why those that cannot be read cannot.
+
+    Args:
+        corpus: the images.
+        model: what encodes.
+        recipe: of the training.
+        progress: called with a label, the number done and the total.
+
+    Raises:
+        InputError: no image can be read.
     """
 
     def __init__(self, corpus: Corpus, model: Trainable, recipe: TrainRecipe, progress: Progress | None) -> None:
@@ -134,7 +162,16 @@ class LatentCache:
             raise InputError(f"None of the {n} images of {corpus.origin} can be read.\n{first}")
 
     def latents(self, rows: NDArray[np.int64], flips: NDArray[np.bool_], places: NDArray[np.float64]) -> Tensor:
-        """Latents [n c h w] of rows [n], mirrored where `flips` [n], cropped at `places` [n 2] if crops are random."""
+        """Latents [n c h w] of images.
+
+        Args:
+            rows: [n].
+            flips: [n], which are mirrored.
+            places: [n 2], of the crops, if crops are random.
+
+        Raises:
+            TrainingError: an image can no longer be read.
+        """
         if self._latents is not None:
             return self._latents[torch.from_numpy(flips.astype(np.int64)), torch.from_numpy(rows)]
         missing = [(row, self._read(row)) for row in dict.fromkeys(rows.tolist()) if row not in self._kept]
@@ -181,9 +218,16 @@ class LatentCache:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """All that is random in a step of n images: noise [n c h w], sigma [n], flips [n], places of crops [n 2].
+    """All that is random in a step of n images.
 
-    dropped [n]: told nothing.
+    Attributes:
+        rows: [n].
+        captions: [n].
+        dropped: [n], without a caption.
+        flips: [n].
+        places: [n 2], of crops.
+        noise: [n c h w].
+        sigma: [n].
     """
 
     rows: NDArray[np.int64]
@@ -203,7 +247,7 @@ def draw(
     policy: CaptionPolicy,
     mitigations: MitigationStack,
 ) -> TrainingBatch:
-    """The whole batch of a step, of which each process and accumulation takes its part; by (seed, step) alone."""
+    """Draw the whole batch of a step, of which each process and accumulation takes its part; by (seed, step) alone."""
     n, seed = recipe.batch_size, recipe.seed
     rows, captions, dropped = sample_captions(step, recipe, sampler, policy, mitigations)
     rng = stream(seed, CROPS, step)
@@ -219,7 +263,7 @@ def draw(
 def sample_captions(
     step: int, recipe: TrainRecipe, sampler: WeightedSampler, policy: CaptionPolicy, mitigations: MitigationStack
 ) -> tuple[NDArray[np.int64], list[str], NDArray[np.bool_]]:
-    """Of a step's Draw: its rows, captions, and which are dropped, [n] each."""
+    """Draw rows, captions, and which are dropped, [n] each, of a step."""
     n, seed = recipe.batch_size, recipe.seed
     rows = sampler.draw(step, n)
     rng = stream(seed, CAPTIONS, step)

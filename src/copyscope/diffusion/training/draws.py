@@ -17,16 +17,18 @@ ROWS, CAPTIONS, CROPS, NOISE, SAMPLES = range(5)
 
 
 def stream(seed: int, kind: int, *place: int) -> np.random.Generator:
-    """The generator of one kind of draws at one place: a step, or an epoch and a row."""
+    """Generator of one kind of draws at one place: a step, or an epoch and a row."""
     return np.random.default_rng(np.random.SeedSequence([seed, kind, *place]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionPolicy:
-    """Which of an image's captions a draw takes: the first, or, where `fresh`, any of them, anew each time.
+    """Caption of a draw: the first of the image's, or any of them, anew each time.
 
-    captions: of each row [n], at least one each. fresh: bool [n]; true for partially duplicated images, whose picture
-    repeats while its caption varies (Somepalli et al. 2023, section 4).
+    Args:
+        captions: of each row [n], at least one each.
+        fresh: bool [n], draw any; true for partially duplicated images, whose picture repeats while its caption varies
+            (Somepalli et al. 2023, section 4).
     """
 
     captions: Sequence[Sequence[str]]
@@ -34,26 +36,56 @@ class CaptionPolicy:
 
     @staticmethod
     def from_corpus(corpus: Corpus) -> CaptionPolicy:
-        """By the column `duplication`, which `curate.duplicate` adds; without it the first caption always."""
+        """Policy by the column `duplication`, which `curate.duplicate` adds; without it the first caption always.
+
+        Args:
+            corpus: the images.
+
+        Returns:
+            The policy.
+        """
         kinds = corpus.table["duplication"].to_pylist() if "duplication" in corpus.table.column_names else [""]
         fresh = np.broadcast_to(np.array([kind == "partial" for kind in kinds]), len(corpus))
         return CaptionPolicy([captions or [""] for captions in corpus.captions], fresh)
 
     def __call__(self, row: int, rng: np.random.Generator) -> str:
+        """Caption of one draw.
+
+        Args:
+            row: of the image.
+            rng: draws.
+
+        Returns:
+            The caption.
+        """
         captions = self.captions[row]
         return captions[int(rng.integers(len(captions)))] if self.fresh[row] else captions[0]
 
     def all_of(self, row: int) -> Sequence[str]:
-        """The captions that a draw of the row can give."""
+        """Captions that a draw of a row can give.
+
+        Args:
+            row: of the image.
+
+        Returns:
+            The captions.
+        """
         return self.captions[row] if self.fresh[row] else self.captions[row][:1]
 
 
 class WeightedSampler(Sampler[int]):
-    """Rows drawn with replacement, each in proportion to its weight: for `DataLoader(sampler=...)`.
+    """Sampler of rows with replacement, each in proportion to its weight: for `DataLoader(sampler=...)`.
 
-    With replacement in every case, equal weights included, so that arms of an experiment differ in weight alone.
-    weights: [n], at least 0, some above. n_draws: draws an epoch; n unless given. Each iteration is the next epoch, and
-    `set_epoch` says which comes next. rows: those that can be drawn. Raises InputError.
+    With replacement in every case, equal weights included, so that arms of an experiment differ in weight alone. Each
+    iteration is the next epoch, and `set_epoch` says which comes next. `rows` are those that can be drawn.
+
+    Args:
+        weights: [n], at least 0, some above.
+        n_draws: draws an epoch; None = n.
+        seed: of the draws.
+
+    Raises:
+        InputError: the weights are no such numbers.
     """
 
     def __init__(
@@ -69,7 +101,19 @@ class WeightedSampler(Sampler[int]):
 
     @staticmethod
     def from_corpus(corpus: Corpus, n_draws: int | None = None, *, seed: int = 0) -> WeightedSampler:
-        """By the column `weight`; rows with an `error` are never drawn."""
+        """Sampler by the column `weight`; rows with an `error` are never drawn.
+
+        Args:
+            corpus: the images.
+            n_draws: draws an epoch; None = one a row.
+            seed: of the draws.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            InputError: no row can be drawn.
+        """
         readable = [error is None for error in corpus.table["error"].to_pylist()]
         if not any(readable):
             raise InputError(f"No image of {corpus.origin} can be read.\nIts column `error` says why")
@@ -77,7 +121,11 @@ class WeightedSampler(Sampler[int]):
         return WeightedSampler(weights * np.array(readable), n_draws, seed=seed)
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+        """Set the epoch of the next iteration.
+
+        Args:
+            epoch: from 0.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -88,6 +136,14 @@ class WeightedSampler(Sampler[int]):
         return iter(self.draw(self.epoch - 1, self.n_draws).tolist())
 
     def draw(self, step: int, n: int) -> NDArray[np.int64]:
-        """The n rows of a step or an epoch [n]; the same each time it is asked."""
+        """Rows of a step or an epoch; the same each time it is asked.
+
+        Args:
+            step: number of the step or epoch.
+            n: how many.
+
+        Returns:
+            [n].
+        """
         found = np.searchsorted(self._ends, stream(self.seed, ROWS, step).random(n), side="right")
         return self.rows[np.minimum(found, len(self.rows) - 1)]

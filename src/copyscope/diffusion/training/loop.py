@@ -74,6 +74,7 @@ class Loss(torch.nn.Module):
         self._null = model.condition([""]).to(model.device) if self.memories else None
 
     def forward(self, x0: Tensor, noise: Tensor, sigma: Tensor, *told: Tensor) -> Tensor:
+        """Mean weighted loss of a batch."""
         x = x0 + sigma.view(-1, 1, 1, 1) * noise
         denoised = self._model(x, sigma, Conditioning(*told))
         if self._gamma:
@@ -143,7 +144,7 @@ class Loop:
         self.own, self.averaged = list(checkpoints.trained(network).values()), list(self.average.values())
 
     def run(self) -> None:
-        """Trains to the end and writes the model and `summary.json`."""
+        """Train to the end, and write the model and `summary.json`."""
         recipe, done = self.recipe, self.start
         self.model.network.train()
         began = since = time.monotonic()

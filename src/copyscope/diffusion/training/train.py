@@ -38,14 +38,28 @@ def train(
     watch: ReplicationCallback | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Trains `recipe.model` on a corpus, in the folder `out`; the same call again goes on where a killed one stopped.
+    """Train `recipe.model` on a corpus; the same call again goes on where a killed one stopped.
 
     On one CPU the weights of a resumed run are those of an undisturbed one to the bit. More `steps` than a run in the
     folder has had are trained on top of these, at the learning rate of the longer training. A start that is refused
-    leaves nothing behind. Images that cannot be read are
-    rows with an `error` in `train.parquet`, never drawn and counted. watch: shown samples at each checkpoint. Raises
-    InputError where the folder holds another run or nothing can be read, TrainingError where training cannot go on;
-    checkpoints before that are kept.
+    leaves nothing behind. Images that cannot be read are rows with an `error` in `train.parquet`, never drawn and
+    counted.
+
+    Args:
+        train_set: the training images; a Corpus or what `Corpus.open` takes.
+        out: folder of the run.
+        recipe: how; None = the defaults.
+        watch: shown samples at each checkpoint; None = nobody watches.
+        progress: called with a label, the number done and the total.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the folder holds another run, or nothing can be read.
+        PartError: there is no such model or mitigation.
+        MissingExtra: the tracker is not installed.
+        TrainingError: training cannot go on; checkpoints before that are kept.
     """
     recipe, out = recipe or TrainRecipe(), Path(out)
     corpus = train_set if isinstance(train_set, Corpus) else Corpus.open(train_set)
@@ -112,8 +126,10 @@ def _identity(recipe: TrainRecipe, corpus: Corpus) -> dict[str, Any]:
 
 
 def _saved(out: Path) -> dict[str, Any] | None:
-    """The identity of the run in a folder; None where there is no run. Raises InputError where there is anything
-    else."""
+    """The identity of the run in a folder; None where there is no run.
+
+    Raises InputError where there is anything else.
+    """
     path = out / "recipe.json"
     if not path.exists():
         if out.exists() and not is_bare(out):
@@ -126,8 +142,10 @@ def _saved(out: Path) -> dict[str, Any] | None:
 
 
 def _goes_on(out: Path, saved: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """Whether the run of a folder is to be trained for more steps than it was begun for. Raises InputError where it is
-    another run."""
+    """Whether the run of a folder is to be trained for more steps than it was begun for.
+
+    Raises InputError where it is another run.
+    """
     before, now = saved["recipe"], identity["recipe"]
     other = [name for name, value in now.items() if before.get(name) != value]
     same = all(saved.get(name) == identity[name] for name in identity if name != "recipe")
