@@ -38,6 +38,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .one_pass import read_queries, read_train
 from .previews import gallery
@@ -162,7 +163,7 @@ def audit(
     decided = Decisions.read(decisions) if decisions is not None else None
     rules, verify = named_protocol(protocol), Verify()
     descriptor, engine = rules.load(), open_engine(engine) if engine is not None else None
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     trained = embed(
         read_train(
             corpora["train"],
@@ -327,7 +328,7 @@ def _refuse_unreadable(name: str, described: Embeddings) -> None:
         )
 
 
-def _text_pairs(corpus: Corpus, model: str, options: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _text_pairs(corpus: Corpus, model: str, options: CacheOptions) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """(image vectors, text vectors) [n d] by CLIP of the readable images that have a prompt; None if none has."""
     joint = parts.load("descriptors", f"clip({model!r})")
     prompted = [row for row, prompt in enumerate(corpus.prompts) if prompt]

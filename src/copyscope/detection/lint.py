@@ -27,6 +27,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .one_pass import read_train
 from .previews import gallery
@@ -100,7 +101,7 @@ def lint(
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
     decided = Decisions.read(decisions) if decisions is not None else None
     rules = named_protocol(protocol)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     descriptor = rules.load()
     engine = open_engine(engine) if engine is not None else None
     described = embed(read_train(corpus, descriptor, grouped=True, engine=engine, **options), descriptor, **options)

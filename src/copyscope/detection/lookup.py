@@ -6,7 +6,6 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -19,6 +18,7 @@ from copyscope.detection.index.index import Hit, Index, table
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .match_sentences import blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
@@ -74,7 +74,7 @@ def lookup(
         raise InputError("There are no pictures to look up.\nName a folder of images, or one image")
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     done = Honoured()
     found = [index.match_corpus(corpus, k, local=local, honoured=done, **options) for corpus in asked]
     decisions = index.decided.decisions if index.decided else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from copyscope.detection.matching.excused import excused
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.engine import open_engine
+from copyscope.options import EngineOptions, without_engine
 
 from .one_pass import read_queries, read_train
 
@@ -68,7 +69,7 @@ def match_sets(
     rules: Protocol,
     k: int,
     decisions: Decisions | None = None,
-    **options: Any,
+    **options: Unpack[EngineOptions],
 ) -> tuple[dict[str, Any], pa.Table]:
     """Match two sets: the k references most like each query; blank images of both are set apart.
 
@@ -85,10 +86,13 @@ def match_sets(
         (summary of `copyscope.matches/1` without its matches, the matches as a table).
     """
     descriptor = rules.load()
-    plain = {name: options.get(name) for name in ("cache", "workers", "progress")}
-    engine = options.get("engine")
-    settings: dict[str, Any] = plain | {"engine": open_engine(engine) if engine is not None else None}
-    opened = read_queries(queries, descriptor, **settings), read_train(references, descriptor, **settings)
+    plain = without_engine(options)
+    spec = options.get("engine")
+    engine = open_engine(spec) if spec is not None else None
+    opened = [
+        read_queries(queries, descriptor, engine=engine, **plain),
+        read_train(references, descriptor, engine=engine, **plain),
+    ]
     described = [embed(corpus, descriptor, **plain) for corpus in opened]
     both, source = over_all(described[1], descriptor, **options)
     blank = [blank_rows(each, **plain) for each in (described[0], both)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from copyscope import parts
 from copyscope.data.corpus import Corpus
@@ -18,6 +18,7 @@ from copyscope.detection.matching.registration import Register
 from copyscope.detection.matching.windows import canvas_work
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.engine import Engine
+from copyscope.options import CacheOptions
 
 from .descriptors import Descriptor
 
@@ -34,7 +35,7 @@ def read_train(
     judged: bool = False,
     parts_searched: bool = False,
     engine: Engine | None = None,
-    **options: Any,
+    **options: Unpack[CacheOptions],
 ) -> Corpus:
     """Read training images for all that comes.
 
@@ -65,7 +66,7 @@ def read_queries(
     search: PartSearch | None = None,
     held_out: bool = False,
     engine: Engine | None = None,
-    **options: Any,
+    **options: Unpack[CacheOptions],
 ) -> Corpus:
     """Read images that are compared with training images.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.groups import duplicates
@@ -23,6 +23,7 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.verdict.verdict import Calibration, verdict
 from copyscope.errors import InputError
+from copyscope.options import CacheOptions
 from copyscope.stats import Estimate
 
 from .verdict import calibration as calibrate
@@ -35,7 +36,7 @@ def make_watch(
     train_corpus: Corpus | str | Path,
     held_out: Corpus | str | Path | None = None,
     protocol: str = "sscd-288",
-    **options: Any,
+    **options: Unpack[CacheOptions],
 ) -> Watch:
     """Watch of a training: which share of its samples are copies, by the verdict of `audit` on whole pictures alone.
 

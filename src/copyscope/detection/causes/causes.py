@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from copyscope.detection.verdict.answer import COPIES
 from copyscope.detection.verdict.verdict import Verdict
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .exposure import exposure
 from .findings import Findings, explain, lint_action, risk_action
@@ -152,7 +153,7 @@ class ImageFacts:
         groups: Groups,
         positions: NDArray[np.int64],
         captions_of: NDArray[np.int64] | None = None,
-        **options: Any,
+        **options: Unpack[CacheOptions],
     ) -> ImageFacts:
         """Measure pictures and captions of some training images.
 

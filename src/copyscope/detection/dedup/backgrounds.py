@@ -8,7 +8,7 @@ descriptor.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from copyscope.detection.embedding.fill import Feature
 from copyscope.engine import Engine
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
+from copyscope.options import CacheOptions, EngineOptions
 
 from .groups import Groups
 from .near_pairs import merged
@@ -34,7 +35,7 @@ SUFFIX = " ({} background)"
 
 
 def over_all(
-    train: Embeddings, descriptor: Descriptor, *, engine: Engine | str | None = None, **options: Any
+    train: Embeddings, descriptor: Descriptor, *, engine: Engine | str | None = None, **options: Unpack[CacheOptions]
 ) -> tuple[Embeddings, NDArray[np.int64]]:
     """Training images, and those that are transparent again over other backgrounds.
 
@@ -48,17 +49,17 @@ def over_all(
         Embeddings of [m] rows of a longer corpus, those of `train` [n] first, and for each the position among `train`
         of the image that it shows, int64 [m]. `train` itself where nothing is transparent.
     """
-    options |= {"engine": engine}
-    filled, rows, values = compute(train.corpus, transparency_work(), rows=train.rows, **options)
+    settings: EngineOptions = {**options, "engine": engine}
+    filled, rows, values = compute(train.corpus, transparency_work(), rows=train.rows, **settings)
     rows, every = rows[values[:, 0] > 0], np.arange(len(train.rows))
     if not len(rows):
         return train, every
     position = np.searchsorted(train.rows, rows)
-    further = embed(filled.over_backgrounds(rows, SUFFIX), descriptor, **options)
+    further = embed(filled.over_backgrounds(rows, SUFFIX), descriptor, **settings)
     new = _are_new(train, further, position)
     if not new.any():
         return train, every
-    both = embed(filled.followed_by(further.corpus.take(further.rows[new])), descriptor, **options)
+    both = embed(filled.followed_by(further.corpus.take(further.rows[new])), descriptor, **settings)
     return both, np.concatenate([every, position[further.rows[new] % len(position)]])
 
 

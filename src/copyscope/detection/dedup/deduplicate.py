@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
 from copyscope.files import safe_cell, write_file
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .decided import decided_same
 from .groups import Groups, duplicates
@@ -54,12 +55,12 @@ def deduplicated(
         one that would be. `pixels`: their agreement (`compare_pixels`). `reason`: why the image was dropped.
         `kept_because`: why the other one was kept. `kept_id`: "" where the whole group was dropped.
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     return without_duplicates(*near_duplicates(corpus, protocol, decisions, **options), how, **options)
 
 
 def near_duplicates(
-    corpus: Corpus, protocol: str, decisions: Decisions | None = None, **options: Any
+    corpus: Corpus, protocol: str, decisions: Decisions | None = None, **options: Unpack[CacheOptions]
 ) -> tuple[Embeddings, Groups]:
     """The embeddings of a corpus by a protocol, and its near-duplicate groups. options: as in `embed`."""
     rules = named_protocol(protocol)
@@ -68,7 +69,7 @@ def near_duplicates(
 
 
 def without_duplicates(
-    described: Embeddings, groups: Groups, how: str, **options: Any
+    described: Embeddings, groups: Groups, how: str, **options: Unpack[CacheOptions]
 ) -> tuple[Corpus, list[dict[str, Any]]]:
     """The corpus of `groups` with these dealt with, and what `deduplicated` returns.
 

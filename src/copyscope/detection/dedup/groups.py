@@ -27,6 +27,7 @@ from copyscope.engine import Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, drop_pages
+from copyscope.options import CacheOptions
 
 from .caption_overlap import normalise
 from .components import components
@@ -193,7 +194,7 @@ def duplicates(
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
     if verify is not None and again:
-        options = {"cache": cache, "workers": workers, "progress": progress}
+        options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
         label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
     n_look_alikes = 0
     if verify is not None:
@@ -326,7 +327,7 @@ def _join_same_pictures(
     closest: Nearest | None,
     floor: float,
     verify: Verify,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> NDArray[np.int64]:
     """Join an image without near-duplicates to the group of its nearest few that the pixels say is the same picture.
 

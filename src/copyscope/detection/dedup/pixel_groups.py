@@ -8,7 +8,6 @@ falls apart into its real duplicates.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.templates import SYMMETRIES
 from copyscope.detection.matching.tiny_image import coarse_candidates, coarse_vectors_of
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .near_pairs import merged
 from .same_picture import compare_pixels, looks
@@ -50,7 +50,7 @@ def same_picture_groups(
     Returns:
         Labels [n].
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     grouped = np.flatnonzero((np.bincount(label) > 1)[label])
     found = label.copy()
     found[grouped] = int(label.max(initial=-1)) + 1 + np.arange(len(grouped))
@@ -98,7 +98,7 @@ def join_turned(
     Returns:
         Labels [n].
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     _, first = np.unique(label, return_index=True)
     vectors = coarse_vectors_of(embeddings.corpus, embeddings.rows[first], verify, **options)
     own = np.arange(len(first))
@@ -123,7 +123,7 @@ def _to_centre(embeddings: Embeddings, members: NDArray[np.intp]) -> NDArray[np.
 
 
 def _to_nearest(
-    embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_], options: dict[str, Any]
+    embeddings: Embeddings, members: NDArray[np.intp], lost: NDArray[np.bool_], options: CacheOptions
 ) -> NDArray[np.int64]:
     """Pairs of the lost members [m] with the nearest NEXT others by either measure, sought in pieces of the group."""
     pairs = []

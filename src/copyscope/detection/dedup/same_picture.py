@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
+from copyscope.options import CacheOptions
 
 PAIRS, FINE_PAIRS = 4096, 256
 """Pairs whose small views, and whose large ones, are in memory at one time."""
@@ -63,7 +64,11 @@ class _Views:
 
 
 def compare_pixels(
-    corpus: Corpus, rows: NDArray[np.intp], pairs: NDArray[np.int64], whole: bool = False, **options: Any
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    pairs: NDArray[np.int64],
+    whole: bool = False,
+    **options: Unpack[CacheOptions],
 ) -> Agreements:
     """Decide by pixels which pairs of images show the same picture.
 
@@ -91,7 +96,7 @@ def compare_pixels(
     return Agreements(score, same)
 
 
-def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> Planes:
+def looks(corpus: Corpus, rows: NDArray[np.intp], **options: Unpack[CacheOptions]) -> Planes:
     """Unit vectors [n COARSE*COARSE] of how images look as a whole, to find pairs whose pixels are likeliest the same.
 
     A descriptor forgives what tells charts or sentences apart, and not hard recompression; these do the reverse.
@@ -109,7 +114,7 @@ def _compare(
     pairs: NDArray[np.int64],
     large: NDArray[np.uint8] | None,
     whole: bool,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Score [p], whether the same [p], and whether only large views can say so [p]."""
     used, places = np.unique(pairs, return_inverse=True)
@@ -152,7 +157,7 @@ def _same_hues(one: Planes, other: Planes, symmetry: int) -> bool:
     return float((one * turned(other, symmetry)).sum()) >= SAME_HUES * norms[0] * norms[1] * HUES**2
 
 
-def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> _Views:
+def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: CacheOptions) -> _Views:
     """Views of `rows` [n]; blank for an image that is gone by now."""
     luma, hues = 2 * SMALL**2, 2 * HUES**2
     work = Feature("views", f"luma {SMALL} twice, hues {HUES}, detail, blank", luma + hues + 3, np.uint8, _view, True)
@@ -168,7 +173,7 @@ def _small_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]
     )
 
 
-def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]) -> NDArray[np.uint8]:
+def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: CacheOptions) -> NDArray[np.uint8]:
     work = Feature("large-views", f"luma {LARGE}", LARGE**2, np.uint8, _large_view)
     values, _ = _values(corpus, rows, work, options)
     found: NDArray[np.uint8] = values.reshape(-1, LARGE, LARGE)
@@ -176,7 +181,7 @@ def _large_views(corpus: Corpus, rows: NDArray[np.intp], options: dict[str, Any]
 
 
 def _values(
-    corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: dict[str, Any]
+    corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: CacheOptions
 ) -> tuple[NDArray[Any], Corpus]:
     """Values [n dim] of `rows` and these rows as a corpus, sizes filled in; zeros for an image that is gone by now."""
     filled, found, values = compute(corpus.take(rows), work, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
 from copyscope.engine import Engine
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .compute import compute
 from .embeddings import Embeddings
@@ -74,7 +75,7 @@ def vectors_work(descriptor: Descriptor, engine: Engine | str | None = None) -> 
     )
 
 
-def without_unreadable(described: Embeddings, work: Feature, **options: Any) -> Embeddings:
+def without_unreadable(described: Embeddings, work: Feature, **options: Unpack[CacheOptions]) -> Embeddings:
     """Embeddings without the images that cannot be read again for `work`; these have an error.
 
     The values that the work gives of the others are cached, so that no step reads them for it once more.

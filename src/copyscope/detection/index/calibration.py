@@ -26,6 +26,7 @@ from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import search
 from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
 from copyscope.errors import InputError
+from copyscope.options import CacheOptions, Options
 
 from . import manifest as files
 from .segments import IndexSnapshot, drop
@@ -45,7 +46,7 @@ def calibrate(
     descriptor: Descriptor,
     verify: Verify,
     seed: int,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> None:
     """Score the calibration images of a new index, and name scores and features in the manifest.
 
@@ -119,7 +120,7 @@ def calibrate(
     state.manifest["files"] |= written
 
 
-def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: dict[str, Any]) -> None:
+def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: CacheOptions) -> None:
     """Raise the calibration scores after images were added; take out calibration images that now have a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
@@ -201,10 +202,10 @@ def _scores(
     crops: VectorBlocks | None,
     verify: Verify,
     own: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> NDArray[np.float32]:
     """Best combined scores [m 2] of the whole pictures and with their windows; NaN where nothing was left to match."""
-    settings = {"workers": options.get("workers"), "progress": options.get("progress")}
+    settings: Options = {"workers": options.get("workers"), "progress": options.get("progress")}
     alone = dataclasses.replace(looks, vectors=looks.vectors[:, :1])
     columns = [
         local_search(each, whole, coarse, crops, verify, verify.top, exact=True, own=own, **settings).best

@@ -18,6 +18,7 @@ from copyscope.detection.matching.match import is_identical
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.windows import Box, QueryFeatures
 from copyscope.errors import InputError
+from copyscope.options import Options
 
 from .segments import CalibrationScores, IndexSnapshot
 
@@ -104,10 +105,12 @@ def answers(
     state: IndexSnapshot,
     k: int,
     local: bool,
-    settings: dict[str, Any],
     blank: NDArray[np.bool_],
     digests: Sequence[str | None] | None = None,
+    *,
     excused: Excused | None = None,
+    exact: bool | None,
+    options: Options,
 ) -> list[list[Hit]]:
     """Hits of pictures whose features are known; none for those that are blank.
 
@@ -116,10 +119,11 @@ def answers(
         state: of the index.
         k: hits a picture.
         local: look at windows too.
-        settings: `exact`, `workers` and `progress` of `Index.match`.
         blank: bool [n].
         digests: sha256 (hex) of the file of each picture [n]; None where there are no files.
         excused: why a picture and a row are no match, "" where they are one; None = all are.
+        exact: as in `Index.match`.
+        options: of `local_search`.
 
     Raises:
         InputError: k is below 1.
@@ -129,7 +133,8 @@ def answers(
     n = len(looks.vectors)
     if not n:
         return []
-    found = local_search(looks, state.whole, state.coarse, state.crops if local else None, Verify(), k, **settings)
+    crops = state.crops if local else None
+    found = local_search(looks, state.whole, state.coarse, crops, Verify(), k, exact=exact, **options)
     same = _identical(found, looks, state, digests)
 
     def chosen_of(picture: int) -> Iterator[int]:

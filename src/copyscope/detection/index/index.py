@@ -42,6 +42,7 @@ from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, file_lock
+from copyscope.options import CacheOptions, Options
 from copyscope.trust import check_spec
 
 from . import manifest as files
@@ -110,7 +111,7 @@ class Index:
         """
         folder, rules, precision = Path(out), named_protocol(protocol), checked(precision)
         _refuse_foreign(folder)
-        options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+        options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
         descriptor, verify = rules.load(), Verify()
         also = _later(descriptor, verify, crops, held_out is not None, engine)
         described, source, n_missing, n_blank = _described(train, descriptor, options, engine, also)
@@ -241,9 +242,9 @@ class Index:
         Raises:
             PartError: the index names a descriptor that is loaded only if it is trusted.
         """
-        settings: dict[str, Any] = {"exact": exact, "workers": workers, "progress": progress}
+        options: Options = {"workers": workers, "progress": progress}
         if isinstance(pictures, (str, Path, Corpus)):
-            return self.match_corpus(_corpus(pictures), k, local=local, cache=cache, **settings)[1]
+            return self.match_corpus(_corpus(pictures), k, local=local, exact=exact, cache=cache, **options)[1]
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
         if not given:
@@ -251,7 +252,7 @@ class Index:
         looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([is_blank(picture) for picture in given], bool)
         excused = self.decided.excuse(state, {}) if self.decided else None
-        return answers(looks, state, k, local, settings, blank, excused=excused)
+        return answers(looks, state, k, local, blank, excused=excused, exact=exact, options=options)
 
     def match_corpus(
         self,
@@ -281,13 +282,14 @@ class Index:
             The corpus with `error` filled, and the hits; a row with neither is blank, where anything is in the index.
         """
         state = self._fresh()
-        options: dict[str, Any] = {"workers": workers, "progress": progress}
+        options: Options = {"workers": workers, "progress": progress}
         filled, rows, looks = extract_from(corpus, self._descriptor(state), Verify(), local, cache=cache, **options)
         blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
         digests = filled.pick("sha256", rows)
         found: list[list[Hit]] = [[] for _ in range(len(corpus))]
         excused = self.decided.excuse_of(state, filled, rows, honoured) if self.decided else None
-        each = answers(looks, state, k, local, options | {"exact": exact}, blank, digests.to_pylist(), excused)
+        known = digests.to_pylist()
+        each = answers(looks, state, k, local, blank, known, excused=excused, exact=exact, options=options)
         for row, hits in zip(rows.tolist(), each, strict=True):
             found[row] = hits
         if honoured is not None:
@@ -336,7 +338,7 @@ class Index:
         Raises:
             InputError: an id is there already, or no image can be read.
         """
-        options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+        options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
         verify = Verify()
         state = self._fresh()
         descriptor, kept = self._descriptor(state), state.manifest["calibration"]
@@ -464,7 +466,7 @@ def _later(
 def _described(
     train: str | Path | Corpus,
     descriptor: Descriptor,
-    options: dict[str, Any],
+    options: CacheOptions,
     engine: Engine | str | None,
     also: Sequence[Feature],
 ) -> tuple[Embeddings, NDArray[np.int64], int, int]:

@@ -22,6 +22,7 @@ from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode
 from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, kinds, shorten
 from copyscope.errors import InputError
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from . import manifest as files
 from . import row_table
@@ -132,7 +133,7 @@ def write_segment(
     descriptor: Descriptor,
     verify: Verify,
     crops: bool,
-    options: dict[str, Any],
+    options: CacheOptions,
 ) -> None:
     """Write the readable images as one segment, and name it in the manifest.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from copyscope.detection.embedding.fill import Feature
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank, may_be_blank
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .ncc import Verify
 
@@ -42,7 +43,7 @@ def blank_rows(
         workers: threads; None = one a core.
         progress: called with a label, the number done and the total.
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     found = np.zeros(len(described.rows), bool)
     for start in range(0, len(found), PIECE_ROWS):
         rows = described.rows[start : start + PIECE_ROWS]
@@ -64,7 +65,7 @@ def without_rows(described: Embeddings, some: NDArray[np.bool_]) -> Embeddings:
 
 
 def blank_among(
-    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
+    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Unpack[CacheOptions]
 ) -> NDArray[np.bool_]:
     """Detect the blank images as `blank_rows`, where thumbnails are at hand.
 
@@ -78,7 +79,7 @@ def blank_among(
 
 
 def blank_or_gone(
-    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Any
+    corpus: Corpus, rows: NDArray[np.intp], thumbnails: NDArray[np.uint8], **options: Unpack[CacheOptions]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """As `blank_among`; and which images cannot be read again, where the thumbnail left doubt.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import NOTHING, Nearest
+from copyscope.options import Options
 
 from .match import combine
 from .ncc import Verify
@@ -75,7 +76,7 @@ def local_search(
     *,
     exact: bool | None = None,
     own: Own | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Candidates:
     """Find candidates for every picture and its windows, and re-rank them by pixels.
 
@@ -121,7 +122,7 @@ def _nearest(
     k: int,
     exact: bool | None,
     own: Own | None,
-    options: dict[str, Any],
+    options: Options,
 ) -> Nearest:
     """The k rows nearest to each of the p vectors of each picture [n p d]: index and score [n p k]."""
     n, p, d = vectors.shape
@@ -160,7 +161,7 @@ def _wholes(
     verify: Verify,
     exact: bool | None,
     own: Own | None,
-    options: dict[str, Any],
+    options: Options,
 ) -> Candidates:
     """The rows nearest to each whole picture, and besides those nearest by coarse vectors under any symmetry."""
     index, score, seen = nearest.index[:, 0], nearest.score[:, 0], verify.top
@@ -178,9 +179,7 @@ def _wholes(
     return _found(index, score, verified, np.full((*index.shape, 4), WHOLE, np.float32))
 
 
-def _insets(
-    looks: QueryFeatures, rows: VectorBlocks, nearest: Nearest, top: int, options: dict[str, Any]
-) -> Candidates:
+def _insets(looks: QueryFeatures, rows: VectorBlocks, nearest: Nearest, top: int, options: Options) -> Candidates:
     """The `top` rows nearest to any window of each picture, and where in the picture they are."""
     row, best = _to_any(nearest, top)
     thumbnails, slots = _thumbnails(rows, row)

@@ -17,6 +17,7 @@ from copyscope.detection.search.exact import NOTHING, Nearest
 from copyscope.detection.search.ivf import nearest
 from copyscope.engine import Engine
 from copyscope.machine import Progress
+from copyscope.options import Options
 
 from .ncc import Verify
 
@@ -295,7 +296,7 @@ def match(
         workers=workers,
         progress=progress,
     )
-    options: dict[str, Any] = {"workers": workers, "progress": progress}
+    options: Options = {"workers": workers, "progress": progress}
 
     def shrunk(by: Verify | Register) -> NDArray[np.uint8]:
         """Thumbnails of the queries."""

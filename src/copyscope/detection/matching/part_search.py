@@ -13,7 +13,7 @@ import functools
 import hashlib
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -29,6 +29,7 @@ from copyscope.files import cache_folder
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .match import combine
 from .ncc import Verify
@@ -120,7 +121,7 @@ class PartSearch:
 
     @classmethod
     def for_audit(
-        cls, wish: str, train: Embeddings, descriptor: Descriptor, verify: Verify, **options: Any
+        cls, wish: str, train: Embeddings, descriptor: Descriptor, verify: Verify, **options: Unpack[CacheOptions]
     ) -> tuple[PartSearch | None, str]:
         """Part search of an audit, or None where it is left out, and why.
 

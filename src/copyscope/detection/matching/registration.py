@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
 from copyscope.machine import Progress, cores
+from copyscope.options import CacheOptions
 
 from .ncc import Verify
 from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates
@@ -79,7 +80,7 @@ class Register:
         """Feature of the thumbnails that are registered."""
         return Verify(size=self.size).work()
 
-    def thumbnails(self, corpus: Corpus, rows: NDArray[np.intp], **options: Any) -> NDArray[np.uint8]:
+    def thumbnails(self, corpus: Corpus, rows: NDArray[np.intp], **options: Unpack[CacheOptions]) -> NDArray[np.uint8]:
         """Thumbnails [n size size 3] of some rows; arguments as in `Verify.thumbnails`."""
         return Verify(size=self.size).thumbnails(corpus, rows, **options)
 

@@ -8,7 +8,7 @@ which moves a descriptor far, only permutes these numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.search.exact import NOTHING, Nearest, search
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 from .templates import SYMMETRIES, shrinking, turned, unit_templates
 
@@ -40,7 +41,9 @@ def turned_vectors(vectors: NDArray[np.float32], symmetry: int) -> NDArray[np.fl
     return turned(vectors.reshape(-1, 3, SIDE, SIDE), symmetry).reshape(len(vectors), DIM)
 
 
-def coarse_vectors_of(corpus: Corpus, rows: NDArray[np.intp], verify: Verify, **options: Any) -> NDArray[np.float32]:
+def coarse_vectors_of(
+    corpus: Corpus, rows: NDArray[np.intp], verify: Verify, **options: Unpack[CacheOptions]
+) -> NDArray[np.float32]:
     """Tiny-image vectors [n DIM] of some rows, from their cached thumbnails; zeros for an image that is gone by now.
 
     Args:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.fill import Feature
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
+from copyscope.options import CacheOptions
 
 from .ncc import Verify
 from .partial_copies import SIDE as SIDE_OF_CANVAS
@@ -97,7 +97,12 @@ def extract(pictures: list[Image], descriptor: Descriptor, verify: Verify, local
 
 
 def extract_from(
-    corpus: Corpus, descriptor: Descriptor, verify: Verify, local: bool, also: Sequence[Feature] = (), **options: Any
+    corpus: Corpus,
+    descriptor: Descriptor,
+    verify: Verify,
+    local: bool,
+    also: Sequence[Feature] = (),
+    **options: Unpack[CacheOptions],
 ) -> tuple[Corpus, NDArray[np.intp], QueryFeatures]:
     """Compute the features of a corpus; cached by content.
 
@@ -137,11 +142,9 @@ def extract_from(
     return filled, rows, QueryFeatures(vectors, found[1].reshape(n, size, size, 3), Padded.of(small, sizes))
 
 
-def canvases(
-    corpus: Corpus, rows: NDArray[np.intp], *, cache: str | Path | None = None, **options: Any
-) -> NDArray[np.uint8]:
+def canvases(corpus: Corpus, rows: NDArray[np.intp], **options: Unpack[CacheOptions]) -> NDArray[np.uint8]:
     """Padded pictures [n s s 3] of the images in `rows`, cached by content; black for an image that is gone by now."""
-    return _values(corpus, rows, canvas_work(), cache, options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
+    return _values(corpus, rows, canvas_work(), options).reshape(-1, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3)
 
 
 def canvas_work() -> Feature:
@@ -154,7 +157,10 @@ def _canvases(pictures: list[Image]) -> NDArray[np.uint8]:
 
 
 def window_vectors(
-    corpus: Corpus, rows: NDArray[np.intp], descriptor: Descriptor, *, cache: str | Path | None = None, **options: Any
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    descriptor: Descriptor,
+    **options: Unpack[CacheOptions],
 ) -> NDArray[np.float32]:
     """Vectors [n w d] of the windows of images, cached by content.
 
@@ -162,10 +168,9 @@ def window_vectors(
         corpus: the images.
         rows: corpus rows [n].
         descriptor: what describes them.
-        cache: folder of the cache; None = the user's.
-        options: `workers` and `progress` of `compute`.
+        options: of `compute`.
     """
-    return _values(corpus, rows, window_work(descriptor), cache, options).reshape(-1, len(BOXES), descriptor.dim)
+    return _values(corpus, rows, window_work(descriptor), options).reshape(-1, len(BOXES), descriptor.dim)
 
 
 def window_work(descriptor: Descriptor) -> Feature:
@@ -182,7 +187,10 @@ def window_work(descriptor: Descriptor) -> Feature:
 
 
 def window_thumbnails(
-    corpus: Corpus, rows: NDArray[np.intp], verify: Verify, *, cache: str | Path | None = None, **options: Any
+    corpus: Corpus,
+    rows: NDArray[np.intp],
+    verify: Verify,
+    **options: Unpack[CacheOptions],
 ) -> NDArray[np.uint8]:
     """Thumbnails [n w s s 3] of the windows of images, cached by content.
 
@@ -190,10 +198,9 @@ def window_thumbnails(
         corpus: the images.
         rows: corpus rows [n].
         verify: whose thumbnails.
-        cache: folder of the cache; None = the user's.
-        options: `workers` and `progress` of `compute`.
+        options: of `compute`.
     """
-    found = _values(corpus, rows, window_thumbnails_work(verify), cache, options)
+    found = _values(corpus, rows, window_thumbnails_work(verify), options)
     return found.reshape(-1, len(BOXES), verify.size, verify.size, 3)
 
 
@@ -209,11 +216,9 @@ def window_thumbnails_work(verify: Verify) -> Feature:
     return Feature("window-thumbnails", f"central square {size} of {BOXES}", dim, np.uint8, shrink)
 
 
-def _values(
-    corpus: Corpus, rows: NDArray[np.intp], work: Feature, cache: str | Path | None, options: dict[str, Any]
-) -> NDArray[Any]:
+def _values(corpus: Corpus, rows: NDArray[np.intp], work: Feature, options: CacheOptions) -> NDArray[Any]:
     """Values [n dim] of all `rows`; zeros for an image that is gone by now."""
-    _, found, values = compute(corpus, work, rows=rows, cache=cache, **options)
+    _, found, values = compute(corpus, work, rows=rows, **options)
     if len(found) == len(rows):
         return values
     whole = np.zeros((len(rows), work.dim), work.dtype)

@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from copyscope import stats
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.files import cache_errors, cache_folder
 from copyscope.machine import Progress, cores, drop_pages, file_lock, memory_budget
+from copyscope.options import Options
 from copyscope.stats import Estimate
 
 from .exact import NOTHING, Best, Nearest, one_blas_thread, search
@@ -328,7 +329,7 @@ def _identity(embeddings: Embeddings) -> str:
     return digest.hexdigest()[:16]
 
 
-def search_report(references: Embeddings, queries: Vectors | None = None, **options: Any) -> dict[str, Any]:
+def search_report(references: Embeddings, queries: Vectors | None = None, **options: Unpack[Options]) -> dict[str, Any]:
     """How vectors were searched, for a summary; with the recall where some are missed.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from copyscope.detection.search.distributed import nearest_by
 from copyscope.detection.search.exact import search
 from copyscope.engine import Engine
 from copyscope.machine import Progress
+from copyscope.options import EngineOptions
 from copyscope.stats import Estimate
 
 from .answer import OWN_LEVEL
@@ -87,7 +88,7 @@ def held_out(
     Returns:
         (calibration, matches of the images that are left, bool [n] which were look-alikes).
     """
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
+    options: EngineOptions = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
     alike = look_alikes(images, train, **options)
     clean = Embeddings(
         images.corpus, images.rows[~alike], images.vectors[~alike], images.descriptor, images.fingerprint
@@ -185,7 +186,7 @@ def differs(
     )
 
 
-def look_alikes(images: Embeddings, train: Embeddings, **options: Any) -> NDArray[np.bool_]:
+def look_alikes(images: Embeddings, train: Embeddings, **options: Unpack[EngineOptions]) -> NDArray[np.bool_]:
     """Which of `images` [n] are look-alikes of a training image by RULE.
 
     Args:
@@ -320,7 +321,7 @@ def baseline(
         progress=progress,
     ).score[:, 0]
     scores[scores < -1.5] = np.nan
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
+    options: EngineOptions = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
     picture = _pictures(train, groups, options)
     # One image a picture: its near-duplicates would count the same distance again and again.
     _, first = np.unique(picture, return_index=True)
@@ -334,7 +335,7 @@ def baseline(
     return Baseline(Calibration("baseline", evidence[there], 0, BASELINE_RULE), scores, np.stack(own, axis=1)[there])
 
 
-def _pictures(train: Embeddings, groups: Groups, options: dict[str, Any]) -> NDArray[np.int64]:
+def _pictures(train: Embeddings, groups: Groups, options: EngineOptions) -> NDArray[np.int64]:
     """Label of the picture that each training image [n] shows; where there are many, its near-duplicate group.
 
     Two images show one picture within LOOK_ALIKE_BITS by PDQ, and within SAME_GROUP_BITS where they are in one group: a

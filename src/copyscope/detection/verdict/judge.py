@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from copyscope.detection.matching.match import Matches, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
+from copyscope.options import EngineOptions, without_engine
 from copyscope.stats import Estimate
 
 from . import calibration as calibrate
@@ -86,7 +87,7 @@ def judge(
     excuse: Callable[[Matches], Matches] | None = None,
     fdr: float = FDR,
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[EngineOptions],
 ) -> Judgement:
     """Judge the generated images of an audit.
 
@@ -107,7 +108,7 @@ def judge(
         options: `cache`, `workers`, `engine` and `progress` of `match`.
     """
     generated, train = described["generated"], described["train"]
-    settings = {name: options[name] for name in ("cache", "workers", "progress") if name in options}
+    settings = without_engine(options)
     blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
     looks: dict[str, Any] = {"register": register, "edges": edges, "parts": parts}
     matches = match(generated, train, verify, labels=groups.label, **looks, **options)

@@ -19,6 +19,7 @@ from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.machine import Progress
+from copyscope.options import CacheOptions
 
 LEAST = 3
 """Fewest generations of one picture that count as repeated: two that agree are found by chance among many prompts."""
@@ -139,7 +140,7 @@ def repeated_outputs(
         return Repeats(generated, ())
     places = np.flatnonzero(usable)
     used = dataclasses.replace(generated, rows=generated.rows[places], vectors=generated.vectors[places], cells=None)
-    options: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     label = duplicates(used, threshold, verify=verify, **options).label
     prompts = np.array([normalise(used.corpus.prompts[row]) for row in used.rows], dtype=object)
     generation = _generations(used, prompts)
