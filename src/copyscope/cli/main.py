@@ -18,6 +18,7 @@ from copyscope.console import progress_bar, shield, show, show_json
 from copyscope.errors import CopyscopeError
 
 from . import audit as cli_auditing
+from . import curate as cli_curating
 from . import decide as cli_deciding
 from . import detect, guard, index, search, serve
 from . import make as cli_making
@@ -49,7 +50,7 @@ def root(
 ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_auditing.audit, detect.lint, detect.embed, search.match, detect.duplicates,
     cli_deciding.leaks, serve.serve,
-    cli_making.curate, cli_deciding.decide,
+    cli_curating.curate, cli_deciding.decide,
     cli_making.train, cli_making.generate,
 )  # fmt: skip
 for command in ELSEWHERE:
