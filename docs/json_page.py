@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from copyscope.cli import summaries as of_commands
+from copyscope.curation.decisions import Decided
 from copyscope.detection import summaries as of_detection
 from copyscope.detection.index.summary import IndexSummary
+from copyscope.detection.leaks import LeaksSummary
 from copyscope.detection.lint import LintSummary
 from copyscope.diffusion import thresholds
 from copyscope.diffusion.training.loop import RunSummary
@@ -32,6 +34,8 @@ KINDS: dict[str, Any] = {
     "embeddings in parts": of_detection.EmbeddingsParts,
     "curate": of_commands.CurateSummary,
     "removal lists": of_commands.LeftOut,
+    "decisions": Decided,
+    "leaks": LeaksSummary,
     "train": RunSummary,
     "generate": of_commands.GeneratedSummary,
     "guard": thresholds.Thresholds,

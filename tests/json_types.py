@@ -56,7 +56,12 @@ def check(name: str, value: Any) -> None:
     rest = {
         key: plain.pop(key) for key in LEFT_OUT if key in plain and name != "removal lists" and key not in fields(name)
     }
-    found = [*misfits(plain, PAGE.KINDS[name]), *misfits(rest, PAGE.KINDS["removal lists"])]
+    decided = {"decisions": plain.pop("decisions")} if "decisions" in plain else {}
+    found = [
+        *misfits(plain, PAGE.KINDS[name]),
+        *misfits(rest, PAGE.KINDS["removal lists"]),
+        *misfits(decided, PAGE.KINDS["decisions"]),
+    ]
     if name in PAGE.SCHEMAS:
         found = [each for each in found if each != ".schema: not documented"]
         assert plain["schema"] == PAGE.SCHEMAS[name]

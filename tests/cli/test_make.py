@@ -39,7 +39,7 @@ def test_near_duplicates_are_dropped_or_down_weighted(world, tmp_path):
     for how, n in left.items():
         out = tmp_path / how
         made = output("curate", world.train, "-o", out, "--drop-duplicates", how, *FAST, "--json")
-        assert (made["n"], made["n_missing"], made["kind"]) == (n, 0, "imagefolder")
+        assert (made["n"], made["n_missing"], made["layout"]) == (n, 0, "imagefolder")
         assert len(Corpus.open(out)) == n
     weights = Corpus.open(tmp_path / "down-weight").table["weight"].to_numpy()
     assert weights.sum() == pytest.approx(left["keep-one"])
@@ -47,9 +47,32 @@ def test_near_duplicates_are_dropped_or_down_weighted(world, tmp_path):
 
 def test_curate_counts_planted_duplicates_only_where_some_are_planted(world, tmp_path):
     _, plain, _ = run("curate", world.train, "-o", tmp_path / "plain")
-    assert plain.strip() == f"60 images in {tmp_path / 'plain'}"
+    reads = "A trainer reads: caption from text, weight (how often to draw) from weight.\n"
+    assert plain == f"60 images in {tmp_path / 'plain'}\n{reads}"
     _, planted, _ = run("curate", world.train, "-o", tmp_path / "planted", "--duplication", "full", "--rate", 0.1)
-    assert planted.strip().endswith("; 6 of them planted as duplicates (drawn 5 times as often)")
+    assert planted.split("\n")[0].endswith("; 6 of them planted as duplicates (drawn 5 times as often)")
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "kohya", "parquet", "webdataset"])
+def test_planted_duplicates_survive_a_second_curate_and_training(world, tmp_path, layout):
+    def facts(path):
+        rows = Corpus.open(path).table.to_pylist()
+        names = ("weight", "duplicated", "duplication", "duplication_factor", "captions")
+        return sorted((row.get("original_id") or row["id"], *(row[name] for name in names)) for row in rows)
+
+    once, again = tmp_path / "once", tmp_path / "again"
+    options = ["--duplication", "partial", "--rate", 0.2, "--captions", "paraphrase", "--n-captions", 2]
+    output("curate", world.train, "-o", once, *options, "--json")
+    made = output("curate", once, "-o", again, "--layout", layout, "--json")
+    assert (made["layout"], made["n_duplicated"]) == (layout, 12)
+    assert facts(again) == facts(once)
+    _, said, _ = run("curate", again, "-o", tmp_path / "third")
+    assert "; 12 of them planted as duplicates\n" in said
+    assert "partial duplicates take any caption from captions" in said
+    if layout == "imagefolder":
+        output("train", again, "-o", tmp_path / "run", *SETTINGS, "--json")
+        trained = Run.open(tmp_path / "run").table.to_pylist()
+        assert sorted((row["weight"], row["duplication"]) for row in trained) == [(1, "")] * 48 + [(5, "partial")] * 12
 
 
 def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
@@ -60,6 +83,8 @@ def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
         "schema": "copyscope.curate/1",
         "path": str(tmp_path / "a"),
         "kind": "parquet",
+        "layout": "parquet",
+        "reads": {"caption": "text", "captions": "captions", "weight": "weight"},
         "n": 20,
         "n_duplicated": 10,
         "n_dropped": 0,
@@ -74,7 +99,7 @@ def test_captions_are_added_then_conditioned_then_duplicated(world, tmp_path):
         assert len(captions) == len(before[name]) + 3
     assert sorted(set(corpus.table["weight"].to_pylist())) == [1, 4]
     code, stdout, _ = run("curate", world.train, "-o", tmp_path / "b", "--conditioning", "fixed")
-    assert (code, stdout) == (0, f"60 images in {tmp_path / 'b'}\n")
+    assert (code, stdout.split("\n")[0]) == (0, f"60 images in {tmp_path / 'b'}")
     assert {tuple(captions) for captions in Corpus.open(tmp_path / "b").captions} == {("An image",)}
 
 

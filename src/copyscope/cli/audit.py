@@ -13,6 +13,7 @@ from .options import (
     EXIT_CANNOT_TELL,
     EXIT_COPIES,
     AsJson,
+    DecisionsFile,
     DeviceName,
     DryRun,
     EngineSpec,
@@ -32,8 +33,10 @@ from .options import (
     check_out,
     exit_with,
     gate,
+    note_advice,
     open_corpus,
     opened_engine,
+    read_decisions,
     refuse_idle,
     save_and_show,
 )
@@ -79,6 +82,7 @@ def audit(
             help="Look for training images set into parts of the pictures (grids, insets); auto: up to 20,000 of them.",
         ),
     ] = PartsWish.auto,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     split: Split = None,
     lenient: Lenient = False,
@@ -149,6 +153,7 @@ def audit(
     from copyscope.detection.audit import audit as run
 
     check_out(out)
+    decided = read_decisions(decisions)
     with progress_bar() as progress:
         result = run(
             open_corpus(generated, inside_only, None, lenient),
@@ -162,12 +167,16 @@ def audit(
             parts=parts.value,
             fdr=fdr,
             clip=clip,
+            decisions=decided,
             seed=seed,
             workers=workers,
             engine=opened_engine(engine),
             progress=progress,
         )
     save_and_show(result, out, as_json, without_out="For the report with pictures, add -o DIR.")
+    if not as_json:
+        advised = sum(action not in ("keep", "review") for action in result.tables["risk"]["action"].to_pylist())
+        note_advice(train, out, "audit", advised)
     if fail_over is not None:
         gate(result.summary, fail_over, fail_on, allow_cannot_tell)
     exit_with(result.summary, strict)

@@ -15,6 +15,7 @@ from copyscope.errors import InputError
 from .options import (
     AsJson,
     CorpusPath,
+    DecisionsFile,
     DeviceName,
     EngineSpec,
     InsideOnly,
@@ -29,9 +30,11 @@ from .options import (
     Workers,
     check_out,
     exit_with,
+    note_advice,
     open_corpus,
     opened,
     opened_engine,
+    read_decisions,
     refuse_idle,
     removal_note,
     save_and_show,
@@ -45,6 +48,7 @@ def lint(
     train: Train,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     split: Split = None,
     lenient: Lenient = False,
@@ -60,11 +64,15 @@ def lint(
     from copyscope.detection.lint import lint as run
 
     check_out(out)
+    decided = read_decisions(decisions)
     with progress_bar() as progress:
         corpus, left_out = opened(train, without, inside_only, progress, split, lenient)
-        result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
+        options: dict[str, Any] = {"workers": workers, "engine": opened_engine(engine), "progress": progress}
+        result = run(corpus, protocol, decisions=decided, seed=seed, **options)
     result = dataclasses.replace(result, summary=result.summary | left_out)
     save_and_show(result, out, as_json)
+    if not as_json:
+        note_advice(train, out, "lint", len(result.tables["risk"]))
     exit_with(result.summary, strict)
 
 
@@ -152,6 +160,7 @@ def duplicates(
     ] = None,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     split: Split = None,
     lenient: Lenient = False,
@@ -168,13 +177,14 @@ def duplicates(
     from copyscope.detection.results import write_table
 
     check_out(out)
-    rules, who = named(protocol), opened_engine(engine)
+    rules, who, decided = named(protocol), opened_engine(engine), read_decisions(decisions)
     with progress_bar() as progress:
         images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         described = describe(images, rules.load(), workers=workers, engine=who, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
-        groups = run(described, bar, workers=workers, engine=who, progress=progress)
+        groups = run(described, bar, decisions=decided, workers=workers, engine=who, progress=progress)
     table, summary = groups.table(), groups.summary()
+    said = {"decisions": decided.summary(groups.honoured)} if decided else {}
     if out:
         write_table(out, "groups", table)
     if as_json:
@@ -182,6 +192,7 @@ def duplicates(
             summary
             | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()}
             | left_out
+            | said
         )
         return
     print(
@@ -195,5 +206,7 @@ def duplicates(
             f"caption repeats), {none} uncaptioned. Groups in which images agree in every pixel: "
             f"{summary['n_exact_groups']}."
         )
+    if said:
+        print(said["decisions"]["sentence"])
     show_table(table.slice(0, 50), "the largest groups: a row an image")
     note_unreadable(described.n_missing)

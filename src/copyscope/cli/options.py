@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import importlib.util
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from copyscope.errors import InputError, MissingExtra
 from copyscope.machine import DEVICE
 
 if TYPE_CHECKING:
+    from copyscope.curation.decisions import Decisions
     from copyscope.data.corpus import Corpus
     from copyscope.data.removals import Removed
     from copyscope.engine import Engine
@@ -59,6 +61,10 @@ Recipe = Annotated[
 Without = Annotated[
     str | None,
     typer.Option("--without", metavar="LIST", help="Leave out the images that LIST names by id, sha256, URL or key."),
+]
+DecisionsFile = Annotated[
+    Path | None,
+    typer.Option("--decisions", metavar="FILE", help="Verdicts of people to honour; `copyscope decide` writes them."),
 ]
 InsideOnly = Annotated[
     bool,
@@ -232,6 +238,28 @@ def save_and_show(result: Any, out: Path | None, as_json: bool, without_out: str
         note(without_out)
 
 
+def read_decisions(path: Path | None) -> Decisions | None:
+    """The decisions of --decisions; lines that are none are said to the person."""
+    if path is None:
+        return None
+    from copyscope.curation.decisions import Decisions
+
+    found = Decisions.read(path)
+    for row in found.errors[:5]:
+        note(f"{row['file']}, line {row['line']}: {row['error']}; the line is passed over.")
+    if len(found.errors) > 5:
+        note(f"{len(found.errors) - 5} further lines of it are passed over.")
+    return found
+
+
+def note_advice(train: str, out: Path | None, kind: str, n: int) -> None:
+    """The command that does what a lint or an audit advises, where it advises anything."""
+    if n:
+        where = out or "DIR"
+        note(f"{'' if out else 'With -o DIR, '}see what is advised, and do it without --dry-run:")
+        note(f"  copyscope curate {shlex.quote(train)} -o CURATED --from-{kind} {shlex.quote(str(where))} --dry-run")
+
+
 def need_torch(what: str) -> None:
     """Check that torch is installed.
 
@@ -245,6 +273,10 @@ def need_torch(what: str) -> None:
 def exit_with(summary: Mapping[str, Any], strict: bool) -> None:
     """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
+    lines = len(summary.get("decisions", {}).get("errors", []))
+    if strict and lines:
+        note(f"{lines} lines of decisions could not be read, and --strict was given.")
+        raise typer.Exit(EXIT_UNREADABLE)
     if strict and unreadable:
         note(f"{unreadable} images could not be read, and --strict was given.")
         raise typer.Exit(EXIT_UNREADABLE)

@@ -18,6 +18,7 @@ class GroupRow(TypedDict):
     group: Annotated[int, "number of its group"]
     size: Annotated[int, "images in the group"]
     exact: Annotated[int, "images with the very same pixels"]
+    kept: Annotated[bool, "whether `curate` keeps it"]
     duplication: Annotated[str, "`full`, `partial` or `uncaptioned`"]
     captions: Annotated[list[str], "its captions"]
 
@@ -30,21 +31,49 @@ class DuplicatesSummary(GroupsSummary):
     groups: Annotated[list[GroupRow], "one object an image of a group: a row of the table `groups`"]
 
 
+PlanSummary = TypedDict(
+    "PlanSummary",
+    {
+        "result": Annotated[str, "folder of the lint or audit"],
+        "drop": Annotated[int, "images dropped"],
+        "down-weight": Annotated[int, "images drawn less often"],
+        "recaption": Annotated[int, "images with new captions"],
+        "keep": Annotated[int, "images that stay of their groups"],
+        "left to you": Annotated[int, "images of which a person must decide"],
+        "n_unmatched": Annotated[int, "images of the result that CORPUS does not have"],
+    },
+)
+"""Images by what is done with them."""
+
+
+class Reads(TypedDict):
+    """What a trainer reads of a layout."""
+
+    caption: Annotated[str, "column, file or key of the one caption"]
+    captions: Annotated[str, "of all captions, for images planted as partial duplicates"]
+    weight: Annotated[str, "of how often an image is to be drawn"]
+
+
 class CurateSummary(TypedDict):
     """Summary of `curate`."""
 
     schema: Annotated[str, "`copyscope.curate/1`"]
     path: Annotated[str, "the folder written"]
     kind: Annotated[str, "[how it will be recognised](corpora.md#what-is-recognised)"]
+    layout: Annotated[str, "what `--layout` says"]
+    reads: Annotated[Reads, "what a trainer reads of that layout"]
     n: Annotated[int, "images written"]
     n_duplicated: Annotated[
-        int, "of them, those that `--duplication` planted, to be drawn more often; not the duplicates of the data set"
+        int,
+        "of them, those that this or an earlier `--duplication` planted, to be drawn more often; not the duplicates "
+        "of the data set",
     ]
     n_dropped: Annotated[
         int, "near-duplicates dropped by `--drop-duplicates keep-one` or `remove`, listed in `dropped.csv`"
     ]
     n_groups: Annotated[int, "near-duplicate groups they are of"]
     n_missing: Annotated[int, "images that cannot be read, listed in `skipped.jsonl`"]
+    plan: NotRequired[Annotated[PlanSummary, "what was done of what a result advises (`--from-lint`, `--from-audit`)"]]
 
 
 class Without(TypedDict):

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from copyscope import parts, stats
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions
 from copyscope.data.account import SetAccount
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import COMPLEXITY, RISK_SCHEMA, ImageFacts
-from copyscope.detection.dedup.groups import GroupsSummary, duplicates, representatives
+from copyscope.detection.causes.findings import SIMPLE
+from copyscope.detection.dedup.groups import Groups, GroupsSummary, duplicates, representatives
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -120,6 +122,7 @@ class LintSummary(TypedDict):
     units: Annotated[
         dict[str, str], "unit of each complexity measure: `entropy`, `jpeg_size`, `total_variation`, `mixed`"
     ]
+    simple: Annotated[float, "a picture whose `mixed` complexity is below it is simple"]
     search: Annotated[SearchReport, "as in an audit"]
     protocol: Annotated[LintProtocol, "as in an audit, without threshold and pixel comparison"]
     recipe: Annotated[LintRecipe, "what to give to get this result again"]
@@ -152,6 +155,7 @@ def lint(
     train: str | Path | Corpus,
     protocol: str = "sscd-288",
     *,
+    decisions: str | Path | Decisions | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -166,6 +170,8 @@ def lint(
     Args:
         train: anything `Corpus.open` takes, or a Corpus.
         protocol: a name in `PROTOCOLS` or a descriptor spec.
+        decisions: what people decided, a file of `copyscope decide`; nothing is advised about licensed and ignored
+            images. None = nothing.
         seed: of the random samples taken.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
@@ -181,6 +187,7 @@ def lint(
     """
     began = time.monotonic()
     corpus = train if isinstance(train, Corpus) else Corpus.open(train)
+    decided = Decisions.read(decisions) if decisions is not None else None
     rules = named_protocol(protocol)
     options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     descriptor = rules.load()
@@ -191,18 +198,22 @@ def lint(
         first_error = f"The first says: {failed['error'][0]}" if len(failed) else "Give a folder of images"
         raise InputError(f"None of the {len(corpus)} images in {corpus.origin} can be read.\n{first_error}")
     described = with_ivf(described, **options)
-    groups = duplicates(described, rules.duplicates, engine=engine, **options)
+    groups = duplicates(described, rules.duplicates, decisions=decided, engine=engine, **options)
     first = representatives(groups)
     grouped = groups.sizes > 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
     single = np.sort(rng.permutation(first[~grouped])[:MEASURED])
-    shown = np.concatenate([first[grouped], single])
+    shown = np.concatenate([groups.kept, single])
     counted = np.arange(len(described.rows))
     if described.cells is not None:
         counted = np.sort(rng.permutation(counted)[:COUNTED])
     profile = ImageFacts.of(described, groups, shown, counted, **options)
-    mixed = profile.complexity[:, -1]
-    risk = _cards(profile, shown, _ranks(mixed[profile.at(shown)], mixed[profile.at(single)]), described)
+    risk = _cards(profile, shown, described)
+    said: dict[str, Any] = {}
+    if decided is not None and groups.honoured is not None:
+        risk = _without_decided(risk, described, groups, decided)
+        failed = pa.concat_tables([failed, decided.failures()])
+        said = {"decisions": decided.summary(groups.honoured)}
     tables = {"groups": groups.table(), "risk": risk, "failures": failed}
     tables["thumbnails"] = gallery({"train": described}, tables)
     summary = groups.summary()
@@ -215,7 +226,8 @@ def lint(
             "copyscope": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 2),
-            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"], draws),
+            "sentence": _sentence(len(described.rows), described.n_missing, summary, actions["recaption"], draws)
+            + (f" {said['decisions']['sentence']}" if said else ""),
             "n_train": len(corpus),
             "n_missing": described.n_missing,
             "n_outside": corpus.n_outside,
@@ -227,6 +239,7 @@ def lint(
             "captions": _captions(described, profile, counted),
             "actions": actions,
             "n_measured": len(single),
+            "simple": SIMPLE,
             "units": {name: parts.part_class("measures", name).unit for name in COMPLEXITY},  # type: ignore[attr-defined]
             "search": search_report(described, workers=workers, progress=progress),
             "protocol": {
@@ -241,6 +254,7 @@ def lint(
                 "versions": versions(),
                 "seed": seed,
             },
+            **said,
         },
         tables,
     )
@@ -259,39 +273,34 @@ def _captions(described: Embeddings, profile: ImageFacts, counted: NDArray[np.in
     return {"with": having, "without": n - having} | found
 
 
-def _ranks(mixed: NDArray[np.float64], single: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Complexity ranks of the shown images: the share of the measured images that are at most as complex.
-
-    NaN where the complexity is unknown. An image counts itself and its ties: a set of one, or of equals, has no
-    simplest pictures.
-
-    Args:
-        mixed: complexity of the shown images.
-        single: complexity of the measured images without near-duplicates.
-    """
-    ordered = np.sort(single[np.isfinite(single)])
-    ranks = np.searchsorted(ordered, mixed, side="right") / max(len(ordered), 1)
-    return np.where(np.isfinite(mixed), ranks, np.nan)
-
-
-def _cards(
-    profile: ImageFacts, shown: NDArray[np.int64], ranks: NDArray[np.float64], described: Embeddings
-) -> pa.Table:
+def _cards(profile: ImageFacts, shown: NDArray[np.int64], described: Embeddings) -> pa.Table:
     """A risk card for each shown image that something should be done about: large groups first, then the simplest."""
     rest = {"times_copied", "share_low", "share_high", "prompts"}
     schema = pa.schema([field for field in RISK_SCHEMA if field.name not in rest])
     sizes = profile.sizes[profile.groups.label[shown]]
-    order = np.lexsort((shown, np.where(np.isnan(ranks), np.inf, ranks), -sizes))
+    mixed = profile.complexity[profile.at(shown), -1]
+    order = np.lexsort((shown, np.where(np.isnan(mixed), np.inf, mixed), -sizes))
     pieces = [schema.empty_table()]
     for start in range(0, len(order), CARDS):
         some = order[start : start + CARDS]
         ids = described.corpus.pick("id", described.rows[shown[some]]).to_pylist()
         cards = [
-            {"id": name} | profile.lint_card(position, rank)
-            for name, position, rank in zip(ids, shown[some].tolist(), ranks[some].tolist(), strict=True)
+            {"id": name} | profile.lint_card(position) for name, position in zip(ids, shown[some].tolist(), strict=True)
         ]
         pieces.append(pa.Table.from_pylist([card for card in cards if card["action"] != "keep"], schema=schema))
     return pa.concat_tables(pieces).combine_chunks()
+
+
+def _without_decided(risk: pa.Table, described: Embeddings, groups: Groups, decisions: Decisions) -> pa.Table:
+    """The cards but for those of images that are licensed, with all of their group, or to be ignored."""
+    said = decisions.within(described.corpus, described.rows)
+    whole = {group: set(np.flatnonzero(groups.label == group).tolist()) for group in groups.label[list(said.licensed)]}
+    spared = said.ignored | {row for row in said.licensed if whole[groups.label[row]] <= said.licensed}
+    ids = described.corpus.pick("id", described.rows[sorted(spared)])
+    kept = risk.filter(pa.compute.invert(pa.compute.is_in(risk["id"], value_set=ids.combine_chunks())))
+    if groups.honoured is not None:
+        groups.honoured.n_licensed += len(risk) - len(kept)
+    return kept
 
 
 def _count(column: pa.ChunkedArray, value: str) -> int:

@@ -13,6 +13,7 @@ import pyarrow.compute
 
 from copyscope import stats
 from copyscope._version import __version__
+from copyscope.curation.decisions import Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.index.index import Hit, Index, table
 from copyscope.detection.index.summary import IndexCalibration
@@ -118,10 +119,15 @@ def lookup(
         PartError: the index names a descriptor that is not loaded unless it is trusted.
     """
     began = time.monotonic()
+    if not pictures:
+        raise InputError("There are no pictures to look up.\nName a folder of images, or one image")
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
-    found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]
+    done = Honoured()
+    found = [index.match_corpus(corpus, k, local=local, honoured=done, **options) for corpus in asked]
+    decisions = index.decided.decisions if index.decided else None
+    said = {"decisions": decisions.summary(done)} if decisions else {}
     places = [(corpus, row) for corpus, _ in found for row in range(len(corpus))]
     hits = [each for _, answers in found for each in answers]
     known = pa.concat_tables([corpus.table.select(["id", "width", "height", "error"]) for corpus, _ in found])
@@ -131,7 +137,7 @@ def lookup(
     blank = [
         each
         for each, error, answers in zip(ids, known["error"].to_pylist(), hits, strict=True)
-        if about["n"] and error is None and not answers
+        if about["n"] and error is None and not answers and each not in done.emptied
     ]
     n, n_calibration = len(known) - len(failed) - len(blank), about["calibration"]["n"]
     n_copies, copies = copies_in_index(ids, hits, LEVEL)
@@ -141,6 +147,8 @@ def lookup(
     can_tell = n_calibration >= 1 / LEVEL - 1
     counted = stats.proportion(n_copies, n, missing=len(failed)).as_dict() if can_tell else None
     sentence = sentence_of_index(images_said, n_copies, n_identical, LEVEL, n_calibration) + blank_said(len(blank))
+    sentence += f" {said['decisions']['sentence']}" if said else ""
+    listed = failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string()))
     return Lookup(
         {
             "schema": SCHEMA,
@@ -166,10 +174,11 @@ def lookup(
                 "options": {"k": k, "local": local},
                 "versions": versions(),
             },
+            **said,
         },
         {
             "matches": table(ids, hits),
-            "failures": failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string())),
+            "failures": listed if decisions is None else pa.concat_tables([listed, decisions.failures()]),
             "blank": pa.table({"id": pa.array(blank, pa.string())}),
             "thumbnails": _thumbnails(index, known, places, hits),
         },

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import over_all
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.matching.blank import blank_rows, without_rows
+from copyscope.detection.matching.excused import excused
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.engine import EngineOptions, open_engine, without_engine
@@ -98,7 +100,12 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
 
 
 def match_sets(
-    queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Unpack[EngineOptions]
+    queries: Corpus,
+    references: Corpus,
+    rules: Protocol,
+    k: int,
+    decisions: Decisions | None = None,
+    **options: Unpack[EngineOptions],
 ) -> tuple[MatchSummary, pa.Table]:
     """Match two sets: the k references most like each query; blank images of both are set apart.
 
@@ -107,6 +114,8 @@ def match_sets(
         references: what they are matched with.
         rules: the protocol.
         k: references a query.
+        decisions: pairs that are "different" or "ignore", and licensed references, are no matches; None = there are
+            none.
         options: `workers`, `engine` and `progress` of `match`.
 
     Returns:
@@ -126,21 +135,29 @@ def match_sets(
     looked_up = without_rows(described[0], blank[0])
     found = match(looked_up, without_rows(both, blank[1]), Verify(), k=k, **options)
     found = found.of_sources(described[1], source[~blank[1]])
+    decided: dict[str, Any] = {}
+    if decisions is not None:
+        every = np.arange(len(described[1].rows), dtype=np.int64)
+        found, done = excused(found, decisions, described[1], every, every)
+        decided = {"decisions": decisions.summary(done)}
     n_identical, n_similar, copies = copies_of_matches(found, rules.threshold)
     missing = [each.n_missing for each in described]
     n_blank = [int(some[: len(each.rows)].sum()) for some, each in zip(blank, described, strict=True)]
     n = len(looked_up.rows)
     said = f"{n} {'readable ' if missing[0] else ''}{'image' if n == 1 else 'images'}"
-    return {
+    summary: MatchSummary = {
         "schema": "copyscope.matches/1",
-        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold) + blank_said(n_blank[0]),
+        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold)
+        + blank_said(n_blank[0])
+        + (f" {decided['decisions']['sentence']}" if decided else ""),
         "n_missing": missing,
         "n_blank": n_blank,
         "n_identical": n_identical,
         "n_similar": n_similar,
         "threshold": rules.threshold,
         "copies": copies,
-    }, with_identical(found, k)
+    }
+    return cast("MatchSummary", summary | decided), with_identical(found, k)
 
 
 def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[MatchCopy]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.curate import kept_rows
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -27,6 +30,7 @@ from copyscope.machine import Progress, drop_pages
 
 from .caption_overlap import normalise
 from .components import components, components_and_nearest
+from .decided import as_decided
 from .ivf_components import ivf_components
 from .near_pairs import ROUNDING, merged
 from .pixel_groups import join_turned, same_picture_groups
@@ -75,6 +79,7 @@ class Groups:
             the descriptor alone says so.
         closest: the few other rows nearest to each row by the descriptor; None where not all rows were compared with
             all.
+        honoured: what decisions of people changed; None = there were none.
     """
 
     corpus: Corpus
@@ -86,6 +91,7 @@ class Groups:
     n_chained: int
     n_look_alikes: int = 0
     confirmed: bool = False
+    honoured: Honoured | None = None
     closest: Nearest | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -93,10 +99,23 @@ class Groups:
         """Number of images of each group [g]."""
         return np.bincount(self.label, minlength=len(self.kind))
 
+    @functools.cached_property
+    def kept(self) -> NDArray[np.int64]:
+        """Position of the image to keep of each group of two or more [g]; which one, `curate.kept_rows` says."""
+        grouped = _of_groups(self.label, 2)
+        chosen = kept_rows(self.corpus, self.rows[grouped], self.label[grouped])
+        found = np.full(int((self.sizes > 1).sum()), -1, np.int64)
+        at = np.searchsorted(self.rows, [chosen[int(row)] for row in self.rows[grouped]])
+        found[self.label[grouped]] = at
+        return found
+
     def table(self) -> pa.Table:
-        """Table with a row an image of a group of two or more: id, group, size, exact, duplication, captions."""
-        order = np.argsort(self.label, kind="stable")
-        order = order[self.sizes[self.label[order]] > 1]
+        """Table with a row an image of a group of two or more, the one to keep first.
+
+        Columns: id, group, size, exact, duplication, captions, kept.
+        """
+        order = _of_groups(self.label, 2)
+        order = order[np.lexsort((order, order != self.kept[self.label[order]], self.label[order]))]
         label = self.label[order]
         rows = self.rows[order]
         return pa.table(
@@ -107,6 +126,7 @@ class Groups:
                 "exact": pa.array(self.exact[order]),
                 "duplication": pa.array([self.kind[group] for group in label], pa.string()),
                 "captions": self.corpus.pick("captions", rows),
+                "kept": pa.array(order == self.kept[label]),
             }
         )
 
@@ -140,6 +160,7 @@ def duplicates(
     *,
     split_chains: bool = True,
     verify: Verify | None = Verify(),
+    decisions: Decisions | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -161,6 +182,7 @@ def duplicates(
         threshold: similarity in [-1, 1].
         split_chains: split loose components into stars; False keeps them as they are.
         verify: the pixel comparison; None = the descriptor alone decides.
+        decisions: of people, which have the last word; None = there are none.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
         engine: finds the pairs of an IVF index; its machines share the cache. None = this process.
@@ -204,6 +226,9 @@ def duplicates(
         n_look_alikes = alike - len(_of_groups(label, 2))
         if cells is None:
             label = join_turned(embeddings, label, verify, **options)
+    honoured = None
+    if decisions is not None:
+        label, honoured = as_decided(embeddings, label, decisions)
     # What is said of each group.
     label = _by_size(label)
     exact = _count_exact(embeddings, label, cache, workers, progress)
@@ -218,6 +243,7 @@ def duplicates(
         n_chained,
         n_look_alikes,
         confirmed=verify is not None,
+        honoured=honoured,
         closest=closest if cells is None else None,
     )
 

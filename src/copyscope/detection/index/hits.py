@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
@@ -22,6 +22,7 @@ from copyscope.errors import InputError
 
 from .segments import CalibrationScores, IndexSnapshot
 
+Excused = Callable[[int, int], str]
 SAME_TO_ROUNDING = 0.996
 """Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""
 
@@ -123,6 +124,7 @@ def answers(
     blank: NDArray[np.bool_],
     digests: Sequence[str | None] | None = None,
     *,
+    excused: Excused | None = None,
     exact: bool | None,
     options: Options,
 ) -> list[list[Hit]]:
@@ -135,6 +137,7 @@ def answers(
         local: look at windows too.
         blank: bool [n].
         digests: sha256 (hex) of the file of each picture [n]; None where there are no files.
+        excused: why a picture and a row are no match, "" where they are one; None = all are.
         exact: as in `Index.match`.
         options: of `local_search`.
 
@@ -149,9 +152,13 @@ def answers(
     crops = state.crops if local else None
     found = local_search(looks, state.whole, state.coarse, crops, Verify(), k, exact=exact, **options)
     same = _identical(found, looks, state, digests)
-    chosen = [
-        [] if blank[picture] else list(itertools.islice(found.of(picture, same[picture]), k)) for picture in range(n)
-    ]
+
+    def chosen_of(picture: int) -> Iterator[int]:
+        for at in found.of(picture, same[picture]):
+            if excused is None or not excused(picture, int(found.row[picture, at])):
+                yield at
+
+    chosen = [[] if blank[picture] else list(itertools.islice(chosen_of(picture), k)) for picture in range(n)]
     rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
     said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
     return [

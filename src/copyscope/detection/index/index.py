@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
 from copyscope.detection.dedup.groups import duplicates, pixels_work
@@ -46,6 +47,7 @@ from copyscope.trust import check_spec
 
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
+from .decided import IndexDecisions
 from .hits import TABLE, Hit, answers, table
 from .segments import IndexSnapshot, load, merge, write_segment
 from .summary import IndexSummary, summary_of
@@ -60,12 +62,15 @@ class Index:
     Many processes may read it while one at a time changes it; safe to call from many threads.
     """
 
-    def __init__(self, folder: Path, state: IndexSnapshot, trust_parts: bool = False) -> None:
+    def __init__(
+        self, folder: Path, state: IndexSnapshot, trust_parts: bool = False, decisions: Decisions | None = None
+    ) -> None:
         self.origin = str(folder)
         # The process may change its working folder while the index is open.
         self.folder = folder.absolute()
         self._trust_parts = trust_parts
         self._state = state
+        self.decided = IndexDecisions(decisions) if decisions is not None else None
 
     @classmethod
     def build(
@@ -150,18 +155,23 @@ class Index:
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
     @classmethod
-    def open(cls, folder: str | Path, *, trust_parts: bool = False) -> Index:
+    def open(
+        cls, folder: str | Path, *, trust_parts: bool = False, decisions: str | Path | Decisions | None = None
+    ) -> Index:
         """Open the index in a folder, its files memory-mapped.
 
         Args:
             folder: of the index.
             trust_parts: load whatever descriptor the index names, which may run code of its maker; else the first
                 look-up raises PartError where it is none of the shelf, or has weights by path.
+            decisions: what people decided, a file of `copyscope decide`; None = nothing. No hit is a pair that is
+                "different" or "ignore", or a licensed image. A picture without a file is known by none of them.
 
         Raises:
             InputError: there is none, or a file is missing, damaged or not of its length; `check` looks at every byte.
         """
-        return cls(Path(folder), load(Path(folder)), trust_parts)
+        decided = Decisions.read(decisions) if decisions is not None else None
+        return cls(Path(folder), load(Path(folder)), trust_parts, decided)
 
     def __len__(self) -> int:
         """Training images that can be found: those added and not removed."""
@@ -182,7 +192,9 @@ class Index:
 
     def summary(self) -> IndexSummary:
         """Summary of the index as plain values; docs/json.md has its keys."""
-        return summary_of(self._fresh())
+        state = self._fresh()
+        decided: dict[str, Any] = {**self.decided.summary(state)} if self.decided else {}
+        return cast("IndexSummary", {**summary_of(state), **decided})
 
     def refresh(self) -> Index:
         """Look again at what is on disk, and return the index. Every call does so by itself."""
@@ -225,9 +237,12 @@ class Index:
             return self.match_corpus(_corpus(pictures), k, local=local, exact=exact, cache=cache, **options)[1]
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+        if not given:
+            return []
         looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([is_blank(picture) for picture in given], bool)
-        return answers(looks, state, k, local, blank, exact=exact, options=options)
+        excused = self.decided.excuse(state, {}) if self.decided else None
+        return answers(looks, state, k, local, blank, excused=excused, exact=exact, options=options)
 
     def match_corpus(
         self,
@@ -236,6 +251,7 @@ class Index:
         *,
         local: bool = True,
         exact: bool | None = None,
+        honoured: Honoured | None = None,
         cache: str | Path | None = None,
         workers: int | None = None,
         progress: Progress | None = None,
@@ -247,6 +263,7 @@ class Index:
             k: as in `match`.
             local: as in `match`.
             exact: as in `match`.
+            honoured: is filled with what decisions did; None = nobody asks.
             cache: as in `match`.
             workers: as in `match`.
             progress: as in `match`.
@@ -260,9 +277,14 @@ class Index:
         blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
         digests = filled.pick("sha256", rows)
         found: list[list[Hit]] = [[] for _ in range(len(corpus))]
-        each = answers(looks, state, k, local, blank, digests.to_pylist(), exact=exact, options=options)
+        excused = self.decided.excuse_of(state, filled, rows, honoured) if self.decided else None
+        known = digests.to_pylist()
+        each = answers(looks, state, k, local, blank, known, excused=excused, exact=exact, options=options)
         for row, hits in zip(rows.tolist(), each, strict=True):
             found[row] = hits
+        if honoured is not None:
+            emptied = [row for row, is_blank in zip(rows.tolist(), blank, strict=True) if not (found[row] or is_blank)]
+            honoured.emptied.update(map(filled.id_of, emptied))
         return filled, found
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:

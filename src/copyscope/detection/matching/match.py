@@ -75,7 +75,7 @@ class Matches:
         """
 
         def mapped(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.where(positions < 0, positions, source[positions])
+            return np.where(positions < 0, positions, source[positions]) if len(source) else positions
 
         return dataclasses.replace(
             self,

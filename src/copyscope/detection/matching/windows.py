@@ -136,7 +136,7 @@ def extract_from(
     vectors = found[0][:, None]
     small = np.zeros((n, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
     if local:
-        vectors = np.concatenate([vectors, found[2].reshape(n, -1, descriptor.dim)], axis=1)
+        vectors = np.concatenate([vectors, found[2].reshape(n, len(BOXES), descriptor.dim)], axis=1)
         small = found[3].reshape(small.shape)
     sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
     return filled, rows, QueryFeatures(vectors, found[1].reshape(n, size, size, 3), Padded.of(small, sizes))
