@@ -94,7 +94,7 @@ def test_the_table_of_mitigations_has_a_row_a_part_and_its_presets_are_specs_tha
     text = (ROOT / "docs" / "mitigations.md").read_text()
     rows = re.findall(r"^\| \[`(\w+)`\]\(#([\w-]+)\) \| ([^|]*)\| `(On\w+)` \| ([^|]+) \|", text, re.MULTILINE)
     assert [name for name, *_ in rows] == parts.names("mitigations")
-    found = {name: (source.strip(), door, stages) for name, _, source, door, stages in rows}
+    found = {name: (source.strip(), hook, stages) for name, _, source, hook, stages in rows}
     assert found["gaussian_noise"] == ("GN of Somepalli et al. 2023", "OnConditioning", "training, sampling")
     assert found["delayed_guidance"] == ("Jain et al. 2025", "OnDenoiser", "sampling")
     assert all(source for source, *_ in found.values()), "each says where it is from"

@@ -222,7 +222,7 @@ def test_what_kills_its_worker_each_time_is_lost_alone(engine: Engine, tmp_path)
 
 def test_what_raises_is_tried_again_unless_it_was_said_on_purpose(engine: Engine, tmp_path) -> None:
     found = dict(engine.map(tasks.fail, str(tmp_path), range(5)))
-    assert found[2] == TaskFailure("No such thing. Try another", told=True)
+    assert found[2] == TaskFailure("No such thing. Try another", is_deterministic=True)
     assert found[3] == TaskFailure("ValueError: three is wrong")
     assert [found[number] for number in (0, 1, 4)] == [0, 1, 4]
     assert len(list(tmp_path.glob("2-*"))) == 1

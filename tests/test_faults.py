@@ -203,7 +203,7 @@ def test_what_is_taken_away_before_it_is_held_is_made_again(tmp_path, monkeypatc
         lock(file, alone=alone)
 
     monkeypatch.setattr(files, "_lock", late)
-    with files.beside(tmp_path / "a") as temporary:
+    with files.temporary_path(tmp_path / "a") as temporary:
         assert temporary.exists()
         assert temporary not in taken
     assert not list(tmp_path.iterdir())

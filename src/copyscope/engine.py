@@ -39,11 +39,11 @@ class TaskFailure:
 
     Attributes:
         why: the reason, for people, one line.
-        told: the task itself raised a CopyscopeError, and would do so on another machine too.
+        is_deterministic: the task itself raised a CopyscopeError, and would do so on another machine too.
     """
 
     why: str
-    told: bool = False
+    is_deterministic: bool = False
 
 
 class Engine(abc.ABC):
@@ -134,7 +134,7 @@ class _Pool:
         # Not forked: a child would inherit threads' locks, of fsspec, Arrow and ONNX Runtime, without the threads.
         self.context = multiprocessing.get_context("spawn")
         self.started = self.context.Event()
-        self.told = self.started, function, shared
+        self.initial = self.started, function, shared
         self.pool = self._new()
         self.is_broken = False
         self.suspects: deque[_Job] = deque()
@@ -155,7 +155,7 @@ class _Pool:
             self.pool.shutdown(cancel_futures=True)
 
     def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.width, self.context, initializer=_tell, initargs=self.told)
+        return ProcessPoolExecutor(self.width, self.context, initializer=_tell, initargs=self.initial)
 
     def _begin_jobs(self, waiting: Iterator[_Job]) -> None:
         """One suspect alone; without suspects as many jobs as there is room for."""
@@ -240,7 +240,7 @@ def answer(function: Callable[[S, T], R], shared: S, task: T) -> R | TaskFailure
     try:
         return function(shared, task)
     except CopyscopeError as error:
-        return TaskFailure(" ".join(str(error).split("\n")), told=True)
+        return TaskFailure(" ".join(str(error).split("\n")), is_deterministic=True)
 
 
 _told: list[Any] = []

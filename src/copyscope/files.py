@@ -72,14 +72,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically as `write_file` does, but raise the system's OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)
-    with beside(path) as temporary:
+    with temporary_path(path) as temporary:
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
 
 
 @contextlib.contextmanager
-def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def temporary_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Temporary file or folder beside `path`, for what is to be renamed to it; gone at the end.
 
     `remove_stale` sees that it is in use.
@@ -116,7 +116,7 @@ def _remove(path: Path) -> None:
 
 
 def remove_stale(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files of `beside` that processes left when they were killed.
+    """Remove temporary files of `temporary_path` that processes left when they were killed.
 
     Files of a living process stay, and those of another machine: its locks may not be seen here.
 
@@ -319,13 +319,13 @@ def write_bytes(data: bytes, path: Path) -> None:
     replace_file(path, lambda part: part.write_bytes(data))
 
 
-def cache_folder(said: str | Path | None = None) -> Path:
+def cache_folder(folder: str | Path | None = None) -> Path:
     """Folder of what Copyscope can make or fetch again.
 
     Args:
-        said: the folder that the caller asked for; None = $COPYSCOPE_CACHE, else `copyscope` in the user's cache.
+        folder: the folder that the caller asked for; None = $COPYSCOPE_CACHE, else `copyscope` in the user's cache.
     """
-    if chosen := said or os.environ.get("COPYSCOPE_CACHE"):
+    if chosen := folder or os.environ.get("COPYSCOPE_CACHE"):
         return Path(chosen).expanduser()
     home = Path.home()
     if base := os.environ.get("XDG_CACHE_HOME"):

@@ -54,14 +54,14 @@ class Ray(Engine):
         remote = ray.remote(engine.answer).options(
             num_cpus=self.cpus, max_retries=engine.TRIES - 1, retry_exceptions=True, scheduling_strategy="SPREAD"
         )
-        waiting, told = enumerate(tasks), ray.put(shared)
+        waiting, shared_ref = enumerate(tasks), ray.put(shared)
         under_way: dict[Any, int] = {}
         try:
             while True:
                 # Twice what the cluster does at a time: what waits is what makes an autoscaler add machines.
                 room = 2 * self.width()
                 while len(under_way) < room and (more := next(waiting, None)):
-                    under_way[remote.remote(function, told, more[1])] = more[0]
+                    under_way[remote.remote(function, shared_ref, more[1])] = more[0]
                 if not under_way:
                     return
                 for reference in ray.wait(list(under_way), num_returns=1)[0]:
@@ -113,8 +113,8 @@ def _errors_to_stderr() -> None:
     plain = getattr(worker, "print_to_stdstream", None)
     if plain and not hasattr(plain, "plain"):
 
-        def told(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        def to_stderr(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
             plain(data | {"is_err": True}, *arguments, **options)
 
-        told.plain = plain  # type: ignore[attr-defined]
-        setattr(worker, "print_to_stdstream", told)  # noqa: B010
+        to_stderr.plain = plain  # type: ignore[attr-defined]
+        setattr(worker, "print_to_stdstream", to_stderr)  # noqa: B010

@@ -152,9 +152,9 @@ def test_parts_says_of_mitigations_where_they_act_and_by_which_door():
     assert "\n      OnConditioning, in training and sampling\n" in stdout
     rows = {row["name"]: row for row in json.loads(run("parts", "mitigations", "--json")[1])["mitigations"]}
     assert rows.keys() == set(parts.names("mitigations"))
-    assert set(rows["gaussian_noise"]) == {"name", "spec", "about", "door", "stages", "needs"}
+    assert set(rows["gaussian_noise"]) == {"name", "spec", "about", "hook", "stages", "needs"}
     late = rows["delayed_guidance"]
-    assert (late["door"], late["stages"], late["needs"]) == ("OnDenoiser", ["sampling"], ["guidance"])
+    assert (late["hook"], late["stages"], late["needs"]) == ("OnDenoiser", ["sampling"], ["guidance"])
     for row in rows.values():
         assert row["about"].endswith("."), "the whole first paragraph"
         assert "\n" not in row["about"]

@@ -102,7 +102,7 @@ def check_same(before, *tensors):
 
 def check_plain(*tensors):
     for tensor in tensors:
-        assert not tensor.requires_grad, "gradients are promised by no door"
+        assert not tensor.requires_grad, "gradients are promised by no hook"
         assert tensor.isfinite().all(), "finite"
 
 
@@ -120,8 +120,8 @@ def check_mitigation(part: Mitigation, off: Mitigation) -> None:
         assert re.search(rf"\b{field.name}\b", said), f"the docstring explains {field.name}"
     state, grads = copy.deepcopy(model().network.state_dict()), [value.grad for value in model().network.parameters()]
     hooks = count_hooks()
-    for door, check in CHECKS.items():
-        if isinstance(part, door):
+    for hook, check in CHECKS.items():
+        if isinstance(part, hook):
             with torch.random.fork_rng(), torch.no_grad():
                 check(part, off)
     assert all(torch.equal(value, state[name]) for name, value in model().network.state_dict().items()), "weights stay"

@@ -52,7 +52,7 @@ def test_each_listed_arm_runs_at_every_cell_under_its_seeds(tmp_path):
     assert (last.train.steps, last.train.duplication, last.train.seed, last.sample.seed) == (20, "full", 1, 1)
     assert last.values == {"train.steps": 20, "train.duplication": "full"}
     assert (last.label, last.slug) == ("short · full", "short-full-seed1")
-    assert (last.said("arm"), last.without("arm"), last.without("train.duplication")) == ("short", "full", "short")
+    assert (last.value_of("arm"), last.without("arm"), last.without("train.duplication")) == ("short", "full", "short")
     assert found.arms[5].sample.mitigations == ("gaussian_noise(scale=0.1)",)
     assert len({arm.slug for arm in found.arms}) == len(found.arms)
 

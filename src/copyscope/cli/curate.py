@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from copyscope.console import note, note_unreadable, progress_bar, show_json, show_table
-from copyscope.data.table import texts
 from copyscope.errors import InputError, MissingExtra
 
 from .options import (
@@ -217,6 +216,7 @@ def _captioned(
     from copyscope.curation.captions import paraphrases, wordnet
     from copyscope.curation.curate import add_captions
     from copyscope.curation.general import generalised
+    from copyscope.data.table import texts
     from copyscope.imaging.images import decode
 
     done = 0

@@ -80,7 +80,7 @@ def parts_(
         for row in rows:
             called = row["spec"] if name != "protocols" else f"{row['name']} = {row['spec']}"
             print(f"  {called}\n      {row['about']}")
-            said = [f"{row['door']}, in {' and '.join(row['stages'])}"] if "door" in row else []
+            said = [f"{row['hook']}, in {' and '.join(row['stages'])}"] if "hook" in row else []
             said += [f"needs {', '.join(row['needs'])}"] if row.get("needs") else []
             if said:
                 print(f"      {'; '.join(said)}")

@@ -59,7 +59,7 @@ class CurateSummary(TypedDict):
 
     schema: Annotated[str, "`copyscope.curate/1`"]
     path: Annotated[str, "the folder written"]
-    kind: Annotated[str, "[how it will be recognised](corpora.md#what-is-recognised)"]
+    kind: Annotated[str, "[how it will be recognised](corpora.md#what-is-read)"]
     layout: Annotated[str, "what `--layout` says"]
     reads: Annotated[Reads, "what a trainer reads of that layout"]
     n: Annotated[int, "images written"]
@@ -89,7 +89,7 @@ class LeftOut(TypedDict):
     """What `--without` and images outside the folder add to a summary."""
 
     without: NotRequired[Annotated[Without, "what the list did"]]
-    n_outside: NotRequired[Annotated[int, "images that [lie outside the folder](corpora.md#what-is-recognised)"]]
+    n_outside: NotRequired[Annotated[int, "images that [lie outside the folder](corpora.md#what-is-read)"]]
 
 
 class GeneratedSummary(TypedDict):
@@ -119,7 +119,7 @@ class PartEntry(TypedDict):
     name: Annotated[str, "name"]
     spec: Annotated[str, "how it is called, with its defaults"]
     about: Annotated[str, "what it is"]
-    door: NotRequired[Annotated[str, "of mitigations: base class"]]
+    hook: NotRequired[Annotated[str, "of mitigations: base class"]]
     stages: NotRequired[Annotated[list[str], "of mitigations: where it acts"]]
     needs: NotRequired[Annotated[list[str], "of mitigations and signals: what it needs"]]
 
@@ -176,7 +176,7 @@ class PlannedCorpus(TypedDict):
     """A set of images that an audit would compare."""
 
     path: Annotated[str, "path or URL as given"]
-    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-recognised)"]
+    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-read)"]
     n: Annotated[int, "images"]
 
 

@@ -28,7 +28,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.data.folders.names import is_image_name
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA, texts
 from copyscope.errors import ImageError, InputError, reason
-from copyscope.files import beside, remove_stale, sync
+from copyscope.files import remove_stale, sync, temporary_path
 from copyscope.imaging import images
 from copyscope.imaging.formats import format_of
 from copyscope.machine import Progress, cores
@@ -78,7 +78,7 @@ def write(
             raise InputError(f"{out} has something in it.\nName a folder that is empty or not there yet")
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(out.parent, out.name)
-        with beside(out, folder=True) as temporary:
+        with temporary_path(out, folder=True) as temporary:
             work = temporary / "out"
             work.mkdir()
             with contextlib.closing(LAYOUTS[layout](corpus, work, shard_bytes)) as writer:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from copyscope.errors import AssetError
-from copyscope.files import beside, cache_folder, remove_stale, sync
+from copyscope.files import cache_folder, remove_stale, sync, temporary_path
 from copyscope.machine import Progress
 
 from .sidecars import write_metadata
@@ -169,7 +169,7 @@ def _count_files(folder: Path) -> int:
 
 def _make(asset: Asset, root: Path, progress: Progress) -> None:
     remove_stale(root, asset.name)
-    with beside(root / asset.name, folder=True) as work:
+    with temporary_path(root / asset.name, folder=True) as work:
         archives = {}
         for index, package in enumerate(asset.packages):
             progress(f"downloading {package.name}", index, len(asset.packages))

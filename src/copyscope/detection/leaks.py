@@ -63,7 +63,7 @@ class LeaksSummary(TypedDict):
     n_exact_groups: Annotated[int, "of them, those with images that agree in every pixel"]
     n_leaked: Annotated[int, "images of the first set that stand in another"]
     n_missing: Annotated[int, "images of all sets that cannot be read"]
-    n_outside: Annotated[int, "images that [lie outside the folder](corpora.md#what-is-recognised)"]
+    n_outside: Annotated[int, "images that [lie outside the folder](corpora.md#what-is-read)"]
     frames: Annotated[str, "as in an audit"]
     duplicates: Annotated[GroupsSummary, "groups across sets, with the keys they have in an audit"]
     protocol: Annotated[LintProtocol, "as in a lint"]

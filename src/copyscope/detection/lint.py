@@ -106,9 +106,7 @@ class LintSummary(TypedDict):
     n_missing: Annotated[int, "images that cannot be read"]
     accounts: Annotated[list[SetAccount], "what became of all that lay in the set, as in an audit"]
     draws: Annotated[Draws | None, "what weights (repeats) do; null where all images are drawn alike"]
-    n_outside: Annotated[
-        int, "images that [lie outside the folder](corpora.md#what-is-recognised): listed or linked to"
-    ]
+    n_outside: Annotated[int, "images that [lie outside the folder](corpora.md#what-is-read): listed or linked to"]
     frames: Annotated[
         str,
         "`first`: of an animation or a TIFF of several pages, the first frame or page alone [is "

@@ -348,7 +348,7 @@ class AuditSummary(TypedDict):
     n_missing_train: Annotated[int, "training images that cannot be read"]
     accounts: Annotated[list[SetAccount], "[what became of all that lay in each set](corpora.md#the-account)"]
     n_outside: Annotated[
-        int, "images of all sets that [lie outside their folder](corpora.md#what-is-recognised): listed or linked to"
+        int, "images of all sets that [lie outside their folder](corpora.md#what-is-read): listed or linked to"
     ]
     frames: Annotated[
         str,
@@ -386,7 +386,7 @@ class EmbeddingsSummary(TypedDict):
     descriptor: Annotated[str, "descriptor's spec"]
     fingerprint: Annotated[str, "sha256 of the weights, or a library's version"]
     corpus: Annotated[str, "path or URL as given"]
-    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-recognised)"]
+    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-read)"]
     n: Annotated[int, "vectors"]
     n_missing: Annotated[int, "images that cannot be read"]
     dim: Annotated[int, "length of a vector"]
@@ -412,7 +412,7 @@ class EmbeddingsParts(TypedDict):
     descriptor: Annotated[str, "descriptor's spec"]
     fingerprint: Annotated[str, "sha256 of the weights, or a library's version"]
     corpus: Annotated[str, "path or URL as given"]
-    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-recognised)"]
+    kind: Annotated[str, "[how it was recognised](corpora.md#what-is-read)"]
     n: Annotated[int, "vectors, without those that a removal list takes out"]
     n_missing: Annotated[int, "images that cannot be read or described, likewise"]
     dim: Annotated[int, "length of a vector"]

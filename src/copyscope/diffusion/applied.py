@@ -81,9 +81,9 @@ class MitigationStack:
 
     parts: tuple[Mitigation, ...] = ()
 
-    def door(self, door: type[D]) -> list[tuple[int, D]]:
+    def hook(self, hook: type[D]) -> list[tuple[int, D]]:
         """Mitigations of one hook, with their numbers."""
-        return [(number, part) for number, part in enumerate(self.parts) if isinstance(part, door)]
+        return [(number, part) for number, part in enumerate(self.parts) if isinstance(part, hook)]
 
     def caption(self, captions: Sequence[str], rng_of: Any) -> str:
         """Caption of an image for one draw: the first, unless a mitigation rewrites it.
@@ -93,7 +93,7 @@ class MitigationStack:
             rng_of: number of a part -> its generator.
         """
         first, *others = captions
-        for number, part in self.door(OnCaption):
+        for number, part in self.hook(OnCaption):
             first = part.rewrite([first, *others], rng_of(number))
         return first
 
@@ -104,7 +104,7 @@ class MitigationStack:
             conditioning: of the batch [n].
             rngs_of: number of a part -> a generator a row.
         """
-        for number, part in self.door(OnConditioning):
+        for number, part in self.hook(OnConditioning):
             conditioning = part.perturb(conditioning, rngs_of(number))
         return conditioning
 
@@ -119,18 +119,18 @@ class MitigationStack:
             rngs_of: number of a part -> a generator a row.
             model: what made the latents.
         """
-        for number, part in self.door(OnLatents):
+        for number, part in self.hook(OnLatents):
             latents, conditioning = part.fuse(latents, conditioning, rngs_of(number), model)
         return latents, conditioning
 
     def remember(self) -> list[Tensor]:
         """Initial state of each OnLoss part."""
-        return [part.state() for _, part in self.door(OnLoss)]
+        return [part.state() for _, part in self.hook(OnLoss)]
 
     def weights(self, batch: Batch, memories: Sequence[Tensor]) -> Tensor:
         """Weights [n] of the losses of a batch; `memories` are changed in place."""
         found = torch.ones_like(batch.loss)
-        for (_, part), memory in zip(self.door(OnLoss), memories, strict=True):
+        for (_, part), memory in zip(self.hook(OnLoss), memories, strict=True):
             found = found * part.weigh(batch, memory)
         # Each of several makes up for those it alone leaves out.
         return found * (len(found) / found.sum()) if len(memories) > 1 and found.any() else found
@@ -143,7 +143,7 @@ class MitigationStack:
             seeds: of the images [n].
         """
         rngs_of = functools.partial(sampling_rngs, seeds)
-        for number, part in self.door(OnConditioning):
+        for number, part in self.hook(OnConditioning):
             request = dataclasses.replace(request, rngs=rngs_of(number))
             told = part.perturb(request.conditioning, request.rngs, request)
             # Its own stream goes on, so that the two halves get different noise.
@@ -153,14 +153,14 @@ class MitigationStack:
                 else request.null
             )
             request = dataclasses.replace(request, conditioning=told, null=null)
-        for number, noise_part in self.door(OnNoise):
+        for number, noise_part in self.hook(OnNoise):
             request = dataclasses.replace(request, rngs=rngs_of(number))
             request = dataclasses.replace(request, noise=noise_part.draw(request.noise, request))
         return request
 
     def around(self, denoiser: GuidedDenoiser, request: SamplingContext, seeds: Sequence[int]) -> GuidedDenoiser:
         """Wrap a guided denoiser in all parts, the first the innermost."""
-        for number, part in self.door(OnDenoiser):
+        for number, part in self.hook(OnDenoiser):
             denoiser = part.wrap(denoiser, dataclasses.replace(request, rngs=sampling_rngs(seeds, number)))
         return denoiser
 

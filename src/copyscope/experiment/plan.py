@@ -110,9 +110,9 @@ class ExperimentRecipe:
             if key.partition(".")[0] not in VARIED or "." not in key:
                 raise InputError(f"The grid cannot vary {key!r}.\nIts keys begin with {', '.join(VARIED)} and a dot")
             if not isinstance(values, list) or not values or len(values) > MOST_ARMS or _repeat(values):
-                said = repr(values)
-                said = said if len(said) <= 200 else f"{said[:200]}..."
-                raise InputError(f"grid.{key} must be a list of different values, not {said}.\nWrite it as [1, 2]")
+                shown = repr(values)
+                shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+                raise InputError(f"grid.{key} must be a list of different values, not {shown}.\nWrite it as [1, 2]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +178,14 @@ class Arm:
         """Label for people: name and the grid's values, without the seed."""
         return self.without("") or "the only arm"
 
-    def said(self, key: str) -> str:
+    def value_of(self, key: str) -> str:
         """Value of a grid key for people; of the key "arm", its name."""
         return self.name if key == "arm" else _said(key, self.cell[key])
 
     def without(self, key: str) -> str:
         """Label for people as `label`, without the value of one key."""
         name = [self.name] if self.name and key != "arm" else []
-        return " · ".join([*name, *(self.said(each) for each in self.cell if each != key)])
+        return " · ".join([*name, *(self.value_of(each) for each in self.cell if each != key)])
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _arm(
         many = f"{audit.general} held-out captions, of {data.n_held_out} images"
         raise InputError(f"[audit] general asks for {many}.\nAsk for fewer, or raise data.n_held_out")
     varied = {key: value for key, value in values.items() if key.startswith("data.")}
-    said = [one.name] if one.name else []
+    words = [one.name] if one.name else []
     return Arm(
         one.name,
         one.values,
@@ -319,7 +319,7 @@ def _arm(
         train,
         _table("sample", SampleRecipe, tables["sample"]),
         audit,
-        folder / "arms" / _slug([*said, *(_said(key, value) for key, value in cell.items()), f"seed{seed}"]),
+        folder / "arms" / _slug([*words, *(_said(key, value) for key, value in cell.items()), f"seed{seed}"]),
         folder / "runs" / _run_slug(train, data),
         folder / _slug(["data", *(_said(key, value) for key, value in varied.items())]),
     )
@@ -399,11 +399,11 @@ def _said(key: str, value: Any) -> str:
 
 def _run_slug(train: TrainRecipe, data: DataRecipe) -> str:
     """Name of the folder of a training: alike for all arms with these recipes, and for no others."""
-    said = [train.model.partition("(")[0], train.conditioning, train.duplication, f"steps{train.steps}"]
-    said += [spec.partition("(")[0] for spec in train.mitigations]
+    words = [train.model.partition("(")[0], train.conditioning, train.duplication, f"steps{train.steps}"]
+    words += [spec.partition("(")[0] for spec in train.mitigations]
     decides = json.dumps([recipes.as_dict(train), recipes.as_dict(data)], sort_keys=True, default=str)
     digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
-    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join([*said, f"seed{train.seed}"]))[:LONGEST_NAME]
+    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "-".join([*words, f"seed{train.seed}"]))[:LONGEST_NAME]
     return f"{plain}-{digest}"
 
 

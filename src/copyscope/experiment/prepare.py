@@ -25,7 +25,7 @@ from copyscope.data.sidecars import write_metadata
 from copyscope.data.table import SCHEMA
 from copyscope.documents import read_json
 from copyscope.errors import ImageError, InputError
-from copyscope.files import beside, remove_stale, sync
+from copyscope.files import remove_stale, sync, temporary_path
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
@@ -136,7 +136,7 @@ def _make(recipe: DataRecipe, out: Path, progress: Progress | None) -> None:
         kept, others = _distinct(corpus, kept, other, others, recipe, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out.parent, out.name)
-    with beside(out, folder=True) as work:
+    with temporary_path(out, folder=True) as work:
         missing = dict[str, str]()
         rows = iter(kept)
         n = {"train": _write(work / "train", corpus, rows, recipe.n_train, recipe.size, missing)}

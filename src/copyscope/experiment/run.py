@@ -228,7 +228,7 @@ def _contrasts(planned: Plan, done: Sequence[Arm]) -> Iterator[dict[str, Any]]:
     tables = {arm.folder: outcomes.read(arm.folder) for arm in done}
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for key, first, arm in _compared(planned, done):
-        names = {"key": key, "from": first.said(key), "to": arm.said(key), "at": arm.without(key)}
+        names = {"key": key, "from": first.value_of(key), "to": arm.value_of(key), "at": arm.without(key)}
         for row in outcomes.contrasts(tables[first.folder], tables[arm.folder]):
             place = (*names.values(), row["measure"])
             found.setdefault(place, []).append(names | {"seed": arm.seed} | row)

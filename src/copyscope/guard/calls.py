@@ -92,7 +92,7 @@ class Attempt:
         share: of the steps after which it was stopped; None = finished.
         estimates: of the images where it was stopped.
         signals: scores by spec [n].
-        beside: what else was returned of each image, by name [n].
+        extras: what else was returned of each image, by name [n].
         views: of each finished image, uint8 [h w 3] each, all that a person may see in it.
     """
 
@@ -100,7 +100,7 @@ class Attempt:
     share: float | None = None
     estimates: list[Image] | None = None
     signals: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
-    beside: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    extras: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
     views: list[list[Image]] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -113,7 +113,7 @@ class Attempt:
         cls,
         images: Sequence[Any],
         signals: Mapping[str, NDArray[np.float64]] | None = None,
-        beside: Mapping[str, list[Any]] | None = None,
+        extras: Mapping[str, list[Any]] | None = None,
         *,
         colours: bool = False,
     ) -> Attempt:
@@ -122,7 +122,7 @@ class Attempt:
         Args:
             images: in the caller's form [n].
             signals: scores by spec [n].
-            beside: what else was returned, by name [n].
+            extras: what else was returned, by name [n].
             colours: as in `delivered`.
 
         Raises:
@@ -130,7 +130,7 @@ class Attempt:
         """
         found = [delivered(image, colours) for image in images]
         views = [each.views for each in found]
-        return cls([each.image for each in found], signals=signals or {}, beside=beside or {}, views=views)
+        return cls([each.image for each in found], signals=signals or {}, extras=extras or {}, views=views)
 
     def of(self, rows: Sequence[int]) -> Attempt:
         """Some rows of the attempt."""
@@ -144,7 +144,7 @@ class Attempt:
             views=taken(self.views) if self.views else [],
             estimates=None if self.estimates is None else taken(self.estimates),
             signals={name: taken(values) for name, values in self.signals.items()},
-            beside={name: taken(values) for name, values in self.beside.items()},
+            extras={name: taken(values) for name, values in self.extras.items()},
         )
 
 
@@ -210,12 +210,12 @@ class GenerationCall(abc.ABC):
         """
 
     @abc.abstractmethod
-    def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
+    def output(self, images: Sequence[Any], extras: Mapping[str, Mapping[int, Any]]) -> Any:
         """Return value of the call.
 
         Args:
             images: [n].
-            beside: by name, values of some rows that are replaced.
+            extras: by name, values of some rows that are replaced.
         """
 
     def blank(self, image: Any, estimate: Image | None) -> Any:

@@ -119,8 +119,8 @@ class FunctionCall(GenerationCall):
             return [text], row % self.each
         return [text if place == row // self.each else each for place, each in enumerate(self.prompt)], row
 
-    def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
-        """Images in the form that the function returned; see `GenerationCall.given`."""
+    def output(self, images: Sequence[Any], extras: Mapping[str, Mapping[int, Any]]) -> Any:
+        """Images in the form that the function returned; see `GenerationCall.output`."""
         return returned.like(self._returned, images)
 
     def _call(self, prompt: Any, seed: int | None) -> Any:

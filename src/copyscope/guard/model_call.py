@@ -69,8 +69,8 @@ class ModelCall(GenerationCall):
         """Sample these rows with a rung; see `GenerationCall.again`."""
         return self._made(rows, [seed_of(row) for row in rows], rung)
 
-    def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> list[Image]:
-        """Pictures as a list; see `GenerationCall.given`."""
+    def output(self, images: Sequence[Any], extras: Mapping[str, Mapping[int, Any]]) -> list[Image]:
+        """Pictures as a list; see `GenerationCall.output`."""
         return list(images)
 
     def _made(self, rows: Sequence[int], seeds: Sequence[int], rung: Sequence[str]) -> Attempt:

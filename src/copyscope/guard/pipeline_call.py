@@ -115,7 +115,7 @@ class PipelineCall(GenerationCall):
             loaded = applied.load(rung, SAMPLING, self.model(self.pipeline), guidance=scale, has=has)
         except InputError:
             return False
-        return prompted or not loaded.door(OnCaption)
+        return prompted or not loaded.hook(OnCaption)
 
     def first(self, seed_of: SeedOf) -> Attempt:
         """Call the pipeline; see `GenerationCall.first`."""
@@ -141,13 +141,13 @@ class PipelineCall(GenerationCall):
         self._output = self._output or output
         return made.of(rows) if whole else made
 
-    def given(self, images: Sequence[Any], beside: Mapping[str, Mapping[int, Any]]) -> Any:
-        """Output of the pipeline with these images; see `GenerationCall.given`."""
+    def output(self, images: Sequence[Any], extras: Mapping[str, Mapping[int, Any]]) -> Any:
+        """Output of the pipeline with these images; see `GenerationCall.output`."""
         output = self._output or _empty(self.pipeline)
         whole = all(each is not None for each in images)
         same = whole and len({tuple(each.shape) for each in images if self.form != "pil"}) == 1
         output["images"] = returned.like(_FORMS[self.form], images) if same else list(images)
-        for name, values in beside.items():
+        for name, values in extras.items():
             rows = output[name] if isinstance(output[name], list) else []
             output[name] = [values.get(row, rows[row] if row < len(rows) else None) for row in range(len(images))]
         return output if self.told.get("return_dict", True) else output.to_tuple()
@@ -189,12 +189,12 @@ class PipelineCall(GenerationCall):
         images = returned.listed(output)
         if len(images) != n:
             raise InputError(f"A {kind} gave {len(images)} images where {n} were asked for.\nGive one prompt an image")
-        beside = {
+        extras = {
             name: value
             for name, value in output.items()
             if name != "images" and isinstance(value, list) and len(value) == n
         }
-        return Attempt.finished(images, scores, beside, colours=_pipelines.is_of_diffusers(type(self.pipeline)))
+        return Attempt.finished(images, scores, extras, colours=_pipelines.is_of_diffusers(type(self.pipeline)))
 
     def _of(self, name: str, value: Any, rows: Sequence[int]) -> Any:
         """An argument of the call, for a call about these rows."""

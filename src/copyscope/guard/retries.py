@@ -58,7 +58,7 @@ class GuardedCall:
         self.records: list[Record] = []
         self.hits: list[Hit | None] = []
         self.images: dict[int, Any] = {}
-        self.beside: dict[str, dict[int, Any]] = collections.defaultdict(dict)
+        self.extras: dict[str, dict[int, Any]] = collections.defaultdict(dict)
         self.last_copies: dict[int, tuple[Any, Image | None]] = {}
         """Of each row the image that was last made, or its estimate: what a blank image stands for."""
 
@@ -108,8 +108,8 @@ class GuardedCall:
         if not judged.is_copy:
             self.images[row] = made.images[place]
             if attempt or made.share is not None:
-                for name, values in made.beside.items():
-                    self.beside[name][row] = values[place]
+                for name, values in made.extras.items():
+                    self.extras[name][row] = values[place]
         self.last_copies[row] = made.images[place], made.estimates[place] if made.estimates else None
 
     def _output(self, refused: Sequence[int]) -> Any:
@@ -124,7 +124,7 @@ class GuardedCall:
                 do = "Give it an argument `seed` or `generator`, or ask for something else"
             said = f"{len(refused)} of {len(images)} images are copies of training images{every}.\n{do}"
             raise Refused(said, self.records, images)
-        return self.maker.given(images, self.beside)
+        return self.maker.output(images, self.extras)
 
     def _next(self, attempt: int, copies: Sequence[Judged], views: Sequence[Any]) -> int:
         """The next try. What takes no seed and gave the same copies again is asked with other words, then no more."""

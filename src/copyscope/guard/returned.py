@@ -160,18 +160,18 @@ def fields(holder: Any) -> dict[str, Any]:
     return found
 
 
-def refuse_pictures(beside: Mapping[str, Any], n: int) -> None:
+def refuse_pictures(extras: Mapping[str, Any], n: int) -> None:
     """Refuse a return value whose fields beside n images may hold a picture.
 
     Args:
-        beside: the fields by name.
+        extras: the fields by name.
         n: number of images.
 
     Raises:
         InputError: one may hold a picture.
     """
     numbers, characters = 0.0, 0.0
-    for name, value in beside.items():
+    for name, value in extras.items():
         more = _content(value)
         numbers, characters = numbers + more[0], characters + more[1]
         if numbers > NUMBERS * max(n, 1) or characters > CHARACTERS * max(n, 1):

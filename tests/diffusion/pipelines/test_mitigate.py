@@ -1,4 +1,4 @@
-"""Mitigations in pipelines of diffusers: what each door does there, against the pipeline's own images."""
+"""Mitigations in pipelines of diffusers: what each hook does there, against the pipeline's own images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TEXTS = ["a red fish", "two blue houses by the sea"]
 HERE = "tests.diffusion.pipelines.test_mitigate"
 
 
-# Parts of our own, one a door
+# Parts of our own, one a hook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +284,8 @@ def prepared(pipes, kind, scheduler):
     )
 
 
-def doors(kind, strong):
-    """A spec a door, at work or turned down to nothing."""
+def hooks(kind, strong):
+    """A spec a hook, at work or turned down to nothing."""
     early = {False: "delayed_guidance(start=0.0)", True: "delayed_guidance(start=0.5)"}[strong]
     specs = of(f"Numbered(n={int(strong)})", f"Moved(by={strong / 2})", f"Shifted(by={strong / 2})", "Watched")
     return [*specs, f"gaussian_noise(scale={float(strong)})", *([early] if kind in GUIDED else [])]
@@ -297,8 +297,8 @@ def test_mitigations_turned_down_to_nothing_change_no_bit(pipes, kind, scheduler
     options = {"num_images_per_prompt": 2}
     plain = made(pipe, **options)
     assert torch.equal(plain, mitigated(pipe, [], **options))
-    assert torch.equal(plain, mitigated(pipe, doors(kind, False), **options))
-    for spec in doors(kind, True) if scheduler in {None, "heun"} else []:
+    assert torch.equal(plain, mitigated(pipe, hooks(kind, False), **options))
+    for spec in hooks(kind, True) if scheduler in {None, "heun"} else []:
         assert torch.equal(plain, mitigated(pipe, [spec], **options)) == ("Watched" in spec), spec
 
 
@@ -307,8 +307,8 @@ def test_and_so_in_lower_precision(folders, kind):
     pipe = loaded(folders[kind]).to(torch.bfloat16)
     plain = made(pipe)
     assert plain.dtype == torch.bfloat16
-    assert torch.equal(plain, mitigated(pipe, doors(kind, False)))
-    moved = mitigated(pipe, doors(kind, True))
+    assert torch.equal(plain, mitigated(pipe, hooks(kind, False)))
+    moved = mitigated(pipe, hooks(kind, True))
     assert moved.dtype == torch.bfloat16
     assert moved.isfinite().all()
     assert not torch.equal(plain, moved)
@@ -769,8 +769,8 @@ def test_a_lora_goes_along(folders):
             torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(0))
     plain = made(pipe)
     assert not torch.equal(before, plain)
-    assert torch.equal(plain, mitigated(pipe, doors("sd1", False)))
-    assert not torch.equal(plain, mitigated(pipe, doors("sd1", True)))
+    assert torch.equal(plain, mitigated(pipe, hooks("sd1", False)))
+    assert not torch.equal(plain, mitigated(pipe, hooks("sd1", True)))
 
 
 # Pipelines that start from an image
@@ -810,12 +810,12 @@ def test_pipelines_that_start_from_an_image(from_image, kind):
     if kind in FLOWS:
         options |= {"height": 32, "width": 32}
     plain = again([])
-    quiet = [spec for spec in doors(kind, False) if "Shifted" not in spec]
+    quiet = [spec for spec in hooks(kind, False) if "Shifted" not in spec]
     assert torch.equal(again(quiet), plain)
     assert [(ask.i, ask.n_steps) for ask, _, _ in SEEN] == [(0, 3), (1, 3), (2, 3)]
     ask, _, request = SEEN[0]
     torch.testing.assert_close(request.noise * request.sigma, ask.x)
-    for spec in doors(kind, True):
+    for spec in hooks(kind, True):
         if "Shifted" in spec:
             with pytest.raises(InputError, match=r"Shifted.* acts on noise.* starts from an image"):
                 again([spec])

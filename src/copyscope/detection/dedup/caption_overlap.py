@@ -53,7 +53,7 @@ def _folded(caption: str) -> str:
 
 
 def caption_sharing(
-    read: Callable[[Numbers], list[list[str] | None]], n: int, asked: Numbers, progress: Progress | None = None
+    read: Callable[[Numbers], list[list[str] | None]], n: int, positions: Numbers, progress: Progress | None = None
 ) -> CaptionSharing:
     """Count the images that share, or nearly share, a caption with each of some images.
 
@@ -69,7 +69,7 @@ def caption_sharing(
     Args:
         read: positions [k] -> their captions; None for an image without any.
         n: number of images.
-        asked: positions [m] of the images to count for.
+        positions: positions [m] of the images to count for.
         progress: called with a label, the number done and the total.
 
     Returns:
@@ -78,8 +78,8 @@ def caption_sharing(
     # Number the captions asked about, and hold them with their word sets.
     numbers: dict[str, int] = {}
     uses: list[list[int]] = []
-    for start in range(0, len(asked), PIECE):
-        uses += _numbered(read(asked[start : start + PIECE]), numbers)
+    for start in range(0, len(positions), PIECE):
+        uses += _numbered(read(positions[start : start + PIECE]), numbers)
     same, near = _Classes(), _Classes()
     for text in range(len(numbers)):
         same.of(np.array([text], np.int32))
@@ -303,8 +303,8 @@ class _Held:
         hopeful = 5 * np.bincount(owner, minlength=len(bags)) >= 4 * size
         owner, words = owner[hopeful[owner]], words[hopeful[owner]]
         order = np.argsort(owner * len(self._mix) + words)
-        asked = np.flatnonzero(hopeful)
-        sets = _WordSets(np.searchsorted(asked, owner[order]), words[order], size[asked])
+        positions = np.flatnonzero(hopeful)
+        sets = _WordSets(np.searchsorted(positions, owner[order]), words[order], size[positions])
         # Each different set is looked up once, in whatever piece it comes.
         keys = self._keys(sets)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -315,7 +315,7 @@ class _Held:
             self._look_up(new, keys[fresh])
         numbers = np.fromiter((self._known.get(key, -1) for key in keys[first].tolist()), np.int64, len(first))
         found = np.full(len(texts), -1, np.int64)
-        found[asked] = numbers[inverse]
+        found[positions] = numbers[inverse]
         return found
 
     def _keys(self, sets: _WordSets) -> NDArray[np.uint64]:

@@ -103,9 +103,9 @@ def take(part: PairChunk, search: PairSearch) -> None:
         search.closest.offer(places[there], part.close[there].astype(np.int64), part.score[there])
 
 
-def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
+def stretch(task: PairTask, span: tuple[int, int]) -> PairChunk:
     """Find the pairs of one range of places, in a worker."""
-    folder = Path(asked.folder)
+    folder = Path(task.folder)
     try:
         cells = IVF.open(folder, np.zeros((0, 0), np.float32))
     except OSError:
@@ -113,18 +113,18 @@ def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
             f"The cells {folder} are not on the machine of a worker.\n"
             "Let COPYSCOPE_CACHE name a folder that all machines share"
         ) from None
-    labels, closest = begin(cells, asked.k, asked.floor)
+    labels, closest = begin(cells, task.k, task.floor)
     before = labels.now
     unsure = [np.zeros((0, 2), np.int64)]
     # A worker has no vectors in full precision: whoever asked decides.
     search = PairSearch(
         cells,
-        asked.threshold,
+        task.threshold,
         labels,
         closest,
         lambda one, other: unsure.append(np.stack([one, other], axis=1)),
     )
-    find_pairs(search, *span, asked.threads)
+    find_pairs(search, *span, task.threads)
     after = labels.settle()
     # Every row of a component and its first, which is a tree that joins them.
     _, first, root = np.unique(after, return_index=True, return_inverse=True)

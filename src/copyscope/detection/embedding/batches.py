@@ -148,7 +148,7 @@ def map_batches(
             last = level == len(sizes) - 1 or len(piece) == 1
             if isinstance(found, TaskFailure):
                 lost.append(piece)
-                if not n_done and (found.told or len(lost) >= GIVE_UP):
+                if not n_done and (found.is_deterministic or len(lost) >= GIVE_UP):
                     raise CopyscopeError(
                         f"The engine {engine} can do nothing of what it is given: {found.why}.\n"
                         "What was done before is kept. See what it says with one image, without an engine"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copyscope.files import beside, remove_stale, save_array
+from copyscope.files import remove_stale, save_array, temporary_path
 from copyscope.machine import drop_pages
 
 KEY = np.dtype([("sha256", "S32"), ("width", "<u4"), ("height", "<u4")])
@@ -229,7 +229,7 @@ class ContentStore:
         for field in KEY.names or ():
             summed[field] = keys[field]
         done = 0
-        with beside(self._values(name)) as temporary:
+        with temporary_path(self._values(name)) as temporary:
             with temporary.open("wb") as file:
                 shape = (len(keys), self.dim)
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
@@ -240,7 +240,7 @@ class ContentStore:
                     summed["crc"][done : done + len(plain)] = _sums(summed[done : done + len(plain)], plain)
                     done += len(plain)
             os.replace(temporary, self._values(name))
-        with beside(self.folder / f"{name}.keys.npy") as temporary:
+        with temporary_path(self.folder / f"{name}.keys.npy") as temporary:
             save_array(temporary, summed)
             os.replace(temporary, self.folder / f"{name}.keys.npy")
 

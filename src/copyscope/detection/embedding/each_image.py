@@ -13,7 +13,7 @@ from copyscope.errors import CopyscopeError, ImageError
 
 
 def values_of_each(
-    name: str, function: Callable[[list[Any]], NDArray[Any]], dim: int, dtype: DTypeLike, given: list[Any]
+    name: str, function: Callable[[list[Any]], NDArray[Any]], dim: int, dtype: DTypeLike, images: list[Any]
 ) -> list[NDArray[Any] | str]:
     """Run a function on many images; an exception on one becomes the error of that image alone.
 
@@ -24,7 +24,7 @@ def values_of_each(
         function: images [n] -> values [n dim], of each image alone.
         dim: values an image.
         dtype: of the values.
-        given: the images [n].
+        images: the images [n].
 
     Returns:
         For each image its values [1 dim], or why it has none, in a few words.
@@ -32,24 +32,24 @@ def values_of_each(
     Raises:
         CopyscopeError: what the function raises, but for ImageError: missing weights are no fault of an image.
     """
-    if not given:
+    if not images:
         return []
     try:
-        values = np.asarray(function(given), dtype=dtype)
+        values = np.asarray(function(images), dtype=dtype)
     except ImageError as error:
-        if len(given) == 1:
+        if len(images) == 1:
             return [str(error)]
     except CopyscopeError:
         raise
     except Exception as error:
-        if len(given) == 1:
+        if len(images) == 1:
             return [f"{name} failed: {failure(error)}"]
     else:
-        if values.shape != (len(given), dim):
-            raise CopyscopeError(f"{name} gave values of shape {values.shape}, not {(len(given), dim)}")
+        if values.shape != (len(images), dim):
+            raise CopyscopeError(f"{name} gave values of shape {values.shape}, not {(len(images), dim)}")
         finite = np.isfinite(values).all(axis=1)
         return [
             value if good else f"{name} gave values that are not numbers"
             for value, good in zip(np.split(values, len(values)), finite.tolist(), strict=True)
         ]
-    return [value for each in given for value in values_of_each(name, function, dim, dtype, [each])]
+    return [value for each in images for value in values_of_each(name, function, dim, dtype, [each])]

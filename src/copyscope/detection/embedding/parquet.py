@@ -115,7 +115,7 @@ def write(
         )
     _writable(out)
     made = {part["name"]: part for part in before.get("parts", ())}
-    asked = EmbedTask(out, descriptor, descriptor.fingerprint(), engine.threads, made, _some(out))
+    task = EmbedTask(out, descriptor, descriptor.fingerprint(), engine.threads, made, _some(out))
     rows = np.arange(len(corpus), dtype=np.intp)
     n_done, parts = 0, dict[int, dict[str, Any]]()
 
@@ -125,7 +125,7 @@ def write(
         if progress:
             progress(str(descriptor).partition("(")[0], n_done, len(corpus))
 
-    for piece, found in map_batches(engine, make, asked, corpus, rows, SIZES, tell):
+    for piece, found in map_batches(engine, make, task, corpus, rows, SIZES, tell):
         if isinstance(found, TaskFailure):
             # Under a name that is not looked for: the next run tries again.
             table = _table(corpus.take(piece.tolist()), np.zeros((len(piece), descriptor.dim), np.float32), found.why)
@@ -134,7 +134,7 @@ def write(
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "descriptor": str(descriptor),
-        "fingerprint": asked.fingerprint,
+        "fingerprint": task.fingerprint,
         "corpus": corpus.origin,
         "kind": corpus.kind,
         "n": sum(part["rows"] - part["errors"] for part in parts.values()),
@@ -151,31 +151,31 @@ def write(
     return manifest, removed
 
 
-def make(asked: EmbedTask, corpus: Corpus) -> dict[str, Any]:
+def make(task: EmbedTask, corpus: Corpus) -> dict[str, Any]:
     """Make one part in a worker, unless it is there and whole.
 
     Returns:
         Its entry in the manifest.
     """
-    digest, out = _digest(asked, corpus), asked.out
-    name, some = f"part-{digest}.parquet", asked.some.get(digest)
-    if name in asked.made and _size(out, name) == asked.made[name]["bytes"]:
-        return asked.made[name]
+    digest, out = _digest(task, corpus), task.out
+    name, some = f"part-{digest}.parquet", task.some.get(digest)
+    if name in task.made and _size(out, name) == task.made[name]["bytes"]:
+        return task.made[name]
     with contextlib.suppress(Exception):  # there is none, of a job that was killed, or not a whole one
         return _known(out, name)
-    vectors = np.zeros((len(corpus), asked.descriptor.dim), np.float32)
+    vectors = np.zeros((len(corpus), task.descriptor.dim), np.float32)
     unread = np.flatnonzero(corpus.table["error"].is_null().to_numpy(zero_copy_only=False))
     filled = corpus
     if some is not None:
         with contextlib.suppress(Exception):
             before = _table_of(out, {"name": some})
             again = before["error"].is_valid().to_numpy(zero_copy_only=False) & before["sha256"].is_null().to_numpy()
-            vectors = _matrix(before["vector"], asked.descriptor.dim).copy()
+            vectors = _matrix(before["vector"], task.descriptor.dim).copy()
             filled = dataclasses.replace(corpus, table=before.drop_columns(["vector"]))
             unread = unread[again[unread]]
             errors = [None if row in unread else error for row, error in enumerate(before["error"].to_pylist())]
             filled = filled.with_column("error", errors)
-    filled = _describe(asked, filled, unread, vectors)
+    filled = _describe(task, filled, unread, vectors)
     n_read = len(corpus) - sum(
         filled.table["error"][row].is_valid and not filled.table["sha256"][row].is_valid for row in unread.tolist()
     )
@@ -186,11 +186,11 @@ def make(asked: EmbedTask, corpus: Corpus) -> dict[str, Any]:
     return _put(out, name, _table(filled, vectors, None))
 
 
-def _describe(asked: EmbedTask, corpus: Corpus, rows: NDArray[np.intp], vectors: NDArray[np.float32]) -> Corpus:
+def _describe(task: EmbedTask, corpus: Corpus, rows: NDArray[np.intp], vectors: NDArray[np.float32]) -> Corpus:
     """Describe `rows` into vectors [n d]; the corpus, with what is known of them now."""
-    work = Feature("", "", asked.descriptor.dim, np.float32, FingerprintCheck(asked.descriptor, asked.fingerprint))
+    work = Feature("", "", task.descriptor.dim, np.float32, FingerprintCheck(task.descriptor, task.fingerprint))
     ledger, held = ImageStatus(corpus), InMemoryCache(np.zeros(0, "S32"))
-    fill(corpus, rows, [work], [held], ledger, asked.threads, None)
+    fill(corpus, rows, [work], [held], ledger, task.threads, None)
     keys, values = held.made(work)
     place = {bytes(digest): at for at, digest in enumerate(keys["sha256"])}
     good = rows[~ledger.failed(rows)]
@@ -267,7 +267,7 @@ def _removed(out: str, manifest: dict[str, Any]) -> list[str]:
     return list(_table_of(out, manifest["removed"])["id"].to_pylist())
 
 
-def _digest(asked: EmbedTask, corpus: Corpus) -> str:
+def _digest(task: EmbedTask, corpus: Corpus) -> str:
     """Of all that decides a part: rows as they are known before reading, the files they lie in, and who describes."""
     # Without what is null: a column that other shards bring changes nothing here.
     table = corpus.table.drop_columns(["sha256", "width", "height"])
@@ -276,7 +276,7 @@ def _digest(asked: EmbedTask, corpus: Corpus) -> str:
     paths = sorted({path for path in corpus.paths() if path})
     calls = [functools.partial(_stamp, storage, path) for path in paths]
     stamps = list(zip(paths, storage.ahead((0, call) for call in calls), strict=True))
-    whole = [SCHEMA, str(asked.descriptor), asked.fingerprint, corpus.kind, rows, stamps]
+    whole = [SCHEMA, str(task.descriptor), task.fingerprint, corpus.kind, rows, stamps]
     return hashlib.sha256(json.dumps(whole, default=str).encode()).hexdigest()[:32]
 
 

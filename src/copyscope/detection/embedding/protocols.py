@@ -99,7 +99,7 @@ def catalogue(shelf: str | None = None) -> dict[str, list[dict[str, Any]]]:
         shelf: only this one; None = all.
 
     Returns:
-        {shelf: [{name, spec, about}]}. A mitigation has besides: `door`, the name of its base class; `stages`, where it
+        {shelf: [{name, spec, about}]}. A mitigation has besides: `hook`, the name of its base class; `stages`, where it
         acts; `needs`. A signal has `needs`.
 
     Raises:
@@ -127,7 +127,7 @@ def _entry(shelf: str, name: str) -> dict[str, Any]:
         about = f"{about[:-1]} ..."
     entry: dict[str, Any] = {"name": name, "spec": parts.signature(cls, name), "about": about}
     if hasattr(cls, "stages"):
-        entry |= {"door": parts.base(cls, shelf), "stages": list(cls.stages)}
+        entry |= {"hook": parts.base(cls, shelf), "stages": list(cls.stages)}
     if hasattr(cls, "needs"):
         entry["needs"] = list(cls.needs)
     return entry

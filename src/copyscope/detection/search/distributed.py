@@ -103,13 +103,13 @@ def search_by(
             theirs = None if reference_labels is None else np.ascontiguousarray(reference_labels[piece])
             yield Range(start, np.ascontiguousarray(references[piece], np.float32), theirs)
 
-    asked = SearchTask(
+    task = SearchTask(
         np.ascontiguousarray(queries), query_labels, k, engine.threads, query_block(n, workers or cores())
     )
     # By number, for results come in any order, and which of equal scores stays shall not depend on that.
     found: dict[int, Nearest] = {}
     best, merged = Nearest(np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)), 0
-    for done, (number, part) in enumerate(engine.map(search_range, asked, ranges()), 1):
+    for done, (number, part) in enumerate(engine.map(search_range, task, ranges()), 1):
         if isinstance(part, TaskFailure):
             first = number * size
             raise CopyscopeError(
@@ -147,10 +147,10 @@ def nearest_by(
     return search_by(open_engine(engine), queries, references, k, **options)
 
 
-def search_range(asked: SearchTask, part: Range) -> Nearest:
+def search_range(task: SearchTask, part: Range) -> Nearest:
     """The k best of one range for each query, in a worker; indices count from the first of all references."""
-    labels: dict[str, Any] = {"query_labels": asked.labels, "reference_labels": part.labels}
-    found = search(asked.queries, part.references, asked.k, **labels, workers=asked.threads, block=asked.block)
+    labels: dict[str, Any] = {"query_labels": task.labels, "reference_labels": part.labels}
+    found = search(task.queries, part.references, task.k, **labels, workers=task.threads, block=task.block)
     return Nearest(np.where(found.index >= 0, found.index + part.start, -1), found.score)
 
 

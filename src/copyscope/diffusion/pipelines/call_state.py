@@ -45,14 +45,14 @@ class StartedCall:
 
     Attributes:
         halves: as in NetworkCall.
-        given: texts that the network was first given; None where mitigations change nothing of them.
-        told: what mitigations tell the network instead, with a prompt and without; None where they change nothing.
+        first_text: texts that the network was first given; None where mitigations change nothing of them.
+        replacement: conditioning in place of the pipeline's, with a prompt and without; None = the pipeline's.
         guided: what answers in place of the network; None where the network answers itself.
     """
 
     halves: int
-    given: Tensor | None
-    told: tuple[Conditioning, Conditioning | None] | None
+    first_text: Tensor | None
+    replacement: tuple[Conditioning, Conditioning | None] | None
     guided: GuidedDenoiser | None
 
 
@@ -75,7 +75,7 @@ class Call:
         latents: the pipeline's own; None where it starts from an image.
         started: what was decided before the first step.
         steps: how many steps have begun.
-        asked: the network's call under way.
+        network: the network's call under way.
     """
 
     number: int
@@ -88,7 +88,7 @@ class Call:
     latents: Tensor | None = None
     started: StartedCall | None = None
     steps: int = 0
-    asked: NetworkCall | None = None
+    network: NetworkCall | None = None
 
     def is_here(self) -> bool:
         """Whether this thread is the one of the call."""

@@ -51,7 +51,7 @@ from copyscope.diffusion.signals import Signal
 from copyscope.errors import InputError
 
 from .call_state import Call, OnStep, OwnMethods, Settings, StartedCall
-from .network_call import NetworkCall, same, told_by
+from .network_call import NetworkCall, conditioning_of, same
 from .patched_pipeline import (
     PROMPTS_OF,
     CaptionsOnly,
@@ -176,7 +176,7 @@ class _Mitigated:
         if lacking and not model.has_null:
             what, instead = NEEDS[NULL]
             raise InputError(f"{lacking[0]} needs {what}.\n{instead}")
-        if self.from_image and (noise := parts.door(OnNoise)):
+        if self.from_image and (noise := parts.hook(OnNoise)):
             kind = type(self.pipeline).__name__
             raise InputError(
                 f"{self.settings.specs[noise[0][0]]} acts on noise, and a {kind} starts from an image.\nLeave it out"
@@ -226,7 +226,7 @@ class _Mitigated:
     ) -> tuple[applied.MitigationStack, Sequence[Signal]]:
         has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.settings.nearest is not None)) if there]
         parts = applied.load(self.settings.specs, SAMPLING, model, guidance=guidance, has=has)
-        if not prompted and (captions := parts.door(OnCaption)):
+        if not prompted and (captions := parts.hook(OnCaption)):
             what, instead = NEEDS[PROMPTS]
             raise InputError(f"{self.settings.specs[captions[0][0]]} needs {what}.\n{instead}")
         return parts, signals_of.load(self.settings.signals, model, guidance=guidance, has=has)
@@ -245,7 +245,7 @@ class _Mitigated:
         if call is None or self.busy or not call.is_here():
             return self.own.encode_prompt(*args, **kwargs)
         if call.parts is not None:  # Flux with `true_cfg_scale` encodes its negative prompt in a call of its own.
-            if denoisers := call.parts.door(OnDenoiser):
+            if denoisers := call.parts.hook(OnDenoiser):
                 spec = self.settings.specs[denoisers[0][0]]
                 raise InputError(f"{spec} does not fit true_cfg_scale.\nLeave the negative prompt out")
             found = self.own.encode_prompt(*args, **kwargs)
@@ -259,13 +259,13 @@ class _Mitigated:
         prompt = given.get("prompt")
         scale = pipeline.guidance_scale if has_guidance else 1.0
         call.parts, call.signals = self._loaded(model, scale, prompt is not None)
-        given = given if prompt is None else self._told(call, call.parts, given)
+        given = given if prompt is None else self._rewritten(call, call.parts, given)
         both: tuple[Mitigation | Signal, ...] = (*call.parts.parts, *call.signals)
         needs_null = model.has_null and not has_guidance and any(NULL in part.needs for part in both)
         if not needs_null:
             return self.own.encode_prompt(**given)
         found = self.own.encode_prompt(**given | {"do_classifier_free_guidance": True})
-        call.null = told_by(found[1], found[3] if len(found) > 2 else None)
+        call.null = conditioning_of(found[1], found[3] if len(found) > 2 else None)
         return found  # A pipeline without guidance has no use for the second.
 
     def _prepare(self, *args: Any, **kwargs: Any) -> Any:
@@ -282,12 +282,12 @@ class _Mitigated:
         # Another pipeline of the same network, in a thread of its own.
         if call is None or call.parts is None or self.busy or not call.is_here():
             return forward(*args, **kwargs)
-        told = dict(zip(POSITIONS, args, strict=False)) | kwargs
-        if told["encoder_hidden_states"] is call.negative:
+        arguments = dict(zip(POSITIONS, args, strict=False)) | kwargs
+        if arguments["encoder_hidden_states"] is call.negative:
             return forward(*args, **kwargs)
         self.busy = True
         try:
-            return self._answer(call, call.parts, told)
+            return self._answer(call, call.parts, arguments)
         finally:
             self.busy = False
 
@@ -301,7 +301,7 @@ class _Mitigated:
 
     # What is done there
 
-    def _told(self, call: Call, parts: applied.MitigationStack, given: dict[str, Any]) -> dict[str, Any]:
+    def _rewritten(self, call: Call, parts: applied.MitigationStack, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `encode_prompt`, with the captions of this draw."""
         each, prompt = given.get("num_images_per_prompt", 1), given["prompt"]
         n = 1 if isinstance(prompt, str) else len(prompt)
@@ -313,110 +313,110 @@ class _Mitigated:
 
         # An empty one beside the first stands for the first.
         names = [name for name in PROMPTS_OF if name == "prompt" or given.get(name)]
-        told: dict[str, Any] = {name: of_images(given[name]) for name in names}
-        call.prompts = told["prompt"]
-        firsts = {name: rows[::each] for name, rows in told.items()}
-        if all([row for row in firsts[name] for _ in range(each)] == rows for name, rows in told.items()):
+        replaced: dict[str, Any] = {name: of_images(given[name]) for name in names}
+        call.prompts = replaced["prompt"]
+        firsts = {name: rows[::each] for name, rows in replaced.items()}
+        if all([row for row in firsts[name] for _ in range(each)] == rows for name, rows in replaced.items()):
             return given | {name: rows[0] if isinstance(given[name], str) else rows for name, rows in firsts.items()}
-        # The images of a prompt are told different things: each is a prompt of its own.
+        # The images of a prompt get different captions: each is a prompt of its own.
         for name, value in given.items():
             if isinstance(value, Tensor) and name.startswith("negative_"):
-                told[name] = value.repeat_interleave(each, 0)
+                replaced[name] = value.repeat_interleave(each, 0)
             elif value and name.startswith("negative_"):
                 rows = [value] * n if isinstance(value, str) else value
-                told[name] = [text for text in rows for _ in range(each)]
-        return given | told | {"num_images_per_prompt": 1}
+                replaced[name] = [text for text in rows for _ in range(each)]
+        return given | replaced | {"num_images_per_prompt": 1}
 
-    def _answer(self, call: Call, parts: applied.MitigationStack, told: dict[str, Any]) -> Any:
+    def _answer(self, call: Call, parts: applied.MitigationStack, arguments: dict[str, Any]) -> Any:
         """What the network answers the pipeline."""
-        if "skip_layers" in told:
+        if "skip_layers" in arguments:
             raise InputError("Mitigations do not fit skip_guidance_layers.\nLeave it out")
         # The call as n images at one noise level.
         scheduler, halves = self.pipeline.scheduler, 1 + getattr(self.pipeline, "do_classifier_free_guidance", False)
         time = getattr(self.pipeline, "current_timestep", None)
         if time is None:
             told_as = scheduler.config.num_train_timesteps if self._flux else 1
-            time = torch.as_tensor(told["timestep"]).reshape(-1)[0] * told_as
-        known = call.asked.model if call.asked else None
-        asked = NetworkCall(self.pipeline, self.forward, told, halves, time, known)
-        call.asked = asked
+            time = torch.as_tensor(arguments["timestep"]).reshape(-1)[0] * told_as
+        known = call.network.model if call.network else None
+        network = NetworkCall(self.pipeline, self.forward, arguments, halves, time, known)
+        call.network = network
         # Before the first step: noise and conditioning; before later ones the same conditioning again.
         if call.started is None:
-            call.started = self._start(call, parts, asked)
-        elif call.started.told is not None:
-            given = call.started.given
-            if given is None or not torch.equal(asked.text, given[-asked.n :]):
+            call.started = self._start(call, parts, network)
+        elif call.started.replacement is not None:
+            given = call.started.first_text
+            if given is None or not torch.equal(network.text, given[-network.n :]):
                 raise InputError("A callback changed the prompt that mitigations changed.\nDo without one of the two")
-            asked.set_conditioning(*call.started.told)
+            network.set_conditioning(*call.started.replacement)
         # Which step: a scheduler of second order asks in between too.
         begins = getattr(scheduler, "state_in_first_order", True)
         i = call.steps if begins else None
         call.steps += begins
         # The step: D(x, sigma), by what stands around the network.
         if call.started.guided is None:
-            return asked.run()
-        if asked.halves != call.started.halves:
+            return network.run()
+        if network.halves != call.started.halves:
             raise InputError("A callback turned guidance off, which mitigations change.\nDo without one of the two")
-        scale = asked.x.new_full((asked.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
+        scale = network.x.new_full((network.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
         n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
-        step = call.started.guided(DenoiseQuery(asked.x, asked.sigma, i, n_steps, scale))
+        step = call.started.guided(DenoiseQuery(network.x, network.sigma, i, n_steps, scale))
         self.observed.see(step)
         if self.settings.on_step and i is not None:
-            self.settings.on_step(asked.model, step)
-        return asked.answer(step.denoised)
+            self.settings.on_step(network.model, step)
+        return network.answer(step.denoised)
 
     @property
     def _flux(self) -> bool:
         return _pipelines.family(self.pipeline) == "FluxPipeline"
 
-    def _start(self, call: Call, parts: applied.MitigationStack, asked: NetworkCall) -> StartedCall:
+    def _start(self, call: Call, parts: applied.MitigationStack, network: NetworkCall) -> StartedCall:
         """All that comes before the first step, as in `generate.sample`."""
         self.acted = True
-        seeds = seeds_of(self.settings.seed, call.number, asked.n)
+        seeds = seeds_of(self.settings.seed, call.number, network.n)
         # What the pipeline would sample from.
         deviation = float(getattr(self.pipeline.scheduler, "init_noise_sigma", 1.0))
-        told, null = asked.conditioning()
-        sigma = float(asked.sigma[0])
-        noise = asked.x / sigma if call.latents is None else asked.unpacked(call.latents) / deviation
+        conditioning, null = network.conditioning()
+        sigma = float(network.sigma[0])
+        noise = network.x / sigma if call.latents is None else network.unpacked(call.latents) / deviation
         request = SamplingContext(
-            asked.model,
+            network.model,
             call.prompts,
-            told,
+            conditioning,
             call.null if null is None else null,
-            self.pipeline.guidance_scale if asked.halves == 2 else 1.0,
+            self.pipeline.guidance_scale if network.halves == 2 else 1.0,
             sigma,
             noise,
-            asked.predict,
+            network.predict,
             (),
             self.settings.nearest,
-            asked.block,
+            network.block,
         )
         # What mitigations make of it.
         begun = parts.prepare(request, seeds)
         given, instead, around = None, None, None
-        if not same(begun.conditioning, told) or (null is not None and not same(begun.null, null)):
-            given, instead = asked.text.clone(), (begun.conditioning, begun.null)
-            asked.set_conditioning(*instead)
+        if not same(begun.conditioning, conditioning) or (null is not None and not same(begun.null, null)):
+            given, instead = network.text.clone(), (begun.conditioning, begun.null)
+            network.set_conditioning(*instead)
         if call.latents is not None and not torch.equal(begun.noise, noise):
-            asked.set_noise(call.latents, begun.noise, deviation)
+            network.set_noise(call.latents, begun.noise, deviation)
         # What watches and what stands around the network.
         self.observed.begin(call.signals, begun, seeds)
-        if parts.door(OnDenoiser) or call.signals or self.settings.on_step:
+        if parts.hook(OnDenoiser) or call.signals or self.settings.on_step:
             around = parts.around(self._plain(call, begun), begun, seeds)
-        return StartedCall(asked.halves, given, instead, around)
+        return StartedCall(network.halves, given, instead, around)
 
     @staticmethod
     def _plain(call: Call, request: SamplingContext) -> GuidedDenoiser:
         """The network itself: its answer to the pipeline where that is what is asked, else another."""
 
         def denoiser(ask: DenoiseQuery) -> DenoiseResult:
-            asked = call.asked
-            assert asked is not None
-            if torch.equal(ask.x, asked.x) and torch.equal(ask.sigma, asked.sigma):
-                return asked.step(ask)
+            network = call.network
+            assert network is not None
+            if torch.equal(ask.x, network.x) and torch.equal(ask.sigma, network.sigma):
+                return network.step(ask)
             conditional = denoised = request.predict(ask.x, ask.sigma, request.conditioning)
             unconditional, scale = None, torch.ones_like(ask.scale)
-            if asked.halves == 2 and request.null is not None:
+            if network.halves == 2 and request.null is not None:
                 unconditional, scale = request.predict(ask.x, ask.sigma, request.null), ask.scale
                 denoised = guided(conditional, unconditional, scale)
             return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)

@@ -25,7 +25,7 @@ class NetworkCall:
     Attributes:
         pipeline: whose network it is.
         forward: the network's own.
-        told: its arguments by name; they serve for the questions of mitigations too.
+        arguments: its arguments by name; they serve for the questions of mitigations too.
         halves: 2 where the rows are those of guidance, [no prompt; prompt] of n each, else 1.
         time: as the scheduler has it, 0-dimensional, in the units of a Flow's `steps` or of a table's index.
         known: the model of an earlier call.
@@ -33,7 +33,7 @@ class NetworkCall:
 
     pipeline: Any
     forward: Forward
-    told: dict[str, Any]
+    arguments: dict[str, Any]
     halves: int
     time: Tensor
     known: StableDiffusion | None = None
@@ -42,13 +42,15 @@ class NetworkCall:
 
     def __post_init__(self) -> None:
         self.unet = _pipelines.NETWORKS[_pipelines.family(self.pipeline)] == "unet"
-        self._given = "sample" if self.unet else "hidden_states"
-        self.n = len(self.told[self._given]) // self.halves
-        self.model = self.known or StableDiffusion.around(self.pipeline, self.told[self._given].device, self._shape())
+        self._input = "sample" if self.unet else "hidden_states"
+        self.n = len(self.arguments[self._input]) // self.halves
+        self.model = self.known or StableDiffusion.around(
+            self.pipeline, self.arguments[self._input].device, self._shape()
+        )
         self._schedule: VariancePreserving | Flow = self.model._schedule
-        given = self.unpacked(self.told[self._given][-self.n :])
-        self.sigma = self._schedule.level(self.time.to(given.device).reshape(1)).expand(self.n)
-        self.x = self._schedule.unscaled(given, self._level(self.sigma))
+        noisy = self.unpacked(self.arguments[self._input][-self.n :])
+        self.sigma = self._schedule.level(self.time.to(noisy.device).reshape(1)).expand(self.n)
+        self.x = self._schedule.unscaled(noisy, self._level(self.sigma))
 
     @property
     def block(self) -> int:
@@ -58,18 +60,18 @@ class NetworkCall:
     @property
     def text(self) -> Tensor:
         """States of the prompts' tokens [n t d], as the network is given them."""
-        return self.told["encoder_hidden_states"][-self.n :]  # type: ignore[no-any-return]
+        return self.arguments["encoder_hidden_states"][-self.n :]  # type: ignore[no-any-return]
 
     def conditioning(self) -> tuple[Conditioning, Conditioning | None]:
         """Conditioning of the n images, and that without a prompt, if there is one."""
-        both = told_by(self.told["encoder_hidden_states"], self._pooled())
+        both = conditioning_of(self.arguments["encoder_hidden_states"], self._pooled())
         rows = torch.arange(len(both))
         return both.take(rows[-self.n :]), both.take(rows[: self.n]) if self.halves == 2 else None
 
     def set_conditioning(self, conditioning: Conditioning, null: Conditioning | None) -> None:
         """Put another conditioning into the call."""
         both = Conditioning.join([conditioning] if self.halves == 1 or null is None else [null, conditioning])
-        self.told, self._emphasis = self._with(self.told, both), both.emphasis
+        self.arguments, self._emphasis = self._with(self.arguments, both), both.emphasis
 
     def set_noise(self, latents: Tensor, noise: Tensor, deviation: float) -> None:
         """Put another starting noise into the call: the pipeline's latents become deviation * noise, in place.
@@ -82,16 +84,16 @@ class NetworkCall:
             deviation: of the latents at the start.
         """
         latents.copy_(self._packed(noise * deviation))
-        given = torch.cat([latents] * self.halves)
+        noisy = torch.cat([latents] * self.halves)
         if hasattr(self.pipeline.scheduler, "scale_model_input"):
-            given = self.pipeline.scheduler.scale_model_input(given, self.told["timestep"])
-        self.told = self.told | {self._given: given}
-        self.x = self._schedule.unscaled(self.unpacked(given[-self.n :]), self._level(self.sigma))
+            noisy = self.pipeline.scheduler.scale_model_input(noisy, self.arguments["timestep"])
+        self.arguments = self.arguments | {self._input: noisy}
+        self.x = self._schedule.unscaled(self.unpacked(noisy[-self.n :]), self._level(self.sigma))
 
     def run(self) -> Any:
         """The network's own answer."""
         with self.model.attending(self._emphasis):
-            return self.forward(**self.told)
+            return self.forward(**self.arguments)
 
     def step(self, ask: DenoiseQuery) -> DenoiseResult:
         """Estimates of x0 by the network's own answer to the pipeline; guided, where it is guided."""
@@ -116,7 +118,7 @@ class NetworkCall:
         changed is the network's own answer, to the last bit.
         """
         found = self._packed(self._schedule.found(self.x, self._level(self.sigma), denoised))
-        found = found.to(self.told[self._given].dtype).repeat(self.halves, *[1] * (found.dim() - 1))
+        found = found.to(self.arguments[self._input].dtype).repeat(self.halves, *[1] * (found.dim() - 1))
         if self._ran is None:
             return (found,)
         raw, before = self._ran
@@ -133,21 +135,21 @@ class NetworkCall:
             rows = torch.arange(start, min(start + self.block, len(x)))
             level, here = self._level(sigma[rows]), x[rows]
             part = conditioning.take(rows)
-            told = self._with(self._of(rows % self.n), part)
+            arguments = self._with(self._of(rows % self.n), part)
             time = self._schedule.time(sigma[rows])
             if self._flux:
                 time = time / self._steps
-            given = self._packed(self._schedule.scaled(here, level)).to(self.told[self._given].dtype)
+            noisy = self._packed(self._schedule.scaled(here, level)).to(self.arguments[self._input].dtype)
             with self.model.attending(part.emphasis):
-                raw = self.forward(**told | {self._given: given, "timestep": time})[0]
+                raw = self.forward(**arguments | {self._input: noisy, "timestep": time})[0]
             found.append(self._schedule.denoised(here, level, self.unpacked(raw)))
         return torch.cat(found)
 
-    def unpacked(self, given: Tensor) -> Tensor:
+    def unpacked(self, noisy: Tensor) -> Tensor:
         """Latents float32 [n c h w] of the network's input, which Flux has as [n hw/4 4c]."""
         if not self._flux:
-            return given.float()
-        patches = given.float().transpose(1, 2)
+            return noisy.float()
+        patches = noisy.float().transpose(1, 2)
         return nn.functional.pixel_shuffle(patches.reshape(*patches.shape[:2], *self._patches()), 2)
 
     def _packed(self, latents: Tensor) -> Tensor:
@@ -165,50 +167,50 @@ class NetworkCall:
 
     def _patches(self) -> tuple[int, int]:
         """Height and width in patches of Flux, two latents a side."""
-        last = self.told["img_ids"].reshape(-1, 3).amax(0)
+        last = self.arguments["img_ids"].reshape(-1, 3).amax(0)
         return int(last[1]) + 1, int(last[2]) + 1
 
     def _shape(self) -> tuple[int, int, int]:
-        given = self.told[self._given]
+        noisy = self.arguments[self._input]
         if not self._flux:
-            return given.shape[1], given.shape[2], given.shape[3]
+            return noisy.shape[1], noisy.shape[2], noisy.shape[3]
         height, width = self._patches()
-        return given.shape[2] // 4, 2 * height, 2 * width
+        return noisy.shape[2] // 4, 2 * height, 2 * width
 
     @staticmethod
     def _level(sigma: Tensor) -> Tensor:
         return sigma.view(-1, 1, 1, 1)
 
     def _pooled(self) -> Tensor | None:
-        found: Tensor | None = self.told.get("pooled_projections")
-        return (self.told.get("added_cond_kwargs") or {}).get("text_embeds") if self.unet else found
+        found: Tensor | None = self.arguments.get("pooled_projections")
+        return (self.arguments.get("added_cond_kwargs") or {}).get("text_embeds") if self.unet else found
 
-    def _with(self, told: dict[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+    def _with(self, arguments: dict[str, Any], conditioning: Conditioning) -> dict[str, Any]:
         """The arguments, with another text."""
-        before: Tensor = self.told["encoder_hidden_states"]
-        told = told | {"encoder_hidden_states": conditioning.text.to(before.dtype)}
+        before: Tensor = self.arguments["encoder_hidden_states"]
+        arguments = arguments | {"encoder_hidden_states": conditioning.text.to(before.dtype)}
         pooled = None if conditioning.pooled is None else conditioning.pooled.to(before.dtype)
         if not self.unet:
-            told["pooled_projections"] = pooled
+            arguments["pooled_projections"] = pooled
         elif pooled is not None:
-            told["added_cond_kwargs"] = told["added_cond_kwargs"] | {"text_embeds": pooled}
+            arguments["added_cond_kwargs"] = arguments["added_cond_kwargs"] | {"text_embeds": pooled}
         # Where nothing is left out, the network is asked as its pipeline asks it.
         if self.unet and not conditioning.mask.all():
-            told["encoder_attention_mask"] = conditioning.mask
+            arguments["encoder_attention_mask"] = conditioning.mask
         if self._flux:
-            told["txt_ids"] = told["txt_ids"].new_zeros(conditioning.text.shape[1], 3)
-        return told
+            arguments["txt_ids"] = arguments["txt_ids"].new_zeros(conditioning.text.shape[1], 3)
+        return arguments
 
     def _of(self, rows: Tensor) -> dict[str, Any]:
         """The arguments, each row as this one of the prompts' half."""
-        told = dict(self.told)
-        if told.get("guidance") is not None:
-            told["guidance"] = self._taken(told["guidance"], rows)
-        if told.get("added_cond_kwargs"):
-            told["added_cond_kwargs"] = {
-                name: self._taken(value, rows) for name, value in told["added_cond_kwargs"].items()
+        arguments = dict(self.arguments)
+        if arguments.get("guidance") is not None:
+            arguments["guidance"] = self._taken(arguments["guidance"], rows)
+        if arguments.get("added_cond_kwargs"):
+            arguments["added_cond_kwargs"] = {
+                name: self._taken(value, rows) for name, value in arguments["added_cond_kwargs"].items()
             }
-        return told
+        return arguments
 
     def _taken(self, value: Tensor | Sequence[Tensor], rows: Tensor) -> Any:
         """Rows of a tensor, or of each of several (image embeddings)."""
@@ -217,14 +219,14 @@ class NetworkCall:
         return [self._taken(each, rows) for each in value]
 
 
-def told_by(text: Tensor, pooled: Tensor | None) -> Conditioning:
+def conditioning_of(text: Tensor, pooled: Tensor | None) -> Conditioning:
     """Conditioning of states [n t d], of which all count, and pooled vectors [n p]."""
     mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
     return Conditioning(text.float(), mask, None if pooled is None else pooled.float())
 
 
 def same(one: Conditioning | None, other: Conditioning) -> bool:
-    """Whether two conditionings are the same to a network, the other as `told_by` makes it."""
+    """Whether two conditionings are the same to a network, the other as `conditioning_of` makes it."""
     if one is None or one.emphasis is not None or one.text.shape != other.text.shape:
         return False
     if one.pooled is not None and other.pooled is not None and not torch.equal(one.pooled, other.pooled):

@@ -268,7 +268,7 @@ def sample_captions(
     rows = sampler.draw(step, n)
     rng = stream(seed, CAPTIONS, step)
     captions = [policy(row, rng) for row in rows.tolist()]
-    if mitigations.door(OnCaption):
+    if mitigations.hook(OnCaption):
         rng_of = functools.cache(lambda number: training_rng(seed, step, number))
         spoken = zip(captions, rows.tolist(), strict=True)
         captions = [mitigations.caption(_first(caption, policy.captions[row]), rng_of) for caption, row in spoken]

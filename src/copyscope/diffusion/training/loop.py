@@ -196,7 +196,7 @@ class Loop:
         drawn = draw(step, self.model, recipe, self.sampler, self.policy, self.mitigations)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(recipe, step)
-        if (step - self.start) % AHEAD == 0 and self.mitigations.door(OnCaption):
+        if (step - self.start) % AHEAD == 0 and self.mitigations.hook(OnCaption):
             self._encode_ahead(step)
         turns = recipe.gradient_accumulation
         total = torch.zeros((), device=accelerator.device)
