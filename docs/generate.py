@@ -334,13 +334,14 @@ Every mitigation on one small model: what it takes from the model's copying, and
 something else. Made from [results/mitigations.json](../results/mitigations.json), which is what
 [experiments/mitigations.toml](../experiments/mitigations.toml) gave; how it was run is in its first lines.
 
-The model is `small_unet`, trained for 700 steps on 256 distinct emoji, of which 5 % are drawn five times as often. Every
-mitigation was tried in training, and every one in sampling on the plain model, at three strengths or more: 116 arms. The first arms
-that trained took 2 to 3 minutes each; all together took 5.3 hours and the rechecks 0.5, up to three at a time on two cores with
-other work. Copies are counted among 256 images from training captions, quality among images from 128 held-out captions. *Copies
-regained* tries each lost copy six times: with other noise, with other words, and with noise on the embedding.
-The strong mitigations, alone or together, break the link from a caption to its one picture, and with it much of the agreement of
-image and caption. What did not help is in [LOG.md](../LOG.md).
+The model is `small_unet`, trained for 700 steps on 256 distinct emoji, of which 5 % are drawn five times as often.
+Every mitigation was tried in training, and every one in sampling on the plain model, at three strengths or more: 116
+arms. The first arms that trained took 2 to 3 minutes each; all together took 5.3 hours and the rechecks 0.5, up to
+three at a time on two cores with other work. Copies are counted among 256 images from training captions, quality
+among images from 128 held-out captions. *Copies regained* tries each lost copy six times: with other noise, with
+other words, and with noise on the embedding. The strong mitigations, alone or together, break the link from a caption
+to its one picture, and with it much of the agreement of image and caption. What did not help is in
+[LOG.md](../LOG.md).
 
 ![Copies against Fréchet distance](leaderboard.svg)
 
