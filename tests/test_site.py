@@ -97,6 +97,7 @@ def test_every_table_is_a_table(site: Path) -> None:
         )
         html = (site / f"{name}.html").read_text(encoding="utf-8")
         assert html.count("<table>") == len(re.findall(r"^\|(?:-+\|)+$", source, re.MULTILINE)), name
+        assert "<p>|" not in html, f"{name}: rows without a head"
         assert not re.search(r"^- ", re.sub(r"<(pre|code)\b.*?</\1>", "", html, flags=re.S), re.MULTILINE), name
 
 
