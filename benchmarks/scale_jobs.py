@@ -50,7 +50,7 @@ class Assumed:
     probes: float = _assumed(64, "cells a generation is searched in; what that finds must be measured on the set")
     value_bytes: float = _assumed(2, "bytes of one number of a vector: 2 is fp16, 1 is int8; the error is measured")
     thumbnail: float = _assumed(3072, "bytes of a thumbnail: 32 x 32 x 3, the default of the second look")
-    row: float = _assumed(100, "bytes of an image's row: docs/indexes.md says about so many")
+    row: float = _assumed(100, "bytes of an image's row: docs/index.md says about so many")
     held: float = _assumed(140, "bytes of memory a training image, today, while embedded: benchmark-whole")
     card_bytes: float = _assumed(2000, "bytes of a risk card, today; a guess of ours")
     kept: float = _assumed(50, "nearest training images kept of a generation: the default of an audit")
