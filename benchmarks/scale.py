@@ -43,7 +43,7 @@ class Assumed:
     uneven: float = _assumed(1.6, "mean of squared cell sizes over the square of the mean: lognormal, sigma 0.7")
     value_bytes: float = _assumed(2, "bytes of one number of a vector: 2 is fp16, 1 is int8; the error is measured")
     thumbnail: float = _assumed(3072, "bytes of a thumbnail: 32 x 32 x 3, the default of the second look")
-    row: float = _assumed(100, "bytes of an image's row: docs/index.md says about so many")
+    row: float = _assumed(100, "bytes of an image's row: docs/indexes.md says about so many")
     held: float = _assumed(140, "bytes of memory a training image, today, while embedded: benchmark-whole")
     machines: float = _assumed(25, "machines: the task this page answers in about a day")
     cores: float = _assumed(64, "cores of a machine, as fast as the one measured, also when all work")

@@ -1,4 +1,4 @@
-"""The tables of docs/index.md, out of results/benchmark-index-cost.json."""
+"""The tables of docs/indexes.md, out of results/benchmark-index-cost.json."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -53,7 +54,16 @@ def prose(text):
 # Generated pages
 
 
-MADE = ["../README.md", "cli.md", "leaderboard.md", "leaderboard.svg", "mitigations.md", "parts.md", "recipes.md"]
+MADE = [
+    "cli.md",
+    "indexes.md",
+    "signals.md",
+    "leaderboard.md",
+    "leaderboard.svg",
+    "mitigations.md",
+    "parts.md",
+    "recipes.md",
+]
 MADE += ["json.md", "scale.md", "numbers.md", "growth.svg"]
 
 
@@ -256,14 +266,20 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+# Links of the README, which package indexes show too, name the repository.
+OURS = "https://github.com/copyscope/copyscope"
+
+
 def broken_links(path):
     text = prose(path.read_text())
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     for target in found:
-        if re.match(r"[a-z]+:", target):
-            continue
         file, _, anchor = target.partition("#")
         there = path.parent / file if file else path
+        if own := re.fullmatch(rf"{OURS}/(?:blob|raw|tree)/main/(.+)", file):
+            there = ROOT / own[1]
+        elif re.match(r"[a-z]+:", target):
+            continue
         if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
             yield target
 
@@ -277,12 +293,25 @@ def test_the_check_of_links_sees_broken_ones(tmp_path):
     text = "# One, two\n[a](#one-two) [b](gone.md) [c](here.md#three) ![d](no.png) [e](https://x.org)\n"
     (tmp_path / "here.md").write_text(text)
     assert list(broken_links(tmp_path / "here.md")) == ["gone.md", "here.md#three", "no.png"]
+    gone = f"{OURS}/blob/main/docs/gone.md"
+    (tmp_path / "here.md").write_text(f"[a]({OURS}/blob/main/docs/guard.md#measured) [b]({gone}) [c]({OURS}/issues)\n")
+    assert list(broken_links(tmp_path / "here.md")) == [gone]
 
 
 def test_the_readme_says_how_to_see_it_work_and_how_to_test_it():
     text = README.read_text()
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_the_readme_is_a_screen_and_a_half_and_its_links_work_where_packages_are_shown():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 115
+    assert len(re.findall(r"^\|(?:-+\|)+$", text, re.MULTILINE)) <= 1
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 15
+    assert [each for each in links if not each.startswith(OURS + "/")] == []
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"] == OURS
 
 
 def test_contributing_fits_on_one_screen():

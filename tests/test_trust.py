@@ -114,7 +114,7 @@ def test_an_index_imports_nothing_that_it_names(index, evil, spec):
     with pytest.raises(PartError) as caught:
         Index.open(index).match([PICTURE])
     two_lines(caught)
-    refused("match", SOURCE / "docs" / "report.png", "--index", index)
+    refused("match", SOURCE / "docs" / "report.webp", "--index", index)
     refused("serve", index, "--port", "0")
     assert not evil.exists()
     with pytest.raises(PartError, match="not a part of the shelf"):

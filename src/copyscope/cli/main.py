@@ -53,14 +53,36 @@ ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_curating.curate, cli_deciding.decide,
     cli_making.train, cli_making.generate,
 )  # fmt: skip
+# A line each in the list of `copyscope -h`, at 80 columns; the rest of the help is the docstring's.
+SHORT = {
+    "audit": "Find which images of GENERATED copy TRAIN, and why.",
+    "lint": "Find what in TRAIN is likely to be copied, before training.",
+    "embed": "Describe every image of CORPUS and keep the vectors.",
+    "match": "Find the most similar images of a set, or of an index.",
+    "duplicates": "Find groups of near-duplicates in CORPUS.",
+    "leaks": "Find images of one set in another, changed or not.",
+    "serve": "Answer over HTTP whether an image is a copy.",
+    "curate": "Write a cleaned data set for any trainer.",
+    "decide": "Record a verdict on images that other commands honour.",
+    "train": "Train a model on CORPUS.",
+    "generate": "Make images with a trained model.",
+    "parts": "List the protocols and parts.",
+    "report": "Make the HTML report of a finished result again.",
+    "fetch": "Download a named data set, checked by its hash.",
+    "demo": "Train a small model, audit it, see what it copies.",
+    "doctor": "Say what is installed and what is missing.",
+    "index": "Keep a training set on disk, for fast look-ups.",
+    "experiment": "Train, generate and audit a grid of recipes.",
+    "guard": "Calibrate signals that detect likely copies in sampling.",
+}
 for command in ELSEWHERE:
-    app.command()(command)
-app.add_typer(index.index, name="index")
-app.add_typer(cli_making.experiment, name="experiment")
-app.add_typer(guard.guard, name="guard")
+    app.command(short_help=SHORT[command.__name__])(command)
+app.add_typer(index.index, name="index", short_help=SHORT["index"])
+app.add_typer(cli_making.experiment, name="experiment", short_help=SHORT["experiment"])
+app.add_typer(guard.guard, name="guard", short_help=SHORT["guard"])
 
 
-@app.command(name="parts")
+@app.command(name="parts", short_help=SHORT["parts"])
 def parts_(
     shelf: Annotated[
         str | None,
@@ -86,7 +108,7 @@ def parts_(
                 print(f"      {'; '.join(said)}")
 
 
-@app.command()
+@app.command(short_help=SHORT["report"])
 def report(
     folder: Annotated[
         Path,
@@ -132,7 +154,7 @@ def report(
     print(f"Report: {folder / 'report.html'}")
 
 
-@app.command()
+@app.command(short_help=SHORT["fetch"])
 def fetch(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="What to fetch; without it, the list.")] = None,
     as_json: AsJson = False,
@@ -156,7 +178,7 @@ def fetch(
     print(json.dumps({"name": name, "path": str(path)}) if as_json else str(path))
 
 
-@app.command()
+@app.command(short_help=SHORT["demo"])
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the data and the report go.")] = Path(
         "copyscope-demo"
@@ -202,7 +224,7 @@ def demo(
     print(f"Report: {folder / 'report.html'}")
 
 
-@app.command()
+@app.command(short_help=SHORT["doctor"])
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what can be used, and what each missing piece would need."""
     from copyscope.doctor import examine

@@ -100,7 +100,7 @@ class Index:
             crops: describe windows of the training images too, ten times the size, to find pictures of a quarter of
                 one.
             precision: of the vectors: float32, float16 or int8; scores move by less than they tell apart
-                (docs/index.md).
+                (docs/indexes.md).
             seed: of the samples.
             cache: folder of the cache; None = the user's.
             workers: threads; None = one a core.

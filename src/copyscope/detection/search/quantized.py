@@ -1,6 +1,6 @@
 """Vectors in half precision or int8, read back as float32.
 
-How far that moves a similarity is measured by benchmarks/index_cost.py, and stated in docs/index.md.
+How far that moves a similarity is measured by benchmarks/index_cost.py, and stated in docs/indexes.md.
 """
 
 from __future__ import annotations
