@@ -307,6 +307,7 @@ def test_the_readme_says_how_to_see_it_work_and_how_to_test_it():
 def test_the_readme_is_a_screen_and_a_half_and_its_links_work_where_packages_are_shown():
     text = README.read_text()
     assert len(text.splitlines()) <= 115
+    assert f"copyscope-{copyscope.__version__}-py3-none-any.whl[" in text
     assert len(re.findall(r"^\|(?:-+\|)+$", text, re.MULTILINE)) <= 1
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert len(links) > 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -67,6 +68,14 @@ def test_every_page_of_the_nav_is_built(site: Path) -> None:
     for name in NAV:
         assert "<h1" in (site / f"{name}.html").read_text(encoding="utf-8"), name
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} == set(NAV)
+
+
+def test_pages_can_be_searched(site: Path) -> None:
+    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    pages = {each["location"].partition(".html")[0] for each in found}
+    assert {*NAV, ""} - {"index"} <= pages | {""}
+    assert any("conformal" in each["text"] for each in found)
+    assert 'data-md-component="search"' in (site / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
