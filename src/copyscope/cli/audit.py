@@ -15,6 +15,7 @@ from .options import (
     AsJson,
     DeviceName,
     DryRun,
+    EmbedImages,
     EngineSpec,
     FailOn,
     Generated,
@@ -83,6 +84,22 @@ def audit(
         str | None,
         typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
     ] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the report.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="TEXT", help="Name and version of the model, for the report."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--note", metavar="TEXT", help="A note for the readers of the report.")
+    ] = None,
+    embed: Annotated[
+        EmbedImages,
+        typer.Option(
+            "--embed",
+            help="What the report enlarges: nothing, the 24 worst pairs at 768 pixels (6 MB), or the files of flagged "
+            "pairs as they are, with their metadata (64 MB).",
+        ),
+    ] = EmbedImages.large,
     fail_over: Annotated[
         float | None,
         typer.Option(
@@ -153,6 +170,10 @@ def audit(
             parts=parts.value,
             fdr=fdr,
             clip=clip,
+            title=title,
+            model=model,
+            note=text,
+            embed_images=embed.value,
             seed=seed,
             workers=workers,
             engine=opened_engine(engine),

@@ -38,8 +38,9 @@ from copyscope.imaging import images
 from copyscope.machine import Progress
 from copyscope.options import CacheOptions
 
+from .about import About
 from .one_pass import read_queries, read_train
-from .previews import gallery
+from .previews import EMBED, gallery
 from .results import Result, failures, versions
 
 SCHEMA = "copyscope.audit/1"
@@ -100,6 +101,10 @@ def audit(
     parts: str = "auto",
     fdr: float = FDR,
     clip: str | Path | None = None,
+    title: str | None = None,
+    model: str | None = None,
+    note: str | None = None,
+    embed_images: str = "large",
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -126,6 +131,11 @@ def audit(
         fdr: false discovery rate of the list of copies, in (0, 1).
         clip: local folder of a CLIP model, to measure how the generated images agree with their prompts; None = not
             measured.
+        title: of the report; None = none.
+        model: name and version of the model, for the report; None = not said.
+        note: for the readers of the report; None = none.
+        embed_images: what the report shows of a pair that is enlarged: "small" = the previews of 192 pixels, "large" =
+            the 24 worst pairs at 768 pixels (some 6 MB at most), "full" = the files of flagged pairs, up to 64 MB.
         seed: of the random samples taken.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
@@ -144,6 +154,8 @@ def audit(
         raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
     if sensitivity < 0:
         raise InputError(f"sensitivity is a number of training groups, not {sensitivity}.\n0 leaves it out")
+    if embed_images not in EMBED:
+        raise InputError(f"embed_images is one of {', '.join(EMBED)}, not {embed_images!r}.\nThe usual one is large")
     if held_out is not None and control is not None:
         raise InputError("A verdict is calibrated on held-out images or on controls, not on both.\nGive one of them")
     corpora = {"generated": _open(generated), "train": _open(train)}
@@ -225,7 +237,8 @@ def audit(
         "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
         "look_alikes": judgement.look_alikes,
     }
-    tables["thumbnails"] = gallery(described, tables, (group["ids"] for group in repeated.as_dict()["groups"]))
+    repeats = (group["ids"] for group in repeated.as_dict()["groups"])
+    tables["thumbnails"] = gallery(described, tables, repeats, embed_images)
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (
@@ -240,6 +253,7 @@ def audit(
         "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
+        "about": About(title, model, note).summary(described),
         "verdict": {key: getattr(judged, key) for key in ("answer", "sentence", "reasons", "needed")},
         "replication_rate": judged.rate.as_dict(),
         "estimated_rate": judged.estimated_rate.as_dict(),
@@ -292,6 +306,7 @@ def audit(
                 "trust_held_out": trust_held_out,
                 "sensitivity": sensitivity,
                 "parts": parts,
+                "embed_images": embed_images,
             },
             seed,
         ),

@@ -1,0 +1,59 @@
+"""What an audit is about, for its report: title, model, note, and each set of images with a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+
+from copyscope.detection.embedding.embeddings import Embeddings
+
+MOST = 10_000_000
+"""Images of a set up to which it has a digest: the digests of its files are sorted in memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a person says about an audit. None = not said.
+
+    Args:
+        title: of the report.
+        model: name and version of the model.
+        note: any text.
+    """
+
+    title: str | None = None
+    model: str | None = None
+    note: str | None = None
+
+    def summary(self, described: Mapping[str, Embeddings]) -> dict[str, Any]:
+        """As plain JSON, with path, layout, number of images and digest of each set by its name."""
+        sets = {
+            name: {
+                "path": each.corpus.origin,
+                "kind": each.corpus.kind,
+                "n": len(each.corpus),
+                "digest": digest(each),
+            }
+            for name, each in described.items()
+        }
+        return dataclasses.asdict(self) | {"sets": sets}
+
+
+def digest(described: Embeddings) -> str | None:
+    """SHA-256 over the sorted SHA-256 of the readable files: two sets of the same files have the same, whatever names.
+
+    None where the files have no digests, or are more than MOST.
+    """
+    table = described.corpus.table
+    if "sha256" not in table.column_names or len(table) > MOST:
+        return None
+    known = table["sha256"].filter(pyarrow.compute.is_null(table["error"]))
+    if known.null_count or not len(known):
+        return None
+    files = np.sort(known.to_numpy().astype("S64"))
+    return hashlib.sha256(files.tobytes()).hexdigest()
