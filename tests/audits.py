@@ -373,10 +373,10 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
         "seconds": 12.5,
         "about": {
             "title": f"Release {HOSTILE[0]}", "model": f"flowers-lora {HOSTILE[5]}", "note": "Before the gate.",
-            "sets": {
-                name: {"path": f"data/{name}", "kind": "folder", "n": n, "digest": digit * 64}
-                for name, digit in (("generated", "a"), ("train", "b"), ("held-out", "c"))
-            },
+            "sets": [
+                {"set": name, "path": f"data/{name}", "kind": "folder", "n": n, "digest": digit * 64}
+                for name, digit in (("train", "b"), ("generated", "a"), ("held-out", "c"))
+            ],
         },
         "verdict": {
             "answer": "copies" if copies else "no copies found",

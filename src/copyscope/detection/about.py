@@ -31,16 +31,17 @@ class About:
     note: str | None = None
 
     def summary(self, described: Mapping[str, Embeddings]) -> dict[str, Any]:
-        """As plain JSON, with path, layout, number of images and digest of each set by its name."""
-        sets = {
-            name: {
+        """As plain JSON, with name, path, layout, number of images and digest of each set."""
+        sets = [
+            {
+                "set": name,
                 "path": each.corpus.origin,
                 "kind": each.corpus.kind,
                 "n": len(each.corpus),
                 "digest": digest(each),
             }
             for name, each in described.items()
-        }
+        ]
         return dataclasses.asdict(self) | {"sets": sets}
 
 

@@ -45,7 +45,7 @@ class Previews:
         return any(one == corpus for one, _ in self._image)
 
     def place(self, corpus: str, image_id: str | None, size: str = "image") -> int | None:
-        """Index into `uris`, or None where there is no preview; size: "image" or "large"."""
+        """Index into `uris` of an "image" or a "large" one, or None where there is no preview."""
         if image_id is None:
             return None
         key = (corpus, image_id)
