@@ -142,6 +142,15 @@ def test_overlay_and_difference(visit: Any, report: Path) -> None:
     assert boxes[0] == boxes[1]
 
 
+def test_no_column_is_cut_on_a_phone(visit: Any, report: Path) -> None:
+    page = visit(report, "phone").page
+    cut = "all => all.filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.ariaLabel)"
+    assert page.locator(".scroll").count() > 3
+    assert page.locator(".scroll").evaluate_all(cut) == []
+    cell = page.locator("#similarity tbody tr").first.locator("td").nth(1)
+    assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"mean"'
+
+
 def test_the_viewer_enlarges_a_pair_and_follows_keys(visit: Any, report: Path) -> None:
     page = visit(report).page
     box = page.locator("#viewer")

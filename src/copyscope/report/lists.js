@@ -175,8 +175,8 @@ list("failures", {
   keeps: { all: () => true, other: (row, corpus) => f.corpus[row] === corpus },
   orders: { id: [f.id, 1], error: [f.error, 1] },
   texts: (row) => [f.id[row], f.error[row] ?? ""],
-  build: (row) => el("tr", {}, el("td", {}, f.corpus[row] === "train" ? "training" : f.corpus[row]),
-    el("td", { dir: "auto", class: "id" }, f.id[row]), el("td", { dir: "auto" }, f.error[row] ?? "")),
+  build: (row) => el("tr", {}, el("td", { "data-label": "Set" }, f.corpus[row] === "train" ? "training" : f.corpus[row]),
+    el("td", { dir: "auto", class: "id", "data-label": "File" }, f.id[row]), el("td", { dir: "auto", "data-label": "Why" }, f.error[row] ?? "")),
 });
 
 const p = data.pictures ?? {};
@@ -237,6 +237,11 @@ document.querySelectorAll(".worst").forEach((figure) => figure.querySelectorAll(
 
 // Tables that stand in the page.
 document.querySelectorAll("main .scroll > table").forEach((table) => {
+  // On a phone each row becomes a block, and each cell says what its column is.
+  const heads = Array.from(table.tHead?.rows[0]?.cells ?? [], (one) => one.innerText);
+  for (const row of table.tBodies[0]?.rows ?? []) {
+    Array.from(row.cells).forEach((one, index) => one.colSpan === 1 && one.setAttribute("data-label", heads[index] ?? ""));
+  }
   if (table.querySelector("tbody[id]")) return;
   const button = el("button", { type: "button", class: "quiet" }, "Save as CSV");
   const text = (one) => one.innerText.replace(/\s+/g, " ").trim();

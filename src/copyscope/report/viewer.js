@@ -127,7 +127,12 @@ const viewer = (() => {
     event.preventDefault();
     if (!box.contains(document.activeElement)) close.focus();
   });
-  box.addEventListener("close", () => Object.values(lists).forEach((one) => one.refresh()));
+  // Marks show on the cards too; the focus, which the browser gave back to the card, stays there.
+  box.addEventListener("close", () => {
+    const card = document.activeElement?.closest?.("[data-zoom]"), rows = card?.closest("[id$='-rows']");
+    Object.values(lists).forEach((one) => one.refresh());
+    rows?.querySelector(`[data-zoom="${card.dataset.zoom}"]`)?.focus();
+  });
   return {
     open: (found, first) => {
       if (!found.length || !box.showModal) return;
