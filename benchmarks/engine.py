@@ -22,8 +22,9 @@ import worlds
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding import parquet
 from copyscope.detection.embedding.embed import embed
-from copyscope.engine import Processes, Ray
+from copyscope.engine import Processes
 from copyscope.imaging import images
+from copyscope.ray_engine import Ray
 from record import record
 
 

@@ -1,88 +1,105 @@
-"""A lint of LAION-2B and an audit of ten million generations, simulated on a cluster: hours, bytes, dollars, limits.
+"""A lint of LAION-2B and an audit of ten million generations: core hours, bytes and wall hours, as sums.
 
-    python benchmarks/scale.py             # about a minute of processor time
-    python benchmarks/scale.py --machines 100 --task-sigma 0.8 --speculate 0
+    python benchmarks/scale.py
+    python benchmarks/scale.py --machines 100 --images 1e9
 
-Nothing of this size was run. Rates are those of one core, read from results/ (benchmarks embed, search, audit and
-scale_rates); all else is an assumption, an argument with its source (`--help`), and stands in the result beside the
-numbers. A stage waits for the one before. Its time is compared with that of equal machines on which nothing goes wrong
-(`ideal_hours`) and with that of sound ones (what stragglers take); the rest is what failures and lost machines take.
+Nothing of this size was run. Rates are those of one core, read from results/ (benchmarks embed, search and
+scale_rates); all else is an assumption, an argument with its source (`--help`). A stage takes what its arithmetic or
+its bytes take, whichever is longer; stragglers, failures, requests and the start of tasks are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster import Cluster, Outcome, run
 from record import record
-from scale_jobs import HOUR, Assumed, Rates, Stage, audit, lint
-from scale_limits import limits
 
-GROWTH = (1e6, 1e7, 1e8, 1e9, 2.3e9, 1e10)
-MACHINES = (1, 5, 25, 100, 400)
-SWITCHES = ("collapse", "split", "speculate")
-GPUS = 8
-HOT = (1e5, 1e6, 3e6, 1e7)
-WAVES = (1, 2, 5, 20)
-SIGMAS = (0.0, 0.4, 0.8, 1.2)
+RESULTS = Path(__file__).parents[1] / "results"
+HOUR, ID, DAY = 3600.0, 8, 24.0
 
 
-def main() -> None:
-    assumed, seed, runs = arguments()
-    rates = Rates.read()
-    jobs = {
-        "lint": lint(assumed, rates, seed),
-        "audit": audit(assumed, rates, seed),
-        "audit_exact": audit(assumed, rates, seed, exact=True),
-    }
-    record(
-        "scale",
-        {
-            "seed": seed,
-            "runs": runs,
-            "measured": dataclasses.asdict(rates),
-            "assumed": {
-                field.name: {"value": getattr(assumed, field.name), "source": field.metadata["said"]}
-                for field in dataclasses.fields(assumed)
-            },
-            "jobs": {name: job(stages, assumed, seed, runs) for name, stages in jobs.items()},
-            # No GPU was at hand: this stands on the guess of its rate alone.
-            "lint_with_gpus": {"gpus": GPUS, **with_gpus(assumed, rates, seed)},
-            "growth": [grown(assumed, rates, seed, images) for images in GROWTH],
-            "machines": [on_machines(assumed, rates, seed, n) for n in MACHINES],
-            "hot": [hot(assumed, rates, seed, times) for times in HOT],
-            "stragglers": [stragglers(assumed, rates, seed, sigma) for sigma in SIGMAS],
-            "shuffle": [shuffled(assumed, rates, seed, waves) for waves in WAVES],
-            "losses": [losses(jobs["lint"], assumed, seed, hours, runs) for hours in (500, 50, 5)],
-            "limits": [
-                {"where": each.where, "what": each.what, "unit": each.unit, "there": each.there, "answer": each.answer}
-                | {"breaks_at": number(each.breaks_at()) if np.isfinite(each.breaks_at()) else None}
-                for each in limits(assumed, rates)
-            ],
-        },
-    )
+def _assumed(default: float, said: str) -> Any:
+    return dataclasses.field(default=default, metadata={"said": said})
 
 
-def arguments(given: list[str] | None = None) -> tuple[Assumed, int, int]:
-    """What is assumed, each value an option of its own, the seed, and how many runs are averaged."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each stage whose mean is given")
-    for field in dataclasses.fields(Assumed):
-        # argparse formats help with %, which no source has.
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=int if field.name in SWITCHES else float,
-            default=field.default,
-            help=field.metadata["said"],
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """What was not measured here, each an argument."""
+
+    images: float = _assumed(2.3e9, "images to lint: LAION-2B, by its name two thousand million, as usually given 2.3")
+    generations: float = _assumed(1e7, "images to audit: the task this page answers")
+    image_bytes: float = _assumed(60e3, "bytes of an image file: a JPEG of 512 px; a guess of ours")
+    duplicated: float = _assumed(0.3, "share of images with a near-duplicate: Webster et al. 2023 (arXiv 2303.12733)")
+    copies: float = _assumed(2, "further cells an image is compared in: what that finds is in benchmark-scale-rates")
+    probes: float = _assumed(64, "cells a generation is searched in; what that finds must be measured on the set")
+    uneven: float = _assumed(1.6, "mean of squared cell sizes over the square of the mean: lognormal, sigma 0.7")
+    value_bytes: float = _assumed(2, "bytes of one number of a vector: 2 is fp16, 1 is int8; the error is measured")
+    thumbnail: float = _assumed(3072, "bytes of a thumbnail: 32 x 32 x 3, the default of the second look")
+    row: float = _assumed(100, "bytes of an image's row: docs/index.md says about so many")
+    held: float = _assumed(140, "bytes of memory a training image, today, while embedded: benchmark-whole")
+    machines: float = _assumed(25, "machines: the task this page answers in about a day")
+    cores: float = _assumed(64, "cores of a machine, as fast as the one measured, also when all work")
+    memory: float = _assumed(256e9, "bytes of memory of a machine: 4 GB a core, usual for rented ones")
+    network: float = _assumed(25e9 / 8, "bytes/s of a machine, each way: 25 Gbit/s, usual for rented ones of that size")
+    store: float = _assumed(40e9, "bytes/s of the object store, all machines together; a guess of ours")
+    core_price: float = _assumed(0.04, "dollars a core and hour: the order of list prices; put in your own")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What was measured here, of one core: seconds an image; operations, pictures and edges a second."""
+
+    describe: float
+    dim: int
+    search_flops: float
+    pairs_flops: float
+    second_looks: float
+    candidates: int
+    edges: float
+
+    @classmethod
+    def read(cls) -> Rates:
+        """From the results of the other benchmarks."""
+        embed, search, more = (
+            json.loads((RESULTS / f"benchmark-{name}.json").read_text()) for name in ("embed", "search", "scale-rates")
         )
-    values = vars(parser.parse_args(given))
-    seed, runs = values.pop("seed"), values.pop("runs")
-    return Assumed(**values), seed, runs
+        products = 2 * search["dim"] * search["queries"] * search["references"]
+        return cls(
+            describe=embed["threads"] / float(np.median(embed["images_per_second"])),
+            dim=search["dim"],
+            search_flops=products / (search["threads"] * float(np.median(search["seconds"]))),
+            pairs_flops=more["pairs_flops"],
+            second_looks=more["second_looks_per_second"],
+            candidates=more["candidates"],
+            edges=more["edges_per_second"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A stage: seconds of one core, bytes read and written."""
+
+    seconds: float
+    read: float = 0.0
+    written: float = 0.0
+
+    def summed(self, a: Assumed) -> dict[str, Any]:
+        """Its core hours, bytes and wall hours, and what it is bound by."""
+        compute = self.seconds / (a.machines * a.cores)
+        bytes_ = max(self.read, self.written) / min(a.store, a.machines * a.network)
+        found = {"core_hours": self.seconds / HOUR, "read": self.read, "written": self.written}
+        found |= {"hours": max(compute, bytes_) / HOUR}
+        return {name: number(value) for name, value in found.items()} | {
+            "bound_by": "compute" if compute >= bytes_ else "bytes"
+        }
 
 
 def number(value: float) -> float:
@@ -90,182 +107,82 @@ def number(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def job(stages: list[Stage], a: Assumed, seed: int, runs: int) -> dict[str, Any]:
-    """Every stage simulated, and the sums."""
-    found = {each.name: stage(each, a, [seed, place], runs) for place, each in enumerate(stages)}
-    total: dict[str, Any] = {
-        name: sum(each[name] for each in found.values())
-        for name in ("hours", "ideal_hours", "core_hours", "gpu_hours", "held_core_hours", "held_gpu_hours",
-                     "read", "written", "read_again", "gets", "puts", "machines_lost", "given_up",
-                     "straggler_hours", "failure_hours")
-    }  # fmt: skip
-    total["memory"] = max(each["memory"] for each in found.values())
-    total["straggler_share"] = total["straggler_hours"] / total["hours"]
-    total["failure_share"] = total["failure_hours"] / total["hours"]
-    kept = found["describe"]["written"]
-    total["dollars"] = {
-        "machines": total["held_core_hours"] * a.core_price + total["held_gpu_hours"] * a.gpu_price,
-        "requests": total["gets"] * a.get_price + total["puts"] * a.put_price,
-        "a month of what is kept": kept * a.month_price,
-    }
-    return {"total": rounded(total), "stages": {name: rounded(each) for name, each in found.items()}}
+def cells(a: Assumed) -> float:
+    """Assigning costs rows x cells, comparing rows^2 / cells x (1/2 + copies): the sum is least where they meet."""
+    return math.sqrt(a.images * (0.5 + a.copies))
 
 
-def stage(s: Stage, a: Assumed, seed: list[int], runs: int = 1) -> dict[str, Any]:
-    """One stage, the mean of `runs`: with all that goes wrong, on sound machines, and ideally."""
-    cluster = a.cluster(s.gpu)
-    seeds = [[*seed, number] for number in range(runs)]
-    whole, sound = ([run(s.tasks, each, one) for one in seeds] for each in (cluster, cluster.sound()))
-    ideal = run(s.tasks, cluster.smooth(), seed).seconds * s.rounds / HOUR
-
-    def mean(outcomes: list[Outcome], name: str) -> float:
-        return float(np.mean([getattr(each, name) for each in outcomes])) * s.rounds
-
-    hours, without_failures = mean(whole, "seconds") / HOUR, mean(sound, "seconds") / HOUR
-    executions = mean(whole, "executions") / s.rounds / len(s.tasks)
-    work = float(s.tasks.compute.sum()) * s.rounds / HOUR
+def lint(a: Assumed, r: Rates) -> dict[str, Work]:
+    """The stages of a lint of `a.images` images."""
+    n, vector = a.images, r.dim * a.value_bytes + ID
+    moved = n * vector * (1 + a.copies)
+    pairs = a.uneven * n * n / cells(a) * (0.5 + a.copies)
+    edges = n * a.duplicated
     return {
-        "tasks": len(s.tasks),
-        "hours": hours,
-        "ideal_hours": ideal,
-        "straggler_hours": without_failures - ideal,
-        "failure_hours": hours - without_failures,
-        "core_hours": 0.0 if s.gpu else work,
-        "gpu_hours": work if s.gpu else 0.0,
-        "held_core_hours": hours * a.machines * a.cores,
-        "held_gpu_hours": hours * a.machines * a.gpus,
-        "read": float(s.tasks.read.sum()) * s.rounds,
-        "written": float(s.tasks.written.sum()) * s.rounds,
-        "read_again": mean(whole, "again"),
-        "gets": float(s.tasks.requests.sum()) * s.rounds * executions,
-        "puts": len(s.tasks) * s.rounds * executions,
-        "memory": float(s.tasks.memory.max()),
-        "longest_task_hours": float(cluster.seconds(s.tasks).max()) / HOUR,
-        "executions_a_task": executions,
-        "wasted_share": mean(whole, "wasted") / max(mean(whole, "busy"), 1e-9),
-        "machines_lost": mean(whole, "losses"),
-        "given_up": mean(whole, "given_up"),
-        "bottleneck": bottleneck(s, cluster),
+        "describe": Work(n * r.describe, n * a.image_bytes, n * (vector + a.thumbnail + a.row)),
+        "assign": Work(2 * r.dim * n * cells(a) / r.search_flops, n * vector, moved),
+        "compare": Work(2 * r.dim * pairs / r.pairs_flops, moved, edges * 2 * ID),
+        "merge": Work(edges / r.edges, edges * 2 * ID, n * 2 * ID),
     }
 
 
-def bottleneck(s: Stage, cluster: Cluster) -> str:
-    """Which of these alone would take longest: all compute, all bytes, all waiting, or the longest single task."""
-    slots = cluster.machines * cluster.slots
-    inward, outward = cluster.bandwidth
-    alone = {
-        "compute": float(s.tasks.compute.sum()) / slots,
-        "reading": float(s.tasks.read.sum()) / inward / slots,
-        "writing": float(s.tasks.written.sum()) / outward / slots,
-        "requests": float(s.tasks.requests.sum()) * cluster.request / slots,
-        "one task": float(cluster.seconds(s.tasks).max()),
-    }
-    return max(alone, key=lambda name: alone[name])
-
-
-def rounded(found: dict[str, Any]) -> dict[str, Any]:
+def audit(a: Assumed, r: Rates, exact: bool = False) -> dict[str, Work]:
+    """The stages of an audit of `a.generations`, after a lint of the same set. exact: against every vector."""
+    n, g, vector = a.images, a.generations, r.dim * a.value_bytes + ID
+    looked_at = n if exact else a.uneven * n * min(1.0, a.probes / cells(a))
     return {
-        name: rounded(value) if isinstance(value, dict) else number(value) if isinstance(value, float) else value
-        for name, value in found.items()
+        "describe": Work(g * r.describe, g * a.image_bytes, g * (vector + a.thumbnail + a.row)),
+        "search": Work(2 * r.dim * g * looked_at / r.search_flops, n * vector),
+        "second look": Work(g / r.second_looks, min(g * r.candidates, n) * a.thumbnail),
     }
 
 
-def in_short(stages: list[Stage], a: Assumed, seed: int) -> dict[str, float]:
-    """Hours, bytes and dollars of a job, simulated once."""
-    hours = sum(
-        run(each.tasks, a.cluster(each.gpu), [seed, place]).seconds * each.rounds / HOUR
-        for place, each in enumerate(stages)
-    )
-    compute = sum(float(each.tasks.compute.sum()) * each.rounds for each in stages if not each.gpu) / HOUR
-    moved = sum(float(each.tasks.read.sum() + each.tasks.written.sum()) * each.rounds for each in stages)
-    requests = sum(float(each.tasks.requests.sum()) * a.get_price * each.rounds for each in stages)
-    dollars = hours * a.machines * (a.cores * a.core_price + a.gpus * a.gpu_price)
-    return rounded(
-        {"hours": hours, "core_hours": compute, "moved": moved, "machine_dollars": dollars, "request_dollars": requests}
-    )
+def limits(a: Assumed, r: Rates) -> list[dict[str, Any]]:
+    """The number of images from which on each takes a day or more than a machine's memory."""
+    of = dataclasses.replace
+    one = of(a, machines=1)
+
+    def hours(a: Assumed, stage: str) -> Callable[[float], float]:
+        return lambda n: lint(of(a, images=n), r)[stage].seconds / (a.machines * a.cores) / HOUR
+
+    asks: list[tuple[str, str, float, Callable[[float], float]]] = [
+        ("one machine", "describing in a day", DAY, hours(one, "describe")),
+        ("one machine", "comparing in a day", DAY, hours(one, "compare")),
+        ("one machine", "places, labels and digests in memory", a.memory, lambda n: n * a.held),
+        (f"{a.machines:g} machines", "describing in a day", DAY, hours(a, "describe")),
+        (f"{a.machines:g} machines", "comparing in a day", DAY, hours(a, "compare")),
+    ]
+    return [
+        {"where": where, "what": what, "breaks_at": number(_largest(ask, there))} for where, what, there, ask in asks
+    ]
 
 
-def grown(a: Assumed, r: Rates, seed: int, images: float) -> dict[str, Any]:
-    """Both jobs on a set of another size, whose most duplicated image is the same share of it."""
-    a = dataclasses.replace(a, images=images, hot=a.hot * images / a.images)
-    return {
-        "images": images,
-        "lint": in_short(lint(a, r, seed), a, seed),
-        "audit": in_short(audit(a, r, seed), a, seed),
-        "audit_exact": in_short(audit(a, r, seed, exact=True), a, seed),
+def _largest(asks: Callable[[float], float], there: float) -> float:
+    """The largest number of images, within a hundredth, for which no more is asked than there is."""
+    low, high = 0.0, 15.0
+    while high - low > 0.004:
+        middle = (low + high) / 2
+        low, high = (middle, high) if asks(10.0**middle) <= there else (low, middle)
+    return float(10.0**low)
+
+
+def arguments(given: list[str] | None = None) -> Assumed:
+    """What is assumed, each value an option of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for field in dataclasses.fields(Assumed):
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(name, type=float, default=field.default, help=field.metadata["said"])
+    return Assumed(**vars(parser.parse_args(given)))
+
+
+def main() -> None:
+    a, r = arguments(), Rates.read()
+    jobs = {"lint": lint(a, r), "audit": audit(a, r), "audit_exact": audit(a, r, exact=True)}
+    found = {job: {name: work.summed(a) for name, work in stages.items()} for job, stages in jobs.items()}
+    assumed = {
+        each.name: {"value": getattr(a, each.name), "source": each.metadata["said"]} for each in dataclasses.fields(a)
     }
-
-
-def with_gpus(a: Assumed, r: Rates, seed: int) -> dict[str, float]:
-    """The lint described by GPUS GPUs a machine."""
-    a = dataclasses.replace(a, gpus=GPUS)
-    return in_short(lint(a, r, seed), a, seed)
-
-
-def on_machines(a: Assumed, r: Rates, seed: int, machines: int) -> dict[str, Any]:
-    a = dataclasses.replace(a, machines=machines)
-    return {
-        "machines": machines,
-        "lint": in_short(lint(a, r, seed), a, seed),
-        "audit": in_short(audit(a, r, seed), a, seed),
-    }
-
-
-def hot(a: Assumed, r: Rates, seed: int, times: float) -> dict[str, Any]:
-    """The stage of comparing, by what is done about an image that stands so many times in the set."""
-    found: dict[str, Any] = {"times": times}
-    for collapse, split in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        mine = dataclasses.replace(a, hot=times, collapse=collapse, split=split)
-        compare = next(each for each in lint(mine, r, seed) if each.name == "compare")
-        outcome = run(compare.tasks, mine.cluster(), [seed, 0])
-        name = " and ".join([*["equal files first"] * collapse, *["split"] * split]) or "neither"
-        found[name] = rounded(
-            {
-                "hours": outcome.seconds / HOUR,
-                "longest_task_hours": float(compare.tasks.compute.max()) / HOUR,
-                "memory": float(compare.tasks.memory.max()),
-            }
-        )
-    return found
-
-
-def stragglers(a: Assumed, r: Rates, seed: int, sigma: float) -> dict[str, Any]:
-    """The stage of describing when tasks differ more, or less; in larger tasks too."""
-    found: dict[str, Any] = {"task_sigma": sigma}
-    for size, tasks in (("small tasks", a.tasks), ("large tasks", a.tasks / 16)):
-        (describe,) = (each for each in lint(dataclasses.replace(a, tasks=tasks), r, seed)
-                       if each.name == "describe")  # fmt: skip
-        for speculate in (False, True):
-            cluster = dataclasses.replace(a.cluster(), task_sigma=sigma, speculate=speculate)
-            outcome = run(describe.tasks, cluster, [seed, 1])
-            name = f"{size}, {'second' if speculate else 'no second'} execution"
-            found[name] = rounded({"hours": outcome.seconds / HOUR, "wasted_share": outcome.wasted / outcome.busy})
-    return found
-
-
-def losses(stages: list[Stage], a: Assumed, seed: int, hours: float, runs: int) -> dict[str, Any]:
-    """The stage of describing when a machine is lost every so many hours; the mean of `runs`."""
-    (describe,) = (each for each in stages if each.name == "describe")
-    cluster = dataclasses.replace(a.cluster(), between_losses=hours * HOUR)
-    found = [run(describe.tasks, cluster, [seed, 1, number]) for number in range(runs)]
-    return rounded(
-        {
-            "hours_between_losses": float(hours),
-            "hours": float(np.mean([each.seconds for each in found])) / HOUR,
-            "machines_lost": float(np.mean([each.losses for each in found])),
-            "wasted_share": float(np.mean([each.wasted / each.busy for each in found])),
-        }
-    )
-
-
-def shuffled(a: Assumed, r: Rates, seed: int, waves: float) -> dict[str, Any]:
-    """Both jobs with so many tasks a core on either side of a shuffle."""
-    a = dataclasses.replace(a, shuffle_waves=waves)
-    return {
-        "waves": waves,
-        "lint": in_short(lint(a, r, seed), a, seed),
-        "audit": in_short(audit(a, r, seed), a, seed),
-    }
+    record("scale", {"measured": dataclasses.asdict(r), "assumed": assumed, "jobs": found, "limits": limits(a, r)})
 
 
 if __name__ == "__main__":

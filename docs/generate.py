@@ -461,7 +461,7 @@ def _beside(name: str) -> Any:
 
 
 def scale_page() -> str:
-    """docs/scale.md with its tables, out of the results of the simulation."""
+    """docs/scale.md with its tables."""
     page, text = _beside("scale_page"), (Path(__file__).parent / "scale.md").read_text(encoding="utf-8")
     for results, tables in (("benchmark-scale", page.TABLES), ("benchmark-scale-rates", page.OF_RATES)):
         for name, make in tables.items():
@@ -477,9 +477,12 @@ def index_page() -> str:
     return text
 
 
-def scale_drawing() -> str:
-    """docs/scale.svg: hours and bytes against the number of training images."""
-    return _own_file(_beside("scale_page").drawing(_results("benchmark-scale")))
+def json_page() -> str:
+    """docs/json.md with its tables of keys, of the types in the code."""
+    page, text = _beside("json_page"), (Path(__file__).parent / "json.md").read_text(encoding="utf-8")
+    for name, kind in page.TABLES.items():
+        text = _with_table(text, name, page.table(kind))
+    return text
 
 
 def numbers_page() -> str:
@@ -543,6 +546,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "growth.svg": growth_drawing,
     "index.md": index_page,
+    "json.md": json_page,
     "leaderboard.md": leaderboard_page,
     "leaderboard.svg": leaderboard_drawing,
     "mitigations.md": mitigations_page,
@@ -550,7 +554,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "parts.md": parts_page,
     "recipes.md": recipes_page,
     "scale.md": scale_page,
-    "scale.svg": scale_drawing,
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_ACCOUNT = re.compile(r".*: [0-9,]+ images?( of the split '.*')?; (no captions|captions for |[0-9,]+ with an error).*")
+
+
+def without_accounts(stderr: str) -> str:
+    """What a command says besides what it found in the sets that it opened."""
+    return "".join(line for line in stderr.splitlines(True) if not _ACCOUNT.fullmatch(line.rstrip("\n")))
 
 
 def two_lines(caught: Any, *says: str) -> None:

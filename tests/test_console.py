@@ -4,6 +4,7 @@ terminal."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -104,6 +105,15 @@ def test_json_is_one_value_on_stdout_in_plain_letters(capsys):
     assert json.loads(stdout) == {"id": "größer", "n": None}
     assert "größer" in stdout
     assert stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_json_is_json_whatever_the_encoding_of_stdout(encoding):
+    said = {"id": "größer 犬 \x1b🐕.png"}
+    code = f"from copyscope import console; console.shield(); console.show_json({said!r})"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert json.loads(found.stdout.decode(encoding)) == said
 
 
 def test_notes_go_to_stderr_and_only_where_there_is_something(capsys):

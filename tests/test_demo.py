@@ -5,6 +5,7 @@ from pathlib import Path
 from copyscope import demo
 from copyscope.data.corpus import Corpus
 from copyscope.stats import proportion
+from tests.json_types import check
 
 
 def test_it_trains_and_makes_images_of_known_and_unknown_captions_and_goes_on(world, tmp_path, monkeypatch):
@@ -26,4 +27,6 @@ def test_copies_are_counted_by_where_the_prompt_came_from(world):
     made = demo.Made(generated, generated, generated, ["a", "b", "c", "d", None, None])
     copies = [{"id": ids[0], "match": "a"}, {"id": ids[1], "match": "z"}, {"id": ids[5], "match": "a"}]
     found = demo.score(made, {"copies": copies})
+    truth = {name: each.as_dict() for name, each in found.items()}
+    check("demo", {"summary": {}, "truth": truth, "report": "report.html"})
     assert found == {"known": proportion(2, 4), "own": proportion(1, 2), "unknown": proportion(1, 2)}

@@ -42,9 +42,10 @@ from copyscope.detection.search import distributed
 from copyscope.detection.search import exact as search_module
 from copyscope.detection.search.exact import search
 from copyscope.detection.search.ivf import IVF
-from copyscope.engine import ENGINES, TRIES, Engine, Processes, Ray, TaskFailure, open_engine
+from copyscope.engine import ENGINES, TRIES, Engine, Processes, TaskFailure, open_engine
 from copyscope.errors import CopyscopeError, InputError, MissingExtra, PartError
 from copyscope.imaging import images
+from copyscope.ray_engine import Ray
 from tests import engine_tasks as tasks
 from tests import worlds
 from tests.data.test_shards import parquet, write_tar
@@ -909,7 +910,7 @@ def test_a_wrong_engine_is_told(tmp_path, arguments: tuple[str, ...], message: s
 def test_ray_keeps_stdout_for_results(cluster, tmp_path) -> None:
     script = "\n".join(
         [
-            "from copyscope.engine import Ray",
+            "from copyscope.ray_engine import Ray",
             "from tests import engine_tasks as tasks",
             f"found = dict(Ray().map(tasks.die, {str(tmp_path)!r}, [1, 201]))",
             "import time; time.sleep(1)",

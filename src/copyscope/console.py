@@ -194,9 +194,17 @@ def printable(text: str) -> str:
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON value."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    print(_DRIVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    """Print one JSON value.
+
+    Where the stream cannot spell a letter, all letters beyond ASCII are escaped: what the stream itself would make of
+    it is no JSON.
+    """
+    text = _DRIVES.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, indent=1, ensure_ascii=False))
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(value, indent=1)
+    print(text)
 
 
 def note_unreadable(n: int) -> None:

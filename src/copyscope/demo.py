@@ -7,6 +7,7 @@ images are its own. Half of the prompts are captions it was trained on, the othe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def make(folder: Path, *, seed: int = 0, steps: int = STEPS, progress: Progress 
     return Made(training, held_out, generated, generated.table["source_id"].to_pylist())
 
 
-def score(made: Made, summary: dict[str, Any]) -> dict[str, Estimate]:
+def score(made: Made, summary: Mapping[str, Any]) -> dict[str, Estimate]:
     """Rates of copies in the audit of the demo's images, by where the prompts came from.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 _BLOCK = 4_000_000  # comparisons held at once
 _LEAST_SCALE = 1e-3  # of a score that takes few values, as one of a hash does
+
+
+class EstimateDict(TypedDict):
+    """An Estimate as plain values."""
+
+    value: Annotated[float | None, "the number; null where there was nothing to estimate from"]
+    low: Annotated[float | None, "lower end of its interval at 95 %; null where none is known"]
+    high: Annotated[float | None, "upper end"]
+    n: Annotated[int, "cases it rests on"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,9 +55,9 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] n={self.n}"
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> EstimateDict:
         """Plain values for JSON: NaN becomes None."""
-        return {key: _finite(getattr(self, key)) for key in ("value", "low", "high")} | {"n": self.n}
+        return {"value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high), "n": self.n}
 
 
 class Correlation(NamedTuple):

@@ -133,10 +133,10 @@ def test_templates_keep_the_words_and_read_as_one_sentence():
 
 @with_wordnet
 def test_wordnet_puts_other_words_first_and_then_templates_around_them():
-    found = paraphrases("a ladybug next to a fire engine", 100, rng(), wordnet=True)
+    found = paraphrases("a ladybug next to a fire engine", 1000, rng(), wordnet=True)
     assert {"a ladybird next to a fire engine", "a ladybug next to a fire truck"} <= set(found[:8])
     assert "a picture of a ladybird next to a fire engine" in found
-    assert len(found) == 100 == len(set(found))
+    assert 100 < len(found) == len(set(found))
     assert "a ladybug next to a fire engine" not in found
 
 
@@ -172,7 +172,7 @@ def test_wordnet_leaves_alone_what_it_would_spoil(caption):
 def test_without_wordnet_the_extra_is_named(monkeypatch):
     from copyscope.curation import captions
 
-    captions._wordnet.cache_clear()
+    captions.wordnet.cache_clear()
     captions._other_names.cache_clear()
     monkeypatch.setitem(sys.modules, "wn", None)
     with pytest.raises(MissingExtra, match=r"copyscope\[captions\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from copyscope.curation import curate
 from copyscope.data.corpus import Corpus
 from copyscope.errors import ImageError, InputError
-from tests.pictures import fill
+from tests.pictures import fill, picture, write
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,31 @@ def test_none_changes_no_weight_and_has_the_columns(corpus):
     assert column(found, "weight") == list(range(20))
     assert column(found, "duplicated") == [False] * 20
     assert column(found, "duplication") == [""] * 20
+    assert column(found, "duplication_factor") == [1.0] * 20
+
+
+@pytest.mark.parametrize("style", ["full", "partial"])
+def test_none_leaves_planted_duplicates_as_they_are(corpus, style):
+    planted = curate.duplicate(corpus.with_column("weight", [2.0] * 20), style, rate=0.25, factor=3)
+    assert curate.duplicate(planted).table.equals(planted.table)
+
+
+def test_planting_takes_the_place_of_what_was_planted_before(corpus):
+    weighted = corpus.with_column("weight", [float(n + 1) for n in range(20)])
+    once = curate.duplicate(weighted, "full", rate=0.25, factor=5)
+    assert curate.duplicate(once, "full", rate=0.25, factor=5).table.equals(once.table)
+    other = curate.duplicate(once, "partial", rate=0.5, factor=2, seed=3)
+    expected = curate.duplicate(weighted, "partial", rate=0.5, factor=2, seed=3)
+    assert other.table.equals(expected.table)
+
+
+def test_duplicates_of_an_unknown_factor_stay_and_nothing_is_planted_over_them(corpus):
+    old = curate.duplicate(corpus, "partial", rate=0.25)
+    old = dataclasses.replace(old, table=old.table.drop_columns("duplication_factor"))
+    assert column(curate.duplicate(old), "weight") == column(old, "weight")
+    assert column(curate.duplicate(old), "duplication") == column(old, "duplication")
+    with pytest.raises(InputError, match="by which factor"):
+        curate.duplicate(old, "full")
 
 
 def test_duplicated_images_are_the_same_for_both_styles_any_order_and_a_higher_rate(corpus):
@@ -144,6 +170,21 @@ def test_a_captioned_image_is_kept_before_a_larger_one(corpus):
         "it has a caption",
         "it has more pixels",
         "it has a caption",
+        "it comes first",
+    ]
+
+
+def test_of_one_size_the_least_compressed_and_then_the_best_captioned_is_kept(corpus, tmp_path):
+    folder = write(tmp_path, {name: picture(0, "JPEG") for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")})
+    (folder / "c.jpg").write_bytes(picture(0, "JPEG") + b"0" * 100)
+    four = Corpus.open(folder).with_column("width", [5] * 4).with_column("height", [4] * 4)
+    four = four.with_column("captions", [["dog"], ["a dog on a sofa"], ["dog"], ["a dog"]])
+    rows, label = np.arange(4), np.zeros(4, int)
+    assert curate.keep_one(four, rows, label).ids == ["c.jpg"]
+    assert curate.keep_one(four.take([0, 1, 3]), rows[:3], label[:3]).ids == ["b.jpg"]
+    assert curate.kept_because(four, [(0, 2), (0, 3), (3, 0)]) == [
+        "it is less compressed",
+        "its captions say more",
         "it comes first",
     ]
 

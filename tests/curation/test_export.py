@@ -8,6 +8,7 @@ import math
 import os
 import re
 import tarfile
+import unicodedata
 from io import BytesIO
 from pathlib import Path
 
@@ -37,25 +38,26 @@ def corpus(tmp_path):
     return duplicate(corpus, "partial", rate=0.4)
 
 
-def facts(corpus, id_column="id"):
-    """All that is known of each image, by id, and its bytes."""
-    names = [name for name in corpus.table.column_names if name not in ("image", "id", "sha256", "width", "height")]
+def facts(corpus, id_column="id", one_line=False):
+    """All that is known of each image, by id, and its bytes. one_line: captions with spaces for line breaks."""
+    names = [
+        name for name in corpus.table.column_names if name not in ("image", "id", "sha256", "width", "height", "split")
+    ]
     rows = corpus.table.select([name for name in names if name != "original_id"]).to_pylist()
     data = dict(corpus.stream())
     ids = corpus.table[id_column].to_pylist()
-    return {
-        id: (row | {"captions": row["captions"] or []}, data[n])
-        for n, (id, row) in enumerate(zip(ids, rows, strict=True))
-    }
+    said = [[text.replace("\n", " ") if one_line else text for text in row["captions"] or []] for row in rows]
+    return {id: (row | {"captions": said[n]}, data[n]) for n, (id, row) in enumerate(zip(ids, rows, strict=True))}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_written_is_read_back(corpus, tmp_path, layout):
     found = export.write(corpus, tmp_path / "out", layout)
-    assert found.kind == layout
-    # A key of a tar has no suffix, so there the ids change.
-    assert facts(found, "original_id" if layout == "webdataset" else "id") == facts(corpus)
-    assert ("original_id" in found.table.column_names) == (layout == "webdataset")
+    assert found.kind == ("imagefolder" if layout == "kohya" else layout)
+    # A key of a tar has no suffix, and kohya's folders are flat, so there the ids change.
+    renamed, one_line = layout in ("kohya", "webdataset"), layout == "kohya"
+    assert facts(found, "original_id" if renamed else "id") == facts(corpus, one_line=one_line)
+    assert ("original_id" in found.table.column_names) == renamed
     assert not list(tmp_path.glob(".out*"))
     assert not (tmp_path / "out" / "skipped.jsonl").exists()
 
@@ -66,14 +68,15 @@ def test_from_any_layout_to_any(corpus, tmp_path, first, second):
     before = export.write(corpus, tmp_path / "first", first)
     after = export.write(before, tmp_path / "second", second)
     named = "original_id" if "original_id" in after.table.column_names else "id"
-    assert facts(after, named) == facts(corpus)
+    assert facts(after, named) == facts(corpus, one_line="kohya" in (first, second))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_chosen_rows_are_written_in_any_order(corpus, tmp_path, layout):
     whole = export.write(corpus, tmp_path / "whole", layout)
     found = export.write(whole.take([4, 0, 2]), tmp_path / "out", layout)
-    assert facts(found) == facts(whole.take([4, 0, 2]))
+    named = "original_id" if layout == "kohya" else "id"
+    assert facts(found, named) == facts(whole.take([4, 0, 2]), named)
 
 
 HOSTILE = [
@@ -136,7 +139,7 @@ def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_taken(corpus,
             export.write(corpus, out)
     (tmp_path / "empty").mkdir()
     assert len(export.write(corpus, tmp_path / "empty")) == 5
-    with pytest.raises(InputError, match=r"'tfrecord'.\nThere are: imagefolder, parquet, webdataset"):
+    with pytest.raises(InputError, match=r"'tfrecord'.\nThere are: imagefolder, kohya, parquet, webdataset"):
         export.write(corpus, tmp_path / "out", "tfrecord")
 
 
@@ -218,7 +221,54 @@ def test_tars_follow_the_webdataset_convention(corpus, tmp_path):
     assert json.loads(samples[0][1]["json"])["captions"] == ["a cat", "één kat"]
 
 
+def test_kohya_folders_have_repeats_a_class_and_captions(tmp_path):
+    folder = fill(tmp_path / "data", "cat/a.png", "cat/b.png", "dog/d.png", "dog/x/c.png", "dog/x_c.png")
+    corpus = Corpus.open(folder).with_column("captions", [["a cat", "one cat"], ["b\ncat", "two"], ["x"], [], ["c"]])
+    corpus = corpus.with_column("weight", [1.0, 2.5, 0.5, 0.5, 0])
+    corpus = corpus.with_column("duplication", ["", "partial", "", "", ""])
+    export.write(corpus, tmp_path / "out", "kohya")
+    out = tmp_path / "out"
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert names == [
+        *("0_dog/x_c.png", "0_dog/x_c.txt", "1_dog/c.png", "1_dog/d.png", "1_dog/d.txt"),
+        *("2_cat/a.png", "2_cat/a.txt", "5_cat/b.png", "5_cat/b.txt", "metadata.jsonl"),
+    ]
+    # The scripts take the first line; with enable_wildcard any, which is what partial duplication is.
+    assert (out / "2_cat/a.txt").read_text() == "a cat\n"
+    assert (out / "5_cat/b.txt").read_text() == "b cat\ntwo\n"
+    found = Corpus.open(out)
+    assert sorted(found.table["weight"].to_pylist()) == [0, 0.5, 0.5, 1, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([1, 1], [1, 1]),
+        ([1, 5], [1, 5]),
+        ([0.5, 2.5, 1], [1, 5, 2]),
+        ([1 / 3, 1], [1, 3]),
+        ([0.2, 0.0], [1, 0]),
+        ([1.0, 0.001], [100, 1]),
+        ([0.0], [0]),
+    ],
+)
+def test_repeats_are_the_smallest_whole_numbers_in_proportion(weights, expected):
+    assert export.repeats(weights) == expected
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_ids_that_are_one_file_on_some_disks_are_all_written(tmp_path, layout):
+    ids = ["a.png", "a.png/b", "A.PNG", "a.png/B", "caf\u00e9.png", "cafe\u0301.png", "x/y", "x", "X/Y.png"]
+    corpus = Corpus.open(fill(tmp_path / "data", *(f"{number}.png" for number in range(len(ids)))))
+    found = export.write(corpus.with_column("id", ids), tmp_path / "out", layout)
+    assert sorted(found.read(row) for row in range(len(found))) == sorted(data for _, data in corpus.stream())
+    old = found.table["original_id"].to_pylist() if layout != "parquet" else found.ids
+    assert sorted(name or id for name, id in zip(old, found.ids, strict=True)) == sorted(ids)
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "kohya"])
 def test_hugging_face_datasets_shows_images_and_captions(corpus, tmp_path, monkeypatch, layout):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -20,7 +20,8 @@ from PIL import Image
 from copyscope import Corpus, documents, recipes
 from copyscope.data import parquet_pages
 from copyscope.data.table import MAX_NAME, MAX_TEXT, TableBuilder
-from copyscope.data.tar_headers import TarDamage, members
+from copyscope.data.tars import compressed
+from copyscope.data.tars.headers import TarDamage, members
 from copyscope.errors import ImageError, InputError
 from copyscope.experiment.plan import plan
 from tests.errors import two_lines
@@ -133,8 +134,13 @@ def test_sidecars_in_a_tar_are_bounded_and_gzip_in_it_is_no_image(tmp_path):
 
     with pytest.raises(ImageError, match="not an image"):
         images.decode(corpus.read(corpus.ids.index("zipped")))
-    (tmp_path / "b.tar").write_bytes(gzip.compress(GOOD + bytes(1024)))
-    with pytest.raises(InputError) as caught:
+
+
+def test_a_tar_bomb_is_unpacked_to_a_bound(tmp_path, monkeypatch):
+    (tmp_path / "b.tar").write_bytes(gzip.compress(GOOD + bytes(3 << 20)))
+    assert errors_of(Corpus.open(tmp_path / "b.tar"))["good"] is None
+    monkeypatch.setattr(compressed, "MOST_BYTES", 2 << 20)
+    with pytest.raises(InputError, match="unpacks to more than 2 MiB") as caught:
         Corpus.open(tmp_path / "b.tar")
     two_lines(caught)
 
@@ -453,13 +459,13 @@ def test_captions_and_columns_beyond_any_image_are_errors_of_their_rows():
     rows.add("f", "f.png", extras={"weight": 10**4000})
     table = rows.table()
     errors = table["error"].to_pylist()
-    assert [bool(error) for error in errors] == [False, True, True, True, True, False]
+    assert [bool(error) for error in errors] == [False, True, True, True, True, True]
     assert table["weight"].to_pylist() == [1.0] * 6
     assert table.num_columns < 20
 
 
 def test_a_line_without_end_is_two_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr("copyscope.data.sidecars.MAX_LINE", 1000)
+    monkeypatch.setattr("copyscope.data.captions.tables.MAX_LINE", 1000)
     (tmp_path / "a.png").write_bytes(PNG)
     for file, text in (
         ("metadata.jsonl", '{"file_name": "' + "x" * 2000),

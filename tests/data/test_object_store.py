@@ -14,9 +14,11 @@ import pytest
 import s3fs
 from PIL import Image
 
-from copyscope.data import shards, sidecars, storage
+from copyscope.data import storage
+from copyscope.data.captions import beside
 from copyscope.data.corpus import Corpus
 from copyscope.data.retry import RetryPolicy
+from copyscope.data.tars import webdataset
 from copyscope.detection.embedding.embed import embed
 from copyscope.errors import ImageError, InputError
 from tests.data.test_shards import parquet, write_tar
@@ -107,7 +109,7 @@ def test_one_shard_and_one_image_by_their_url(tmp_path, store: ObjectStore) -> N
 
 
 def test_only_the_members_asked_for_are_read(tmp_path, store: ObjectStore, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "_TAR_GAP", 2000)
+    monkeypatch.setattr(webdataset, "_TAR_GAP", 2000)
     write_tar(tmp_path / "a.tar", {f"{number}.png": noise(number, 100) for number in range(20)})
     corpus = Corpus.open(store.upload(tmp_path, "members"))
     store.forget()
@@ -260,7 +262,7 @@ def test_of_captions_no_more_is_read_than_they_may_have(tmp_path, store: ObjectS
     fill(tmp_path, "a.png", "b.png", "c.png")
     write(tmp_path, {"a.txt": "x" * 5000, "b.txt": "a dog", "c.txt": ""})
     url = store.upload(tmp_path, "long")
-    monkeypatch.setattr(sidecars, "SIDECAR_BYTES", 1000)
+    monkeypatch.setattr(beside, "SIDECAR_BYTES", 1000)
     store.asked.clear()
     corpus = Corpus.open(url)
     assert corpus.captions == [[], ["a dog"], []]
@@ -269,7 +271,7 @@ def test_of_captions_no_more_is_read_than_they_may_have(tmp_path, store: ObjectS
 
 
 def test_one_large_shard_is_read_by_many(tmp_path, store: ObjectStore, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "_TAR_PIECE", 20_000)
+    monkeypatch.setattr(webdataset, "_TAR_PIECE", 20_000)
     write_tar(tmp_path / "a.tar", {f"{number:02d}.png": noise(number, 60) for number in range(40)})
     corpus = Corpus.open(store.upload(tmp_path, "hot"))
     store.forget()
@@ -310,5 +312,5 @@ def test_a_table_of_metadata_in_a_store(tmp_path, store: ObjectStore) -> None:
     pq.write_table(pa.table({"file_name": ["a.png", "b.png"], "text": ["x", "y"]}), tmp_path / "metadata.parquet")
     write(tmp_path, {"more.csv": "file_name,text\na.png,first\n"})
     url = store.upload(tmp_path, "metadata")
-    assert Corpus.open(url).captions == [["x"], ["y"]]
+    assert Corpus.open(url).captions == [["x", "first"], ["y"]]
     assert Corpus.open(f"{url}/more.csv").captions == [["first"]]

@@ -123,7 +123,7 @@ def test_large_row_groups_are_not_kept_whole(tmp_path, monkeypatch) -> None:
     corpus = Corpus.open(parquet(tmp_path / "a.parquet", {"image": [picture(number) for number in range(50)]}))
     monkeypatch.setattr(shards, "_CACHED_BYTES", 10)
     assert [corpus.read(row) for row in (49, 3, 17, 16)] == [picture(49), picture(3), picture(17), picture(16)]
-    assert len(corpus._parquet._cached[2]) == 16
+    assert len(corpus._table_images._cached[2]) == 16
 
 
 def test_parquet_without_images_in_a_folder_of_images(tmp_path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import copyscope
 from copyscope import stats
+from copyscope.data.corpus import Corpus
 from copyscope.detection import lint as module
+from copyscope.detection.lint import lint
 from copyscope.detection.search import ivf
 from copyscope.errors import InputError
 from copyscope.imaging import images
@@ -19,6 +22,7 @@ from copyscope.report import render_lint
 from copyscope.report.terminal import lint_figures
 from copyscope.report.wording import lint_limits
 from tests import worlds
+from tests.pictures import fill
 
 
 def run(folder: Path) -> copyscope.Lint:
@@ -76,28 +80,31 @@ def test_captions_are_counted(linted):
     assert linted.summary["captions"] == {"with": 60, "without": 0, "shared": 7, "near_shared": 3}
 
 
-def test_every_group_is_to_be_deduplicated_and_the_simplest_pictures_recaptioned(world, linted):
+def test_every_group_is_to_be_deduplicated_and_no_picture_is_recaptioned_for_being_the_simplest(world, linted):
     cards = linted.tables["risk"].to_pylist()
-    assert [card["group_size"] for card in cards[:3]] == [5, 3, 2]
-    assert [card["action"] for card in cards[:3]] == ["deduplicate"] * 3
-    assert {world.group[card["id"]] for card in cards[:3]} == {0, 1, 2}
-    plain = cards[3:]
-    assert linted.summary["actions"] == {"deduplicate": 3, "recaption": len(plain)}
-    # The simplest tenth, below but not at it, of the 50 images without near-duplicates.
+    assert [card["group_size"] for card in cards] == [5, 3, 2]
+    assert [card["action"] for card in cards] == ["deduplicate"] * 3
+    assert {world.group[card["id"]] for card in cards} == {0, 1, 2}
+    assert linted.summary["actions"] == {"deduplicate": 3, "recaption": 0}
     assert linted.summary["n_measured"] == 50
-    assert len(plain) == 4
-    assert all(card["action"] == "recaption" and card["id"] not in world.group for card in plain)
-    mixed = [card["mixed"] for card in plain]
-    assert mixed == sorted(mixed)
-    # A world has two captions an image: one, and "picture of" it.
-    assert all(card["captions"][1] == f"picture of {card['captions'][0]}" for card in cards)
 
 
-def test_ranks_count_ties_and_the_image_itself():
-    mixed = np.array([3.0, 1.0, np.nan, 1.0, 0.5])
-    ranks = module._ranks(mixed[[0, 1, 2, 4]], mixed[:4])
-    assert ranks[[0, 1, 3]].tolist() == [1.0, 2 / 3, 0.0]
-    assert np.isnan(ranks[2])
+def test_plain_pictures_under_captions_of_their_own_are_to_be_recaptioned(world, tmp_path):
+    for path in sorted(world.train.glob("*.png"))[10:20]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / path.name).with_suffix(".txt").write_text(f"scene {path.stem}")
+    for number, corners in enumerate([(40, 40, 90, 200), (100, 20, 220, 80), (150, 150, 230, 230)]):
+        plain = Image.new("RGB", (256, 256), "white")
+        plain.paste((20, 20, 20), corners)
+        plain.save(tmp_path / f"plain {number}.png")
+        (tmp_path / f"plain {number}.txt").write_text(f"logo of firm {number}")
+    result = run(tmp_path)
+    cards = [card for card in result.tables["risk"].to_pylist() if card["action"] == "recaption"]
+    assert {card["id"] for card in cards} == {f"plain {number}.png" for number in range(3)}
+    assert [card["mixed"] for card in cards] == sorted(card["mixed"] for card in cards)
+    assert all("from 4 on it would be none" in card["reason"] for card in cards)
+    assert result.summary["actions"]["recaption"] == 3
+    assert "3 plain pictures stand under captions of their own" in result.summary["sentence"]
 
 
 def test_unreadable_files_are_counted_and_listed(world, tmp_path):
@@ -116,6 +123,29 @@ def test_unreadable_files_are_counted_and_listed(world, tmp_path):
     # The upper end is the one that would hold had all three repeated another image: 10 of 15.
     assert share["high"] == pytest.approx(stats.proportion(10, 15).high)
     assert " of 12 readable images " in result.summary["sentence"]
+
+
+def test_lint_duplicates_and_curate_keep_the_same_image_of_a_group(world, tmp_path):
+    from copyscope.curation.export import write
+    from copyscope.detection.dedup.deduplicate import deduplicated
+
+    corpus = Corpus.open(world.train)
+    # The last of each group is the best captioned.
+    last = {group: name for name, group in sorted(world.group.items())}
+    said = [[*own, "and much more to say of it"] if id in last.values() else own
+            for id, own in zip(corpus.ids, corpus.captions, strict=True)]  # fmt: skip
+    corpus = corpus.with_column("captions", said)
+    found = lint(corpus, "sscd-distilled")
+    groups = found.tables["groups"].to_pylist()
+    kept = [row["id"] for row in groups if row["kept"]]
+    first = {row["group"]: row["id"] for row in reversed(groups)}
+    assert set(first.values()) == set(kept)
+    cards = [row["id"] for row in found.tables["risk"].to_pylist() if row["action"] == "deduplicate"]
+    assert sorted(cards) == sorted(kept)
+    left, dropped = deduplicated(corpus, "keep-one", "sscd-distilled")
+    assert {row["kept_id"] for row in dropped} <= set(kept) <= set(left.ids)
+    assert len(write(left, tmp_path / "out")) == len(corpus) - len(dropped)
+    assert set(kept) & set(last.values())
 
 
 def test_a_set_without_captions_is_never_to_be_recaptioned(world, tmp_path):
@@ -199,7 +229,6 @@ def test_at_most_so_many_images_are_measured(world, linted, monkeypatch):
     result = run(world.train)
     assert result.summary["n_measured"] == 20
     assert result.summary["actions"]["deduplicate"] == 3
-    assert result.summary["actions"]["recaption"] < linted.summary["actions"]["recaption"]
 
 
 def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
@@ -207,7 +236,7 @@ def test_people_see_it_in_a_terminal_and_in_a_notebook(linted):
 
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(linted)
-    assert "deduplicate 3 groups, recaption 4 images" in console.export_text()
+    assert "deduplicate 3 groups, recaption 0 images" in console.export_text()
     assert "11.7% [4.8%, 22.6%] n=60" in linted._repr_html_()
     assert repr(linted).startswith("<Lint: 7 of 60 images")
 
@@ -243,3 +272,12 @@ def test_of_many_images_a_sample_counts_shared_captions_and_every_card_is_of_all
     assert captions["shared"] % 2 == captions["near_shared"] % 2 == 0
     assert captions["shared"] + captions["near_shared"] > 0
     assert captions == run(world.train).summary["captions"]
+
+
+def test_weights_are_said_with_what_they_do(tmp_path):
+    fill(tmp_path, *(f"20_sks dog/{number}.png" for number in range(3)), "1_dog/a.png", "1_dog/b.png")
+    found = copyscope.lint(tmp_path, "phash", cache=tmp_path / ".cache").summary
+    assert found["draws"] == {"n_most": 3, "times": 20.0, "share": 60 / 62}
+    assert found["sentence"].endswith("3 images are drawn 20 times as often as the least drawn: 97% of all draws.")
+    fill(tmp_path / "alike", "a.png")
+    assert copyscope.lint(tmp_path / "alike", "phash", cache=tmp_path / ".cache").summary["draws"] is None

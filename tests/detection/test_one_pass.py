@@ -63,6 +63,8 @@ def decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]
         return real(*given)
 
     monkeypatch.setattr(images, "_decode", counting)
+    # Opening a folder looks into the headers of its files for prompts, which is no reading of the image.
+    monkeypatch.setattr("copyscope.data.sidecars._read_headers", lambda *_: None)
     for module in (audit_module, lint_module):
         monkeypatch.setattr(module, "gallery", no_previews)
     opened.clear()

@@ -162,6 +162,36 @@ def test_the_same_call_again_makes_what_is_missing_and_no_more(copier, tmp_path,
     assert same(pixels(generate(copier, out, QUICK, captions=captions)), first)
 
 
+@pytest.mark.parametrize("signals", [(), ("text_conditional_norm",)])
+def test_deleted_and_empty_images_of_a_whole_folder_are_made_again(network, tmp_path, signals):
+    out, recipe = tmp_path / "out", dataclasses.replace(QUICK, signals=signals, batch_size=2)
+    first = generate(network, out, recipe, captions=["a"])
+    before, scores = {path.name: path.read_bytes() for path in out.iterdir()}, first.table.column_names
+    (out / "000001.png").unlink()
+    (out / "000003.png").write_bytes(b"")
+    again = generate(network, out, recipe, captions=["a"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert again.table.column_names == scores
+
+
+@pytest.mark.parametrize("signals", [(), ("text_conditional_norm",)])
+def test_more_images_go_on_from_a_finished_folder_and_fewer_are_refused(network, tmp_path, signals, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_IMAGES", 4)
+    few = dataclasses.replace(QUICK, signals=signals)
+    many = dataclasses.replace(few, n_images=9)
+    generate(network, tmp_path / "out", few, captions=["a", "b"])
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    generate(network, tmp_path / "out", many, captions=["a", "b"])
+    generate(network, tmp_path / "at once", many, captions=["a", "b"])
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in made.items())
+    for path in (tmp_path / "at once").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(InputError, match=r"differ in n_images\.\nIt has 9 images"):
+        generate(network, tmp_path / "out", few, captions=["a", "b"])
+    with pytest.raises(InputError, match="differ in prompts"):
+        generate(network, tmp_path / "out", dataclasses.replace(many, n_images=12), captions=["a", "c"])
+
+
 def test_metadata_is_written_last(copier, tmp_path, monkeypatch):
     written = []
     whole = module.write_bytes

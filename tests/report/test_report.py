@@ -471,7 +471,7 @@ def test_lint_page_says_what_was_found_and_what_to_do(lint_page: str) -> None:
 def test_lint_page_has_no_section_on_generated_images(lint_page: str) -> None:
     outline = Outline(lint_page)
     ids = {attributes["id"] for tag, attributes in outline.elements if tag == "section"}
-    assert ids == {"summary", "actions", "duplicates", "risk", "failures", "recipe", "limits"}
+    assert ids == {"summary", "actions", "duplicates", "risk", "failures", "read", "recipe", "limits"}
     shown = "".join(outline.text)
     assert not re.search(r"times copied|copied at least once|among the generated images|None|NaN", shown)
     for section, terms in wording.LINT_SECTION_TERMS.items():

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from copyscope.console import note, progress_bar, show, show_json
+from copyscope.console import progress_bar, show_json
 from copyscope.errors import InputError
 
 from .options import (
     EXIT_CANNOT_TELL,
     EXIT_COPIES,
     AsJson,
+    DecisionsFile,
     DeviceName,
     DryRun,
     EmbedImages,
@@ -21,19 +22,24 @@ from .options import (
     Generated,
     HeldOut,
     InsideOnly,
+    Lenient,
     Out,
     PartsWish,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     Workers,
     check_out,
     exit_with,
     gate,
+    note_advice,
     open_corpus,
     opened_engine,
+    read_decisions,
     refuse_idle,
+    save_and_show,
 )
 
 
@@ -77,7 +83,10 @@ def audit(
             help="Look for training images set into parts of the pictures (grids, insets); auto: up to 20,000 of them.",
         ),
     ] = PartsWish.auto,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     protocol: ProtocolName = "sscd-288",
     fdr: Annotated[float, typer.Option("--fdr", help="False discovery rate of the list of copies.")] = 0.05,
     clip: Annotated[
@@ -139,7 +148,11 @@ def audit(
         refuse_idle(context, ["held_out_exclude", "trust_held_out"], idle)
     if dry_run:
         sets = {"generated": generated, "train": train, "held_out": held_out, "control": control}
-        corpora = {name: open_corpus(path, inside_only) for name, path in sets.items() if path}
+        corpora = {
+            name: open_corpus(path, inside_only, split if name == "train" else None, lenient)
+            for name, path in sets.items()
+            if path
+        }
         found = named(protocol)
         found.load()
         show_json(
@@ -157,19 +170,21 @@ def audit(
     from copyscope.detection.audit import audit as run
 
     check_out(out)
+    decided = read_decisions(decisions)
     with progress_bar() as progress:
         result = run(
-            open_corpus(generated, inside_only),
-            open_corpus(train, inside_only),
-            open_corpus(held_out, inside_only) if held_out else None,
+            open_corpus(generated, inside_only, None, lenient),
+            open_corpus(train, inside_only, split, lenient),
+            open_corpus(held_out, inside_only, None, lenient) if held_out else None,
             protocol,
-            control=open_corpus(control, inside_only) if control else None,
+            control=open_corpus(control, inside_only, None, lenient) if control else None,
             held_out_exclude=held_out_exclude,
             trust_held_out=trust_held_out,
             sensitivity=sensitivity,
             parts=parts.value,
             fdr=fdr,
             clip=clip,
+            decisions=decided,
             title=title,
             model=model,
             note=text,
@@ -179,16 +194,10 @@ def audit(
             engine=opened_engine(engine),
             progress=progress,
         )
-    if out:
-        result.save(out)
-    if as_json:
-        show_json(result.summary)
-    else:
-        show(result)
-        if out:
-            print(f"Report: {out / 'report.html'}")
-        else:
-            note("For the report with pictures, add -o DIR.")
+    save_and_show(result, out, as_json, without_out="For the report with pictures, add -o DIR.")
+    if not as_json:
+        advised = sum(action not in ("keep", "review") for action in result.tables["risk"]["action"].to_pylist())
+        note_advice(train, out, "audit", advised)
     if fail_over is not None:
         gate(result.summary, fail_over, fail_on, allow_cannot_tell)
     exit_with(result.summary, strict)

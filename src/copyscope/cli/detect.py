@@ -9,29 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from copyscope.console import note_unreadable, progress_bar, show, show_json, show_table
+from copyscope.console import note_unreadable, progress_bar, show_json, show_table
 from copyscope.errors import InputError
 
 from .options import (
     AsJson,
     CorpusPath,
+    DecisionsFile,
     DeviceName,
     EngineSpec,
     InsideOnly,
+    Lenient,
     Out,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     Without,
     Workers,
     check_out,
     exit_with,
+    note_advice,
     open_corpus,
     opened,
     opened_engine,
+    read_decisions,
     refuse_idle,
     removal_note,
+    save_and_show,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +48,10 @@ def lint(
     train: Train,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     out: Out = None,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -55,18 +64,15 @@ def lint(
     from copyscope.detection.lint import lint as run
 
     check_out(out)
+    decided = read_decisions(decisions)
     with progress_bar() as progress:
-        corpus, left_out = opened(train, without, inside_only, progress)
-        result = run(corpus, protocol, seed=seed, workers=workers, engine=opened_engine(engine), progress=progress)
+        corpus, left_out = opened(train, without, inside_only, progress, split, lenient)
+        options: dict[str, Any] = {"workers": workers, "engine": opened_engine(engine), "progress": progress}
+        result = run(corpus, protocol, decisions=decided, seed=seed, **options)
     result = dataclasses.replace(result, summary=result.summary | left_out)
-    if out:
-        result.save(out)
-    if as_json:
-        show_json(result.summary)
-    else:
-        show(result)
-        if out:
-            print(f"Report: {out / 'report.html'}")
+    save_and_show(result, out, as_json)
+    if not as_json:
+        note_advice(train, out, "lint", len(result.tables["risk"]))
     exit_with(result.summary, strict)
 
 
@@ -85,6 +91,8 @@ def embed(
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     as_json: AsJson = False,
     strict: Strict = False,
     workers: Workers = None,
@@ -100,7 +108,7 @@ def embed(
 
     if engine:
         refuse_idle(context, ["workers"], "with --engine\nSay it to the engine: --engine 'processes(workers=4)'")
-        summary = _embed_by(engine, open_corpus(corpus, inside_only), out, protocol, without)
+        summary = _embed_by(engine, open_corpus(corpus, inside_only, split, lenient), out, protocol, without)
     else:
         from copyscope.detection.embedding.embed import embed as run
         from copyscope.files import write_file
@@ -110,7 +118,7 @@ def embed(
         folder = Path(out)
         check_out(folder)
         with progress_bar() as progress:
-            images, left_out = opened(corpus, without, inside_only, progress)
+            images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
             described = run(images, named(protocol).load(), workers=workers, progress=progress)
         described.save(folder)
         summary = json.loads((folder / "embeddings.json").read_text()) | left_out
@@ -152,7 +160,10 @@ def duplicates(
     ] = None,
     protocol: ProtocolName = "sscd-288",
     without: Without = None,
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     out: Out = None,
     as_json: AsJson = False,
     workers: Workers = None,
@@ -166,13 +177,14 @@ def duplicates(
     from copyscope.detection.results import write_table
 
     check_out(out)
-    rules, who = named(protocol), opened_engine(engine)
+    rules, who, decided = named(protocol), opened_engine(engine), read_decisions(decisions)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, inside_only, progress)
+        images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         described = describe(images, rules.load(), workers=workers, engine=who, progress=progress)
         bar = rules.duplicates if threshold is None else threshold
-        groups = run(described, bar, workers=workers, engine=who, progress=progress)
+        groups = run(described, bar, decisions=decided, workers=workers, engine=who, progress=progress)
     table, summary = groups.table(), groups.summary()
+    said = {"decisions": decided.summary(groups.honoured)} if decided else {}
     if out:
         write_table(out, "groups", table)
     if as_json:
@@ -180,6 +192,7 @@ def duplicates(
             summary
             | {"schema": "copyscope.duplicates/1", "n_missing": described.n_missing, "groups": table.to_pylist()}
             | left_out
+            | said
         )
         return
     print(
@@ -193,5 +206,7 @@ def duplicates(
             f"caption repeats), {none} uncaptioned. Groups in which images agree in every pixel: "
             f"{summary['n_exact_groups']}."
         )
+    if said:
+        print(said["decisions"]["sentence"])
     show_table(table.slice(0, 50), "the largest groups: a row an image")
     note_unreadable(described.n_missing)

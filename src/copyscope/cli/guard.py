@@ -11,7 +11,7 @@ import typer
 from copyscope.console import progress_bar, show_json, show_table
 
 from .make import mitigated, recipe_of
-from .options import AsJson, MitigationSpecs, Recipe, Seed, Settings, SignalSpecs, TrustParts, need_torch
+from .options import AsJson, MitigationSpecs, ModelSpec, Recipe, Seed, Settings, SignalSpecs, TrustParts, need_torch
 
 USUAL = "text_conditional_norm"
 
@@ -26,7 +26,7 @@ guard = typer.Typer(help="What tells that an image in the making is likely a cop
 
 @guard.command("calibrate")
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")],
+    model: ModelSpec,
     prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Ordinary prompts, one a line.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON file of the thresholds.")],
     signal: SignalSpecs = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,12 @@ from .options import (
     DeviceName,
     EngineSpec,
     HeldOut,
+    IndexFolder,
     InsideOnly,
+    Lenient,
     ProtocolName,
     Seed,
+    Split,
     Strict,
     Train,
     TrustParts,
@@ -31,8 +35,6 @@ from .options import (
     refuse_idle,
     removal_note,
 )
-
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
 
 index = typer.Typer(
     help="A training set on disk, in which `copyscope match --index` finds copies.", no_args_is_help=True
@@ -57,6 +59,8 @@ def build(
     ] = "float32",
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     as_json: AsJson = False,
     strict: Strict = False,
     seed: Seed = 0,
@@ -75,12 +79,12 @@ def build(
     check_out(out)
     who = opened_engine(engine)
     with progress_bar() as progress:
-        images, left_out = opened(train, without, inside_only, progress)
+        images, left_out = opened(train, without, inside_only, progress, split, lenient)
         found = Index.build(
             images,
             out,
             protocol,
-            held_out=open_corpus(held_out, inside_only) if held_out else None,
+            held_out=open_corpus(held_out, inside_only, None, lenient) if held_out else None,
             crops=crops,
             precision=precision,
             seed=seed,
@@ -104,6 +108,8 @@ def add(
     ],
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     trust_parts: TrustParts = False,
     as_json: AsJson = False,
     strict: Strict = False,
@@ -117,7 +123,7 @@ def add(
     found, who = Index.open(folder, trust_parts=trust_parts), opened_engine(engine)
     n_before = found.summary()["n_missing"]
     with progress_bar() as progress:
-        corpus, left_out = opened(images, without, inside_only, progress)
+        corpus, left_out = opened(images, without, inside_only, progress, split, lenient)
         found.add(corpus, workers=workers, engine=who, progress=progress)
     summary = found.summary()
     n_missing = summary["n_missing"] - n_before
@@ -186,9 +192,9 @@ def show(folder: IndexFolder, as_json: AsJson = False) -> None:
 
 def _say(
     folder: Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     as_json: bool,
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
     n_missing: int | None = None,
 ) -> None:
     """Print what an index is.
@@ -201,7 +207,7 @@ def _say(
         n_missing: images that this command could not read; None = all that the index counts.
     """
     if as_json:
-        show_json(summary | (more or {}))
+        show_json({**summary, **(more or {})})
         return
     scores = summary["calibration"]
     short = f" ({summary['precision']})" if summary["precision"] != "float32" else ""

@@ -18,6 +18,8 @@ from copyscope.console import progress_bar, shield, show, show_json
 from copyscope.errors import CopyscopeError
 
 from . import audit as cli_auditing
+from . import curate as cli_curating
+from . import decide as cli_deciding
 from . import detect, guard, index, search, serve
 from . import make as cli_making
 from .options import EXIT_ERROR, EXIT_STOPPED, AsJson, ProtocolName, Seed, check_out, need_torch
@@ -47,8 +49,9 @@ def root(
 
 ELSEWHERE: tuple[Callable[..., None], ...] = (
     cli_auditing.audit, detect.lint, detect.embed, search.match, detect.duplicates,
-    serve.serve,
-    cli_making.curate, cli_making.train, cli_making.generate,
+    cli_deciding.leaks, serve.serve,
+    cli_curating.curate, cli_deciding.decide,
+    cli_making.train, cli_making.generate,
 )  # fmt: skip
 for command in ELSEWHERE:
     app.command()(command)

@@ -1,11 +1,11 @@
-"""Commands `curate`, `train`, `generate` and `experiment`."""
+"""Commands `train`, `generate` and `experiment`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,12 +18,13 @@ from .options import (
     DryRun,
     HeldOut,
     InsideOnly,
+    Lenient,
     MitigationSpecs,
     ProtocolName,
     Recipe,
-    Seed,
     Settings,
     SignalSpecs,
+    Split,
     TrustParts,
     Without,
     Workers,
@@ -34,9 +35,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from copyscope.data.corpus import Corpus
     from copyscope.experiment.run import Experiment
-    from copyscope.machine import Progress
 
 T = TypeVar("T")
 
@@ -48,139 +47,14 @@ experiment = typer.Typer(
 )
 
 
-def curate(
-    context: typer.Context,
-    corpus: CorpusPath,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data set.")],
-    without: Without = None,
-    inside_only: InsideOnly = False,
-    drop_duplicates: Annotated[
-        Literal["keep-one", "down-weight", "remove"] | None,
-        typer.Option(
-            "--drop-duplicates",
-            help="What becomes of the images of a near-duplicate group. keep-one keeps a captioned one first, then the "
-            "one with most pixels, then the first; dropped.csv says why, image by image.",
-        ),
-    ] = None,
-    n: Annotated[int | None, typer.Option("-n", min=1, help="Keep this many images, drawn at random.")] = None,
-    captions: Annotated[
-        str | None,
-        typer.Option("--captions", help="Add captions: paraphrase, wordnet, or the folder of a captioning model."),
-    ] = None,
-    n_captions: Annotated[int, typer.Option("--n-captions", min=1, help="How many --captions adds to an image.")] = 4,
-    conditioning: Annotated[
-        str | None,
-        typer.Option(
-            "--conditioning", help="Captions become: unconditional, fixed, class, instance, random or original."
-        ),
-    ] = None,
-    class_column: Annotated[str, typer.Option("--class-column", help="Column of the classes.")] = "class",
-    duplication: Annotated[
-        str, typer.Option("--duplication", help="Plant duplicates, as weights: none, full or partial (captions vary).")
-    ] = "none",
-    rate: Annotated[float, typer.Option("--rate", help="Share of images that --duplication repeats.")] = 0.05,
-    factor: Annotated[float, typer.Option("--factor", help="How often these are drawn for once of the others.")] = 5.0,
-    layout: Annotated[str, typer.Option("--layout", help="imagefolder, parquet or webdataset.")] = "imagefolder",
-    protocol: ProtocolName = "sscd-288",
-    as_json: AsJson = False,
-    seed: Seed = 0,
-    workers: Workers = None,
-) -> None:
-    """Make a data set for any trainer out of CORPUS; the options apply in the order they are listed in.
-
-    Image files are copied as they are, with captions, weight and all other columns.
-    """
-    from copyscope.curation.captions import conditioned
-    from copyscope.curation.curate import duplicate, subset
-    from copyscope.curation.export import write
-    from copyscope.detection.dedup.deduplicate import deduplicated, write_list
-
-    needs = {
-        ("protocol",): (drop_duplicates, "--drop-duplicates keep-one"),
-        ("n_captions",): (captions, "--captions paraphrase"),
-        ("class_column",): (conditioning == "class", "--conditioning class"),
-        ("rate", "factor"): (duplication != "none", "--duplication full"),
-    }
-    for names, (needed, option) in needs.items():
-        if not needed:
-            refuse_idle(context, names, f"without {option.split()[0]}\nLeave it out, or add {option}, say")
-    check_out(out)
-    dropped: list[dict[str, Any]] = []
-    with progress_bar() as progress:
-        made, left_out = opened(corpus, without, inside_only, progress)
-        n_given = len(made)
-        if drop_duplicates:
-            made, dropped = deduplicated(made, drop_duplicates, protocol, workers=workers, progress=progress)
-        if n:
-            made = subset(made, n, seed=seed)
-        if captions:
-            made = _captioned(made, captions, n_captions, seed, progress)
-        if conditioning:
-            made = conditioned(made, conditioning, seed=seed, class_column=class_column)
-        made = duplicate(made, duplication, rate=rate, factor=factor, seed=seed)
-        written = write(made, out, layout, progress=progress)
-        if dropped:
-            write_list(dropped, out / "dropped.csv")
-    summary = {
-        "schema": "copyscope.curate/1",
-        "path": str(out),
-        "kind": written.kind,
-        "n": len(written),
-        "n_duplicated": sum(made.table["duplicated"].to_pylist()),
-        "n_dropped": len(dropped),
-        "n_groups": len({row["group"] for row in dropped}),
-        "n_missing": len(made) - len(written),
-    } | left_out
-    if as_json:
-        show_json(summary)
-        return
-    planted = ""
-    if duplication != "none":
-        planted = f"; {summary['n_duplicated']} of them planted as duplicates (drawn {factor:g} times as often)"
-    print(f"{summary['n']} images in {out}{planted}")
-    if drop_duplicates in ("keep-one", "remove"):
-        groups = "1 group" if summary["n_groups"] == 1 else f"{summary['n_groups']} groups"
-        where = f"; listed in {out / 'dropped.csv'}" if dropped else ""
-        print(f"{len(dropped)} of {n_given} dropped ({groups}){where}")
-    note_unreadable(len(made) - len(written))
-
-
-def _captioned(corpus: Corpus, how: str, n: int, seed: int, progress: Progress) -> Corpus:
-    """With captions added by templates, by WordNet or by the model in a folder."""
-    import numpy as np
-
-    from copyscope.curation.captions import paraphrases
-    from copyscope.curation.curate import add_captions
-    from copyscope.imaging.images import decode
-
-    done = 0
-
-    def reworded(row: int, captions: list[str], rng: np.random.Generator) -> list[str]:
-        return paraphrases(captions[0], n, rng, wordnet=how == "wordnet") if captions else []
-
-    def seen(row: int, captions: list[str], rng: np.random.Generator) -> list[str]:
-        nonlocal done
-        done += 1
-        progress("caption", done, len(corpus))
-        return captioner.caption([decode(corpus.read(row))], n, seed=int(rng.integers(2**31)))[0]
-
-    if how in ("paraphrase", "wordnet"):
-        return add_captions(corpus, reworded, seed=seed)
-    if not Path(how).is_dir():
-        raise InputError(f"--captions {how} is no folder of a model.\nThere are also: paraphrase, wordnet")
-    need_torch("A captioning model")
-    from copyscope.diffusion.text.captioner import Captioner
-
-    captioner = Captioner(how)
-    return add_captions(corpus, seen, seed=seed)
-
-
 def train(
     context: typer.Context,
     corpus: CorpusPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")],
     without: Without = None,
     inside_only: InsideOnly = False,
+    split: Split = None,
+    lenient: Lenient = False,
     recipe: Recipe = None,
     settings: Settings = None,
     mitigation: MitigationSpecs = None,
@@ -218,7 +92,7 @@ def train(
         return
     check_out(out)
     with progress_bar() as progress:
-        images, left_out = opened(corpus, without, inside_only, progress)
+        images, left_out = opened(corpus, without, inside_only, progress, split, lenient)
         look = make_watch(images, held_out, protocol, workers=workers) if watch else None
         finished = run(images, out, resolved, watch=look, progress=progress)
     if as_json:

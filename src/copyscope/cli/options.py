@@ -5,17 +5,19 @@ from __future__ import annotations
 import enum
 import importlib.util
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from copyscope.console import note
+from copyscope.console import note, show, show_json
 from copyscope.errors import InputError, MissingExtra
 from copyscope.machine import DEVICE
 
 if TYPE_CHECKING:
+    from copyscope.curation.decisions import Decisions
     from copyscope.data.corpus import Corpus
     from copyscope.data.removals import Removed
     from copyscope.engine import Engine
@@ -27,6 +29,8 @@ Generated = Annotated[
     str, typer.Argument(metavar="GENERATED", help="Images the model made: a folder, Parquet, WebDataset or URL.")
 ]
 Train = Annotated[str, typer.Argument(metavar="TRAIN", help="Images it was trained on, in any of the same layouts.")]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")]
+ModelSpec = Annotated[str, typer.Argument(metavar="RUN", help="Folder that `train -o` wrote, or a model's spec.")]
 CorpusPath = Annotated[str, typer.Argument(metavar="CORPUS", help="Images: a folder, Parquet, WebDataset or URL.")]
 HeldOut = Annotated[
     str | None, typer.Option("--held-out", metavar="DIR", help="Real images not trained on, to calibrate the verdict.")
@@ -58,11 +62,22 @@ Without = Annotated[
     str | None,
     typer.Option("--without", metavar="LIST", help="Leave out the images that LIST names by id, sha256, URL or key."),
 ]
+DecisionsFile = Annotated[
+    Path | None,
+    typer.Option("--decisions", metavar="FILE", help="Verdicts of people to honour; `copyscope decide` writes them."),
+]
 InsideOnly = Annotated[
     bool,
     typer.Option(
         "--inside-only", help="Refuse images outside the folder, which a table in it lists or a symbolic link leads to."
     ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", help="Read this split of the training set, or `all`; as PATH@NAME does."),
+]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Read JPEG files that lack their end marker; the column `repaired` says so.")
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that decode and describe; one a core by default.")
@@ -166,24 +181,34 @@ def opened_engine(spec: str | None) -> Engine | None:
     return open_engine(spec) if spec is not None else None
 
 
-def open_corpus(path: str, inside_only: bool) -> Corpus:
-    """Open the corpus at `path`, and tell the person how many of its images lie outside."""
+def open_corpus(path: str, inside_only: bool, split: str | None = None, lenient: bool = False) -> Corpus:
+    """Open the corpus at `path`, and tell the person in a line what was found there and what was not used."""
     from copyscope.data.corpus import Corpus
 
-    corpus = Corpus.open(path, inside_only=inside_only)
+    corpus = Corpus.open(path, inside_only=inside_only, split=split, lenient=lenient)
+    if warning := corpus.account.warning:
+        note(f"{path}: {warning}.")
+    note(f"{path}: {corpus.account.line()}.")
     if n := corpus.n_outside:
         note(f"{n} images lie outside the folder {path}; --inside-only refuses them.")
     return corpus
 
 
-def opened(path: str, without: str | None, inside_only: bool, progress: Progress) -> tuple[Corpus, dict[str, Any]]:
+def opened(
+    path: str,
+    without: str | None,
+    inside_only: bool,
+    progress: Progress,
+    split: str | None = None,
+    lenient: bool = False,
+) -> tuple[Corpus, dict[str, Any]]:
     """Open the corpus at `path` without the images that the list of --without names.
 
     Also what the summary says of that, and of images that lie outside.
     """
     from copyscope.data import removals
 
-    corpus = open_corpus(path, inside_only)
+    corpus = open_corpus(path, inside_only, split, lenient)
     said: dict[str, Any] = {"n_outside": corpus.n_outside} if corpus.n_outside else {}
     if without is None:
         return corpus, said
@@ -200,6 +225,49 @@ def removal_note(without: str, removed: Removed) -> dict[str, Any]:
     return {"without": {"list": without, **removed.summary()}}
 
 
+def save_and_show(result: Any, out: Path | None, as_json: bool, without_out: str = "") -> None:
+    """Save an audit or a lint where -o says, and print it.
+
+    Args:
+        result: of the audit or the lint.
+        out: folder of -o; None = it is not saved.
+        as_json: print the summary as JSON.
+        without_out: a note for the person where there is no -o; "" = none.
+    """
+    if out:
+        result.save(out)
+    if as_json:
+        show_json(result.summary)
+        return
+    show(result)
+    if out:
+        print(f"Report: {out / 'report.html'}")
+    elif without_out:
+        note(without_out)
+
+
+def read_decisions(path: Path | None) -> Decisions | None:
+    """The decisions of --decisions; lines that are none are said to the person."""
+    if path is None:
+        return None
+    from copyscope.curation.decisions import Decisions
+
+    found = Decisions.read(path)
+    for row in found.errors[:5]:
+        note(f"{row['file']}, line {row['line']}: {row['error']}; the line is passed over.")
+    if len(found.errors) > 5:
+        note(f"{len(found.errors) - 5} further lines of it are passed over.")
+    return found
+
+
+def note_advice(train: str, out: Path | None, kind: str, n: int) -> None:
+    """The command that does what a lint or an audit advises, where it advises anything."""
+    if n:
+        where = out or "DIR"
+        note(f"{'' if out else 'With -o DIR, '}see what is advised, and do it without --dry-run:")
+        note(f"  copyscope curate {shlex.quote(train)} -o CURATED --from-{kind} {shlex.quote(str(where))} --dry-run")
+
+
 def need_torch(what: str) -> None:
     """Check that torch is installed.
 
@@ -210,15 +278,19 @@ def need_torch(what: str) -> None:
         raise MissingExtra(what, "torch", "diffusion")
 
 
-def exit_with(summary: dict[str, Any], strict: bool) -> None:
+def exit_with(summary: Mapping[str, Any], strict: bool) -> None:
     """Exit with EXIT_UNREADABLE where images could not be read and --strict was given."""
     unreadable = sum(summary.get("failures", {"": summary.get("n_missing", 0)}).values())
+    lines = len(summary.get("decisions", {}).get("errors", []))
+    if strict and lines:
+        note(f"{lines} lines of decisions could not be read, and --strict was given.")
+        raise typer.Exit(EXIT_UNREADABLE)
     if strict and unreadable:
         note(f"{unreadable} images could not be read, and --strict was given.")
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def gate(summary: dict[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
+def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_cannot_tell: bool) -> None:
     """Exit with EXIT_COPIES above a replication rate, and with EXIT_CANNOT_TELL where an audit does not know it.
 
     The lower end of the corrected rate may not be above it either: a rate that is known to be higher than what was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from copyscope.errors import InputError
 
 from .options import (
     AsJson,
+    DecisionsFile,
     DeviceName,
     EngineSpec,
     InsideOnly,
@@ -22,6 +24,7 @@ from .options import (
     check_out,
     open_corpus,
     opened_engine,
+    read_decisions,
     refuse_idle,
 )
 
@@ -45,6 +48,7 @@ def match(
         bool, typer.Option("--local/--no-local", help="With --index: look for copies in parts of the images too.")
     ] = True,
     protocol: ProtocolName = "sscd-288",
+    decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
     out: Out = None,
     trust_parts: TrustParts = False,
@@ -64,7 +68,7 @@ def match(
 
         refuse_idle(context, ["protocol"], "with --index: an index keeps the protocol it was made with\nLeave it out")
         refuse_idle(context, ["engine"], "with --index: an index is searched by this process alone\nLeave it out")
-        found = Index.open(index, trust_parts=trust_parts)
+        found = Index.open(index, trust_parts=trust_parts, decisions=read_decisions(decisions))
         _match_in_index(pictures, found, k, local, inside_only, out, as_json, workers)
         return
     if len(pictures) != 2:
@@ -84,6 +88,7 @@ def match(
             open_corpus(references, inside_only),
             named(protocol),
             k,
+            decisions=read_decisions(decisions),
             workers=workers,
             engine=opened_engine(engine),
             progress=progress,
@@ -135,7 +140,7 @@ def _match_in_index(
         print(f"Report: {out / 'report.html'}")
 
 
-def _print_copies(summary: dict[str, Any], n: int) -> None:
+def _print_copies(summary: Mapping[str, Any], n: int) -> None:
     """What was found in sentences: the first of n copies, then how many of how many images."""
     from copyscope.detection.match_sentences import lines_of
 

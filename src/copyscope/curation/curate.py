@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,6 +19,7 @@ from copyscope.data.table import distinct
 from copyscope.errors import ImageError, InputError
 
 DUPLICATIONS = ("none", "full", "partial")
+_FACTOR = "duplication_factor"
 Rows = Sequence[int] | NDArray[np.intp]
 Labels = Sequence[int] | NDArray[np.int64]
 
@@ -24,9 +27,11 @@ Labels = Sequence[int] | NDArray[np.int64]
 def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor: float = 5.0, seed: int = 0) -> Corpus:
     """Plant duplicates, as sampling weight and never as files (Somepalli et al. 2023, section 4).
 
-    floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight. Two
-    columns say which: `duplicated`, and `duplication`, the style for these and "" for all others. Of one seed, both
-    styles take the same images, and a higher rate takes those of a lower one and more.
+    floor(rate * n) of the n readable images, drawn by `seed` without replacement, get `factor` times their weight.
+    Three columns say which: `duplicated`; `duplication`, the style for these and "" for all others; and
+    `duplication_factor`, 1 for all others. Of one seed, both styles take the same images, and a higher rate takes those
+    of a lower one and more. Where duplicates are planted already, "none" leaves them as they are, and the other styles
+    take their place: planting twice does not multiply.
 
     Args:
         corpus: the images.
@@ -40,7 +45,7 @@ def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor
         The corpus with weights and columns.
 
     Raises:
-        InputError: a style, rate or factor cannot be.
+        InputError: a style, rate or factor cannot be, or duplicates are planted by a factor that is not known.
     """
     if style not in DUPLICATIONS:
         raise InputError(f"No duplication style {style!r}.\nThere are: {', '.join(DUPLICATIONS)}")
@@ -48,19 +53,48 @@ def duplicate(corpus: Corpus, style: str = "none", *, rate: float = 0.05, factor
         raise InputError(f"rate must be a share from 0 to 1, not {rate}.\nThe paper uses 0.05")
     if not 1 <= factor < math.inf:
         raise InputError(f"factor must be 1 or more, not {factor}.\nThe paper uses 5")
+    if style == "none":
+        kinds = _planted(corpus)
+        corpus = corpus.with_column("duplicated", [kind != "" for kind in kinds]).with_column("duplication", kinds)
+        known = _FACTOR in corpus.table.column_names or any(kinds)
+        return corpus if known else corpus.with_column(_FACTOR, [1.0] * len(corpus))
     readable = _readable(corpus)
     # A share such as 0.29 of 100 is 28.999999999999996 in floating point.
-    n = 0 if style == "none" else math.floor(rate * len(readable) + 1e-9)
+    many = math.floor(rate * len(readable) + 1e-9)
     chosen = np.zeros(len(corpus), dtype=bool)
-    chosen[_rng(seed).permutation(readable)[:n]] = True
-    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64)
+    chosen[_rng(seed).permutation(readable)[:many]] = True
+    weight = np.array(corpus.table["weight"].to_pylist(), dtype=np.float64) / _planted_factors(corpus)
     corpus = corpus.with_column("weight", np.where(chosen, weight * factor, weight).tolist())
     corpus = corpus.with_column("duplicated", chosen.tolist())
-    return corpus.with_column("duplication", [style if row else "" for row in chosen])
+    corpus = corpus.with_column("duplication", [style if row else "" for row in chosen])
+    return corpus.with_column(_FACTOR, np.where(chosen, factor, 1.0).tolist())
+
+
+def _planted(corpus: Corpus) -> list[str]:
+    """The style in which each row [n] is planted as a duplicate already, "" where it is not."""
+    if "duplication" not in corpus.table.column_names:
+        return [""] * len(corpus)
+    return [kind if kind in DUPLICATIONS[1:] else "" for kind in corpus.table["duplication"].to_pylist()]
+
+
+def _planted_factors(corpus: Corpus) -> NDArray[np.float64]:
+    """What the weight of each row [n] was multiplied by when duplicates were planted, 1 for all others."""
+    known = corpus.table[_FACTOR].to_pylist() if _FACTOR in corpus.table.column_names else [None] * len(corpus)
+    planted = _planted(corpus)
+    if any(kind and not factor for kind, factor in zip(planted, known, strict=True)):
+        raise InputError(
+            f"{corpus.origin} has planted duplicates, and does not say by which factor (column `{_FACTOR}`).\n"
+            "Plant them in the images it was made of"
+        )
+    return np.array([factor if kind else 1.0 for kind, factor in zip(planted, known, strict=True)], dtype=np.float64)
 
 
 def add_captions(
-    corpus: Corpus, make: Callable[[int, list[str], np.random.Generator], Iterable[str]], *, seed: int
+    corpus: Corpus,
+    make: Callable[[int, list[str], np.random.Generator], Iterable[str]],
+    *,
+    seed: int,
+    ids: Iterable[str] | None = None,
 ) -> Corpus:
     """Append captions to each readable row's own; those a row has already, and empty ones, are left out.
 
@@ -70,17 +104,22 @@ def add_captions(
         corpus: the images.
         make: (row, captions, rng) -> further captions.
         seed: each image has a generator of its own, by seed and id.
+        ids: of the images that get any, and before their own, since a trainer reads the first; None = all, behind.
 
     Returns:
         The corpus with these captions.
     """
     captions = [list(some) for some in corpus.captions]
     errors = corpus.table["error"].to_pylist()
-    for row in _readable(corpus):
+    chosen = None if ids is None else set(ids)
+    for row in _readable(corpus).tolist():
+        if chosen is not None and corpus.ids[row] not in chosen:
+            continue
         own = captions[row]
         try:
             made = make(row, list(own), _rng(seed, corpus.ids[row]))
-            captions[row] = distinct([*own, *(text for text in made if text.strip())])
+            new = [text for text in made if text.strip()]
+            captions[row] = distinct([*own, *new] if chosen is None else [*new, *own])
         except ImageError as error:
             errors[row] = corpus.discreet(row, str(error))
     return corpus.with_column("captions", captions).with_column("error", errors)
@@ -101,7 +140,7 @@ def remove(corpus: Corpus, rows: Rows) -> Corpus:
 
 
 def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
-    """Keep one image of each near-duplicate group: captioned ones first, then that with most pixels, then the first.
+    """Keep one image of each near-duplicate group: that of `kept_rows`.
 
     Args:
         corpus: the images.
@@ -115,7 +154,10 @@ def keep_one(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
 
 
 def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
-    """Row that `keep_one` keeps of each row's group; itself for those that stay.
+    """Row to keep of each row's near-duplicate group; itself for those that stay.
+
+    Of a group it is an image with a caption before one without, then the one with most pixels, then the one of most
+    bytes, which is the least compressed, then the one with most words in its captions, then the first.
 
     Args:
         corpus: the images.
@@ -125,7 +167,7 @@ def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
     Returns:
         Row -> row kept.
     """
-    worth = _worth(corpus)
+    worth = _worth(corpus, list(map(int, rows)))
     kept: dict[int, int] = {}
     for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
         best = kept.setdefault(group, row)
@@ -135,7 +177,7 @@ def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
 
 
 def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:
-    """Reasons why `keep_one` prefers the second row of each pair to the first, in words.
+    """Reasons why `kept_rows` prefers the second row of each pair to the first, in words.
 
     Args:
         corpus: the images.
@@ -144,21 +186,39 @@ def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:
     Returns:
         A reason each.
     """
-    worth = _worth(corpus)
+    pairs = [(int(row), int(kept)) for row, kept in pairs]
+    worth = _worth(corpus, [row for pair in pairs for row in pair])
     said = []
     for row, kept in pairs:
-        captioned, larger = (ours > theirs for ours, theirs in zip(worth[kept], worth[row], strict=True))
-        said.append("it has a caption" if captioned else "it has more pixels" if larger else "it comes first")
+        better = [name for name, ours, theirs in zip(_WORTH, worth[kept], worth[row], strict=True) if ours > theirs]
+        said.append(better[0] if better else "it comes first")
     return said
 
 
-def _worth(corpus: Corpus) -> list[tuple[bool, int]]:
-    """Of each row, whether it has a caption, and its number of pixels: what `keep_one` goes by, in this order."""
-    width, height = (corpus.table[name].to_pylist() for name in ("width", "height"))
-    return [
-        (any(text.strip() for text in captions), (w or 0) * (h or 0))
-        for captions, w, h in zip(corpus.captions, width, height, strict=True)
-    ]
+_WORTH = ("it has a caption", "it has more pixels", "it is less compressed", "its captions say more")
+
+
+def _worth(corpus: Corpus, rows: Sequence[int]) -> dict[int, tuple[bool, int, int, int]]:
+    """What `kept_rows` goes by, in the order of _WORTH: whether there is a caption, pixels, bytes, words."""
+    few = corpus.take(sorted(set(rows)))
+    width, height = (few.table[name].to_pylist() for name in ("width", "height"))
+    words = [sum(len(text.split()) for text in captions) for captions in few.captions]
+    found = zip(sorted(set(rows)), width, height, _sizes(few), words, strict=True)
+    return {row: (n_words > 0, (w or 0) * (h or 0), size, n_words) for row, w, h, size, n_words in found}
+
+
+def _sizes(corpus: Corpus) -> list[int]:
+    """Bytes of each image file, where they are known without reading any: of files on a disk, and in tars; else 0."""
+
+    def size(path: str | None, place: str | None) -> int:
+        if found := re.search(r"#bytes=\d+\+(\d+)$", place or ""):
+            return int(found[1])
+        try:
+            return 0 if path is None or corpus.kind == "parquet" else os.stat(path).st_size
+        except (OSError, ValueError):
+            return 0
+
+    return list(map(size, corpus.paths(), corpus.table["image"].to_pylist()))
 
 
 def down_weight(corpus: Corpus, rows: Rows, label: Labels) -> Corpus:
@@ -201,7 +261,7 @@ def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpu
         raise InputError(f"{corpus.origin} has no column {by!r} to keep shares of.\nThere are: {there}")
     values = corpus.table[by].to_pylist() if by else [""] * len(corpus)
     strata: dict[str, list[int]] = {}
-    for row in readable:
+    for row in readable.tolist():
         strata.setdefault(repr(values[row]), []).append(row)
     # Systematic sampling: the images of a stratum are spread evenly over 0..1, and the first n of all are taken.
     places = []
@@ -211,10 +271,11 @@ def subset(corpus: Corpus, n: int, *, seed: int, by: str | None = None) -> Corpu
     return corpus.take(sorted(row for _, row in sorted(places)[:n]))
 
 
-def _readable(corpus: Corpus) -> list[int]:
+def _readable(corpus: Corpus) -> NDArray[np.intp]:
     """Rows without an error, in the order of their ids."""
     errors = corpus.table["error"].to_pylist()
-    return sorted((row for row in range(len(corpus)) if errors[row] is None), key=corpus.ids.__getitem__)
+    found = sorted((row for row in range(len(corpus)) if errors[row] is None), key=corpus.ids.__getitem__)
+    return np.array(found, dtype=np.intp)
 
 
 def _rng(seed: int, name: str = "") -> np.random.Generator:

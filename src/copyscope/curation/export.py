@@ -1,4 +1,4 @@
-"""Export a corpus as a Hugging Face imagefolder, Parquet or WebDataset tars.
+"""Export a corpus as a Hugging Face imagefolder, Parquet, WebDataset tars or a folder for kohya's scripts.
 
 Image files are copied byte for byte, and `Corpus.open` reads back what was written.
 """
@@ -14,7 +14,10 @@ import math
 import os
 import re
 import tarfile
+import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copyscope.data.corpus import Corpus
-from copyscope.data.sidecars import is_image_name
-from copyscope.data.table import CAPTION_COLUMNS, SCHEMA
+from copyscope.data.folders.names import is_image_name
+from copyscope.data.table import CAPTION_COLUMNS, SCHEMA, texts
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import beside, remove_stale, sync
 from copyscope.imaging import images
+from copyscope.imaging.formats import format_of
 from copyscope.machine import Progress, cores
 
 SHARD_BYTES = 256 << 20
 ROW_GROUP_BYTES = 32 << 20
 BATCH = 64  # images held and checked at a time
+MOST_REPEATS = 100
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp"}
 _SUFFIXES |= {"AVIF": ".avif", "PPM": ".ppm"}
@@ -45,7 +50,7 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Write a corpus into a new folder, as an imagefolder, Parquet or WebDataset, and open it there.
+    """Write a corpus into a new folder, as an imagefolder, Parquet, WebDataset or kohya's folders, and open it there.
 
     Captions, weight and all further columns go along, the first caption also alone, as `text` or KEY.txt. An id that
     the layout cannot hold (a file has a suffix, a key no dots) is changed, and kept as `original_id` unless there is
@@ -130,7 +135,8 @@ class _Writer(abc.ABC):
         self.corpus, self.folder, self.shard_bytes = corpus, folder, shard_bytes
         self.extras = [name for name in corpus.table.column_names if name not in (*SCHEMA.names, "file_name")]
         self.files = contextlib.ExitStack()
-        self._taken: set[str] = set()
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
 
     @abc.abstractmethod
     def add(self, row: int, data: bytes) -> None: ...
@@ -151,18 +157,33 @@ class _Writer(abc.ABC):
 
     def file_name(self, row: int, data: bytes) -> str:
         """The id of a row as a path below a folder, with the suffix of an image, given to no other row."""
-        pieces = [re.sub(r'[\x00-\x1f\\:*?"<>|]', "-", piece).lstrip(".") for piece in self.corpus.ids[row].split("/")]
-        name = "/".join(_short(piece) for piece in pieces if piece) or "image"
-        stem, suffix = os.path.splitext(name) if is_image_name(name) else (name, _suffix(data))
-        return self.free(stem, suffix)
+        return self.free(*self.stem_and_suffix(row, data))
+
+    def stem_and_suffix(self, row: int, data: bytes) -> tuple[str, str]:
+        """The id of a row as a path below a folder, and the suffix of an image."""
+        name = "/".join(filter(None, map(_file_system_name, self.corpus.ids[row].split("/")))) or "image"
+        return os.path.splitext(name) if is_image_name(name) else (name, _suffix(data))
 
     def free(self, stem: str, suffix: str = "") -> str:
-        """`stem` and `suffix`, with a number in between if that name was given before."""
+        """`stem` and `suffix`, with a number in between if that name was given before, to a file or to a folder.
+
+        Names that differ in case or in how Unicode spells them are one file on some disks.
+        """
+        *folders, base = stem.split("/")
+        path = ""
+        for folder in folders:
+            path = self._unused(f"{path}{folder}", "", self._files) + "/"
+            self._folders.add(_one_file(path.rstrip("/")))
+        name = self._unused(path + base, suffix, self._files, self._folders)
+        self._files.add(_one_file(name))
+        return name
+
+    @staticmethod
+    def _unused(stem: str, suffix: str, *taken: set[str]) -> str:
         name, number = stem + suffix, 1
-        while name in self._taken:
+        while any(_one_file(name) in names for names in taken):
             number += 1
             name = f"{stem}-{number}{suffix}"
-        self._taken.add(name)
         return name
 
 
@@ -173,10 +194,47 @@ class _ImageFolder(_Writer):
         self._metadata = self.files.enter_context(open(path, "w", encoding="utf-8"))  # noqa: SIM115
 
     def add(self, row: int, data: bytes) -> None:
-        name = self.file_name(row, data)
+        self.put(row, self.file_name(row, data), data)
+
+    def put(self, row: int, name: str, data: bytes) -> None:
+        """Write the image of a row under a name, and its record."""
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_bytes(data)
         self._metadata.write(_json_line({"file_name": name, "text": self.text(row), **self.record(row, name)}))
+
+
+class _Kohya(_ImageFolder):
+    """Folders of image files for kohya's sd-scripts.
+
+    They look into each folder, not below it, and draw its images as often as the number in its name says.
+    """
+
+    def __init__(self, corpus: Corpus, folder: Path, shard_bytes: int) -> None:
+        super().__init__(corpus, folder, shard_bytes)
+        self._repeats = repeats(corpus.table["weight"].to_pylist())
+        names = corpus.table.column_names
+        self._classes = corpus.table["class"].to_pylist() if "class" in names else [None] * len(corpus)
+        kinds = corpus.table["duplication"].to_pylist() if "duplication" in names else [None] * len(corpus)
+        self._varies = [kind == "partial" for kind in kinds]
+
+    def add(self, row: int, data: bytes) -> None:
+        stem, suffix = self.stem_and_suffix(row, data)
+        kind = _file_system_name(" ".join(texts(self._classes[row])).replace("/", "-")) or "image"
+        # Images of one stem would share their NAME.txt.
+        place = self.free(f"{self._repeats[row]}_{kind}/{stem.rpartition('/')[2]}")
+        self.put(row, place + suffix, data)
+        said = [" ".join(caption.split()) for caption in self.corpus.captions[row]]
+        said = said if self._varies[row] else said[:1]
+        if any(said):  # without a file the class is the caption
+            (self.folder / f"{place}.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
+
+    def text(self, row: int) -> str:
+        # A caption is a line there.
+        return " ".join(super().text(row).split())
+
+    def record(self, row: int, id: str) -> dict[str, Any]:
+        found = super().record(row, id)
+        return found | {"captions": [" ".join(caption.split()) for caption in found["captions"] or []]}
 
 
 class _WebDataset(_Writer):
@@ -246,18 +304,64 @@ class _Parquet(_Writer):
         self._pending, self._held = [], 0
 
 
-LAYOUTS: dict[str, type[_Writer]] = {"imagefolder": _ImageFolder, "parquet": _Parquet, "webdataset": _WebDataset}
+LAYOUTS: dict[str, type[_Writer]] = {
+    "imagefolder": _ImageFolder,
+    "kohya": _Kohya,
+    "parquet": _Parquet,
+    "webdataset": _WebDataset,
+}
+_HINTS = {
+    "imagefolder": ("text", "captions", "weight"),
+    "kohya": ("NAME.txt", "the lines of NAME.txt (enable_wildcard)", "REPEATS of the folder REPEATS_CLASS"),
+    "parquet": ("text", "captions", "weight"),
+    "webdataset": ("txt", "json: captions", "json: weight"),
+}
+
+
+def reading_hint(layout: str) -> dict[str, str]:
+    """What a trainer reads of a layout.
+
+    Args:
+        layout: one of LAYOUTS.
+
+    Returns:
+        `caption`: the column or file of the one caption. `captions`: that of all, for images planted as partial
+        duplicates. `weight`: how often an image is to be drawn.
+    """
+    return dict(zip(("caption", "captions", "weight"), _HINTS[layout], strict=True))
+
+
+def repeats(weights: Sequence[float]) -> list[int]:
+    """Whole numbers [n] in the proportion of weights [n], the smallest there are.
+
+    Where a weight of 1 would become more than MOST_REPEATS they are rounded, to at least 1 for any weight above 0.
+    """
+    least = Fraction(1, MOST_REPEATS)
+    shares = {weight: Fraction(weight).limit_denominator(MOST_REPEATS) or least * (weight > 0) for weight in weights}
+    scale = min(math.lcm(*(share.denominator for share in shares.values())), MOST_REPEATS)
+    found = {weight: max(round(share * scale), weight > 0) for weight, share in shares.items()}
+    common = max(math.gcd(*found.values()), 1)
+    return [found[weight] // common for weight in weights]
 
 
 def _suffix(data: bytes) -> str:
     """The suffix of a file with this content, an image that can be decoded."""
     # Two kinds that have no mark of their own there: AVIF of another brand, and BigTIFF.
-    return _SUFFIXES.get(images._format_of(data[:16]), ".avif" if data[4:8] == b"ftyp" else ".tif")
+    return _SUFFIXES.get(format_of(data[:16]), ".avif" if data[4:8] == b"ftyp" else ".tif")
 
 
-def _short(piece: str) -> str:
-    """Part of a path in at most 200 bytes, of the 255 that file systems allow."""
-    return piece.encode()[:200].decode(errors="ignore")
+def _file_system_name(piece: str) -> str:
+    """Part of a path as every file system takes it.
+
+    Without what some refuse, no dot before it, in at most 200 bytes of the 255 that they allow.
+    """
+    plain = re.sub(r'[\x00-\x1f\\:*?"<>|]', "-", piece).lstrip(".")
+    return plain.encode()[:200].decode(errors="ignore")
+
+
+def _one_file(name: str) -> str:
+    """The same for all names that are one file on disks that ignore case and how Unicode spells a letter."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _column(name: str) -> str:

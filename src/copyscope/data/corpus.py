@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,13 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from copyscope.errors import ImageError
+from copyscope.errors import ImageError, InputError
 from copyscope.imaging import images
+from copyscope.imaging.formats import NO_END, with_end, without_end
 
-from .shards import ParquetImages, tar_pieces
+from .account import Account
+from .arrow_files import ArrowImages
+from .shards import ParquetImages
 from .storage import Storage, connect, file_system, from_text
 from .table import PIECE as ROWS_A_PIECE
 from .table import SCHEMA
+from .tars.compressed import tar_read
+from .tars.webdataset import tar_pieces
 
 ONE_PIECE = 1_000_000
 """A table of more rows stays in pieces, in a file."""
@@ -28,8 +34,12 @@ _LOT = 1 << 18  # rows of which it is known at once in which shards they lie
 _FILE_BYTES = 1 << 20  # how large an image file is taken to be when many are read ahead
 _BACKGROUND = "shown_over_background"
 """Column of a corpus in memory: over which of images.BACKGROUNDS a row shows a transparent image; null = as it is."""
+REPAIRED = "repaired"
+"""Column that says of which images the file was put right when it was read, and how; null = as it is."""
 _Read = tuple[int, bytes | ImageError]
-_IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)|bytes=(\d+)\+(\d+))", re.DOTALL)
+_PACKED = ("webdataset", "zip")
+_SHARDS = ("parquet", "arrow", *_PACKED)
+_IN_SHARD = re.compile(r"(.*)#(?:row=(\d+)(?:\.(\d+))?|bytes=(\d+)\+(\d+))", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -37,42 +47,56 @@ class Corpus:
     """A table with one row an image, and access to the image bytes, which `read` and `stream` get from where they are.
 
     Args:
-        table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list of
-            strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody has
-            read the image), `error` (why it cannot be read, else null), then whatever else the data had: `prompt`,
-            `seed`, `class`, ...
+        table: columns `id` (unique), `image` (where it is: a path, or a path and a place in it), `captions` (list
+            of strings), `weight` (draws per epoch, relative to 1), `sha256`, `width`, `height` (null until somebody
+            has read the image), `error` (why it cannot be read, else null), then whatever else the data had:
+            `prompt`, `seed`, `class`, ...
         origin: the path or URL as the user gave it.
-        kind: the layout that was detected.
-        n_outside: images that lie outside the folder, listed in a table there or reached through a symbolic link.
+        kind: the layout it was recognised as.
+        n_outside: images of what was opened that lie outside the folder, listed in a table there or reached through
+            a symbolic link.
+        account: what became of all that lay there when it was opened.
     """
 
     table: pa.Table
     origin: str
     kind: str
     n_outside: int = 0
+    account: Account = dataclasses.field(default_factory=Account)
 
     @staticmethod
-    def open(path_or_url: str | os.PathLike[str], *, inside_only: bool = False) -> Corpus:
-        """Open a corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
+    def open(
+        path_or_url: str | os.PathLike[str],
+        *,
+        inside_only: bool = False,
+        split: str | None = None,
+        lenient: bool = False,
+    ) -> Corpus:
+        """The corpus at a path or fsspec URL: reads names, captions and offsets, not pixels.
 
         Recognised are a folder of images (with Hugging Face metadata, a captions JSON or text files beside them),
-        Parquet with image bytes, WebDataset tars, a table or JSON that lists images, one image. A single image that
-        cannot be read is a row with an error.
+        Parquet with image bytes, Arrow files of `datasets`, WebDataset tars, a table or JSON that lists images, one
+        image. A single image that cannot be read is a row with an `error`.
 
         Args:
-            path_or_url: of the images.
-            inside_only: images that lie outside the folder are rows with an error; else they are counted in
+            path_or_url: a path or URL; `PATH@SPLIT` reads one split, `PATH@all` all of them.
+            inside_only: images that lie outside the folder are rows with an `error`; else they are counted in
                 `n_outside`.
+            split: as in `PATH@SPLIT`. None = the only one there is.
+            lenient: JPEG files without their end marker are read as if they had it, and the column `repaired` says so.
+                All files are read for it.
 
         Raises:
-            InputError: there is nothing, or nothing of these.
+            InputError: there is nothing at the path, or nothing of these; or several splits, and none is asked for.
         """
-        from .layouts import detect_layout
+        from .layouts import Source, detect_layout
 
-        origin = os.fspath(path_or_url)
-        storage, path = connect(origin)
-        kind, table, n_outside = detect_layout(storage, path, origin, inside_only)
-        return Corpus(table, origin, kind, n_outside).settled()
+        (storage, path), origin, asked = _connected(os.fspath(path_or_url))
+        found = detect_layout(Source(storage, path, origin, inside_only, split or asked))
+        corpus = Corpus(found.table, origin, found.kind, found.n_outside, found.account).settled()
+        corpus = corpus.repaired() if lenient else corpus
+        found.account.count(corpus.table)
+        return corpus
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -114,9 +138,13 @@ class Corpus:
         if error := self.table["error"][row].as_py():
             raise ImageError(error)
         path, index, offset, size = _place(self.table["image"][row].as_py(), self.kind)
-        content = self._storage.read(path, offset, size) if index is None else self._parquet.read(path, index)
-        background = self._background(row)
-        return images.over_background(content, background) if background else content
+        if index is not None:
+            content = self._table_images.read(path, index, offset)
+        elif size is not None:
+            content = tar_read(self._storage, path, offset, size)
+        else:
+            content = self._storage.read(path)
+        return self._as_shown(row, content)
 
     def stream(self, rows: Iterable[int] | None = None) -> Iterator[tuple[int, bytes | ImageError]]:
         """Read the image files of many rows, in the order they are stored, which is fastest.
@@ -131,11 +159,11 @@ class Corpus:
         """
         wanted = np.arange(len(self)) if rows is None else np.fromiter(rows, np.int64)
         for found in self._storage.ahead(self._pieces(wanted)):
-            yield from found if _BACKGROUND not in self.table.column_names else map(self._shown, found)
+            yield from found if not {_BACKGROUND, REPAIRED} & {*self.table.column_names} else map(self._shown, found)
 
     def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Callable[[], Iterable[_Read]]]]:
         """What `Storage.ahead` takes, for these rows."""
-        in_shards = self.kind in ("parquet", "webdataset")
+        in_shards = self.kind in _SHARDS
         if in_shards and len(wanted) > _LOT:
             wanted = np.sort(wanted)
         for start in range(0, len(wanted), _LOT):
@@ -154,13 +182,15 @@ class Corpus:
                 yield 0, functools.partial(self._read_or_error, row)
                 continue
             path, index, offset, size = _place(images[row].as_py(), self.kind)
-            by_shard.setdefault(path, []).append((offset if index is None else index, size or 0, row))
+            place = (offset, size or 0, row) if index is None else (index, offset, row)
+            by_shard.setdefault(path, []).append(place)
         for path, places in sorted(by_shard.items()):
             places.sort()
-            if self.kind == "parquet":
-                pieces = self._parquet.pieces(path, [place for place, *_ in places])
+            where = [(first, second) for first, second, _ in places]
+            if self.kind in _PACKED:
+                pieces = tar_pieces(self._storage, path, where)
             else:
-                pieces = tar_pieces(self._storage, path, [(place, size) for place, size, _ in places])
+                pieces = self._table_images.pieces(path, where)
             done = 0
             for n, size, read in pieces:
                 rows = [row for *_, row in places[done : done + n]]
@@ -271,8 +301,8 @@ class Corpus:
         return file_system(self.origin)[0]
 
     @functools.cached_property
-    def _parquet(self) -> ParquetImages:
-        return ParquetImages(self._storage)
+    def _table_images(self) -> ParquetImages | ArrowImages:
+        return (ArrowImages if self.kind == "arrow" else ParquetImages)(self._storage)
 
     def over_backgrounds(self, rows: NDArray[np.integer[Any]], suffix: str) -> Corpus:
         """Composite transparent images over each of `images.BACKGROUNDS`: [backgrounds * rows], read as PNG files.
@@ -305,18 +335,38 @@ class Corpus:
         tables = [self.with_column(_BACKGROUND, pa.nulls(len(self), pa.string())).table, others.table]
         return dataclasses.replace(self, table=pa.concat_tables(tables)).settled()
 
-    def _background(self, row: int) -> str | None:
-        return self.table[_BACKGROUND][row].as_py() if _BACKGROUND in self.table.column_names else None
+    def repaired(self) -> Corpus:
+        """The same, with the column `repaired`, where JPEG files have no end marker: they are read as if they had.
+
+        All files are read for it.
+        """
+        found: list[str | None] = [None] * len(self)
+        for row, content in self.stream():
+            if isinstance(content, bytes) and without_end(content):
+                found[row] = NO_END
+        if not any(found):
+            return self
+        self.account.notes.append(f"{sum(map(bool, found)):,} images are read without their end marker")
+        return self.with_column(REPAIRED, pa.array(found, pa.string()))
+
+    def _cell(self, name: str, row: int) -> str | None:
+        return self.table[name][row].as_py() if name in self.table.column_names else None
+
+    def _as_shown(self, row: int, content: bytes) -> bytes:
+        """The bytes of a file as its row is to be seen: repaired, over a background."""
+        if self._cell(REPAIRED, row):
+            content = with_end(content)
+        background = self._cell(_BACKGROUND, row)
+        return images.over_background(content, background) if background else content
 
     def _shown(self, read: _Read) -> _Read:
-        """What was read of a row of a shard, over the background that the row is to show."""
+        """What was read of a row of a shard, as the row is to be seen."""
         row, content = read
-        background = self._background(row)
         # Files one by one come as `read` gives them.
-        if self.kind not in ("parquet", "webdataset") or isinstance(content, ImageError) or not background:
+        if self.kind not in _SHARDS or isinstance(content, ImageError):
             return read
         try:
-            return row, images.over_background(content, background)
+            return row, self._as_shown(row, content)
         except ImageError as error:
             return row, error
 
@@ -325,6 +375,20 @@ class Corpus:
             return [(row, self.read(row))]
         except ImageError as error:
             return [(row, error)]
+
+
+def _connected(origin: str) -> tuple[tuple[Storage, str], str, str | None]:
+    """What is at a path or URL, the path without the split that may be named behind an `@`, and that split."""
+    try:
+        return connect(origin), origin, None
+    except InputError:
+        base, _, split = origin.rpartition("@")
+        if not base or not split or "/" in split:
+            raise
+        # The message is about the path as it was typed, but where the folder is there.
+        with contextlib.suppress(InputError):
+            return connect(base), base, split
+        raise
 
 
 def _picked(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
@@ -357,10 +421,10 @@ def _mapped(table: pa.Table) -> pa.Table:
 
 
 def _place(locator: str, kind: str) -> tuple[str, int | None, int, int | None]:
-    """(path, Parquet row, offset in bytes, size in bytes) of a locator; row or size is None where it has none."""
-    if kind in ("parquet", "webdataset") and (match := _IN_SHARD.fullmatch(locator)):
-        path, row, offset, size = match.groups()
+    """(path, row of a table, offset in bytes or item of a list, size in bytes) of a locator; row, size may be None."""
+    if kind in _SHARDS and (match := _IN_SHARD.fullmatch(locator)):
+        path, row, item, offset, size = match.groups()
         if row is not None:
-            return from_text(path), int(row), 0, None
+            return from_text(path), int(row), int(item or 0), None
         return from_text(path), None, int(offset), int(size)
     return from_text(locator), None, 0, None

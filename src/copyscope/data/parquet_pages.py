@@ -197,7 +197,7 @@ def records(
             total += int(sizes[sizes <= MAX_ROW].sum())
             if total > max(MAX_TEXT, TEXT_A_BYTE * length):
                 raise ParquetBomb(f"its text is more than {MAX_TEXT >> 20:,} MiB, in a file of {length:,} bytes")
-            yield from _rows(batch, sizes)
+            yield from rows_of(batch, sizes)
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
@@ -265,7 +265,8 @@ def text_bytes(array: Any) -> NDArray[np.int64]:
     return np.full(len(array), 8 if len(array) == 0 else max(8, array.nbytes // len(array)), np.int64)
 
 
-def _rows(batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> Iterator[dict[str, Any] | str]:
+def rows_of(batch: pa.RecordBatch, sizes: NDArray[np.int64]) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch as dicts, a piece at a time; why not, where the text of one, `sizes` [n], is too large."""
     start = 0
     while start < len(sizes):
         if sizes[start] > MAX_ROW:

@@ -18,8 +18,8 @@ from copyscope.errors import ImageError, InputError
 from copyscope.files import plain_cell
 from copyscope.machine import Progress
 
+from .captions.tables import records
 from .corpus import Corpus
-from .sidecars import records
 from .storage import connect
 
 COLUMNS = ("id", "sha256", "url", "key", "image", "file_name")

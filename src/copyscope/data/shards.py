@@ -1,49 +1,46 @@
-"""Read images inside Parquet files and WebDataset tars.
+"""Read images inside Parquet files.
 
 `index_*` reads names, captions and offsets of a shard, no pixels. A locator inside a shard is the shard's path with
-`#row=N` (Parquet) or `#bytes=OFFSET+SIZE` (tar) appended. Images are read in pieces, of which a shard has many: row
-groups of Parquet, neighbours in a tar.
+`#row=N` (Parquet, Arrow; `#row=N.K` the image K of a list), or `#bytes=OFFSET+SIZE` (tar) appended. Images are read in
+pieces, of which a shard has many: row groups of Parquet, batches of Arrow, neighbours in a tar.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 import posixpath
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from copyscope.documents import parse_json
 from copyscope.errors import ImageError, reason
 
 from .parquet_pages import Chunk, Column, column_size, opened, records
-from .sidecars import SIDECAR_BYTES, is_image_name
-from .storage import CUT_SHORT, MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join
-from .table import CAPTION_COLUMNS, captions_of, distinct, extras_of, texts
-from .tar_headers import TarDamage, members
+from .storage import MAX_BYTES, OUTSIDE, TOO_LARGE, Storage, join
+from .table import CAPTION_COLUMNS, captions_of, extras_of
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ID_COLUMNS = ("id", "key", "__key__", "file_name")
 _CACHED_BYTES = 256 << 20  # row groups up to this size are kept whole for random access
 _BATCH = 16
 _PAGE_BYTES = 16 << 20  # a batch of values out of pages, or a dictionary, no larger than this takes little memory
-_TAR_BLOCK = 1 << 20  # read at once while headers are looked for: most samples are smaller, a request costs as much
-_TAR_PIECE = 8 << 20  # neighbours in a tar are read together up to this size,
-_TAR_GAP = 64 << 10  # unless more than this lies between them, which nobody wants
 
 Piece = tuple[int, int, Callable[[], Iterator[bytes | ImageError]]]
 """Images that are read together: how many, how many bytes (about), and what gives them or why they cannot be had."""
 
 
 def image_column(schema: pa.Schema) -> str:
-    """Column of a Parquet file that holds image bytes, or a struct of {bytes, path}; "" if there is none."""
-    held = [field.name for field in schema if _is_bytes(field.type) or _is_image_struct(field.type)]
+    """The column of a table that holds image bytes, a struct of {bytes, path}, or lists of either; "" if none does."""
+    held = [field.name for field in schema if _is_image(field.type)]
+    lists = [field.name for field in schema if is_list(field.type) and _is_image(field.type.value_type)]
     named = [name for name in _IMAGE_COLUMNS if name in held]
-    return (named or held or [""])[0]
+    return (named or held or lists or [""])[0]
 
 
 @dataclasses.dataclass
@@ -55,11 +52,17 @@ class Indexed:
         candidates: of Parquet, the values of columns of which one may become the ids, as Arrow: they are kept until all
             shards are known.
         damage: why there is no more, or "".
+        sources: where captions are from -> images.
+        passed: (member, why) of what was not used.
+        n_read: rows of the table.
     """
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     candidates: dict[str, pa.Array] = dataclasses.field(default_factory=dict)
     damage: str = ""
+    sources: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    passed: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    n_read: int = 0
 
 
 def index_parquet(storage: Storage, path: str, name: str) -> Indexed:
@@ -90,25 +93,79 @@ def _scan_parquet(
     if not image:
         found.damage = f"no column with image bytes; its columns are: {', '.join(schema.names)}"
         return
-    plain = [field.name for field in schema if field.name != image and _is_plain(field)]
-    inner = ""
-    if _is_image_struct(schema.field(image).type) and schema.field(image).type.get_field_index("path") >= 0:
+    kind = schema.field(image).type
+    plain, inner = plain_columns(schema, image), ""
+    counts: Iterator[int | None] = itertools.repeat(None)
+    if _is_image_struct(kind) and kind.get_field_index("path") >= 0:
         inner = f"{image}.path"  # that leaf alone, without the bytes beside it
-    for record in records(parquet, groups, file, plain + [inner] * bool(inner), walk=walk):
-        row = len(found.rows)
+    elif is_list(kind):
+        counts = _list_lengths(parquet, groups, file, walk, image)
+    found_in = (
+        (record, *_path_in(record, image if inner else ""), count)
+        for record, count in zip(
+            records(parquet, groups, file, plain + [inner] * bool(inner), walk=walk), counts, strict=False
+        )
+    )
+    add_records(found_in, path, name, found, ids)
+
+
+def _path_in(record: dict[str, Any] | str, image: str) -> tuple[str | None]:
+    own = record.pop(image, None) if image and isinstance(record, dict) else None
+    return (own.get("path") if own else None,)
+
+
+def _list_lengths(parquet: Any, groups: list[list[Chunk]], file: Any, walk: bool, image: str) -> Iterator[int]:
+    """How many images each row has, of a column of lists: it is in the column itself alone."""
+    for group, chunks in enumerate(groups):
+        for column in _image_pieces(file, parquet.metadata, chunks, image, group, walk):
+            yield from column.value_lengths().fill_null(0).to_pylist()
+
+
+def plain_columns(schema: pa.Schema, image: str) -> list[str]:
+    """The columns beside that of the images which are kept: captions, and one plain value a row."""
+    return [field.name for field in schema if field.name != image and _is_plain(field)]
+
+
+def add_records(
+    read: Iterable[tuple[dict[str, Any] | str, str | None, int | None]],
+    path: str,
+    name: str,
+    found: Indexed,
+    ids: dict[str, list[str]],
+) -> None:
+    """Adds the rows of a table of images to `found`, and to `ids` what may be their ids.
+
+    Args:
+        read: of each row of the table what is in it (or why it is too large), the path in its image, and how many
+            images it has (None = one, in no list).
+        path: of the table.
+        name: of the table, for ids.
+        found: to which the rows are added.
+        ids: to which values that may be ids are added, by column.
+    """
+    row = found.n_read
+    for record, inner, count in read:
         place = {"id": f"{name}:{row}", "image": f"{path}#row={row}"}
+        row += 1
         if isinstance(record, str):
             found.rows.append(place | {"error": f"too large: {record}"})
             continue
-        own = record.pop(image, None) if inner else None
-        candidates = {column: record.get(column) for column in _ID_COLUMNS}
-        if own and own.get("path"):
-            candidates["path"] = own["path"]
-        for column, value in candidates.items():
-            if value is not None:
-                ids.setdefault(column, []).append(str(value))
+        candidates = {column: record.get(column) for column in _ID_COLUMNS} | ({"path": inner} if inner else {})
         extras = extras_of({key: _scalar(value) for key, value in record.items()}, without=["id"])
-        found.rows.append(place | {"captions": captions_of(record), "extras": extras})
+        captions = captions_of(record)
+        if captions:
+            columns = [key for key in record if key.lower() in CAPTION_COLUMNS] or ["prompt"]
+            found.sources[f"column {columns[0]}"] += 1 if count is None else count
+        about = {"captions": captions, "extras": extras}
+        if count == 0:
+            found.rows.append(place | about | {"image": None, "error": "no image bytes in this row"})
+        for item in range(1 if count is None else count):
+            suffix = "" if count is None else f".{item}"
+            found.rows.append({"id": place["id"] + suffix, "image": place["image"] + suffix} | about)
+            for column, value in candidates.items():
+                if value is not None:
+                    ids.setdefault(column, []).append(str(value) + (suffix if (count or 0) > 1 else ""))
+    found.n_read = row
 
 
 def chosen_ids(shards: list[dict[str, pa.Array]], n: int) -> pa.ChunkedArray | None:
@@ -120,20 +177,42 @@ def chosen_ids(shards: list[dict[str, pa.Array]], n: int) -> pa.ChunkedArray | N
     return None
 
 
-class ParquetImages:
-    """Read image bytes out of Parquet files, by (path, row). Safe to call from many threads."""
+class ShardImages:
+    """Gets the bytes of an image out of a cell of a table."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+
+    def _bytes(self, path: str, cell: Any, item: int) -> bytes:
+        """The bytes of a cell, an Arrow scalar: of them, of a struct, or of a list of either."""
+        if is_list(cell.type):
+            if not cell.is_valid or item >= len(cell):
+                raise ImageError("no image bytes in this row")
+            cell = cell[item]
+        in_struct = pa.types.is_struct(cell.type)
+        if in_struct and not cell.is_valid:
+            raise ImageError("no image bytes in this row")
+        if data := _scalar_bytes(cell["bytes"] if in_struct else cell):
+            return data
+        if in_struct and cell.type.get_field_index("path") >= 0 and (beside := cell["path"].as_py()):
+            folder = posixpath.dirname(path)
+            # A table of images is no list of a person's: what it holds comes from elsewhere.
+            if not self._storage.inside(join(folder, beside), folder):
+                raise ImageError(OUTSIDE)
+            return self._storage.read(join(folder, beside))
+        raise ImageError("no image bytes in this row")
+
+
+class ParquetImages(ShardImages):
+    """Reads image bytes out of Parquet files, by (path, row, item). Safe to call from many threads."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
         self._lock = threading.Lock()
         self._cached: tuple[str, int, Any] = ("", -1, None)
 
-    def read(self, path: str, row: int) -> bytes:
-        """Bytes of one image. The row group it is in is kept for the next call, unless that is very large.
-
-        Raises:
-            ImageError: they cannot be had.
-        """
+    def read(self, path: str, row: int, item: int = 0) -> bytes:
+        """Bytes of one image. The row group it is in is kept for the next call, unless that is very large."""
         with self._lock:
             held, first, column = self._cached
             if held != path or not first <= row < first + len(column):
@@ -143,10 +222,10 @@ class ParquetImages:
                     raise ImageError(f"damaged Parquet: {reason(error)}") from None
                 self._cached = (path, first, column)
             cell = column[row - first]
-            return self._bytes(path, cell)
+            return self._bytes(path, cell, item)
 
-    def pieces(self, path: str, rows: list[int]) -> Iterator[Piece]:
-        """Many images of one file, `rows` ascending: a row group a piece, which holds a small batch at a time."""
+    def pieces(self, path: str, rows: list[tuple[int, int]]) -> Iterator[Piece]:
+        """Many images of one file by (row, item), ascending: a row group a piece, which holds small batches."""
         done = 0
         try:
             with self._storage.open(path) as file:
@@ -154,7 +233,7 @@ class ParquetImages:
             image = image_column(parquet.metadata.schema.to_arrow_schema())
             for group, first in enumerate(_group_starts(parquet)):
                 known = parquet.metadata.row_group(group)
-                wanted = [row - first for row in rows[done:] if row < first + known.num_rows]
+                wanted = [(row - first, item) for row, item in rows[done:] if row < first + known.num_rows]
                 if wanted:
                     done += len(wanted)
                     read = functools.partial(
@@ -169,17 +248,17 @@ class ParquetImages:
             yield rest, 0, lambda: iter([failure] * rest)
 
     def _stream_group(
-        self, path: str, metadata: Any, chunks: list[Chunk], image: str, group: int, rows: list[int]
+        self, path: str, metadata: Any, chunks: list[Chunk], image: str, group: int, rows: list[tuple[int, int]]
     ) -> Iterator[bytes | ImageError]:
         done = first = 0
         failure = ImageError("damaged Parquet: the row group ends early")
         try:
             with self._storage.open(path) as file:
                 for column in _image_pieces(file, metadata, chunks, image, group, self._storage.local):
-                    while done < len(rows) and rows[done] < first + len(column):
-                        cell = column[rows[done] - first]
+                    while done < len(rows) and rows[done][0] < first + len(column):
+                        row, item = rows[done]
                         done += 1
-                        yield self._bytes_or_error(path, cell)
+                        yield self._bytes_or_error(path, column[row - first], item)
                     if done == len(rows):
                         return
                     first += len(column)
@@ -204,114 +283,11 @@ class ParquetImages:
                 first += len(column)
             raise IndexError(f"no row {row}")
 
-    def _bytes_or_error(self, path: str, cell: Any) -> bytes | ImageError:
+    def _bytes_or_error(self, path: str, cell: Any, item: int) -> bytes | ImageError:
         try:
-            return self._bytes(path, cell)
+            return self._bytes(path, cell, item)
         except ImageError as error:
             return error
-
-    def _bytes(self, path: str, cell: Any) -> bytes:
-        """The bytes of a cell, an Arrow scalar: of them or of a struct."""
-        in_struct = pa.types.is_struct(cell.type)
-        if in_struct and not cell.is_valid:
-            raise ImageError("no image bytes in this row")
-        if data := _scalar_bytes(cell["bytes"] if in_struct else cell):
-            return data
-        if in_struct and cell.type.get_field_index("path") >= 0 and (beside := cell["path"].as_py()):
-            folder = posixpath.dirname(path)
-            # A table of images is no list of a person's: what it holds comes from elsewhere.
-            if not self._storage.inside(join(folder, beside), folder):
-                raise ImageError(OUTSIDE)
-            return self._storage.read(join(folder, beside))
-        raise ImageError("no image bytes in this row")
-
-
-def index_tar(storage: Storage, path: str) -> Indexed:
-    """Index one tar in one pass over its headers, as far as it can be read."""
-    samples: dict[str, dict[str, Any]] = {}
-    found = Indexed()
-    try:
-        with storage.open(path, _TAR_BLOCK) as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            found.damage = _scan_tar(file, size, samples)
-    except Exception as error:
-        found.damage = reason(error)
-    for key, sample in samples.items():
-        listed = sample.get("json", {})
-        where = sample.get("image", sample.get("other"))
-        found.rows.append(
-            {
-                "id": key,
-                "image": where and f"{path}#bytes={where[0]}+{where[1]}",
-                "captions": distinct(texts(sample.get("txt")) + captions_of(listed)),
-                "error": sample.get("error") or (None if where else "no image in this sample"),
-                "extras": extras_of(listed, without=["key"]) | ({"class": sample["cls"]} if "cls" in sample else {}),
-            }
-        )
-    return found
-
-
-def tar_pieces(storage: Storage, path: str, places: list[tuple[int, int]]) -> Iterator[Piece]:
-    """Many images of one tar by (offset, size) in bytes, ascending: neighbours are one piece, read at once."""
-    first = 0
-    for number in range(1, len(places) + 1):
-        start, end = places[first][0], sum(places[number - 1])
-        if number < len(places):
-            offset, size = places[number]
-            if offset - end <= _TAR_GAP and offset + size - start <= _TAR_PIECE:
-                continue
-        run, first = places[first:number], number
-        yield len(run), end - start, functools.partial(_read_run, storage, path, run)
-
-
-def _read_run(storage: Storage, path: str, run: list[tuple[int, int]]) -> Iterator[bytes | ImageError]:
-    start = run[0][0]
-    try:
-        data = storage.span(path, start, sum(run[-1]) - start)
-    except ImageError as error:
-        yield from [error] * len(run)
-        return
-    for offset, size in run:
-        whole = offset + size - start <= len(data)
-        yield data[offset - start : offset + size - start] if whole else ImageError(CUT_SHORT)
-
-
-def _scan_tar(file: Any, size: int, samples: dict[str, dict[str, Any]]) -> str:
-    """Fills `samples` by key; gives the damage found, or ""."""
-    try:
-        for name, offset, length in members(file, size):
-            folder, base = posixpath.split(name.removeprefix("./"))
-            stem, _, suffix = base.partition(".")
-            if not stem or base.startswith("."):
-                continue
-            suffix = suffix.lower()
-            sample = samples.setdefault(posixpath.join(folder, stem), {})
-            if offset + length > size:
-                return "truncated"
-            if is_image_name(base):
-                # KEY.jpg is the image; KEY.mask.png stands in only where there is no such.
-                sample.setdefault("other" if "." in suffix else "image", (offset, length))
-            elif suffix in ("txt", "caption", "json", "cls"):
-                if length > SIDECAR_BYTES:
-                    sample["error"] = (
-                        f"too large: {base[-80:]} has {length:,} bytes, and {SIDECAR_BYTES:,} are the most"
-                    )
-                    continue
-                file.seek(offset)
-                text = file.read(length).decode("utf-8-sig", "replace").strip()
-                sample["txt" if suffix == "caption" else suffix] = _json_object(text) if suffix == "json" else text
-    except TarDamage as error:
-        return str(error)
-    return ""
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        found = parse_json(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _image_pieces(
@@ -371,6 +347,15 @@ def _is_image_struct(kind: pa.DataType) -> bool:
         and (index := kind.get_field_index("bytes")) >= 0
         and (_is_bytes(kind.field(index).type) or pa.types.is_null(kind.field(index).type))
     )
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return _is_bytes(kind) or _is_image_struct(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a type is one of lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _is_plain(field: pa.Field) -> bool:

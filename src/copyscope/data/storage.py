@@ -11,6 +11,7 @@ import difflib
 import errno
 import functools
 import io
+import itertools
 import os
 import posixpath
 from collections import deque
@@ -22,6 +23,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import NOT_REGULAR, open_regular
 
+from .folders.names import suffix_of
 from .retry import PATIENCE
 
 MAX_BYTES = 384 << 20
@@ -56,15 +58,30 @@ T = TypeVar("T")
 class Listing:
     """All files below a folder.
 
-    Attributes:
-        files: path relative to the folder -> size in bytes; None if unknown.
-        unreadable: what is not looked into (a folder without permission, a pipe, a device) -> the reason.
-        outside: those of the files that lie elsewhere, and are only reached through a symbolic link.
+    `unreadable` maps what is not looked into (a folder without permission, a pipe, a device) to the reason. `outside`:
+    those of the files that lie elsewhere, and are only reached through a symbolic link.
+
+    Args:
+        hidden: files and folders that are left out for their names, folders with a slash at the end.
     """
 
     files: dict[str, int | None]
     unreadable: dict[str, str]
     outside: frozenset[str] = frozenset()
+    hidden: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def by_suffix(self) -> dict[str, list[str]]:
+        """The files by the suffix of their names."""
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            found.setdefault(suffix_of(path), []).append(path)
+        return found
+
+    def ending(self, suffixes: Iterable[str]) -> list[str]:
+        """The files whose names have one of these suffixes, by name."""
+        found = [self.by_suffix[suffix] for suffix in suffixes if suffix in self.by_suffix]
+        return found[0] if len(found) == 1 else sorted(itertools.chain.from_iterable(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +250,7 @@ class Storage:
         """
         found = Listing({}, {})
         outside: set[str] = set()
+        hidden: list[str] = []
         top = os.path.realpath(root) if self.local else root
         followed: set[str] = set()
         n_folders = 0
@@ -259,7 +277,10 @@ class Storage:
                 path = str(entry["name"]).rstrip("/")
                 name = posixpath.basename(path)
                 # Object stores list a folder as a member of itself.
-                if not name or name.startswith(".") or name == "__MACOSX" or path == folder.rstrip("/"):
+                if not name or path == folder.rstrip("/"):
+                    continue
+                if name.startswith(".") or name == "__MACOSX":
+                    hidden.append(f"{prefix}{name}/" if entry.get("type") == "directory" else prefix + name)
                     continue
                 link = bool(self.local and entry.get("islink"))
                 target = os.path.realpath(path) if link else join(trail[-1], name)
@@ -282,7 +303,7 @@ class Storage:
                 name, f"{name[:80]!r} is no plain path: nothing in the archive is reached by it"
             )
         files, unreadable = dict(sorted(found.files.items())), dict(sorted(found.unreadable.items()))
-        return Listing(files, unreadable, frozenset(outside))
+        return Listing(files, unreadable, frozenset(outside), tuple(sorted(hidden)))
 
     def _roundabout(self, root: str) -> Iterator[str]:
         """Files of an archive with `..`, `.` or nothing between slashes in their names.

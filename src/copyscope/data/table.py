@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ MAX_NAME, MAX_TEXT, MAX_CAPTIONS, MAX_COLUMNS = 4096, 100_000, 10_000, 1000
 these has an error."""
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 """Columns and keys that hold the captions of an image, each a string or a list of strings; case does not matter."""
+_STAND_INS = ("prompt", "comment", "sentence", "sentences", "description", "tags")
 
 
 class TableBuilder:
@@ -73,9 +75,13 @@ class TableBuilder:
             error, captions, extras = error or wrong, [], {}
             image = None if "name" in wrong else image
         for name, value in extras.items():
-            if name == "weight" and _is_weight(value):
-                weight = float(value)
-                continue
+            if name == "weight":
+                if value is None or value == "":
+                    continue
+                if (given := _weight(value)) is not None:
+                    weight = given
+                    continue
+                error, value = error or f"its weight is not a number from 0: {_shown(value)!r:.60}", _shown(value)
             self._extras.setdefault(_free_name(clean(name)), _Column(None)).put(self._n, value)
         values = (_bounded(readable(id)), None if image is None else to_text(image), captions, weight, error)
         for column, value in zip(self._columns.values(), values, strict=True):
@@ -177,11 +183,14 @@ def _type_of_all(kinds: list[pa.DataType]) -> pa.DataType | None:
 
 
 def captions_of(record: Mapping[str, Any]) -> list[str]:
-    """Captions in one record of metadata; its prompt stands in only where it has no caption column at all."""
-    keys = {str(name).lower(): name for name in record}
+    """Captions in one record of metadata.
+
+    Its prompt stands in only where it has no caption column at all, then a comment, a sentence, ...
+    """
+    keys = {str(name).strip().lower(): name for name in record}
     columns = [keys[name] for name in CAPTION_COLUMNS if name in keys]
-    if not columns and "prompt" in keys:
-        columns = [keys["prompt"]]
+    if not columns:
+        columns = [keys[name] for name in _STAND_INS if name in keys][:1]
     return distinct(text for name in columns for text in texts(record[name]))
 
 
@@ -189,16 +198,20 @@ def extras_of(record: Mapping[str, Any], without: Iterable[str] = ()) -> dict[st
     """Plain values (text, number, truth value) of a record that are neither captions nor named in `without`."""
     left_out = {*CAPTION_COLUMNS, *without}
     return {
-        str(name): value
+        str(name): float(value) if isinstance(value, Decimal) else value
         for name, value in record.items()
-        if str(name).lower() not in left_out and isinstance(value, (str, int, float))
+        if (str(name).strip().lower() not in left_out and isinstance(value, (str, int, float, Decimal)))
+        or (name == "weight" and value is not None)
     }
 
 
 def texts(value: Any) -> list[str]:
-    """The non-empty strings of a string or a list of strings, without surrounding white space; a number is its text."""
+    """Non-empty strings of a string or a list of strings, without surrounding white space.
+
+    A number is its text, and NaN, which stands for nothing in tables, is none.
+    """
     values = value if isinstance(value, (list, tuple)) else [value]
-    found = (clean(str(text)).strip() for text in values if isinstance(text, (str, int, float)))
+    found = (clean(str(text)).strip() for text in values if isinstance(text, (str, int, float)) and text == text)
     return [text for text in found if text]
 
 
@@ -261,7 +274,19 @@ def _bounded(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[:200]}...{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _is_weight(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and value > 2**1000):
-        return False
-    return math.isfinite(value) and value >= 0
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:MAX_NAME]
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def _weight(value: Any) -> float | None:
+    """A weight from any form of number that a table can hold; None where it is none, or negative."""
+    if isinstance(value, bool) or (isinstance(value, str) and len(value) > MAX_NAME):
+        return None
+    try:
+        weight = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return weight if math.isfinite(weight) and weight >= 0 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 import pyarrow.compute
@@ -14,6 +14,29 @@ from copyscope.detection.embedding.embeddings import Embeddings
 
 MOST = 10_000_000
 """Images of a set up to which it has a digest: the digests of its files are sorted in memory."""
+
+
+class SetSummary(TypedDict):
+    """A set of images that an audit was given."""
+
+    set: Annotated[str, "`generated`, `train`, `held-out` or `control`"]
+    path: Annotated[str, "path or URL, as given"]
+    kind: Annotated[str, "layout"]
+    n: Annotated[int, "images"]
+    digest: Annotated[
+        str | None,
+        "SHA-256 over the sorted SHA-256 of the readable files: the same files have the same digest, whatever their "
+        "names; null above 10,000,000 images",
+    ]
+
+
+class AboutSummary(TypedDict):
+    """What an audit is about."""
+
+    title: Annotated[str | None, "title of the report"]
+    model: Annotated[str | None, "name and version of the model"]
+    note: Annotated[str | None, "a note for readers"]
+    sets: Annotated[list[SetSummary], "the sets of images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +53,9 @@ class About:
     model: str | None = None
     note: str | None = None
 
-    def summary(self, described: Mapping[str, Embeddings]) -> dict[str, Any]:
+    def summary(self, described: Mapping[str, Embeddings]) -> AboutSummary:
         """As plain JSON, with name, path, layout, number of images and digest of each set."""
-        sets = [
+        sets: list[SetSummary] = [
             {
                 "set": name,
                 "path": each.corpus.origin,
@@ -42,7 +65,7 @@ class About:
             }
             for name, each in described.items()
         ]
-        return dataclasses.asdict(self) | {"sets": sets}
+        return {"title": self.title, "model": self.model, "note": self.note, "sets": sets}
 
 
 def digest(described: Embeddings) -> str | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions
 from copyscope.data import removals
 from copyscope.data.corpus import Corpus
 from copyscope.detection.causes.causes import Causes, causes
@@ -21,6 +22,7 @@ from copyscope.detection.dedup.groups import Groups, duplicates
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.protocols import protocol as named_protocol
+from copyscope.detection.matching.excused import Excuse
 from copyscope.detection.matching.match import Matches
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import MOST, PartSearch
@@ -32,16 +34,16 @@ from copyscope.detection.verdict.repeated_outputs import SAME, repeated_outputs
 from copyscope.detection.verdict.same_files import refuse_same_files
 from copyscope.detection.verdict.sensitivity import GROUPS
 from copyscope.detection.verdict.verdict import FDR, dataset_similarity, similarity
-from copyscope.engine import Engine, open_engine
+from copyscope.engine import CacheOptions, Engine, open_engine
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .about import About
 from .one_pass import read_queries, read_train
 from .previews import EMBED, gallery
-from .results import Result, failures, versions
+from .results import Result, accounts, failures, versions
+from .summaries import AuditSummary
 
 SCHEMA = "copyscope.audit/1"
 HISTOGRAM_ROWS = 20_000
@@ -54,6 +56,7 @@ class Audit(Result):
     Prints as its verdict; in a notebook it shows the key figures.
     """
 
+    summary: AuditSummary
     schema = SCHEMA
 
     def page(self) -> str:
@@ -75,7 +78,7 @@ class Audit(Result):
     @property
     def copies(self) -> list[dict[str, Any]]:
         """The generated images called copies, worst first."""
-        return list(self.summary["copies"])
+        return [dict(copy) for copy in self.summary["copies"]]
 
     def __rich__(self) -> Any:
         from copyscope.report.terminal import audit_panel
@@ -101,6 +104,7 @@ def audit(
     parts: str = "auto",
     fdr: float = FDR,
     clip: str | Path | None = None,
+    decisions: str | Path | Decisions | None = None,
     title: str | None = None,
     model: str | None = None,
     note: str | None = None,
@@ -131,6 +135,8 @@ def audit(
         fdr: false discovery rate of the list of copies, in (0, 1).
         clip: local folder of a CLIP model, to measure how the generated images agree with their prompts; None = not
             measured.
+        decisions: what people decided, a file of `copyscope decide`; None = nothing. A pair that is "different" is no
+            match, and a licensed image, or one of its near-duplicates, is not copied.
         title: of the report; None = none.
         model: name and version of the model, for the report; None = not said.
         note: for the readers of the report; None = none.
@@ -167,6 +173,7 @@ def audit(
     elif held_out_exclude is not None:
         raise InputError("No held-out images to exclude any from.\nGive them: --held-out (in Python: held_out)")
     refuse_same_files(corpora)
+    decided = Decisions.read(decisions) if decisions is not None else None
     rules, verify = named_protocol(protocol), Verify()
     descriptor, engine = rules.load(), open_engine(engine) if engine is not None else None
     options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
@@ -185,7 +192,7 @@ def audit(
     )
     _refuse_unreadable("train", trained)
     trained = with_ivf(trained, **options)
-    groups = duplicates(trained, rules.duplicates, engine=engine, **options)
+    groups = duplicates(trained, rules.duplicates, decisions=decided, engine=engine, **options)
     every, source = over_all(trained, descriptor, engine=engine, **options)
     every = with_ivf(every, **options)
     searched, why_parts = PartSearch.for_audit(parts, every, descriptor, verify, **options)
@@ -196,6 +203,9 @@ def audit(
         if name != "generated":
             _refuse_unreadable(name, described[name])
     described = {name: described[name] for name in corpora}
+    excuse = None
+    if decided is not None and groups.honoured is not None:
+        excuse = Excuse(decided, trained, source, groups.label, groups.honoured)
     judgement = judge(
         described | {"train": every},
         grouped_with_source(groups, every, source),
@@ -205,6 +215,7 @@ def audit(
         parts=searched,
         trust_held_out=trust_held_out,
         n_excluded=n_excluded,
+        excuse=excuse,
         fdr=fdr,
         seed=seed,
         engine=engine,
@@ -248,7 +259,7 @@ def audit(
         )
         if scores is not None
     }
-    summary = {
+    summary: dict[str, Any] = {
         "schema": SCHEMA,
         "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -312,8 +323,13 @@ def audit(
         ),
         "failures": {name: each.n_missing for name, each in described.items()},
         "n_outside": sum(corpus.n_outside for corpus in corpora.values()),
+        "accounts": accounts(corpora),
         "frames": images.FRAMES,
     }
+    if excuse is not None:
+        summary["decisions"] = said = excuse.decisions.summary(excuse.honoured)
+        summary["verdict"]["sentence"] += f" {said['sentence']}"
+        tables["failures"] = pa.concat_tables([tables["failures"], excuse.decisions.failures()])
     summary["seconds"] = round(time.monotonic() - began, 2)
     return Audit(summary, tables)
 

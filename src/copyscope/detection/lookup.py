@@ -6,20 +6,24 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute
 
 from copyscope import stats
 from copyscope._version import __version__
+from copyscope.curation.decisions import Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.index.index import Hit, Index, table
+from copyscope.detection.index.summary import IndexCalibration
+from copyscope.engine import CacheOptions
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
+from copyscope.stats import EstimateDict
 
-from .match_sentences import blank_said, copies_in_index, sentence_of_index
+from .match_sentences import MatchCopy, blank_said, copies_in_index, sentence_of_index
 from .previews import QUALITY, ROWS, previews
 from .results import Result, versions
 
@@ -28,9 +32,55 @@ LEVEL = 0.01
 """Of pictures that copy nothing, the share whose first match may have a p-value as small as those that are counted."""
 
 
+class LookupOptions(TypedDict):
+    """Options of a look-up."""
+
+    k: Annotated[int, "matches an image"]
+    local: Annotated[bool, "as `local`"]
+
+
+class LookupRecipe(TypedDict):
+    """What a look-up was made of."""
+
+    pictures: Annotated[list[str], "where the images asked about were"]
+    index: Annotated[str, "folder of the index"]
+    options: Annotated[LookupOptions, "`k` and `local`"]
+    versions: Annotated[dict[str, str], "versions, by package; its keys may change"]
+
+
+class LookupSummary(TypedDict):
+    """Summary of `match --index`; its JSON has the matches too."""
+
+    schema: Annotated[str, "`copyscope.index-matches/1`"]
+    copyscope: Annotated[str, "version"]
+    created: Annotated[str, "when, ISO 8601, UTC"]
+    seconds: Annotated[float, "how long it took"]
+    sentence: Annotated[str, "what was found, in words"]
+    n: Annotated[int, "images asked about, unreadable ones included"]
+    n_missing: Annotated[int, "of them, those that cannot be read"]
+    n_blank: Annotated[int, "of them, those of one colour to within noise: they have no matches"]
+    n_index: Annotated[int, "images in the index"]
+    protocol: Annotated[str, "protocol of the index"]
+    local: Annotated[bool, "parts of the images were looked at too"]
+    level: Annotated[float, "share of images that copy nothing whose first match may have such a p-value: 0.01"]
+    n_flagged: Annotated[
+        int, "images that are the same as a training image, or whose first match has a p-value of at most `level`"
+    ]
+    n_identical: Annotated[int, "of them, those that are the same as a training image"]
+    flagged: Annotated[
+        EstimateDict | None,
+        "`n_flagged` as a share of the readable images that are not blank; null = too few calibration images: "
+        "`n_flagged` then counts identical images alone",
+    ]
+    copies: Annotated[list[MatchCopy], "the first 100 of `n_flagged`, identical ones first, then by combined score"]
+    recipe: Annotated[LookupRecipe, "what it was made with"]
+    calibration: Annotated[IndexCalibration, "as in [the index](#index)"]
+
+
 class Lookup(Result):
     """Result of `lookup`: a summary that is plain JSON, and tables. `docs/json.md` describes both."""
 
+    summary: LookupSummary
     schema = SCHEMA
 
     def page(self) -> str:
@@ -69,10 +119,15 @@ def lookup(
         PartError: the index names a descriptor that is not loaded unless it is trusted.
     """
     began = time.monotonic()
+    if not pictures:
+        raise InputError("There are no pictures to look up.\nName a folder of images, or one image")
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
-    found = [index.match_corpus(corpus, k, local=local, **options) for corpus in asked]
+    done = Honoured()
+    found = [index.match_corpus(corpus, k, local=local, honoured=done, **options) for corpus in asked]
+    decisions = index.decided.decisions if index.decided else None
+    said = {"decisions": decisions.summary(done)} if decisions else {}
     places = [(corpus, row) for corpus, _ in found for row in range(len(corpus))]
     hits = [each for _, answers in found for each in answers]
     known = pa.concat_tables([corpus.table.select(["id", "width", "height", "error"]) for corpus, _ in found])
@@ -82,7 +137,7 @@ def lookup(
     blank = [
         each
         for each, error, answers in zip(ids, known["error"].to_pylist(), hits, strict=True)
-        if about["n"] and error is None and not answers
+        if about["n"] and error is None and not answers and each not in done.emptied
     ]
     n, n_calibration = len(known) - len(failed) - len(blank), about["calibration"]["n"]
     n_copies, copies = copies_in_index(ids, hits, LEVEL)
@@ -92,6 +147,8 @@ def lookup(
     can_tell = n_calibration >= 1 / LEVEL - 1
     counted = stats.proportion(n_copies, n, missing=len(failed)).as_dict() if can_tell else None
     sentence = sentence_of_index(images_said, n_copies, n_identical, LEVEL, n_calibration) + blank_said(len(blank))
+    sentence += f" {said['decisions']['sentence']}" if said else ""
+    listed = failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string()))
     return Lookup(
         {
             "schema": SCHEMA,
@@ -117,10 +174,11 @@ def lookup(
                 "options": {"k": k, "local": local},
                 "versions": versions(),
             },
+            **said,
         },
         {
             "matches": table(ids, hits),
-            "failures": failed.add_column(0, "corpus", pa.array(["pictures"] * len(failed), pa.string())),
+            "failures": listed if decisions is None else pa.concat_tables([listed, decisions.failures()]),
             "blank": pa.table({"id": pa.array(blank, pa.string())}),
             "thumbnails": _thumbnails(index, known, places, hits),
         },

@@ -4,27 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Annotated, Any, TypedDict, Unpack, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import over_all
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import Protocol
 from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.matching.blank import blank_rows, without_rows
+from copyscope.detection.matching.excused import excused
 from copyscope.detection.matching.match import Matches, is_identical, match
 from copyscope.detection.matching.ncc import Verify
-from copyscope.engine import open_engine
-from copyscope.options import EngineOptions, without_engine
+from copyscope.engine import EngineOptions, open_engine, without_engine
 
 from .one_pass import read_queries, read_train
 
 LISTED = 100
 """Most copies that a summary lists; the table of matches has all."""
+
+
+class MatchCopy(TypedDict):
+    """A query called a copy."""
+
+    query_id: Annotated[str, "image asked about"]
+    reference_id: Annotated[str, "training image, or reference"]
+    identical: Annotated[bool, "the same image"]
+    p_value: Annotated[float | None, "conformal p-value; null where nothing is calibrated, as between two sets"]
+    similarity: Annotated[float, "descriptor similarity"]
+    sentence: Annotated[str, "the two in words"]
+
+
+class MatchRow(TypedDict):
+    """A match of a query."""
+
+    query_id: Annotated[str, "query"]
+    reference_id: Annotated[str, "reference"]
+    rank: Annotated[int, "1 = highest descriptor similarity"]
+    score: Annotated[float, "descriptor similarity"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    identical: Annotated[bool, "the query is the reference: the same image"]
+
+
+class MatchSummary(TypedDict):
+    """Summary of `match` of two sets."""
+
+    schema: Annotated[str, "`copyscope.matches/1`"]
+    sentence: Annotated[str, "what was found, in words"]
+    n_missing: Annotated[list[int], "queries, and references, that cannot be read"]
+    n_blank: Annotated[list[int], "queries, and references, of one colour to within noise: left out"]
+    n_identical: Annotated[int, "queries that are the same image as a reference"]
+    n_similar: Annotated[
+        int, "other queries whose first match has a similarity of at least `threshold`; no calibration backs it"
+    ]
+    threshold: Annotated[float, "similarity above which the literature says replication"]
+    copies: Annotated[list[MatchCopy], "the first 100 of both, identical ones first"]
 
 
 def named(reference: str, origin: str) -> str:
@@ -33,7 +72,7 @@ def named(reference: str, origin: str) -> str:
     return str(Path(origin) / reference) if there else reference
 
 
-def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[dict[str, Any]]]:
+def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float) -> tuple[int, list[MatchCopy]]:
     """Copies among pictures that were looked up in an index.
 
     Args:
@@ -42,8 +81,7 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
         level: largest p-value of a copy.
 
     Returns:
-        How many pictures are copies, and the LISTED of highest combined scores: query_id, reference_id, identical,
-        p_value, similarity and a sentence.
+        (how many pictures are copies, the LISTED of them with the highest combined scores).
     """
     copies = [(each, found[0]) for each, found in zip(ids, hits, strict=True) if is_copy(found, level)]
     copies.sort(key=lambda pair: (not pair[1].identical, -(pair[1].combined or -1.0)))
@@ -62,8 +100,13 @@ def copies_in_index(ids: Sequence[str], hits: Sequence[list[Hit]], level: float)
 
 
 def match_sets(
-    queries: Corpus, references: Corpus, rules: Protocol, k: int, **options: Unpack[EngineOptions]
-) -> tuple[dict[str, Any], pa.Table]:
+    queries: Corpus,
+    references: Corpus,
+    rules: Protocol,
+    k: int,
+    decisions: Decisions | None = None,
+    **options: Unpack[EngineOptions],
+) -> tuple[MatchSummary, pa.Table]:
     """Match two sets: the k references most like each query; blank images of both are set apart.
 
     Args:
@@ -71,6 +114,8 @@ def match_sets(
         references: what they are matched with.
         rules: the protocol.
         k: references a query.
+        decisions: pairs that are "different" or "ignore", and licensed references, are no matches; None = there are
+            none.
         options: `workers`, `engine` and `progress` of `match`.
 
     Returns:
@@ -90,24 +135,32 @@ def match_sets(
     looked_up = without_rows(described[0], blank[0])
     found = match(looked_up, without_rows(both, blank[1]), Verify(), k=k, **options)
     found = found.of_sources(described[1], source[~blank[1]])
+    decided: dict[str, Any] = {}
+    if decisions is not None:
+        every = np.arange(len(described[1].rows), dtype=np.int64)
+        found, done = excused(found, decisions, described[1], every, every)
+        decided = {"decisions": decisions.summary(done)}
     n_identical, n_similar, copies = copies_of_matches(found, rules.threshold)
     missing = [each.n_missing for each in described]
     n_blank = [int(some[: len(each.rows)].sum()) for some, each in zip(blank, described, strict=True)]
     n = len(looked_up.rows)
     said = f"{n} {'readable ' if missing[0] else ''}{'image' if n == 1 else 'images'}"
-    return {
+    summary: MatchSummary = {
         "schema": "copyscope.matches/1",
-        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold) + blank_said(n_blank[0]),
+        "sentence": sentence_of_matches(said, n_identical, n_similar, rules.threshold)
+        + blank_said(n_blank[0])
+        + (f" {decided['decisions']['sentence']}" if decided else ""),
         "n_missing": missing,
         "n_blank": n_blank,
         "n_identical": n_identical,
         "n_similar": n_similar,
         "threshold": rules.threshold,
         "copies": copies,
-    }, with_identical(found, k)
+    }
+    return cast("MatchSummary", summary | decided), with_identical(found, k)
 
 
-def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[dict[str, Any]]]:
+def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[MatchCopy]]:
     """Copies among matched queries, without a calibration.
 
     Args:
@@ -115,8 +168,8 @@ def copies_of_matches(found: Matches, threshold: float) -> tuple[int, int, list[
         threshold: similarity of the queries that are counted.
 
     Returns:
-        How many queries are a reference itself; how many others have a similarity of `threshold` or more; and the
-        LISTED of highest similarity, as in `copies_in_index`, their p_value None.
+        (how many queries are a reference itself, how many others have a similarity of `threshold` or more, the first
+        LISTED of both: identical ones first, then by similarity; their p_value is None).
     """
     if not found.nearest.index.shape[1]:
         return 0, 0, []
@@ -213,7 +266,7 @@ def lines_of(copies: Iterable[dict[str, Any]], n: int) -> list[str]:
 
 def _copy(
     query: str, reference: str, shown: str, same: bool, p_value: float | None, similarity: float, why: str
-) -> dict[str, Any]:
+) -> MatchCopy:
     if same:
         is_one = f"{query} is a copy of {shown} (the same image)"
     elif p_value is None:  # a similarity that nothing calibrates is no more than that

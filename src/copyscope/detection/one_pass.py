@@ -17,8 +17,7 @@ from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.matching.windows import canvas_work
 from copyscope.detection.search.exact import one_blas_thread
-from copyscope.engine import Engine
-from copyscope.options import CacheOptions
+from copyscope.engine import CacheOptions, Engine
 
 from .descriptors import Descriptor
 

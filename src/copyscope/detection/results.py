@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from copyscope._version import __version__
+from copyscope.data.account import SetAccount
+from copyscope.data.corpus import Corpus
 from copyscope.data.parquet_pages import read_table
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.documents import read_json
@@ -39,7 +41,7 @@ class Result(abc.ABC):
         tables: name -> Arrow table.
     """
 
-    summary: dict[str, Any]
+    summary: Mapping[str, Any]
     tables: dict[str, pa.Table]
 
     schema: ClassVar[str]
@@ -94,7 +96,7 @@ class Result(abc.ABC):
 
 def save_result(
     folder: str | Path,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     tables: dict[str, pa.Table],
     page: str,
     lists: Mapping[str, pa.Table] | None = None,
@@ -181,6 +183,11 @@ def failures(described: dict[str, Embeddings]) -> pa.Table:
         failed = each.corpus.table.filter(pa.compute.is_valid(each.corpus.table["error"])).select(["id", "error"])
         tables.append(failed.add_column(0, "corpus", pa.array([name] * len(failed), pa.string())))
     return pa.concat_tables(tables).combine_chunks()
+
+
+def accounts(corpora: Mapping[str, Corpus]) -> list[SetAccount]:
+    """What became of all that lay in each of the sets that were opened."""
+    return [{"set": name, **corpus.account.summary()} for name, corpus in corpora.items() if corpus.account.n]
 
 
 def versions() -> dict[str, str]:

@@ -22,8 +22,8 @@ from copyscope.detection.matching.match import match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.verdict.verdict import Calibration, verdict
+from copyscope.engine import CacheOptions
 from copyscope.errors import InputError
-from copyscope.options import CacheOptions
 from copyscope.stats import Estimate
 
 from .verdict import calibration as calibrate

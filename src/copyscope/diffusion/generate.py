@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from copyscope import parts, recipes
+from copyscope.data.captions.tables import records
 from copyscope.data.corpus import Corpus
+from copyscope.data.storage import connect
 from copyscope.documents import read_json
 from copyscope.errors import InputError
 from copyscope.files import is_bare, write_bytes, write_json
@@ -168,6 +170,8 @@ def generate(
 ) -> Corpus:
     """Generate images into the imagefolder `out`; the same call again makes what is missing and no more.
 
+    Deleted and empty images are missing too, and a call with a higher `n_images` goes on from there.
+
     PNG files, and, last, `metadata.jsonl` with prompt, seed, recipe, source_id, `told` (the prompt that the model got
     instead, where mitigations rewrote it), and the score of each signal under its spec, null where it has none.
 
@@ -200,8 +204,8 @@ def generate(
         for row, ((prompt, source), seed) in enumerate(zip(prompts, seeds_of(recipe), strict=True))
     ]
     try:
-        _begin(out, _identity(model, run, recipe, prompts, parts, nearest))
-        if not (out / METADATA).is_file():
+        _begin(out, _identity(model, run, recipe, prompts, parts, nearest), prompts)
+        if not (out / METADATA).is_file() or not all(_is_made(out / str(row["file_name"])) for row in rows):
             _make(model, out, recipe, rows, nearest, progress)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_bytes(lines.encode(), out / METADATA)
@@ -262,11 +266,9 @@ def _make(
     progress: Progress | None,
 ) -> None:
     """Writes the images of `rows` that are not there yet, and puts the scores of all into `rows`."""
-    scores: dict[str, dict[str, float | None]] = {}
-    if (out / SCORES).is_file():
-        scores = _scores(out / SCORES)
+    scores = _scores(out, recipe.signals) if recipe.signals else {}
     known = scores if recipe.signals else {row["file_name"] for row in rows}
-    missing = [row for row in rows if row["file_name"] not in known or not (out / row["file_name"]).is_file()]
+    missing = [row for row in rows if row["file_name"] not in known or not _is_made(out / row["file_name"])]
     done = len(rows) - len(missing)
     block = block_size(model.shape, recipe.n_images)
     # Whole blocks, since part of one takes as long.
@@ -292,13 +294,30 @@ def _make(
         row.update(scores.get(row["file_name"], {}))
 
 
-def _scores(path: Path) -> dict[str, dict[str, float | None]]:
-    """The scores of the images made so far. Raises InputError where the file is damaged."""
-    then = "Remove it: the images are then made again"
-    scores = read_json(path, then)
-    if not all(isinstance(each, dict) for each in scores.values()):
-        raise InputError(f"Cannot read {path}: it holds no scores by image.\n{then}")
-    return scores
+def _is_made(path: Path) -> bool:
+    """Whether an image is there: an empty file is what a full disk or a cut copy leaves."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _scores(out: Path, signals: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """The scores of the images made so far; as long as there is no metadata they have a file of their own.
+
+    Raises InputError where that is damaged.
+    """
+    path, then = out / SCORES, "Remove it: the images are then made again"
+    if path.is_file():
+        scores = read_json(path, then)
+        if not all(isinstance(each, dict) for each in scores.values()):
+            raise InputError(f"Cannot read {path}: it holds no scores by image.\n{then}")
+        return scores
+    if not (out / METADATA).is_file():
+        return {}
+    found = {record["file_name"]: record for _, record in records(*connect(os.fspath(out / METADATA)))}
+    return {
+        name: {spec: record.get(spec) for spec in signals}
+        for name, record in found.items()
+        if all(spec in record for spec in signals)
+    }
 
 
 def _loaded(model: Model, recipe: SampleRecipe, prompted: bool, nearest: FindNearest | None) -> applied.MitigationStack:
@@ -411,15 +430,18 @@ def _identity(
 ) -> dict[str, Any]:
     """All that decides the images, and so which folder a call may go on with."""
     training = hashlib.sha256((run.folder / "summary.json").read_bytes()).hexdigest() if run else None
-    told = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    who = {"schema": SCHEMA, "model": _spec(model, run), "run_sha256": training, "prompts_sha256": told}
+    who = {"schema": SCHEMA, "model": _spec(model, run), "run_sha256": training, "prompts_sha256": _digest(prompts)}
     if any(NEAREST in part.needs for part in parts.parts):
         who["nearest"] = getattr(nearest, "fingerprint", None)
     return who | {"recipe": recipes.as_dict(recipe)}
 
 
-def _begin(out: Path, identity: dict[str, Any]) -> None:
-    """Writes `recipe.json`, or checks the one that is there."""
+def _digest(prompts: Sequence[Prompt]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def _begin(out: Path, identity: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Writes `recipe.json`, or checks the one that is there: with more images it is written again."""
     path = out / "recipe.json"
     if not path.exists():
         if out.exists() and not is_bare(out):
@@ -434,8 +456,23 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} cannot be read.\nName another folder") from None
     now = {**identity, **identity["recipe"]}
+    had = before["n_images"]
+    more = isinstance(had, int) and had < now["n_images"]
+    if more:
+        # The images that are there are the first ones: of the same seeds, and to be of the same prompts.
+        now |= {"n_images": had, "prompts_sha256": _digest(prompts[:had])}
+    elif had != now["n_images"]:
+        del now["prompts_sha256"]  # of fewer prompts it is another one
     # Not the batch size, which changes no image, nor the file of prompts, but the prompts that were in it.
     decides = now.keys() - {"recipe", "batch_size", "prompts"}
     other = sorted(name.removesuffix("_sha256") for name in decides if before.get(name) != now[name])
     if other:
-        raise InputError(f"{out} holds images that differ in {', '.join(other)}.\nName another folder")
+        hint = f"It has {had} images; fewer cannot be made of them. " if other[0] == "n_images" else ""
+        raise InputError(f"{out} holds images that differ in {', '.join(other)}.\n{hint}Name another folder")
+    if more:
+        # The metadata is of all images or not there; it also has the scores of those that were made.
+        if (out / METADATA).is_file():
+            if signals := identity["recipe"]["signals"]:
+                write_json(_scores(out, signals), out / SCORES)
+            (out / METADATA).unlink()
+        write_json(identity | recipes.provenance(), path)

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -32,10 +32,10 @@ class Threshold:
         n_missing: those of them without a score.
     """
 
-    value: float
-    rate: float
-    n: int
-    n_missing: int
+    value: Annotated[float, "a score above it is flagged"]
+    rate: Annotated[float, "at most this share of ordinary prompts is, at most the rate that was asked for"]
+    n: Annotated[int, "prompts it was drawn by: of a signal that learned of some, the others"]
+    n_missing: Annotated[int, "of these, prompts without a score, counted as the highest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Thresholds:
         signals: spec -> threshold.
     """
 
-    model: str
-    settings: str
-    signals: Mapping[str, Threshold]
+    model: Annotated[str, "sha256 of the model's weights; the thresholds hold for no other"]
+    settings: Annotated[str, "how images are made, in a line; nor for images made otherwise"]
+    signals: Annotated[Mapping[str, Threshold], "from the spec of a signal, with what it learned, to the following"]
 
     def flagged(self, scores: Mapping[str, Floats]) -> dict[str, Any]:
         """Flag scores above the line of their signal; a missing score is flagged.

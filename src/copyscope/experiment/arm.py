@@ -25,7 +25,7 @@ from copyscope.documents import read_json
 from copyscope.errors import CopyscopeError, ImageError, InputError, MissingExtra
 from copyscope.imaging import images
 from copyscope.machine import Progress, file_lock
-from copyscope.stats import Floats
+from copyscope.stats import EstimateDict, Floats
 
 from . import outcomes
 from .plan import Arm
@@ -75,7 +75,7 @@ MEASURES = {
     "shuffled_agreement": "the same with the captions of one another: what knows nothing of the caption scores",
     "seconds_per_image": "seconds that sampling an image took, loading the model included",
 }
-NOTHING: dict[str, Any] = dict.fromkeys(outcomes.ENDS, None) | {"n": 0}
+NOTHING: EstimateDict = {"value": None, "low": None, "high": None, "n": 0}
 #: Images of an arm that a report shows: the first ones, as they come, so that nobody has chosen them.
 SHEET, SHEET_SIDE = 12, 96
 SHEETS = pa.schema([*(outcomes.SCHEMA.field(name) for name in ("id", "prompt", "match", "similarity", "copied", "own")),
@@ -310,13 +310,13 @@ def _head(arm: Arm, real: Embeddings) -> Head | None:
     return fit(text, real.vectors[[place[row] for row in rows]])
 
 
-def _agreement(head: Head, described: Embeddings) -> dict[str, Any]:
+def _agreement(head: Head, described: Embeddings) -> EstimateDict:
     """Text-image agreement of the readable images and their prompts."""
     prompts = described.corpus.prompts
     return _cosines(head, [prompts[row] for row in described.rows], described.vectors)
 
 
-def _cosines(head: Head, captions: Sequence[str], vectors: Floats) -> dict[str, Any]:
+def _cosines(head: Head, captions: Sequence[str], vectors: Floats) -> EstimateDict:
     """Mean agreement of captions [n] and image vectors [n d]."""
     from copyscope.detection.verdict.text_alignment import agreement
 
@@ -344,7 +344,7 @@ def _encoder() -> Any:
     return TextEncoder()
 
 
-def _found(judged: Audit, path: Sequence[str]) -> dict[str, Any]:
+def _found(judged: Audit, path: Sequence[str]) -> EstimateDict:
     """An estimate of the audit's summary; one without value where the audit has none."""
     value: Any = judged.summary
     for key in path:

@@ -6,11 +6,11 @@ Pure functions of the rows of an experiment's summary. An arm's seeds become one
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from copyscope.report.leaderboard import DEAREST, Row, place
-from copyscope.stats import Estimate
+from copyscope.stats import Estimate, EstimateDict
 
 from .outcomes import over_seeds
 
@@ -82,14 +82,14 @@ def _set(row: Row, key: str) -> Any:
     return None if value in ([], "") else value
 
 
-def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean(estimates: Sequence[EstimateDict]) -> EstimateDict:
     """One estimate as it is; of several seeds, those known, their mean."""
     known = [each for each in estimates if each["value"] is not None]
     if len(known) < 2:
-        return dict(known[0] if known else estimates[0])
-    mean = over_seeds([each["value"] for each in known])
+        return known[0] if known else estimates[0]
+    mean = over_seeds([value for each in known if (value := each["value"]) is not None])
     # Student's interval does not know that a share is one.
-    if all(0 <= (each[end] or 0) <= 1 for each in known for end in ("value", "low", "high")):
+    if all(0 <= (end or 0) <= 1 for each in known for end in (each["value"], each["low"], each["high"])):
         mean = Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), mean.n)
     return mean.as_dict()
 

@@ -175,8 +175,13 @@ def contrasts(first: pa.Table, second: pa.Table) -> Iterator[dict[str, Any]]:
             use &= twice if measure == "replication_rate_duplicated" else True
             estimate, p_value = paired_difference(_flags(first, name)[use], _flags(second, name)[use])
         if estimate.n:
-            numbers = estimate.as_dict()
-            yield {"measure": measure, "difference": numbers.pop("value"), **numbers, "p_value": p_value}
+            yield {"measure": measure, **difference_of(estimate), "p_value": p_value}
+
+
+def difference_of(estimate: Estimate) -> dict[str, Any]:
+    """The estimate of a difference as the columns of a contrast."""
+    numbers = estimate.as_dict()
+    return {"difference": numbers["value"], "low": numbers["low"], "high": numbers["high"], "n": numbers["n"]}
 
 
 CONTRASTS = pa.schema(

@@ -235,8 +235,8 @@ def _contrasts(planned: Plan, done: Sequence[Arm]) -> Iterator[dict[str, Any]]:
     for rows in found.values():
         yield from rows
         if len(rows) > 1:
-            mean = outcomes.over_seeds([row["difference"] for row in rows]).as_dict()
-            yield rows[0] | {"seed": None, "p_value": None, "difference": mean.pop("value")} | mean
+            mean = outcomes.over_seeds([row["difference"] for row in rows])
+            yield rows[0] | {"seed": None, "p_value": None} | outcomes.difference_of(mean)
 
 
 def _compared(planned: Plan, done: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:

@@ -12,42 +12,37 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import datetime
 import functools
-import hashlib
 import inspect
 import itertools
 import json
 import math
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
 from copyscope.detection.index.hits import is_rounded
 from copyscope.detection.index.index import Hit, Index
 from copyscope.diffusion.thresholds import Thresholds
-from copyscope.errors import InputError, Refused
+from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 
 from . import log as guard_log
 from .log import Record
+from .retries import GuardedCall
 
 if TYPE_CHECKING:
     from copyscope.diffusion.denoiser import FindNearest
 
-    from .calls import Attempt, GenerationCall
+    from .calls import GenerationCall
 
 KEPT_RECORDS = 10_000
 LADDER = ((), (), ("random_numbers(n=2, probability=1.0)",), ("random_numbers(n=4, probability=1.0)",))
 _LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _LOCKING = threading.Lock()
-clock = time.monotonic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +262,7 @@ class Guarded:
             InputError: the call cannot be guarded, or returns something that is no image, or may be read as another.
         """
         with self.__lock:
-            return _Call(self.__guard, self.__maker, arguments, options).run()
+            return GuardedCall(self.__guard, self.__maker, arguments, options).run()
 
     def __maker(self, arguments: tuple[Any, ...], options: dict[str, Any], look: Callable[..., bool]) -> GenerationCall:
         from .calls import StepObserver
@@ -318,153 +313,6 @@ class Guarded:
 
     def __repr__(self) -> str:
         return f"Guarded({self.__pipe!r})"
-
-
-class _Call:
-    """One call of a Guarded: its images, tried until they are no copies or may be tried no more."""
-
-    def __init__(
-        self, guard: Guard, maker_of: Callable[..., GenerationCall], arguments: tuple[Any, ...], options: dict[str, Any]
-    ) -> None:
-        self.guard, self.policy = guard, guard.policy
-        self.maker = maker_of(arguments, options, self._look)
-        self.number, self.begun, self.fixed = next(guard._calls), clock(), False
-        self.records: list[Record] = []
-        self.hits: list[Hit | None] = []
-        self.images: dict[int, Any] = {}
-        self.beside: dict[str, dict[int, Any]] = collections.defaultdict(dict)
-
-    def run(self) -> Any:
-        attempt, rows, made = 0, list[int](), None
-        sizes: dict[int, tuple[Any, Image | None]] = {}
-        while attempt == 0 or rows:
-            began = clock()
-            seed_of = self._seeds(attempt)
-            rung = self._rung(attempt)
-            made = self.maker.again(rows, rung, seed_of) if rows else self.maker.first(seed_of)
-            rows = rows or list(range(len(self.maker.prompts)))
-            hits = self.hits if made.share is not None else self._judged(made.views)
-            flagged = self._flagged(made, len(rows))
-            copies = [
-                self.guard.is_copy(hit, attempt > 0) or bool(flags and self.policy.signals == "hit")
-                for hit, flags in zip(hits, flagged, strict=True)
-            ]
-            now = clock()
-            upcoming = self._next(attempt, rows, copies, made.views)
-            more = upcoming < self.policy.tries and now - self.begun < self.policy.seconds
-            records = []
-            for place, row in enumerate(rows):
-                action = "delivered" if not copies[place] else "redone" if more else "refused"
-                records.append(
-                    self._record(made, place, row, attempt, rung, hits[place], flagged[place], action, now - began)
-                )
-                if not copies[place]:
-                    self.images[row] = made.images[place]
-                    if attempt or made.share is not None:
-                        for name, values in made.beside.items():
-                            self.beside[name][row] = values[place]
-                sizes[row] = (made.images[place], made.estimates[place] if made.estimates else None)
-            self.records += records
-            self.guard.keep(records)
-            rows = [row for row, copy in zip(rows, copies, strict=True) if copy]
-            if not more:
-                break
-            attempt = upcoming
-        for row in rows:
-            self.images[row] = None if self.policy.refuse != "blank" else self.maker.blank(*sizes[row])
-        images = [self.images[row] for row in range(len(self.maker.prompts))]
-        if rows and self.policy.refuse == "raise":
-            every, do = " in every try", "Ask for something else, allow more tries, or go up another ladder"
-            if self.fixed:
-                every = ". The function takes no seed and gives the same each time: it was not asked further"
-                do = "Give it an argument `seed` or `generator`, or ask for something else"
-            said = f"{len(rows)} of {len(images)} images are copies of training images{every}.\n{do}"
-            raise Refused(said, self.records, images)
-        return self.maker.given(images, self.beside)
-
-    def _next(self, attempt: int, rows: Sequence[int], copies: Sequence[bool], views: Sequence[Any]) -> int:
-        """The next try. What takes no seed and gave the same copies again is asked with other words, then no more."""
-        places = [place for place, copy in enumerate(copies) if copy]
-        if not views or not self.maker.same_again([rows[each] for each in places], [views[each] for each in places]):
-            return attempt + 1
-        others = () if self._rung(attempt) else range(attempt + 1, self.policy.tries)
-        found = next((each for each in others if self._rung(each)), self.policy.tries)
-        self.fixed = found == self.policy.tries
-        return found
-
-    def _rung(self, attempt: int) -> tuple[str, ...]:
-        """The rung of a try; where the call lacks what it needs, another seed alone."""
-        if attempt == 0:
-            return ()
-        rung = self.policy.ladder[min(attempt, len(self.policy.ladder)) - 1]
-        return rung if self.maker.fits(rung) else ()
-
-    def _look(self, share: float, estimates: list[Image]) -> bool:
-        self.hits = self.guard.judge(estimates)
-        return all(self.guard.is_copy(hit) for hit in self.hits)
-
-    def _judged(self, views: Sequence[Sequence[Image]]) -> list[Hit | None]:
-        """Of each image, the hit of the view of it that is most like a training image."""
-        found = iter(self.guard.judge([view for each in views for view in each]))
-
-        def nearness(hit: Hit | None) -> tuple[bool, float]:
-            return self.guard.is_copy(hit), -math.inf if hit is None else -(hit.p_value or 0.0)
-
-        return [max(itertools.islice(found, len(each)), key=nearness) for each in views]
-
-    def _seeds(self, attempt: int) -> Callable[[int], int]:
-        def seed_of(row: int) -> int:
-            keys = [self.policy.seed, self.number, row, attempt]
-            # Of 31 bits: numpy's old generators, which people's functions use, take no more than 32.
-            return int(np.random.SeedSequence(keys).generate_state(1)[0] >> 1)
-
-        return seed_of
-
-    def _flagged(self, made: Attempt, n: int) -> list[tuple[str, ...]]:
-        if not (self.guard.thresholds and made.signals):
-            return [()] * n
-        # Of a try that was stopped, signals may have no score yet, and that is not said against it.
-        known = {spec: np.isfinite(values) | (made.share is None) for spec, values in made.signals.items()}
-        flags = self.guard.thresholds.flagged(made.signals)
-        return [tuple(spec for spec in flags if flags[spec][place] and known[spec][place]) for place in range(n)]
-
-    def _record(
-        self,
-        made: Attempt,
-        place: int,
-        row: int,
-        attempt: int,
-        rung: tuple[str, ...],
-        hit: Hit | None,
-        flagged: tuple[str, ...],
-        action: str,
-        seconds: float,
-    ) -> Record:
-        prompt = self.maker.prompts[row]
-        if prompt is not None and self.policy.hash_prompts:
-            prompt = hashlib.sha256(prompt.encode()).hexdigest()
-        values = {spec: float(each[place]) for spec, each in made.signals.items()}
-        seed = self._seeds(attempt)(row) if self.maker.seed_used(row, attempt) else None
-        return Record(
-            call=self.number,
-            row=row,
-            attempt=attempt,
-            rung=rung,
-            prompt=prompt,
-            seed=seed,
-            score=hit.score if hit else None,
-            combined=hit.combined if hit else None,
-            p_value=hit.p_value if hit else None,
-            match=hit.id if hit else None,
-            box=hit.box if hit else None,
-            signals={spec: value if math.isfinite(value) else None for spec, value in values.items()},
-            flagged=flagged,
-            copy=action != "delivered",
-            look=made.share,
-            action=action,
-            seconds=round(seconds, 3),
-            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
 
 
 def _lock_of(pipe: Any) -> contextlib.AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 
@@ -68,24 +68,28 @@ class Record:
         time: of the decision, ISO 8601 in UTC.
     """
 
-    call: int
-    row: int
-    attempt: int
-    rung: tuple[str, ...]
-    prompt: str | None
-    seed: int | None
-    score: float | None
-    combined: float | None
-    p_value: float | None
-    match: str | None
-    box: tuple[float, ...] | None
-    signals: Mapping[str, float | None]
-    flagged: tuple[str, ...]
-    copy: bool
-    look: float | None
-    action: str
-    seconds: float
-    time: str
+    call: Annotated[int, "number of the call of this guard, from 0; a guard made anew begins again"]
+    row: Annotated[int, "place of the image in the call, from 0"]
+    attempt: Annotated[int, "number of the try, from 0"]
+    rung: Annotated[tuple[str, ...], "its mitigations; none in the first try, or with another seed alone"]
+    prompt: Annotated[str | None, "as asked; its sha256 where the policy hashes; null where there was no text"]
+    seed: Annotated[int | None, "of the try; null where the guard gave none"]
+    score: Annotated[
+        float | None,
+        "descriptor similarity of the training image it is most like; null = there is none, or it was not logged "
+        "(version 1)",
+    ]
+    combined: Annotated[float | None, "combined score of the two; null where the index gives none"]
+    p_value: Annotated[float | None, "p-value of the combined score; null where the index gives none"]
+    match: Annotated[str | None, "its id"]
+    box: Annotated[tuple[float, ...] | None, "the part of the picture that is like it; null = the whole"]
+    signals: Annotated[Mapping[str, float | None], "score of each signal, null where it has none"]
+    flagged: Annotated[tuple[str, ...], "signals above their line"]
+    copy: Annotated[bool, "whether it was taken for a copy"]
+    look: Annotated[float | None, "share of the steps after which it was judged and stopped; null = finished"]
+    action: Annotated[str, "`delivered`, `redone` or `refused`"]
+    seconds: Annotated[float, "of the try, its look-up included, for all images that it made"]
+    time: Annotated[str, "of the decision, ISO 8601 in UTC"]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: a line of the log."""

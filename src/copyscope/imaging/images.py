@@ -26,6 +26,17 @@ from numpy.typing import NDArray
 
 from copyscope.errors import ImageError
 
+from .formats import (
+    FORMATS,
+    HEAD,
+    MOST_WITH_TEXTS,
+    format_of,
+    plugins,
+    too_much_text,
+    why_raw,
+    why_unread,
+    without_texts,
+)
 from .rgb import layers, without_alpha
 
 if TYPE_CHECKING:
@@ -58,21 +69,10 @@ LARGE_PIXELS = 16_000_000
 MAX_SCANS = 100
 """Scans of a JPEG: each goes over all of the image, and some bytes are enough for one. Encoders make ten or so."""
 
-# Only formats that decode pixels inside this process: Pillow would also hand EPS files to Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_KEPT = 512 * 512
 """Pixels: larger resized images are not kept for the next who asks."""
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
-# First bytes of each format: tells a damaged image from a file that never was one.
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF8": "GIF",
-    b"II*\x00": "TIFF",
-    b"MM\x00*": "TIFF",
-    b"BM": "BMP",
-}
 _large = threading.RLock()
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 
@@ -150,7 +150,7 @@ def over_background(content: bytes, background: str) -> bytes:
 
 def starts_like_image(head: bytes) -> bool:
     """Whether the first 16 bytes of a file are those of an image, by the marks of the formats that are read."""
-    return _format_of(head) != ""
+    return (format_of(head) or why_unread(head)) != ""
 
 
 def resize(image: Image, size: tuple[int, int], filter: str = "bilinear") -> Image:
@@ -238,6 +238,7 @@ def _pillow() -> Any:
     from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
     Image.preinit()
+    plugins()
     return Image
 
 
@@ -271,13 +272,27 @@ def _decode(
         layers_of: takes the layers out of the loaded picture.
         draft: pixels a side, at least, to which a JPEG may be shrunk while it is decoded; 0 = it may not.
     """
+    try:
+        return _decode_once(file, max_pixels, turn, layers_of, draft)
+    except ImageError as error:
+        if not too_much_text(str(error)):
+            raise
+    file.seek(0)
+    return _decode_once(BytesIO(without_texts(file.read(MOST_WITH_TEXTS))), max_pixels, turn, layers_of, draft)
+
+
+def _decode_once(
+    file: Any, max_pixels: int, turn: contextlib.ExitStack, layers_of: Callable[[Pillow.Image], _Layers], draft: int
+) -> _Layers:
     pillow = _pillow()
     try:
-        picture = pillow.open(file, formats=FORMATS)
+        picture = pillow.open(file, formats=(*FORMATS, *plugins()))
     except pillow.DecompressionBombError as error:
         raise ImageError(f"too large: {_bomb_size(file) or _reason(error)}") from None
     except Exception as error:
         raise ImageError(_unidentified(file, error)) from None
+    if picture.format == "TIFF" and (why := why_raw(picture)):
+        raise ImageError(why)
     width, height = picture.size
     _refuse_bomb(width, height, min(max_pixels, MAX_WEBP_PIXELS) if picture.format == "WEBP" else max_pixels)
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -417,25 +432,17 @@ def _bomb_size(file: Any) -> str:
 def _unidentified(file: Any, error: Exception) -> str:
     """Why no decoder took the file."""
     file.seek(0)
-    head = file.read(16)
+    head = file.read(HEAD)
     if not head:
         return "empty file"
-    name = _format_of(head)
+    if why := why_unread(head):
+        return why
+    name = format_of(head)
     if not name:
         return f"not an image: starts with {head[:8]!r}"
     if type(error).__name__ == "UnidentifiedImageError":
         return f"truncated or corrupt {name}: its header cannot be read"
     return _unreadable(name, error)
-
-
-def _format_of(head: bytes) -> str:
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[4:12] in (b"ftypavif", b"ftypavis"):
-        return "AVIF"
-    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
-        return "PPM"
-    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
 def _unreadable(name: str | None, error: Exception) -> str:

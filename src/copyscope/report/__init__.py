@@ -42,7 +42,7 @@ class Result(Protocol):
     """Protocol of a result that has a page, such as an Audit or a Lint."""
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, Any]:
         """The summary, JSON-safe."""
 
     @property

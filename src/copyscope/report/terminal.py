@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from copyscope.console import printable
@@ -13,7 +14,7 @@ SHOWN = 8
 STYLES = {"copies": "red", "suspicious": "bold yellow", "no copies found": "green", "cannot tell": "yellow"}
 
 
-def audit_panel(summary: dict[str, Any]) -> Any:
+def audit_panel(summary: Mapping[str, Any]) -> Any:
     """Panel of an audit for rich: the verdict, the key figures and the worst copies."""
     from rich.console import Group
     from rich.panel import Panel
@@ -31,7 +32,7 @@ def audit_panel(summary: dict[str, Any]) -> Any:
     return Panel(Group(*lines), title="Copyscope audit", border_style=STYLES[verdict["answer"]])
 
 
-def audit_warnings(summary: dict[str, Any]) -> list[str]:
+def audit_warnings(summary: Mapping[str, Any]) -> list[str]:
     """Warnings of an audit, a sentence each: held-out images of another kind, look-alikes among them."""
     found = []
     calibration = summary["calibration"]
@@ -51,7 +52,7 @@ def audit_warnings(summary: dict[str, Any]) -> list[str]:
     return found
 
 
-def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def audit_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Key figures of an audit: (name, value)."""
     similarity, baseline = summary["similarity"], summary["similarity"]["baseline"]
     duplicates = summary["duplicates"]
@@ -78,13 +79,14 @@ def audit_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("blank", f"{said} images of one colour, set apart"))
     rows += _searched(summary)
     rows += _outside(summary)
+    rows += _accounts(summary)
     unreadable = {name: n for name, n in summary["failures"].items() if n}
     if unreadable:
         rows.append(("unreadable", ", ".join(f"{n} {name}" for name, n in unreadable.items())))
     return rows
 
 
-def corrected(summary: dict[str, Any]) -> str:
+def corrected(summary: Mapping[str, Any]) -> str:
     """Corrected rate as text, or what is known of it where nothing calibrates the verdict."""
     found = summary["estimated_rate"]
     if summary["calibration"]["method"] != "baseline" or found["value"] is None:
@@ -95,31 +97,38 @@ def corrected(summary: dict[str, Any]) -> str:
     )
 
 
-def _blind(summary: dict[str, Any]) -> str:
+def _blind(summary: Mapping[str, Any]) -> str:
     """Why no planted copy can be seen; empty where some can be, or none was planted."""
     return out_of_reach(summary["calibration"]) if summary["sensitivity"] else ""
 
 
-def seen(sensitivity: dict[str, Any] | None) -> str:
+def seen(sensitivity: Mapping[str, Any] | None) -> str:
     """Sensitivity in one line: per cent seen of each kind of planted copy."""
     if not sensitivity:
         return "not measured"
     return ", ".join(f"{kind} {100 * one['value']:.0f}" for kind, one in sensitivity.items())
 
 
-def _outside(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _accounts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Files that were not used, of each set."""
+    unused = [each for each in summary.get("accounts", []) if each["n_unused"]]  # results of before have none
+    said = ", ".join(f"{each['n_unused']} of {each['set'].replace('_', '-')}" for each in unused)
+    return [("not used", f"{said}: files that look like images or captions")] if unused else []
+
+
+def _outside(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     n = summary.get("n_outside")  # results of before have none
     return [("outside", f"{n} images lie outside the folder that lists them or links to them")] if n else []
 
 
-def _searched(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _searched(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     search = summary["search"]
     if search["method"] == "exact":
         return []
     return [("search", f"by cells; nearest image found for {estimate(search['recall'], percent=True)}")]
 
 
-def lint_panel(summary: dict[str, Any]) -> Any:
+def lint_panel(summary: Mapping[str, Any]) -> Any:
     """Panel of a lint for rich."""
     from rich.console import Group
     from rich.panel import Panel
@@ -129,7 +138,7 @@ def lint_panel(summary: dict[str, Any]) -> Any:
     return Panel(Group(sentence, _figures(lint_figures(summary))), title="Copyscope lint")
 
 
-def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def lint_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Key figures of a lint: (name, value)."""
     duplicates, captions, actions = summary["duplicates"], summary["captions"], summary["actions"]
     kinds = {"full": "with the caption repeated", "partial": "with other captions", "uncaptioned": "without captions"}
@@ -142,12 +151,13 @@ def lint_figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("near-duplicates", f"{duplicates['n_groups']} groups: {groups}; the largest has {duplicates['largest']}"),
         *_searched(summary),
         *_outside(summary),
+        *_accounts(summary),
         ("captions", f"{captions['with']} images have some; {shared}"),
         ("to do", f"deduplicate {actions['deduplicate']} groups, recaption {actions['recaption']} images"),
     ]
 
 
-def audit_snippet(summary: dict[str, Any]) -> str:
+def audit_snippet(summary: Mapping[str, Any]) -> str:
     """HTML fragment of an audit for notebooks: verdict and key figures; everything is escaped."""
     verdict = summary["verdict"]
     sentences = [verdict["sentence"], *filter(None, [verdict["needed"]]), *audit_warnings(summary)]
@@ -155,7 +165,7 @@ def audit_snippet(summary: dict[str, Any]) -> str:
     return _snippet(sentences, audit_figures(summary))
 
 
-def lint_snippet(summary: dict[str, Any]) -> str:
+def lint_snippet(summary: Mapping[str, Any]) -> str:
     """HTML fragment of a lint for notebooks."""
     return _snippet([summary["sentence"]], lint_figures(summary))
 
@@ -165,7 +175,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def estimate(found: dict[str, Any], percent: bool = False) -> str:
+def estimate(found: Mapping[str, Any], percent: bool = False) -> str:
     """Estimate as text, with its interval."""
     if found["value"] is None:
         return "unknown"
@@ -184,7 +194,7 @@ def _figures(rows: list[tuple[str, str]]) -> Any:
     return table
 
 
-def _copies(copies: list[dict[str, Any]]) -> Any:
+def _copies(copies: Sequence[Mapping[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from typing import Annotated
 
 from copyscope.detection.index.hits import Hit, is_copy
 from copyscope.detection.index.index import Index
@@ -36,18 +37,22 @@ class Answer:
         matches: best first.
     """
 
-    schema: str
-    copy: bool | None
-    identical: bool
-    blank: bool
-    p_value: float | None
-    combined: float | None
-    rate: float
-    local: bool
-    n_index: int
-    protocol: str
-    seconds: float
-    matches: list[Hit]
+    schema: Annotated[str, "`copyscope.check/1`"]
+    copy: Annotated[
+        bool | None,
+        "it is a training image itself, or `p_value` is at most `rate`; null = too few calibration images to tell "
+        "at that rate",
+    ]
+    identical: Annotated[bool, "it is the same image as the first match"]
+    blank: Annotated[bool, "it is of one colour to within noise: `copy` is false, and there are no matches"]
+    p_value: Annotated[float | None, "conformal p-value of the first match; null where there is none"]
+    combined: Annotated[float | None, "combined score of the first match"]
+    rate: Annotated[float, "share of images that copy nothing which may be called copies"]
+    local: Annotated[bool, "parts of the image were looked at too"]
+    n_index: Annotated[int, "images in the index"]
+    protocol: Annotated[str, "protocol of the index"]
+    seconds: Annotated[float, "how long decoding and looking up took"]
+    matches: Annotated[list[Hit], "the first matches, highest combined score first"]
 
 
 class OutOfTime(CopyscopeError):

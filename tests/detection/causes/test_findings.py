@@ -530,12 +530,12 @@ def test_risk_action(arguments: tuple[Any, ...], action: str, said: str) -> None
     ("arguments", "action", "said"),
     [
         ((3, "full", 2, 0), "deduplicate", "one of 3 near-duplicates among which captions repeat"),
-        ((1, None, 0, 0, 1, 0.04), "recaption", "simpler than 96% of the images"),
-        ((1, None, 0, 0, 1, 0.5), "keep", "no near-duplicates"),
-        ((1, None, 0, 0, 1, 0.0999), "recaption", "simpler than 90% of the images"),
-        ((1, None, 0, 0, 1, 0.1), "keep", "no near-duplicates"),
+        ((1, None, 0, 0, 1, 0.5), "recaption", "complexity 0.5; from 4 on"),
+        ((1, None, 0, 0, 1, 12.0), "keep", "no near-duplicates"),
+        ((1, None, 0, 0, 1, 3.999), "recaption", "complexity 4.0; from 4 on"),
+        ((1, None, 0, 0, 1, 4.0), "keep", "no near-duplicates"),
         ((1, None, 0, 0), "keep", "no near-duplicates"),
-        ((1, None, 50, 0, 1, 0.04), "keep", "no near-duplicates"),
+        ((1, None, 50, 0, 1, 0.5), "keep", "no near-duplicates"),
     ],
 )
 def test_lint_action(arguments: tuple[Any, ...], action: str, said: str) -> None:

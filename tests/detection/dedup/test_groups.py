@@ -17,6 +17,9 @@ from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.descriptors.sscd_distilled import SscdDistilled
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
+from copyscope.detection.search import ivf as ivf_module
+from copyscope.detection.search.exact import search
+from copyscope.detection.search.ivf import IVF
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from tests import worlds
@@ -66,7 +69,7 @@ def test_a_chain_is_split_so_that_every_member_reaches_its_centre_and_a_star_is_
     bar = float(np.cos(np.deg2rad(22)))
     joined = components(vectors, bar)
     assert len(set(joined[:6])) == 1
-    label, n_chained = module._split(vectors, joined, bar)
+    label, n_chained = module._split(module._Rows(vectors), joined, bar)
     assert n_chained == 1
     assert len(set(label[:6])) > 1
     assert len(set(label[6:])) == 1
@@ -205,12 +208,12 @@ def test_a_pair_at_the_threshold_is_a_pair_and_a_star_at_it_no_chain():
     half = np.array([[1, 0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]], np.float32)
     label = components(half, 0.5)
     assert len(set(label)) == 1
-    assert module._split(half, label, 0.5)[1] == 0
+    assert module._split(module._Rows(half), label, 0.5)[1] == 0
 
 
 def test_a_centre_belongs_to_its_star_even_where_rounding_has_it_below_the_threshold():
     short = np.full((3, 1), 0.999, np.float32)
-    label, n_chained = module._split(short, np.zeros(3, np.int64), 1.0)
+    label, n_chained = module._split(module._Rows(short), np.zeros(3, np.int64), 1.0)
     assert len(set(label)) == 3
     assert n_chained == 1
 
@@ -235,3 +238,46 @@ def test_an_image_joins_its_nearest_from_a_pixel_score_of_97_percent_on(tmp_path
     monkeypatch.setattr(module.Verify, "compare", lambda *given, **options: np.full(given[3].shape, score))
     described = Embeddings(Corpus.open(tmp_path), np.arange(2), bits / 8, "phash", "")
     assert (len(duplicates(described, 0.9).kind) == 1) is joined
+
+
+@pytest.mark.parametrize("stars", [1, 2, 3])
+def test_a_component_in_cells_may_fall_into_any_number_of_stars(stars, monkeypatch):
+    monkeypatch.setattr(module, "STARS", stars)
+    apart = np.repeat(np.eye(4, 64, dtype=np.float32), 3, axis=0)
+    cells = IVF.build(apart, 2)
+    label, n_chained = module._split(module._Rows(cells.halves, cells), np.zeros(12, np.int64), 0.9)
+    assert sorted(np.bincount(label)[-4:].tolist()) == [3, 3, 3, 3]
+    assert n_chained == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_comparison_gives_the_components_and_the_nearest_rows(monkeypatch, workers):
+    monkeypatch.setattr(components_module, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((90, 8)).astype(np.float32)
+    vectors[60:75] = vectors[:15]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    own = np.arange(90)
+    for threshold in (0.6, 0.8, 0.999):
+        label, nearest = components_module.components_and_nearest(vectors, threshold, 2, workers=workers)
+        np.testing.assert_array_equal(label, components(vectors, threshold, workers=workers))
+        wanted = search(vectors, vectors, 2, query_labels=own, reference_labels=own, workers=workers)
+        np.testing.assert_array_equal(nearest.index, wanted.index)
+        np.testing.assert_array_equal(nearest.score, wanted.score)
+
+
+def test_duplicates_compares_every_pair_once(world, tmp_path, monkeypatch):
+    described = embed(Corpus.open(world.train), SscdDistilled(), cache=tmp_path)
+    real, pairs = components_module.search, []
+
+    def counted(queries, references, *given, **more):
+        pairs.append(len(queries) * len(references))
+        return real(queries, references, *given, **more)
+
+    monkeypatch.setattr(components_module, "search", counted)
+    monkeypatch.setattr(ivf_module, "search", counted)
+    monkeypatch.setattr(module, "components", None)  # would be a second comparison
+    groups = duplicates(described, 0.75, cache=tmp_path)
+    n = len(described.rows)
+    assert sum(pairs) == n * n
+    assert groups.closest.index.shape == (n, 2)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -225,8 +226,9 @@ def test_a_chain_in_cells_is_split_into_stars_and_what_is_left_cell_by_cell(monk
     for name, value in (("STARS", stars), ("PIECE", 50)):
         monkeypatch.setattr(duplicates_module, name, value)
     taken = []
-    one = duplicates_module._star
-    monkeypatch.setattr(duplicates_module, "_star", lambda *given: taken.append(len(given[1])) or one(*given))
+    rows = duplicates_module._Rows
+    one = rows.star
+    monkeypatch.setattr(rows, "star", lambda *given: taken.append(len(given[1])) or one(*given))
     label, n_chained = duplicates_module._stars(every, joined, threshold)
     assert n_chained == 1
     assert len(set(label[720:].tolist())) == 1
@@ -248,12 +250,10 @@ def test_a_star_is_told_by_the_vectors_where_halves_are_not_sure():
     wanted = vectors @ centre[0] >= threshold
     rows = np.arange(len(vectors))
 
-    def exact(one, other):
-        return np.einsum("ed,ed->e", vectors[one], vectors[other])
-
-    found = duplicates_module._star(vectors.astype(np.float16), rows, threshold, exact)
+    cells = types.SimpleNamespace(vectors=vectors, rows=rows)
+    found = duplicates_module._Rows(vectors.astype(np.float16), cells).star(rows, threshold)
     np.testing.assert_array_equal(found, wanted)
-    assert (duplicates_module._star(vectors.astype(np.float16), rows, threshold, None) != wanted).any()
+    assert (duplicates_module._Rows(vectors.astype(np.float16)).star(rows, threshold) != wanted).any()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -327,12 +327,12 @@ def test_components_that_were_killed_go_on_and_are_kept(vectors, tmp_path, monke
     made = IVF.build(vectors, 64, folder=tmp_path)
     wanted, closest = ivf_components(IVF.build(vectors, 64), 0.9, k=2, floor=0.7)
     with monkeypatch.context() as patch:
-        killed_after(patch, components_module, "go_through", 7)
+        killed_after(patch, components_module, "find_pairs", 7)
         with pytest.raises(KeyboardInterrupt):
             ivf_components(made, 0.9, k=2, floor=0.7)
     monkeypatch.setattr(components_module, "_stretch", lambda *_: 1000)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, components_module, "go_through", 99)
+        calls = killed_after(patch, components_module, "find_pairs", 99)
         label, found = ivf_components(made, 0.9, k=2, floor=0.7)
         assert len(calls) == 3
         assert same(label, wanted)
@@ -363,7 +363,7 @@ from copyscope.detection.search import ivf, ivf_files
 folder = Path(sys.argv[1])
 ivf_files.BLOCK, ivf_files.memory_budget = 256, lambda: 200_000
 near_pairs.LOT, ivf_components._stretch = 500, lambda *_: 500
-for module, name in ((ivf_files, "search"), (ivf_files, "_scatter"), (ivf_components, "go_through")):
+for module, name in ((ivf_files, "search"), (ivf_files, "_scatter"), (ivf_components, "find_pairs")):
     def slowly(*arguments, real=getattr(module, name), **options):
         time.sleep(0.03)
         return real(*arguments, **options)

@@ -225,3 +225,33 @@ def test_pairs_of_one_prompt_and_seed_tell_how_often_the_tuned_model_is_nearer(d
     found = calibration.nearer_than_control(mine, theirs)
     assert found.n == len(pairs)
     assert found.value == pytest.approx(np.mean([combined[a] >= combined[b] for a, b in pairs]))
+
+
+def test_baseline_compares_only_what_the_groups_do_not_know(world, tmp_path, monkeypatch):
+    train = embed(Corpus.open(world.train), SscdDistilled(), cache=tmp_path)
+    groups = duplicates(train, 0.75, cache=tmp_path)
+    wanted = calibration.baseline(train, dataclasses.replace(groups, closest=None), Verify(), cache=tmp_path)
+    np.testing.assert_array_equal(
+        calibration.baseline(train, groups, Verify(), cache=tmp_path).similarity, wanted.similarity
+    )
+    asked = []
+    real = calibration.nearest_by
+    monkeypatch.setattr(calibration, "REFERENCE_BLOCK", 10)
+    monkeypatch.setattr(
+        calibration, "nearest_by", lambda *given, **more: asked.append(len(given[1])) or real(*given, **more)
+    )
+    found = calibration.baseline(train, groups, Verify(), cache=tmp_path)
+    np.testing.assert_allclose(found.similarity, wanted.similarity, atol=1e-6)
+    many = int((groups.sizes[groups.label] > 2).sum())
+    assert 0 < sum(asked) <= many < len(train.rows) / 2
+
+
+def test_baseline_similarity_is_that_of_a_sample_where_nothing_is_known(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "SIMILARITY_SAMPLE", 20)
+    train = embed(Corpus.open(world.train), SscdDistilled(), cache=tmp_path)
+    groups = duplicates(train, 0.75, cache=tmp_path)
+    known = calibration.baseline(train, groups, Verify(), cache=tmp_path).similarity
+    assert np.isfinite(known).all(), "what the groups know costs nothing"
+    some = calibration.baseline(train, dataclasses.replace(groups, closest=None), Verify(), cache=tmp_path).similarity
+    assert np.isfinite(some).sum() == 20
+    np.testing.assert_allclose(some[np.isfinite(some)], known[np.isfinite(some)], atol=1e-6)

@@ -30,6 +30,7 @@ from copyscope.diffusion.signals import _attention, bright_ending
 from copyscope.errors import InputError, PartError
 from tests import worlds
 from tests.contracts.test_mitigations import CAPTIONS, MODEL, model
+from tests.json_types import check
 from tests.models import tiny_stable_diffusion
 from tests.pipelines import loaded, small
 
@@ -599,7 +600,7 @@ def test_the_command_line(copier, tmp_path):
     found = CliRunner().invoke(main.app, ["guard", "calibrate", str(copier), *map(str, options)])
     summary = json.loads(found.stdout)
     assert summary == json.loads((tmp_path / "t.json").read_text())
-    assert summary["schema"] == "copyscope.thresholds/1"
+    check("guard", summary)
     (plain, n), (banded, others) = ((spec, each["n"]) for spec, each in summary["signals"].items())
     assert (plain, n, others) == ("text_conditional_norm", 20, 10)
     assert len(parts.load("signals", banded).mean) == 3

@@ -210,6 +210,40 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(folder, tmp_p
         train(others, tmp_path / "run", recipe())
 
 
+def test_more_steps_go_on_from_a_finished_run_and_fewer_are_refused(folder, tmp_path):
+    train(folder, tmp_path / "run", recipe(steps=12, schedule="constant"))
+    longer = train(folder, tmp_path / "run", recipe(steps=20, schedule="constant"))
+    assert longer.summary["steps"] == 20
+    assert longer.recipe.steps == 20
+    assert longer.history["step"].to_pylist()[-1] == 20
+    train(folder, tmp_path / "at once", recipe(steps=20, schedule="constant"))
+    assert result(tmp_path / "run") == result(tmp_path / "at once")
+    with pytest.raises(InputError, match=r"differs in steps\.\nMore steps go on from there, fewer cannot"):
+        train(folder, tmp_path / "run", recipe(steps=12, schedule="constant"))
+    assert Run.open(tmp_path / "run", trust_parts=True).summary["steps"] == 20
+
+
+def test_a_start_that_is_refused_leaves_nothing_that_blocks_its_folder(folder, tmp_path):
+    lacking = Corpus.open(folder).with_column("captions", [[], *([["a picture"]] * (N - 1))])
+    with pytest.raises(InputError, match="no caption"):
+        train(lacking, tmp_path / "run", recipe())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="knows no gradient checkpointing"):
+        train(folder, tmp_path / "run", recipe(gradient_checkpointing=True))
+    assert train(lacking, tmp_path / "run", recipe(conditioning="fixed")).summary["steps"] == 12
+
+
+def test_planted_duplicates_of_the_images_are_trained_as_they_are(folder, tmp_path):
+    from copyscope.curation.curate import duplicate
+
+    planted = duplicate(Corpus.open(folder), "partial", rate=0.25, factor=3)
+    table = train(planted, tmp_path / "run", recipe(steps=1)).table
+    assert sorted(zip(table["weight"].to_pylist(), table["duplication"].to_pylist(), strict=True)) == [
+        *[(1, "")] * 9,
+        *[(3, "partial")] * 3,
+    ]
+
+
 def test_a_folder_of_other_things_is_left_alone(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,9 +22,9 @@ from copyscope.detection.matching.match import Matches
 from copyscope.detection.measures import Item, Measure, complexity_view
 from copyscope.detection.verdict.answer import COPIES
 from copyscope.detection.verdict.verdict import Verdict
+from copyscope.engine import CacheOptions
 from copyscope.errors import ImageError
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .exposure import exposure
 from .findings import Findings, explain, lint_action, risk_action
@@ -231,12 +230,11 @@ class ImageFacts:
             **complexity,
         }
 
-    def lint_card(self, position: int, complexity_rank: float = math.nan) -> dict[str, Any]:
+    def lint_card(self, position: int) -> dict[str, Any]:
         """Risk record of lint: the facts and what `lint_action` says.
 
         Args:
             position: of the image.
-            complexity_rank: as in `lint_action`.
         """
         card = self.card(position)
         action, reason = lint_action(
@@ -245,7 +243,7 @@ class ImageFacts:
             card["shared_captions"],
             card["near_shared_captions"],
             len(card["captions"]),
-            complexity_rank,
+            card["mixed"],
         )
         return card | {"action": action, "reason": reason}
 

@@ -57,8 +57,9 @@ NOT_KNOWN = (
     "How often each training image was the prompt is not known, so duplication and exposure cannot be told apart: "
     "the joint model says nothing of duplication. Generate from training captions, with the prompts beside the images."
 )
-SIMPLEST = 0.1
-"""Share of the images, by the mixed measure, that count as simple."""
+SIMPLE = 4.0
+"""A picture whose mixed measure (nats x sqrt(KiB)) is lower counts as simple: letters and icons measure up to 0.9, bar
+charts up to 2.7, and no photograph of `assets.fetch("photographs")` less than 5.4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +218,11 @@ def lint_action(
     shared: int,
     near_shared: int,
     n_captions: int = 1,
-    complexity_rank: float = math.nan,
+    mixed: float | None = None,
 ) -> tuple[str, str]:
     """Action and reason for a training image before training.
 
-    In a near-duplicate group -> deduplicate; a simple picture (rank below SIMPLEST) under a caption of its own ->
+    In a near-duplicate group -> deduplicate; a simple picture (below SIMPLE) under a caption of its own ->
     recaption; else keep. A rare caption alone is no reason: nearly every caption of a good data set is.
 
     Args:
@@ -230,7 +231,7 @@ def lint_action(
         shared: other images that share a caption.
         near_shared: further images that nearly do.
         n_captions: captions of the image.
-        complexity_rank: share of the measured images whose mixed measure is at most as high, 0..1; NaN = unknown.
+        mixed: the measure of that name, of the picture; None = unknown.
 
     Returns:
         ("deduplicate", "recaption" or "keep"; the reason in one sentence).
@@ -238,9 +239,9 @@ def lint_action(
     if group_size > 1:
         return "deduplicate", f"It is {_group(group_size, duplication)}: keep one of them."
     others = shared + near_shared
-    if n_captions and others <= RARE_CAPTION and complexity_rank < SIMPLEST:
+    if n_captions and others <= RARE_CAPTION and mixed is not None and mixed < SIMPLE:
         return "recaption", (
-            f"It is a simple picture (simpler than {1 - complexity_rank:.0%} of the images) and "
+            f"It is a simple picture (complexity {mixed:.1f}; from {SIMPLE:g} on it would be none) and "
             f"{_rare(others, n_captions)}: give it several, more general captions."
         )
     return "keep", "It has no near-duplicates, and nothing else about it invites copying."

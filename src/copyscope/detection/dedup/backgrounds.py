@@ -18,10 +18,9 @@ from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
-from copyscope.engine import Engine
+from copyscope.engine import CacheOptions, Engine, EngineOptions
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
-from copyscope.options import CacheOptions, EngineOptions
 
 from .groups import Groups
 from .near_pairs import merged
@@ -92,9 +91,14 @@ def grouped_with_source(groups: Groups, both: Embeddings, source: NDArray[np.int
         groups: of the training images.
         both: they and their further rows [m], as `over_all` gives them.
         source: [m], as `over_all` gives it.
+
+    Returns:
+        Groups of [m] rows.
     """
+    if len(source) == len(groups.label):
+        return groups
     return dataclasses.replace(
-        groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source]
+        groups, corpus=both.corpus, rows=both.rows, label=groups.label[source], exact=groups.exact[source], closest=None
     )
 
 

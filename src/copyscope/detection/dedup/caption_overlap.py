@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,7 @@ def caption_sharing(
     Returns:
         Counts [m]; `near_shared` leaves out the images in `shared`.
     """
+    # Number the captions asked about, and hold them with their word sets.
     numbers: dict[str, int] = {}
     uses: list[list[int]] = []
     for start in range(0, len(asked), PIECE):
@@ -83,6 +84,7 @@ def caption_sharing(
     for text in range(len(numbers)):
         same.of(np.array([text], np.int32))
     held = _Held(list(numbers), near)
+    # Go over all captions: an image counts for the set of held captions that it leads to.
     for start in range(0, n, PIECE):
         there: dict[str, int] = {}
         rows = _numbered(read(np.arange(start, min(start + PIECE, n))), there)
@@ -94,6 +96,7 @@ def caption_sharing(
         near.count(row, held.near(list(there))[texts])
         if progress:
             progress("captions", min(start + PIECE, n), n)
+    # Images that lead to a caption of mine, over equal captions and over near ones.
     bags = [sorted({held.bag[text] for text in row}) for row in uses]
     shared = _others(uses, len(numbers), same, n)
     return CaptionSharing(shared, _others(bags, len(held.sizes), near, n) - shared)
@@ -215,95 +218,129 @@ def _others(uses: list[list[int]], width: int, classes: _Classes, n: int) -> Num
     return np.maximum(_reached(mine[first], back[leads], weights, n)[of_image] - 1, 0)
 
 
+class _WordSets(NamedTuple):
+    """Word sets [b] as flat arrays, with an entry [w] for each word that the held captions have.
+
+    Attributes:
+        owner: [w], which set the entry is of, ascending.
+        words: [w], rank of the word by rarity, ascending within a set.
+        sizes: [b], words of each set, including those that no held caption has.
+    """
+
+    owner: Numbers
+    words: Numbers
+    sizes: Numbers
+
+
+class _Postings(NamedTuple):
+    """Prefix words of the held word sets, as an inverted list in the order of `key`.
+
+    Attributes:
+        key: rank of the word * span + size of its set.
+        owner: number of its set.
+        left: words of the set from this one on.
+    """
+
+    key: Numbers
+    owner: Numbers
+    left: Numbers
+
+
 class _Held:
-    """The word sets of the captions that are held, found by their rarest words."""
+    """The word sets of the captions that are held, found by their rarest words.
+
+    A similarity join: prefix filter (Bayardo, Ma & Srikant 2007), length filter, positional filter (Xiao et al. 2008),
+    then the overlap itself. Jaccard >= 4/5 throughout.
+
+    Args:
+        texts: normalised captions, all different.
+        classes: where sets of word sets are numbered.
+    """
 
     def __init__(self, texts: list[str], classes: _Classes) -> None:
-        """`texts` are normalised, all different; `classes` is where sets of word sets are numbered."""
-        # As text, for a set of words takes ten times as much memory.
+        # The different word sets. As text, for a set of words takes ten times as much memory.
         bags: dict[str, int] = {}
         self.bag = [bags.setdefault(" ".join(sorted(set(text.split()))), len(bags)) for text in texts]
         """The word set of each text."""
+        self.sizes = np.fromiter((bag.count(" ") + 1 for bag in bags), np.int64, len(bags))
+        # One order of words for all: the rarest first.
         frequency: dict[str, int] = {}
         for bag in bags:
             for word in bag.split():
                 frequency[word] = frequency.get(word, 0) + 1
         ordered = sorted(frequency, key=lambda word: (frequency[word], word))
         self._rank = {word: place for place, word in enumerate(ordered)}
-        self.sizes = np.fromiter((bag.count(" ") + 1 for bag in bags), np.int64, len(bags))
+        # The word sets as flat arrays.
         self._starts = np.cumsum(self.sizes) - self.sizes
         ranks = (rank for bag in bags for rank in sorted(self._rank[word] for word in bag.split()))
         self._words = np.fromiter(ranks, np.int64, int(self.sizes.sum()))
-        self._mix = np.random.default_rng(0).integers(0, 2**63, len(self._rank) + 1, np.uint64) * np.uint64(2) + 1
         owner = np.repeat(np.arange(len(bags)), self.sizes)
-        keys = self._keys(owner, self._words, self.sizes)
+        # A key of each set, by which an equal one is known.
+        self._mix = np.random.default_rng(0).integers(0, 2**63, len(self._rank) + 1, np.uint64) * np.uint64(2) + 1
+        keys = self._keys(_WordSets(owner, self._words, self.sizes))
         self._same = dict(zip(keys.tolist(), range(len(bags)), strict=True))
-        place = np.arange(len(self._words)) - self._starts[owner]
-        indexed = np.flatnonzero(place < _prefix(self.sizes)[owner])
+        # Prefix filter: only the first, rarest words of a set are listed.
+        position = np.arange(len(self._words)) - self._starts[owner]
+        listed = np.flatnonzero(position < _prefix(self.sizes)[owner])
         self._span = int(self.sizes.max(initial=0)) + 1
-        by = self._words[indexed] * self._span + self.sizes[owner[indexed]]
-        indexed, self._by = indexed[np.argsort(by, kind="stable")], np.sort(by)
-        self._owner, self._left = owner[indexed], (self.sizes[owner] - place)[indexed]
+        key = self._words[listed] * self._span + self.sizes[owner[listed]]
+        listed = listed[np.argsort(key, kind="stable")]
+        self._postings = _Postings(np.sort(key), owner[listed], (self.sizes[owner] - position)[listed])
         self._room = np.full(len(bags), NEAR_LIMIT)
         self._classes = classes
         self._known: dict[int, int] = {}
 
     def near(self, texts: list[str]) -> Numbers:
         """For each of the normalised texts [t] the set of held word sets that it has or nearly has, by number."""
-        sets = [set(text.split()) for text in texts]
-        size = np.fromiter(map(len, sets), np.int64, len(sets))
+        # Word sets of the texts, of words that are held.
+        bags = [set(text.split()) for text in texts]
+        size = np.fromiter(map(len, bags), np.int64, len(bags))
         rank = self._rank.get
-        words = np.fromiter((rank(word, -1) for each in sets for word in each), np.int64, int(size.sum()))
-        owner = np.repeat(np.arange(len(sets)), size)[words >= 0]
+        words = np.fromiter((rank(word, -1) for each in bags for word in each), np.int64, int(size.sum()))
+        owner = np.repeat(np.arange(len(bags)), size)[words >= 0]
         words = words[words >= 0]
         # Without four fifths of its words nothing is near.
-        there = 5 * np.bincount(owner, minlength=len(sets)) >= 4 * size
-        owner, words = owner[there[owner]], words[there[owner]]
+        hopeful = 5 * np.bincount(owner, minlength=len(bags)) >= 4 * size
+        owner, words = owner[hopeful[owner]], words[hopeful[owner]]
         order = np.argsort(owner * len(self._mix) + words)
-        owner, words = owner[order], words[order]
-        found = np.full(len(texts), -1, np.int64)
-        asked = np.flatnonzero(there)
-        keys = self._keys(np.searchsorted(asked, owner), words, size[asked])
+        asked = np.flatnonzero(hopeful)
+        sets = _WordSets(np.searchsorted(asked, owner[order]), words[order], size[asked])
+        # Each different set is looked up once, in whatever piece it comes.
+        keys = self._keys(sets)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         fresh = np.sort([at for at in first.tolist() if int(keys[at]) not in self._known]).astype(np.int64)
         if len(fresh):
-            lot = np.isin(owner, asked[fresh])
-            self._look(np.searchsorted(asked[fresh], owner[lot]), words[lot], size[asked[fresh]], keys[fresh])
+            some = np.isin(sets.owner, fresh)
+            new = _WordSets(np.searchsorted(fresh, sets.owner[some]), sets.words[some], sets.sizes[fresh])
+            self._look_up(new, keys[fresh])
         numbers = np.fromiter((self._known.get(key, -1) for key in keys[first].tolist()), np.int64, len(first))
+        found = np.full(len(texts), -1, np.int64)
         found[asked] = numbers[inverse]
         return found
 
-    def _keys(self, owner: Numbers, words: Numbers, size: Numbers) -> NDArray[np.uint64]:
+    def _keys(self, sets: _WordSets) -> NDArray[np.uint64]:
         """A number for each word set [b] that no other has: of the words that are held, and of how many there are."""
-        sums = np.zeros(len(size), np.uint64)
-        np.add.at(sums, owner, self._mix[words])
-        found: NDArray[np.uint64] = sums + size.astype(np.uint64) * self._mix[-1]
+        sums = np.zeros(len(sets.sizes), np.uint64)
+        np.add.at(sums, sets.owner, self._mix[sets.words])
+        found: NDArray[np.uint64] = sums + sets.sizes.astype(np.uint64) * self._mix[-1]
         return found
 
-    def _look(self, owner: Numbers, words: Numbers, size: Numbers, keys: NDArray[np.uint64]) -> None:
-        """Take note of what each word set [b] is near to; of it are the words [w], in order, that are held."""
-        have = np.bincount(owner, minlength=len(size))
-        # Words that nobody has come first, as the rarest: most word sets have no other among those that are looked up.
-        place = np.arange(len(words)) - (np.cumsum(have) - have - (size - have))[owner]
-        entry = np.flatnonzero(place < _prefix(size)[owner])
+    def _look_up(self, sets: _WordSets, keys: NDArray[np.uint64]) -> None:
+        """Take note of the held sets that each of the word sets [b], of the `keys` [b], is near to or equals."""
+        # Words that nobody has come first, as the rarest: most word sets have no other in their prefix.
+        have = np.bincount(sets.owner, minlength=len(sets.sizes))
+        position = np.arange(len(sets.words)) - (np.cumsum(have) - have - (sets.sizes - have))[sets.owner]
+        # Prefix filter: two near sets have a word in common among the first of each.
+        entry = np.flatnonzero(position < _prefix(sets.sizes)[sets.owner])
         pairs = [np.zeros((0, 2), np.int64)]
-        done = 0
-        while done < len(entry):
-            mine = entry[done:]
-            least, most = (4 * size[owner[mine]] + 4) // 5, np.minimum(5 * size[owner[mine]] // 4, self._span - 1)
-            low = np.searchsorted(self._by, words[mine] * self._span + np.minimum(least, self._span))
-            high = np.maximum(np.searchsorted(self._by, words[mine] * self._span + most, side="right"), low)
-            # As many as there is room for, at least one word set, and whole ones.
-            upto = int(np.searchsorted(np.cumsum(high - low), _PAIRS, side="right"))
-            last = owner[mine[min(upto, len(mine) - 1)]]
-            upto = len(mine) if upto >= len(mine) else int(np.searchsorted(owner[mine], last))
-            upto = upto or int(np.searchsorted(owner[mine], owner[mine[0]], side="right"))
-            some = mine[:upto]
-            pairs.append(self._near(owner, words, size, place, some, low[:upto], high[:upto]))
-            done += upto
+        while len(entry):
+            low, high = self._listed(sets, entry)
+            n = _whole_sets(sets.owner[entry], high - low)
+            pairs.append(self._near(sets, position, entry[:n], low[:n], high[:n]))
+            entry = entry[n:]
         found = np.concatenate(pairs)
         found = found[np.lexsort((found[:, 1], found[:, 0]))]
-        bounds = np.searchsorted(found[:, 0], np.arange(len(size) + 1))
+        bounds = np.searchsorted(found[:, 0], np.arange(len(sets.sizes) + 1))
         for at, key in enumerate(keys.tolist()):
             members = found[bounds[at] : bounds[at + 1], 1]
             if key in self._same:
@@ -311,48 +348,81 @@ class _Held:
             if len(members):
                 self._known[key] = self._classes.of(members.astype(np.int32))
 
-    def _near(
-        self,
-        owner: Numbers,
-        words: Numbers,
-        size: Numbers,
-        place: Numbers,
-        entry: Numbers,
-        low: Numbers,
-        high: Numbers,
-    ) -> Numbers:
-        """Pairs [p 2] of a word set and a held one that is near and not the same, of those that share a rare word.
+    def _listed(self, sets: _WordSets, entry: Numbers) -> tuple[Numbers, Numbers]:
+        """The postings, from low [e] to high [e], of the words `entry` [e].
 
-        The words `entry` [e], by their place in `words`, have the held word sets of postings from low [e] to high [e].
+        Length filter: of held sets that have 4/5 to 5/4 of its words.
         """
+        size = sets.sizes[sets.owner[entry]]
+        least, most = (4 * size + 4) // 5, np.minimum(5 * size // 4, self._span - 1)
+        of_word = sets.words[entry] * self._span
+        low = np.searchsorted(self._postings.key, of_word + np.minimum(least, self._span))
+        return low, np.maximum(np.searchsorted(self._postings.key, of_word + most, side="right"), low)
+
+    def _near(self, sets: _WordSets, position: Numbers, entry: Numbers, low: Numbers, high: Numbers) -> Numbers:
+        """Pairs of a word set and a held one that is near and not the same, among those that share a rare word.
+
+        Args:
+            sets: the word sets.
+            position: [w], place of each word in its set.
+            entry: [e], words whose postings are tried.
+            low: [e], first posting of each of these words.
+            high: [e], end of its postings.
+
+        Returns:
+            [p 2], the number of the set in `sets` and of the held one.
+        """
+        # Every word with each of its postings.
         times = high - low
         posting = np.repeat(low - (np.cumsum(times) - times), times) + np.arange(times.sum())
         entry = np.repeat(entry, times)
-        mine, other = owner[entry], self._owner[posting]
-        least = _overlap(size[mine], self.sizes[other])
-        keep = np.minimum(self._left[posting], size[mine] - place[entry]) >= least
-        keep &= self._room[other] > 0
+        mine, other = sets.owner[entry], self._postings.owner[posting]
+        # Positional filter: the words from here on must be enough for both.
+        left = np.minimum(self._postings.left[posting], sets.sizes[mine] - position[entry])
+        keep = (left >= _overlap(sets.sizes[mine], self.sizes[other])) & (self._room[other] > 0)
+        # Each pair once.
         pairs = np.sort(mine[keep] * len(self.sizes) + other[keep])
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         mine, other = pairs // len(self.sizes), pairs % len(self.sizes)
+        # Jaccard >= 4/5 by the words in common, and not the same words.
+        overlap, size = self._common(sets, mine, other), sets.sizes[mine]
+        near = overlap >= _overlap(size, self.sizes[other])
+        near &= ~((overlap == self.sizes[other]) & (overlap == size))
+        return self._first_few(mine[near], other[near])
+
+    def _common(self, sets: _WordSets, mine: Numbers, other: Numbers) -> Numbers:
+        """How many words the sets `mine` [p] and the held ones `other` [p] have in common."""
         lengths = self.sizes[other]
         offsets = np.cumsum(lengths) - lengths
         flat = np.repeat(self._starts[other] - offsets, lengths) + np.arange(lengths.sum())
-        asked = np.repeat(mine, lengths) * len(self._mix) + self._words[flat]
-        own = owner * len(self._mix) + words
-        hit = own[np.minimum(np.searchsorted(own, asked), len(own) - 1)] == asked
-        overlap = np.add.reduceat(hit, offsets, dtype=np.int64) if len(offsets) else offsets
-        keep = (overlap >= _overlap(size[mine], lengths)) & ~((overlap == lengths) & (overlap == size[mine]))
-        mine, other = mine[keep], other[keep]
+        wanted = np.repeat(mine, lengths) * len(self._mix) + self._words[flat]
+        own = sets.owner * len(self._mix) + sets.words
+        hit = own[np.minimum(np.searchsorted(own, wanted), len(own) - 1)] == wanted
+        return np.add.reduceat(hit, offsets, dtype=np.int64) if len(offsets) else offsets
+
+    def _first_few(self, mine: Numbers, other: Numbers) -> Numbers:
+        """The pairs [p 2] of which the held set has room still; those without any are listed no more."""
         order = np.argsort(other, kind="stable")
         mine, other = mine[order], other[order]
         keep = np.arange(len(other)) - np.searchsorted(other, other) < self._room[other]
         mine, other = mine[keep], other[keep]
         self._room -= np.bincount(other, minlength=len(self._room))
-        full = self._room[self._owner] <= 0
+        full = self._room[self._postings.owner] <= 0
         if 2 * np.count_nonzero(full) > len(full):
-            self._by, self._owner, self._left = self._by[~full], self._owner[~full], self._left[~full]
+            self._postings = _Postings(*(each[~full] for each in self._postings))
         return np.stack([mine, other], axis=1)
+
+
+def _whole_sets(owner: Numbers, pairs: Numbers) -> int:
+    """How many entries to take at a time, given the set and the number of pairs of each [e].
+
+    As many as make _PAIRS, but only whole sets, and at least one.
+    """
+    n = int(np.searchsorted(np.cumsum(pairs), _PAIRS, side="right"))
+    if n >= len(owner):
+        return len(owner)
+    before = int(np.searchsorted(owner, owner[n]))
+    return before or int(np.searchsorted(owner, owner[0], side="right"))
 
 
 def _prefix(size: Numbers) -> Numbers:

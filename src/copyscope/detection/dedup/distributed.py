@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from copyscope.detection.search.ivf import IVF
 from copyscope.engine import Engine, TaskFailure
 from copyscope.errors import CopyscopeError, InputError
 
-from .near_pairs import Closest, Labels, begin, go_through
+from .near_pairs import PairSearch, begin, find_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,25 +54,13 @@ class PairChunk:
     score: NDArray[np.float32]
 
 
-def by_engine(
-    engine: Engine,
-    asked: PairTask,
-    spans: Sequence[tuple[int, int]],
-    labels: Labels,
-    closest: Closest,
-    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]],
-    rows: NDArray[np.int64],
-) -> Iterator[int]:
+def by_engine(engine: Engine, search: PairSearch, spans: Sequence[tuple[int, int]]) -> Iterator[int]:
     """Join near-duplicate pairs that the workers of an engine find, range by range.
 
     Args:
         engine: who searches.
-        asked: what all tasks have in common.
+        search: takes what they find.
         spans: ranges of places.
-        labels: takes the pairs.
-        closest: takes the nearest rows.
-        exact: which places [u] and places [u] reach the threshold.
-        rows: of each place.
 
     Yields:
         The end of each range, in their order, when it is joined.
@@ -81,41 +68,39 @@ def by_engine(
     Raises:
         CopyscopeError: a range is lost: groups without its pairs would look like an answer.
     """
+    closest, n = search.closest, len(search.cells.rows)
+    task = PairTask(str(search.cells.folder), search.threshold, closest.place.shape[1], closest.floor, engine.threads)
     found: dict[int, PairChunk] = {}
     done = 0
-    for number, part in engine.map(stretch, asked, spans):
+    for number, part in engine.map(stretch, task, spans):
         if isinstance(part, TaskFailure):
             start, stop = spans[number]
             raise CopyscopeError(
-                f"Near-duplicates of images {start:,} to {stop - 1:,} of {len(rows):,}, in the order of the cells, "
+                f"Near-duplicates of images {start:,} to {stop - 1:,} of {n:,}, in the order of the cells, "
                 f"were not looked for: {part.why}.\n"
                 "Run the command again; what was done is kept. Or run it without an engine"
             )
         found[number] = part
         while done in found:
-            take(found.pop(done), labels, closest, exact, rows)
+            take(found.pop(done), search)
             yield spans[done][1]
             done += 1
 
 
-def take(part: PairChunk, labels: Labels, closest: Closest, exact: Any, rows: NDArray[np.int64]) -> None:
+def take(part: PairChunk, search: PairSearch) -> None:
     """Join the pairs that one range gave.
 
     Args:
         part: of the range.
-        labels: takes the pairs.
-        closest: takes the nearest rows.
-        exact: as in `by_engine`.
-        rows: of each place.
+        search: takes the pairs.
     """
-    labels.join(part.edges[:, 0], part.edges[:, 1])
+    search.labels.join(part.edges[:, 0], part.edges[:, 1])
     if len(part.unsure):
-        near = part.unsure[exact(part.unsure[:, 0], part.unsure[:, 1])]
-        labels.join(rows[near[:, 0]], rows[near[:, 1]])
+        search.unsure(part.unsure[:, 0], part.unsure[:, 1])
     there = part.close >= 0
     if there.any():
         places = np.broadcast_to(part.places[:, None], there.shape)
-        closest.offer(places[there], part.close[there].astype(np.int64), part.score[there])
+        search.closest.offer(places[there], part.close[there].astype(np.int64), part.score[there])
 
 
 def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
@@ -131,12 +116,15 @@ def stretch(asked: PairTask, span: tuple[int, int]) -> PairChunk:
     labels, closest = begin(cells, asked.k, asked.floor)
     before = labels.now
     unsure = [np.zeros((0, 2), np.int64)]
-
-    def put_aside(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
-        unsure.append(np.stack([one, other], axis=1))
-        return np.zeros(len(one), bool)
-
-    go_through(cells, *span, asked.threshold, labels, closest, put_aside, asked.threads)
+    # A worker has no vectors in full precision: whoever asked decides.
+    search = PairSearch(
+        cells,
+        asked.threshold,
+        labels,
+        closest,
+        lambda one, other: unsure.append(np.stack([one, other], axis=1)),
+    )
+    find_pairs(search, *span, asked.threads)
     after = labels.settle()
     # Every row of a component and its first, which is a tree that joins them.
     _, first, root = np.unique(after, return_index=True, return_inverse=True)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from copyscope.curation.curate import kept_rows
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.ncc import Verify
-from copyscope.detection.search.exact import Nearest, search
-from copyscope.detection.search.ivf import with_ivf
-from copyscope.engine import Engine
+from copyscope.detection.search.exact import Nearest
+from copyscope.detection.search.ivf import IVF, with_ivf
+from copyscope.engine import CacheOptions, Engine
 from copyscope.errors import InputError
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, drop_pages
-from copyscope.options import CacheOptions
 
 from .caption_overlap import normalise
-from .components import components
+from .components import components, components_and_nearest
+from .decided import as_decided
 from .ivf_components import ivf_components
 from .near_pairs import ROUNDING, merged
 from .pixel_groups import join_turned, same_picture_groups
@@ -39,6 +42,22 @@ STARS = 64
 # each other, SAME: hard recompression moves SSCD far and such thumbnails hardly. A descriptor of few numbers must give
 # it more: similarities of strangers spread by 1 / sqrt(numbers), and 64 bits give many of a large set FLOOR by chance.
 FLOOR, SPREADS, SAME, LOOKED_AT = 0.5, 5.5, 0.97, 2
+
+
+class GroupsSummary(TypedDict):
+    """Counts of near-duplicate groups."""
+
+    n_groups: Annotated[int, "groups"]
+    n_images_in_groups: Annotated[int, "images in them"]
+    n_exact_groups: Annotated[int, "groups in which images have the very same pixels"]
+    full: Annotated[int, "groups in which a caption repeats with the image"]
+    partial: Annotated[int, "groups with captions of which none repeats"]
+    uncaptioned: Annotated[int, "groups without captions"]
+    largest: Annotated[int, "images in the largest group, 1 where there are only single images"]
+    n_look_alikes: Annotated[int, "images that the descriptor tied to others and the pixels did not confirm"]
+    confirmed: Annotated[bool, "whether the pixels were asked"]
+    threshold: Annotated[float, "similarity from which two images are tied"]
+    chains: Annotated[str, "whether loose chains were split"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +77,9 @@ class Groups:
         n_look_alikes: images that the descriptor took for near-duplicates and the pixels do not.
         confirmed: every image of a group is the same picture as another of it by its pixels (`compare_pixels`); else
             the descriptor alone says so.
+        closest: the few other rows nearest to each row by the descriptor; None where not all rows were compared with
+            all.
+        honoured: what decisions of people changed; None = there were none.
     """
 
     corpus: Corpus
@@ -69,16 +91,31 @@ class Groups:
     n_chained: int
     n_look_alikes: int = 0
     confirmed: bool = False
+    honoured: Honoured | None = None
+    closest: Nearest | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Number of images of each group [g]."""
         return np.bincount(self.label, minlength=len(self.kind))
 
+    @functools.cached_property
+    def kept(self) -> NDArray[np.int64]:
+        """Position of the image to keep of each group of two or more [g]; which one, `curate.kept_rows` says."""
+        grouped = _of_groups(self.label, 2)
+        chosen = kept_rows(self.corpus, self.rows[grouped], self.label[grouped])
+        found = np.full(int((self.sizes > 1).sum()), -1, np.int64)
+        at = np.searchsorted(self.rows, [chosen[int(row)] for row in self.rows[grouped]])
+        found[self.label[grouped]] = at
+        return found
+
     def table(self) -> pa.Table:
-        """Table with a row an image of a group of two or more: id, group, size, exact, duplication, captions."""
-        order = np.argsort(self.label, kind="stable")
-        order = order[self.sizes[self.label[order]] > 1]
+        """Table with a row an image of a group of two or more, the one to keep first.
+
+        Columns: id, group, size, exact, duplication, captions, kept.
+        """
+        order = _of_groups(self.label, 2)
+        order = order[np.lexsort((order, order != self.kept[self.label[order]], self.label[order]))]
         label = self.label[order]
         rows = self.rows[order]
         return pa.table(
@@ -89,10 +126,11 @@ class Groups:
                 "exact": pa.array(self.exact[order]),
                 "duplication": pa.array([self.kind[group] for group in label], pa.string()),
                 "captions": self.corpus.pick("captions", rows),
+                "kept": pa.array(order == self.kept[label]),
             }
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> GroupsSummary:
         """Counts for people and JSON."""
         sizes, grouped = self.sizes, self.sizes > 1
         kinds = [kind for kind, many in zip(self.kind, grouped, strict=True) if many]
@@ -122,6 +160,7 @@ def duplicates(
     *,
     split_chains: bool = True,
     verify: Verify | None = Verify(),
+    decisions: Decisions | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     engine: Engine | str | None = None,
@@ -143,6 +182,7 @@ def duplicates(
         threshold: similarity in [-1, 1].
         split_chains: split loose components into stars; False keeps them as they are.
         verify: the pixel comparison; None = the descriptor alone decides.
+        decisions: of people, which have the last word; None = there are none.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
         engine: finds the pairs of an IVF index; its machines share the cache. None = this process.
@@ -160,138 +200,165 @@ def duplicates(
     vectors, cells = embeddings.vectors, embeddings.cells
     floor = max(FLOOR, SPREADS / math.sqrt(vectors.shape[1]))
     again = verify is not None and threshold > floor
+    options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
+    # Connected components of all pairs that reach the threshold.
     closest: Nearest | None = None
-    if cells is None:
+    if cells is None and again:
+        label, closest = components_and_nearest(vectors, threshold, LOOKED_AT, workers=workers, progress=progress)
+    elif cells is None:
         label = components(vectors, threshold, workers=workers, progress=progress)
     else:
         k, least = (LOOKED_AT, floor) if again else (0, 1.0)
         label, closest = ivf_components(
             cells, threshold, k=k, floor=least, workers=workers, engine=engine, progress=progress
         )
+    # Loose chains split into stars.
     n_chained = 0
     if split_chains:
         label, n_chained = _stars(embeddings, label, threshold)
-    if verify is not None and again:
-        options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
+    # By pixels: strays joined to what shows the same picture, look-alikes parted, turned groups joined.
+    if verify is not None and closest is not None:
         label = _join_same_pictures(embeddings, label, closest, floor, verify, options)
     n_look_alikes = 0
     if verify is not None:
-        pixels: dict[str, Any] = {"cache": cache, "workers": workers, "progress": progress}
         alike = len(_of_groups(label, 2))
-        label = same_picture_groups(embeddings, label, **pixels)
+        label = same_picture_groups(embeddings, label, **options)
         n_look_alikes = alike - len(_of_groups(label, 2))
         if cells is None:
-            label = join_turned(embeddings, label, verify, **pixels)
+            label = join_turned(embeddings, label, verify, **options)
+    honoured = None
+    if decisions is not None:
+        label, honoured = as_decided(embeddings, label, decisions)
+    # What is said of each group.
     label = _by_size(label)
-    exact = _exact(embeddings, label, cache, workers, progress)
+    exact = _count_exact(embeddings, label, cache, workers, progress)
     kind = _kinds(embeddings, label)
-    confirmed = verify is not None
     return Groups(
-        embeddings.corpus, embeddings.rows, label, exact, kind, threshold, n_chained, n_look_alikes, confirmed
+        embeddings.corpus,
+        embeddings.rows,
+        label,
+        exact,
+        kind,
+        threshold,
+        n_chained,
+        n_look_alikes,
+        confirmed=verify is not None,
+        honoured=honoured,
+        closest=closest if cells is None else None,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Unit vectors in which the centres of groups are sought.
+
+    Attributes:
+        vectors: [n d]; with `cells` in half precision and in the order of the cells.
+        cells: the IVF index that holds the vectors; None = the vectors are in full precision and in no cells.
+    """
+
+    vectors: NDArray[Any]
+    cells: IVF | None = None
+
+    def star(self, rows: NDArray[np.int64], threshold: float) -> NDArray[np.bool_]:
+        """Which of the rows [m] reach the threshold to their centre, itself among them [m].
+
+        The centre is the member nearest to the mean of all vectors.
+        """
+        pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
+        held = [self._read(rows)] if len(pieces) == 1 else None
+
+        def blocks() -> Iterable[NDArray[np.float32]]:
+            return held or map(self._read, pieces)
+
+        # Mean and centre.
+        mean = held[0].mean(axis=0) if held else np.sum([each.sum(axis=0) for each in blocks()], axis=0) / len(rows)
+        centre = int(np.argmax(np.concatenate([block @ mean for block in blocks()])))
+        # Similarity to the centre, in full precision where the halves cannot tell.
+        towards = self._read(rows[centre])
+        scores = np.concatenate([block @ towards for block in blocks()])
+        near = scores >= threshold
+        if self.cells is not None and len(unsure := np.flatnonzero(np.abs(scores - threshold) < ROUNDING)):
+            exact = self._exact(self.cells, rows[unsure], np.repeat(rows[centre], len(unsure)))
+            near[unsure] = exact >= threshold
+        near[centre] = True
+        return near
+
+    def by_cell(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Split the rows [m], ascending, by cell; all rows are one piece where there are no cells."""
+        if self.cells is None:
+            return [rows]
+        return np.split(rows, np.flatnonzero(np.diff(np.searchsorted(self.cells.starts, rows, side="right"))) + 1)
+
+    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.vectors[rows].astype(np.float32)
+
+    @staticmethod
+    def _exact(cells: IVF, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Similarities of rows [e] and rows [e] in full precision."""
+        vectors = (cells.vectors[cells.rows[rows]] for rows in (one, other))
+        scores: NDArray[np.float32] = np.einsum("ed,ed->e", *vectors)
+        return scores
 
 
 def _stars(embeddings: Embeddings, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Split every component that is not a star around its centre (the member nearest to the mean of its vectors)."""
     cells = embeddings.cells
     if cells is None:
-        return _split(embeddings.vectors, label, threshold)
-
-    def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = np.einsum(
-            "ed,ed->e", cells.vectors[cells.rows[one]], cells.vectors[cells.rows[other]]
-        )
-        return scores
-
+        return _split(_Rows(embeddings.vectors), label, threshold)
     # In the order of the cells: members of a group lie side by side there.
-    split, n_chained = _split(cells.halves, label[cells.rows], threshold, exact, cells.starts)
+    split, n_chained = _split(_Rows(cells.halves, cells), label[cells.rows], threshold)
     found = np.empty_like(label)
     found[cells.rows] = split
     return found, n_chained
 
 
-def _split(
-    vectors: NDArray[Any],
-    label: NDArray[np.int64],
-    threshold: float,
-    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None,
-    starts: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], int]:
+def _split(rows: _Rows, label: NDArray[np.int64], threshold: float) -> tuple[NDArray[np.int64], int]:
     """Split components into stars.
 
-    Of what is left of a component after STARS stars each IVF cell is split by itself, for a chain of a million would
-    otherwise be gone through a hundred thousand times.
+    After STARS stars of a component, what is left of it in each IVF cell is split by itself: a chain of a million rows
+    would otherwise be gone through a hundred thousand times.
 
     Args:
-        vectors: [n d].
+        rows: the vectors.
         label: [n], component of each row.
         threshold: similarity of a star's members to its centre.
-        exact: similarities of rows [e] and rows [e], where those of `vectors` are not sure to ROUNDING; None = they
-            are.
-        starts: where the cells begin in which the rows lie; None = there are no cells.
 
     Returns:
         (labels [n], how many components were split).
     """
     label = label.copy()
-    rows = _of_groups(label, 3)
-    rows = rows[np.argsort(label[rows], kind="stable")]
-    _, begins, sizes = np.unique(label[rows], return_index=True, return_counts=True)
     fresh, n_chained = int(label.max(initial=-1)) + 1, 0
-    for number, group in enumerate(np.argsort(rows[begins])):
-        parts, taken = [rows[begins[group] : begins[group] + sizes[group]]], 0
+    for number, members in enumerate(_members(label, 3)):
+        parts, taken = [members], 0
         while parts:
             left = parts.pop()
-            near = _star(vectors, left, threshold, exact)
+            near = rows.star(left, threshold)
             if near.all() and not taken:
                 break
             label[left[near]] = fresh
-            fresh += 1
-            taken += 1
-            rest = left[~near]
-            if taken == STARS and starts is not None:
-                parts += np.split(rest, np.flatnonzero(np.diff(np.searchsorted(starts, rest, side="right"))) + 1)
-            elif len(rest):
-                parts.append(rest)
+            fresh, taken, rest = fresh + 1, taken + 1, left[~near]
+            if len(rest):
+                parts += rows.by_cell(rest) if taken == STARS else [rest]
         n_chained += taken > 0
         if number % BLOCK == 0:
-            drop_pages(vectors)
+            drop_pages(rows.vectors)
     return label, n_chained
 
 
-def _star(
-    vectors: NDArray[Any],
-    rows: NDArray[np.int64],
-    threshold: float,
-    exact: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None,
-) -> NDArray[np.bool_]:
-    """Which of the rows [m] reach the threshold to their centre, itself among them [m]."""
-    pieces = [rows[start : start + PIECE] for start in range(0, len(rows), PIECE)]
-    held = vectors[rows].astype(np.float32) if len(pieces) == 1 else None
-
-    def scores(towards: NDArray[np.float32]) -> NDArray[np.float32]:
-        if held is not None:
-            return held @ towards
-        return np.concatenate([vectors[piece].astype(np.float32) @ towards for piece in pieces])
-
-    if held is not None:
-        mean = held.mean(axis=0)
-    else:
-        mean = np.sum([vectors[piece].astype(np.float32).sum(axis=0) for piece in pieces], axis=0) / len(rows)
-    centre = int(np.argmax(scores(mean)))
-    found = scores(vectors[rows[centre]].astype(np.float32))
-    near = found >= threshold
-    unsure = np.flatnonzero(np.abs(found - threshold) < ROUNDING) if exact else np.zeros(0, np.intp)
-    if exact and len(unsure):
-        near[unsure] = exact(rows[unsure], np.repeat(rows[centre], len(unsure))) >= threshold
-    near[centre] = True
-    return near
+def _members(label: NDArray[np.int64], least: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each group of so many or more, ascending; groups in the order of their first row."""
+    rows = _of_groups(label, least)
+    rows = rows[np.argsort(label[rows], kind="stable")]
+    _, begins, sizes = np.unique(label[rows], return_index=True, return_counts=True)
+    for group in np.argsort(rows[begins]):
+        yield rows[begins[group] : begins[group] + sizes[group]]
 
 
 def _join_same_pictures(
     embeddings: Embeddings,
     label: NDArray[np.int64],
-    closest: Nearest | None,
+    closest: Nearest,
     floor: float,
     verify: Verify,
     options: CacheOptions,
@@ -303,31 +370,20 @@ def _join_same_pictures(
     Args:
         embeddings: of the corpus.
         label: [n].
-        closest: the nearest of all rows; None = they are searched.
-        floor: how alike they must be.
+        closest: the nearest of all rows.
+        floor: lowest descriptor similarity of images whose pixels are compared.
         verify: whose thumbnails.
         options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        Labels [n].
     """
     is_stray = np.ones(len(label), bool)
     is_stray[_of_groups(label, 2)] = False
     strays = np.flatnonzero(is_stray)
-    if len(strays) == 0:
-        return label
-    if closest is not None:
-        strays = strays[closest.score[strays, 0] >= floor]
-        found = Nearest(closest.index[strays], closest.score[strays])
-    else:
-        found = search(
-            embeddings.vectors[strays],
-            embeddings.vectors,
-            LOOKED_AT,
-            query_labels=label[strays],
-            reference_labels=label,
-            workers=options["workers"],
-            progress=options["progress"],
-        )
-    near = found.score >= floor
-    query, other = strays[np.nonzero(near)[0]], found.index[near]
+    strays = strays[closest.score[strays, 0] >= floor]
+    near = closest.score[strays] >= floor
+    query, other = strays[np.nonzero(near)[0]], closest.index[strays][near]
     # Two strays that are near each other are one pair, not two.
     pairs = np.stack([query, other], axis=1)
     pairs = np.unique(np.where(is_stray[other][:, None], np.sort(pairs, axis=1), pairs), axis=0)
@@ -364,7 +420,7 @@ def _of_groups(label: NDArray[np.int64], least: int) -> NDArray[np.intp]:
     return np.flatnonzero((np.bincount(label) >= least)[label])
 
 
-def _exact(
+def _count_exact(
     embeddings: Embeddings,
     label: NDArray[np.int64],
     cache: str | Path | None,

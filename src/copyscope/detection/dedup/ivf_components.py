@@ -18,7 +18,7 @@ from copyscope.engine import Engine, open_engine
 from copyscope.files import cache_errors, replace_file
 from copyscope.machine import Progress, cores, file_lock, memory_budget
 
-from .near_pairs import LOT, PIECE, Closest, Exact, Labels, begin, go_through
+from .near_pairs import LOT, PIECE, Closest, Labels, PairSearch, Places, begin, find_pairs
 
 
 def ivf_components(
@@ -56,11 +56,13 @@ def ivf_components(
         size = _stretch(n, dim, engine, workers or cores())
         spans = [(start, min(start + size, n)) for start in range(done, n, size)]
 
-        def exact(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+        def join_exact(one: Places, other: Places) -> None:
             vectors = (cells.vectors[cells.rows[places]] for places in (one, other))
-            return np.asarray(np.einsum("ed,ed->e", *vectors) >= threshold)
+            near = np.einsum("ed,ed->e", *vectors) >= threshold
+            labels.join(cells.rows[one[near]], cells.rows[other[near]])
 
-        for stop in _done(cells, spans, threshold, labels, closest, exact, workers, engine):
+        search = PairSearch(cells, threshold, labels, closest, join_exact)
+        for stop in _done(search, spans, workers, engine):
             arrays = {"label": labels.settle(), "place": closest.place, "score": closest.score, "done": stop}
             replace_file(kept, functools.partial(_save, arrays=arrays))
             if progress:
@@ -82,24 +84,16 @@ def _stretch(n: int, dim: int, engine: Engine | None, workers: int) -> int:
 
 
 def _done(
-    cells: IVF,
-    spans: list[tuple[int, int]],
-    threshold: float,
-    labels: Labels,
-    closest: Closest,
-    exact: Exact,
-    workers: int | None,
-    engine: Engine | None,
+    search: PairSearch, spans: list[tuple[int, int]], workers: int | None, engine: Engine | None
 ) -> Iterator[int]:
     """The end of each of the stretches `spans` of places, when its pairs are joined."""
     if engine is not None:
-        from .distributed import PairTask, by_engine
+        from .distributed import by_engine
 
-        asked = PairTask(str(cells.folder), threshold, closest.place.shape[1], closest.floor, engine.threads)
-        yield from by_engine(engine, asked, spans, labels, closest, exact, cells.rows)
+        yield from by_engine(engine, search, spans)
         return
     for start, stop in spans:
-        go_through(cells, start, stop, threshold, labels, closest, exact, workers)
+        find_pairs(search, start, stop, workers)
         yield stop
 
 

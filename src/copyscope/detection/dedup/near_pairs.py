@@ -19,7 +19,7 @@ LOT = 32768
 PIECE = 2048
 # Half precision moves an inner product of unit vectors by less.
 ROUNDING = 1e-3
-Exact = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+Places = NDArray[np.int64]
 # Labels are merged when so many edges are put aside; pieces of which one in CROWD is a pair are thinned first.
 MANY, CROWD = 65536, 64
 
@@ -137,36 +137,75 @@ def begin(cells: IVF, k: int, floor: float) -> tuple[Labels, Closest]:
     return Labels(label), Closest.none(len(label), k, floor)
 
 
-def go_through(
-    cells: IVF,
-    start: int,
-    stop: int,
-    threshold: float,
-    labels: Labels,
-    closest: Closest,
-    exact: Exact,
-    workers: int | None,
-) -> None:
-    """Join all near-duplicate pairs of which one is in a range of places.
+@dataclasses.dataclass(frozen=True)
+class PairSearch:
+    """A search for near-duplicate pairs, and what it has found so far.
 
-    Args:
-        cells: the IVF index.
-        start: first place.
-        stop: place behind the last.
-        threshold: similarity of a pair.
+    Attributes:
+        cells: the IVF index whose rows are compared.
+        threshold: similarity from which two rows are a pair.
         labels: takes the pairs.
         closest: takes the nearest rows.
-        exact: compares places [e] with places [e] that half precision cannot tell.
-        workers: threads; None = one a core.
+        unsure: called with places [e] and places [e] whose similarity is within ROUNDING of the threshold, so that half
+            precision cannot tell on which side.
     """
-    alone = cells.first == np.arange(len(cells.rows))
-    stretch = _CellRange.read(cells, alone, start, stop)
+
+    cells: IVF
+    threshold: float
+    labels: Labels
+    closest: Closest
+    unsure: Callable[[Places, Places], None]
+
+    @functools.cached_property
+    def is_first(self) -> NDArray[np.bool_]:
+        """Whether the vector at a place [n] is the first of its equals; the others need no comparison."""
+        return np.asarray(self.cells.first == np.arange(len(self.cells.rows)))
+
+    def join(self, one: Places, other: Places, scores: NDArray[np.float32]) -> None:
+        """Take note of the pairs among places `one` [p] and `other` [q] of the similarities `scores` [p q]."""
+        # Scores of interest: of near-duplicates, or among the closest so far.
+        bar = np.full((len(one), 1), self.threshold - ROUNDING, np.float32)
+        looks_closest = self.closest.place.shape[1] > 0
+        close = self.closest.bar(one)[:, None] if looks_closest else bar
+        hot = scores >= np.minimum(bar, close)
+        if np.count_nonzero(hot) > hot.size // CROWD:
+            # Where many are alike most pairs are of rows known to be in one component, and say nothing.
+            label, rows = self.labels.now, self.cells.rows
+            hot &= (label[rows[one]][:, None] != label[rows[other]]) | (scores > close)
+        flat = np.flatnonzero(hot)
+        if not len(flat):
+            return
+        row, column, score = flat // len(other), flat % len(other), scores.ravel()[flat]
+        # The closest.
+        if looks_closest:
+            apart = one[row] != other[column]
+            self.closest.offer(one[row[apart]], other[column[apart]], score[apart])
+        # Near-duplicates: those that half precision tells, then the others.
+        sure = score >= self.threshold + ROUNDING
+        self._join_sure(one, other, row[sure], column[sure])
+        unsure = ~sure & (score >= self.threshold - ROUNDING)
+        if unsure.any():
+            self.unsure(one[row[unsure]], other[column[unsure]])
+
+    def _join_sure(self, one: Places, other: Places, row: NDArray[np.intp], column: NDArray[np.intp]) -> None:
+        """Join the edges [e] from one[row] to other[column]."""
+        rows = self.cells.rows
+        if len(row) <= len(one) + len(other):
+            self.labels.join(rows[one[row]], rows[other[column]])
+            return
+        # A spanning forest says as much: every vertex and the first of its component.
+        group = _connected(row, len(one) + column, len(one) + len(other))
+        _, first, root = np.unique(group, return_index=True, return_inverse=True)
+        everyone = np.concatenate([one, other])
+        self.labels.join(rows[everyone], rows[everyone[first[root]]])
+
+
+def find_pairs(search: PairSearch, start: int, stop: int, workers: int | None) -> None:
+    """Join all pairs of which one is at a place from `start` to `stop`, in a cell that is near to the other."""
+    held = _CellRange.read(search, start, stop)
     with one_blas_thread(), ThreadPoolExecutor(workers or cores()) as pool:
-        join = functools.partial(
-            stretch.join, cells, alone, threshold=threshold, labels=labels, closest=closest, exact=exact
-        )
-        list(pool.map(join, range(0, len(alone), LOT)))
-    drop_pages(cells.near)
+        list(pool.map(functools.partial(held.compare, search), range(0, len(search.is_first), LOT)))
+    drop_pages(search.cells.near)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,94 +220,45 @@ class _CellRange:
     """
 
     vectors: NDArray[np.float32]
-    places: NDArray[np.int64]
+    places: Places
     cells: range
     bounds: NDArray[np.int64]
 
     @classmethod
-    def read(cls, cells: IVF, alone: NDArray[np.bool_], start: int, stop: int) -> _CellRange:
-        places = start + np.flatnonzero(alone[start:stop])
+    def read(cls, search: PairSearch, start: int, stop: int) -> _CellRange:
+        cells, is_first = search.cells, search.is_first
+        places = start + np.flatnonzero(is_first[start:stop])
         vectors = np.empty((len(places), cells.halves.shape[1]), np.float32)
         there = 0
         for first in range(start, stop, LOT):
             last = min(first + LOT, stop)
-            mine = cells.read(first, last)[alone[first:last]]
+            mine = cells.read(first, last)[is_first[first:last]]
             vectors[there : there + len(mine)] = mine
             there += len(mine)
         low, high = np.searchsorted(cells.starts, [start, stop - 1], side="right") - 1
         bounds = np.searchsorted(places, cells.starts[low : high + 2])
         return cls(vectors, places, range(low, high + 1), bounds)
 
-    def join(
-        self,
-        cells: IVF,
-        alone: NDArray[np.bool_],
-        first: int,
-        *,
-        threshold: float,
-        labels: Labels,
-        closest: Closest,
-        exact: Exact,
-    ) -> None:
-        """Join pairs of inner product >= threshold, and put the nearest rows into `closest`.
-
-        One is of the LOT of places from `first` on, the other of the stretch, in a cell that is near to the one.
-        """
-        near = cells.near[first : first + LOT]
-        visits = (near >= self.cells.start) & (near < self.cells.stop) & alone[first : first + LOT, None]
+    def compare(self, search: PairSearch, first: int) -> None:
+        """Compare the LOT of places from `first` on with those that are held, in the cells that are near to each."""
+        # Which of them visit which of the held cells.
+        near = search.cells.near[first : first + LOT]
+        is_first = search.is_first[first : first + LOT, None]
+        visits = (near >= self.cells.start) & (near < self.cells.stop) & is_first
         mine = np.flatnonzero(visits.any(axis=1))
         if not len(mine):
             return
-        vectors = cells.read(first, min(first + LOT, len(alone)))[mine].astype(np.float32)
+        vectors = search.cells.read(first, first + len(near))[mine].astype(np.float32)
+        # Visits in the order of the cells.
         row, column = np.nonzero(visits[mine])
         visited = near[mine[row], column]
         order = np.argsort(visited, kind="stable")
         row, starts = row[order], np.searchsorted(visited[order], np.arange(self.cells.start, self.cells.stop + 1))
+        # Inner products, cell by cell, in blocks of PIECE x 2 PIECE.
         for cell in range(len(self.cells)):
             visitors = row[starts[cell] : starts[cell + 1]]
             for one in range(0, len(visitors), PIECE):
                 asked = visitors[one : one + PIECE]
                 for there in range(self.bounds[cell], self.bounds[cell + 1], 2 * PIECE):
                     some = slice(there, min(there + 2 * PIECE, self.bounds[cell + 1]))
-                    scores = vectors[asked] @ self.vectors[some].T
-                    _join(cells, first + mine[asked], self.places[some], scores, threshold, labels, closest, exact)
-
-
-def _join(
-    cells: IVF,
-    one: NDArray[np.int64],
-    other: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    threshold: float,
-    labels: Labels,
-    closest: Closest,
-    exact: Exact,
-) -> None:
-    """Scores [p q] of places `one` [p] and `other` [q] -> the pairs that they are."""
-    bar = np.full((len(one), 1), threshold - ROUNDING, np.float32)
-    close = closest.bar(one)[:, None] if closest.place.shape[1] else bar
-    hot = scores >= np.minimum(bar, close)
-    if np.count_nonzero(hot) > hot.size // CROWD:
-        # Where many are alike most pairs are of rows known to be in one component, and say nothing.
-        label = labels.now
-        hot &= (label[cells.rows[one]][:, None] != label[cells.rows[other]]) | (scores > close)
-    flat = np.flatnonzero(hot)
-    if not len(flat):
-        return
-    row, column, score = flat // len(other), flat % len(other), scores.ravel()[flat]
-    if closest.place.shape[1]:
-        apart = one[row] != other[column]
-        closest.offer(one[row[apart]], other[column[apart]], score[apart])
-    near = score >= threshold - ROUNDING
-    unsure = np.flatnonzero(near & (score < threshold + ROUNDING))
-    if len(unsure):
-        near[unsure] = exact(one[row[unsure]], other[column[unsure]])
-    row, column = row[near], column[near]
-    if len(row) > len(one) + len(other):
-        # A spanning forest says as much: every vertex and the first of its component.
-        group = _connected(row, len(one) + column, len(one) + len(other))
-        _, first, root = np.unique(group, return_index=True, return_inverse=True)
-        everyone = np.concatenate([one, other])
-        labels.join(cells.rows[everyone], cells.rows[everyone[first[root]]])
-    else:
-        labels.join(cells.rows[one[row]], cells.rows[other[column]])
+                    search.join(first + mine[asked], self.places[some], vectors[asked] @ self.vectors[some].T)

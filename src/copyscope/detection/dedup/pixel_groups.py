@@ -16,8 +16,8 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.templates import SYMMETRIES
 from copyscope.detection.matching.tiny_image import coarse_candidates, coarse_vectors_of
+from copyscope.engine import CacheOptions
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .near_pairs import merged
 from .same_picture import compare_pixels, looks

@@ -15,11 +15,11 @@ from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.matching.templates import Planes, turned
 from copyscope.detection.matching.tile_comparison import COARSE, DETAIL, LARGE, SMALL, agreement, detail, resampling
 from copyscope.detection.search.exact import one_blas_thread
+from copyscope.engine import CacheOptions
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import cores
-from copyscope.options import CacheOptions
 
 PAIRS, FINE_PAIRS = 4096, 256
 """Pairs whose small views, and whose large ones, are in memory at one time."""

@@ -10,9 +10,8 @@ import numpy as np
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.descriptors import Descriptor
-from copyscope.engine import Engine
+from copyscope.engine import CacheOptions, Engine
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .compute import compute
 from .embeddings import Embeddings

@@ -25,11 +25,11 @@ from copyscope.detection.matching.windows import QueryFeatures, extract_from
 from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import search
 from copyscope.detection.verdict.calibration import RULE, alike_by_file, alike_by_hash, look_alikes
+from copyscope.engine import CacheOptions, Options
 from copyscope.errors import InputError
-from copyscope.options import CacheOptions, Options
 
 from . import manifest as files
-from .segments import IndexSnapshot, drop
+from .segments import IndexSnapshot
 
 # Training images that stand in where nothing was held out; each is looked at ten times.
 SAMPLE = 500
@@ -47,7 +47,7 @@ def calibrate(
     verify: Verify,
     seed: int,
     options: CacheOptions,
-) -> None:
+) -> dict[str, Any]:
     """Score the calibration images of a new index, and name scores and features in the manifest.
 
     Held-out images without look-alikes, or a sample of the training set against those outside their own near-duplicate
@@ -64,12 +64,16 @@ def calibrate(
         seed: of the sample.
         options: `cache`, `workers` and `progress` of `embed`.
 
+    Returns:
+        The manifest with the calibration.
+
     Raises:
         InputError: no held-out image is left.
     """
     name = files.new_name()
     own, removed, n_blank = None, 0, 0
     written: dict[str, Any] = {}
+    # The calibration images as queries.
     if held is not None:
         pdq = parts.load("descriptors", "pdq")
         filled, rows, looks = extract_from(held, descriptor, verify, True, also=[vectors_work(pdq)], **options)
@@ -101,13 +105,14 @@ def calibrate(
         n_missing = len(sample) - len(rows)
         own = (groups.label[sample[rows]], groups.label)
         corpus = corpus.take(rows.tolist())
+    # Their best scores, and what is kept to score them again when images are added.
     found = _scores(looks, state.whole, state.coarse, state.crops, verify, own, options)
     kept: tuple[NDArray[Any], ...] = (looks.vectors, looks.thumbnails, looks.canvases.pixels, looks.canvases.extent)
     for kind, array in zip(KINDS, kept, strict=True):
         written |= files.write_array(folder, f"{name}.looks.{kind}", array)
     written |= files.write_table(folder, f"{name}.looks.rows", corpus.table.select(["id", "sha256"]))
     written |= files.write_array(folder, f"{name}.scores", found)
-    state.manifest["calibration"] = {
+    calibration = {
         "method": "held-out" if held is not None else "baseline",
         "n": int(np.isfinite(found[:, 0]).sum()),
         "n_removed": removed,
@@ -117,10 +122,12 @@ def calibrate(
         "looks": name,
         "scores": name,
     }
-    state.manifest["files"] |= written
+    return files.changed(state.manifest, written, calibration=calibration)
 
 
-def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: CacheOptions) -> None:
+def recalibrate(
+    folder: Path, state: IndexSnapshot, added: Embeddings, verify: Verify, options: CacheOptions
+) -> dict[str, Any]:
     """Raise the calibration scores after images were added; take out calibration images that now have a look-alike.
 
     A score is then the best over the segments, which is never below that over all rows at once: p-values stay valid.
@@ -131,7 +138,11 @@ def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: V
         added: images of the new segment.
         verify: the pixel comparison.
         options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        The manifest with the new calibration.
     """
+    # What was kept of the calibration images.
     kept = state.manifest["calibration"]
     name = kept["looks"]
     vectors, thumbnails, pixels, extent = (files.map_array(folder, f"{name}.looks.{kind}") for kind in KINDS)
@@ -139,8 +150,9 @@ def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: V
     rows = files.read_table(folder, f"{name}.looks.rows")
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     if not len(old):  # all were removed
-        return
-    own, out = None, np.isnan(old[:, 0])
+        return state.manifest
+    # Those that do not count: look-alikes of the new images, or near-duplicates.
+    own, out, n_removed = None, np.isnan(old[:, 0]), kept["n_removed"]
     new, coarse = state.whole.last, state.coarse.last
     crops = state.crops.last if state.crops else None
     if kept["method"] == "held-out":
@@ -148,32 +160,32 @@ def recalibrate(folder: Path, state: IndexSnapshot, added: Embeddings, verify: V
         hashes = embed(images, parts.load("descriptors", "pdq"), **options)
         alike = alike_by_hash(files.map_array(folder, f"{name}.looks.pdq"), hashes.vectors)
         alike |= alike_by_file(rows["sha256"], images.table["sha256"])
-        kept["n_removed"] += int((alike & ~out).sum())
+        n_removed += int((alike & ~out).sum())
         out = out | alike
     else:
         # A new near-duplicate of a training image of the sample does not count for it.
         nearest = search(added.vectors, np.ascontiguousarray(looks.vectors[:, 0]), 1)
         near = nearest.score[:, 0] >= state.manifest["duplicates"]
         own = (np.arange(len(old)), np.where(near, nearest.index[:, 0], -1))
+    # The best over the segments.
     raised = np.fmax(old, _scores(looks, new, coarse, crops, verify, own, options))
     raised[out] = np.nan
-    if kept["scores"] != name:
-        drop(state.manifest, kept["scores"])
-    state.manifest["files"].pop(f"{kept['scores']}.scores.npy", None)
-    kept["scores"] = files.new_name()
-    kept["n"] = int(np.isfinite(raised[:, 0]).sum())
-    state.manifest["files"] |= files.write_array(folder, f"{kept['scores']}.scores", raised)
+    scores = files.new_name()
+    written = files.write_array(folder, f"{scores}.scores", raised)
+    n = int(np.isfinite(raised[:, 0]).sum())
+    calibration = kept | {"scores": scores, "n": n, "n_removed": n_removed}
+    return files.changed(state.manifest, written, [f"{kept['scores']}.scores"], calibration=calibration)
 
 
-def forget(folder: Path, state: IndexSnapshot) -> None:
-    """Rewrite the calibration without images that were removed from the index, where any was.
+def forget(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
+    """Rewrite the calibration without images that were removed from the index, where any was; the manifest with it.
 
     Training images that stand in as calibration go with their ids. Held-out images that had a look-alike in the index
     count no more, and go too: one may have been the same file.
     """
     kept, gone = state.manifest["calibration"], np.flatnonzero(state.gone)
     if not kept or not len(gone):
-        return
+        return state.manifest
     old: NDArray[np.float32] = files.map_array(folder, f"{kept['scores']}.scores")
     rows = files.read_table(folder, f"{kept['looks']}.looks.rows")
     removed = state.table.take(gone, ["id", "sha256"])
@@ -181,18 +193,15 @@ def forget(folder: Path, state: IndexSnapshot) -> None:
     names = pa.array([each[known] for each in removed if each[known] is not None], pa.string())
     out = np.isnan(old[:, 0]) | pc.is_in(rows[known], value_set=names).to_numpy(zero_copy_only=False)
     if not out.any():
-        return
+        return state.manifest
     name = files.new_name()
     written = files.write_array(folder, f"{name}.scores", old, keep=[~out])
     for kind in (*KINDS, *(["pdq"] if kept["method"] == "held-out" else [])):
         array = files.map_array(folder, f"{kept['looks']}.looks.{kind}")
         written |= files.write_array(folder, f"{name}.looks.{kind}", array, keep=[~out])
     written |= files.write_table(folder, f"{name}.looks.rows", rows.filter(pa.array(~out)))
-    for each in {kept["looks"], kept["scores"]}:
-        drop(state.manifest, each)
-    kept["looks"] = kept["scores"] = name
-    kept["n"] = len(old) - int(out.sum())
-    state.manifest["files"] |= written
+    calibration = kept | {"looks": name, "scores": name, "n": len(old) - int(out.sum())}
+    return files.changed(state.manifest, written, [kept["looks"], kept["scores"]], calibration=calibration)
 
 
 def _scores(

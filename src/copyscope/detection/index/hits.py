@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +17,12 @@ from copyscope.detection.matching.local_search import WHOLE, Candidates, local_s
 from copyscope.detection.matching.match import is_identical
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.windows import Box, QueryFeatures
+from copyscope.engine import Options
 from copyscope.errors import InputError
-from copyscope.options import Options
 
 from .segments import CalibrationScores, IndexSnapshot
 
+Excused = Callable[[int, int], str]
 SAME_TO_ROUNDING = 0.996
 """Similarity of an image to itself is no lower, whatever precision the index keeps: int8 moves it by up to 0.003."""
 
@@ -48,15 +49,31 @@ class Hit:
             copy, whatever the p-value; never so for a part or a mirror image.
     """
 
-    id: str
-    score: float
-    verified: float | None
-    combined: float | None
-    p_value: float | None
-    box: Box | None
-    source_box: Box | None
-    caption: str | None
-    identical: bool = False
+    id: Annotated[str, "training image"]
+    score: Annotated[float, "descriptor similarity, of the part where there is a `box`"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    p_value: Annotated[float | None, "conformal p-value of that score"]
+    box: Annotated[Box | None, "part of the image: left, top, width, height as shares of it; null = the whole"]
+    source_box: Annotated[Box | None, "part of the training image; null = the whole"]
+    caption: Annotated[str | None, "first caption of the training image"]
+    identical: Annotated[bool, "the picture is the training image itself"] = False
+
+
+class HitRow(TypedDict):
+    """A match in an index, as a row."""
+
+    query_id: Annotated[str, "image asked about"]
+    reference_id: Annotated[str, "training image"]
+    rank: Annotated[int, "1 = highest combined score; those without a second look come last"]
+    score: Annotated[float, "descriptor similarity, of the part where there is a `box`"]
+    verified: Annotated[float | None, "pixel score"]
+    combined: Annotated[float | None, "combined score"]
+    p_value: Annotated[float | None, "conformal p-value of that score"]
+    box: Annotated[list[float] | None, "part of the image: left, top, width, height as shares of it; null = the whole"]
+    source_box: Annotated[list[float] | None, "part of the training image; null = the whole"]
+    caption: Annotated[str | None, "first caption of the training image"]
+    identical: Annotated[bool, "the picture is the training image itself"]
 
 
 TABLE = pa.schema(
@@ -107,6 +124,7 @@ def answers(
     blank: NDArray[np.bool_],
     digests: Sequence[str | None] | None = None,
     *,
+    excused: Excused | None = None,
     exact: bool | None,
     options: Options,
 ) -> list[list[Hit]]:
@@ -119,6 +137,7 @@ def answers(
         local: look at windows too.
         blank: bool [n].
         digests: sha256 (hex) of the file of each picture [n]; None where there are no files.
+        excused: why a picture and a row are no match, "" where they are one; None = all are.
         exact: as in `Index.match`.
         options: of `local_search`.
 
@@ -133,9 +152,13 @@ def answers(
     crops = state.crops if local else None
     found = local_search(looks, state.whole, state.coarse, crops, Verify(), k, exact=exact, **options)
     same = _identical(found, looks, state, digests)
-    chosen = [
-        [] if blank[picture] else list(itertools.islice(found.of(picture, same[picture]), k)) for picture in range(n)
-    ]
+
+    def chosen_of(picture: int) -> Iterator[int]:
+        for at in found.of(picture, same[picture]):
+            if excused is None or not excused(picture, int(found.row[picture, at])):
+                yield at
+
+    chosen = [[] if blank[picture] else list(itertools.islice(chosen_of(picture), k)) for picture in range(n)]
     rows = np.unique([found.row[picture, at] for picture in range(n) for at in chosen[picture]]).astype(np.int64)
     said = dict(zip(rows.tolist(), state.table.take(rows, ["id", "caption"]), strict=True))
     return [

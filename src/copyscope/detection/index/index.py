@@ -6,10 +6,11 @@ again. Images are added and removed; readers go on meanwhile. `manifest` tells h
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from copyscope import parts
 from copyscope._version import __version__
+from copyscope.curation.decisions import Decisions, Honoured
 from copyscope.data.corpus import Corpus
 from copyscope.detection.dedup.backgrounds import SUFFIX, joined_by_source, over_all, plain_id, transparency_work
 from copyscope.detection.dedup.groups import duplicates, pixels_work
@@ -35,19 +37,20 @@ from copyscope.detection.matching.tiny_image import DIM
 from copyscope.detection.matching.windows import extract, extract_from, window_thumbnails_work, window_work
 from copyscope.detection.search.binary_codes import rotation
 from copyscope.detection.search.quantized import checked
-from copyscope.engine import Engine
+from copyscope.engine import CacheOptions, Engine, Options
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress, file_lock
-from copyscope.options import CacheOptions, Options
 from copyscope.trust import check_spec
 
 from . import manifest as files
 from .calibration import calibrate, forget, recalibrate
+from .decided import IndexDecisions
 from .hits import TABLE, Hit, answers, table
-from .segments import IndexSnapshot, load, merge, precision_of, write_segment
+from .segments import IndexSnapshot, load, merge, write_segment
+from .summary import IndexSummary, summary_of
 
 __all__ = ["TABLE", "Hit", "Index", "table"]
 COMPACT_ABOVE = 32
@@ -59,12 +62,15 @@ class Index:
     Many processes may read it while one at a time changes it; safe to call from many threads.
     """
 
-    def __init__(self, folder: Path, state: IndexSnapshot, trust_parts: bool = False) -> None:
+    def __init__(
+        self, folder: Path, state: IndexSnapshot, trust_parts: bool = False, decisions: Decisions | None = None
+    ) -> None:
         self.origin = str(folder)
         # The process may change its working folder while the index is open.
         self.folder = folder.absolute()
         self._trust_parts = trust_parts
         self._state = state
+        self.decided = IndexDecisions(decisions) if decisions is not None else None
 
     @classmethod
     def build(
@@ -138,29 +144,34 @@ class Index:
             }
             for suffix, array in zip(("rotation", "coarse.rotation"), directions, strict=True):
                 manifest["files"] |= files.write_array(folder, f"{manifest['rotation']}.{suffix}", array)
-            write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
+            manifest = write_segment(folder, manifest, described, directions, descriptor, verify, crops, options)
             state = load(folder, manifest)
             groups = None
             if held is None:
                 groups = duplicates(described, rules.duplicates, engine=engine, **options)
                 groups = joined_by_source(groups, source)
-            calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
+            manifest = calibrate(folder, state, described, held, groups, descriptor, verify, seed, options)
             files.write_manifest(folder, manifest)
         return cls.open(folder, trust_parts=True)  # the protocol is the caller's own
 
     @classmethod
-    def open(cls, folder: str | Path, *, trust_parts: bool = False) -> Index:
+    def open(
+        cls, folder: str | Path, *, trust_parts: bool = False, decisions: str | Path | Decisions | None = None
+    ) -> Index:
         """Open the index in a folder, its files memory-mapped.
 
         Args:
             folder: of the index.
             trust_parts: load whatever descriptor the index names, which may run code of its maker; else the first
                 look-up raises PartError where it is none of the shelf, or has weights by path.
+            decisions: what people decided, a file of `copyscope decide`; None = nothing. No hit is a pair that is
+                "different" or "ignore", or a licensed image. A picture without a file is known by none of them.
 
         Raises:
             InputError: there is none, or a file is missing, damaged or not of its length; `check` looks at every byte.
         """
-        return cls(Path(folder), load(Path(folder)), trust_parts)
+        decided = Decisions.read(decisions) if decisions is not None else None
+        return cls(Path(folder), load(Path(folder)), trust_parts, decided)
 
     def __len__(self) -> int:
         """Training images that can be found: those added and not removed."""
@@ -179,21 +190,11 @@ class Index:
         """Digest sha256 (hex) of the file of each training image, in the order of `ids`."""
         return self._fresh().column("sha256")
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> IndexSummary:
         """Summary of the index as plain values; docs/json.md has its keys."""
         state = self._fresh()
-        keys = ("schema", "copyscope", "created", "protocol", "descriptor", "fingerprint", "crops", "n_missing")
-        kept = state.manifest["calibration"]
-        return {key: state.manifest[key] for key in keys} | {
-            "precision": precision_of(state.manifest),
-            "n": state.n,
-            "n_blank": state.manifest.get("n_blank", 0),
-            "n_removed": state.manifest["n_removed"],
-            "n_segments": len(state.manifest["segments"]),
-            "bytes": sum(entry["bytes"] for entry in state.manifest["files"].values()),
-            "calibration": {key: kept[key] for key in ("method", "n", "n_removed", "rule")}
-            | {key: kept.get(key, 0) for key in ("n_blank", "n_missing")},
-        }
+        decided: dict[str, Any] = {**self.decided.summary(state)} if self.decided else {}
+        return cast("IndexSummary", {**summary_of(state), **decided})
 
     def refresh(self) -> Index:
         """Look again at what is on disk, and return the index. Every call does so by itself."""
@@ -236,9 +237,12 @@ class Index:
             return self.match_corpus(_corpus(pictures), k, local=local, exact=exact, cache=cache, **options)[1]
         state = self._fresh()
         given = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+        if not given:
+            return []
         looks = extract(given, self._descriptor(state), Verify(), local)
         blank = np.array([is_blank(picture) for picture in given], bool)
-        return answers(looks, state, k, local, blank, exact=exact, options=options)
+        excused = self.decided.excuse(state, {}) if self.decided else None
+        return answers(looks, state, k, local, blank, excused=excused, exact=exact, options=options)
 
     def match_corpus(
         self,
@@ -247,6 +251,7 @@ class Index:
         *,
         local: bool = True,
         exact: bool | None = None,
+        honoured: Honoured | None = None,
         cache: str | Path | None = None,
         workers: int | None = None,
         progress: Progress | None = None,
@@ -258,6 +263,7 @@ class Index:
             k: as in `match`.
             local: as in `match`.
             exact: as in `match`.
+            honoured: is filled with what decisions did; None = nobody asks.
             cache: as in `match`.
             workers: as in `match`.
             progress: as in `match`.
@@ -271,9 +277,14 @@ class Index:
         blank = blank_among(filled, rows, looks.thumbnails, cache=cache, **options)
         digests = filled.pick("sha256", rows)
         found: list[list[Hit]] = [[] for _ in range(len(corpus))]
-        each = answers(looks, state, k, local, blank, digests.to_pylist(), exact=exact, options=options)
+        excused = self.decided.excuse_of(state, filled, rows, honoured) if self.decided else None
+        known = digests.to_pylist()
+        each = answers(looks, state, k, local, blank, known, excused=excused, exact=exact, options=options)
         for row, hits in zip(rows.tolist(), each, strict=True):
             found[row] = hits
+        if honoured is not None:
+            emptied = [row for row, is_blank in zip(rows.tolist(), blank, strict=True) if not (found[row] or is_blank)]
+            honoured.emptied.update(map(filled.id_of, emptied))
         return filled, found
 
     def thumbnails(self, ids: Sequence[str]) -> dict[str, tuple[Image, int, int]]:
@@ -333,15 +344,16 @@ class Index:
                     f"{len(known)} of the images are in the index already, the first is {known[0].as_py()!r}.\n"
                     "Remove them first, or give only new ones"
                 )
-            manifest = state.manifest
-            manifest["n_missing"] += n_missing
-            manifest["n_blank"] = manifest.get("n_blank", 0) + n_blank
-            write_segment(
+            manifest = state.manifest | {
+                "n_missing": state.manifest["n_missing"] + n_missing,
+                "n_blank": state.manifest.get("n_blank", 0) + n_blank,
+            }
+            manifest = write_segment(
                 self.folder, manifest, described, state.directions, descriptor, verify, manifest["crops"], options
             )
-            recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
+            manifest = recalibrate(self.folder, load(self.folder, manifest), described, verify, options)
             if len(manifest["segments"]) > COMPACT_ABOVE:
-                _merge(self.folder, load(self.folder, manifest))
+                manifest = _merged(self.folder, load(self.folder, manifest))
             files.write_manifest(self.folder, manifest)
         self.refresh()
         return len(np.unique(source))
@@ -371,17 +383,14 @@ class Index:
                     f"{len(unknown)} of the images are not in the index, the first is {unknown[0]!r}.\n"
                     "Give ids as `copyscope match` shows them"
                 )
-            state.write_removed(self.folder, rows)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, state.write_removed(self.folder, rows))
         self.refresh()
         return len(wanted)
 
     def compact(self) -> None:
         """Make one segment of all, without any byte of removed images; readers go on with what they have."""
         with file_lock(self.folder / ".lock"):
-            state = load(self.folder)
-            _merge(self.folder, state)
-            files.write_manifest(self.folder, state.manifest)
+            files.write_manifest(self.folder, _merged(self.folder, load(self.folder)))
         self.refresh()
 
     def check(self, progress: Progress | None = None) -> None:
@@ -428,10 +437,9 @@ class Index:
         return descriptor
 
 
-def _merge(folder: Path, state: IndexSnapshot) -> None:
-    """One segment of all, and nothing of what was removed in it or in the calibration."""
-    forget(folder, state)
-    merge(folder, state)
+def _merged(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
+    """The manifest of one segment of all, and nothing of what was removed in it or in the calibration."""
+    return merge(folder, dataclasses.replace(state, manifest=forget(folder, state)))
 
 
 def _later(

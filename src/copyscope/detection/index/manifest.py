@@ -123,6 +123,15 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     remove_stale(folder, manifest["files"])
 
 
+def changed(
+    manifest: dict[str, Any], written: dict[str, Any], dropped: Iterable[str | None] = (), **values: Any
+) -> dict[str, Any]:
+    """A manifest with other values, without every file of the names `dropped`, and with the entries `written`."""
+    gone = tuple(name for name in dropped if name)
+    files = {file: entry for file, entry in manifest["files"].items() if not file.startswith(gone)}
+    return manifest | values | {"files": files | written}
+
+
 def remove_stale(folder: Path, named: Iterable[str] = ()) -> None:
     """Remove every file of an index but those `named`: the rest of a writer that was killed."""
     kept = {".lock", *named}

@@ -20,9 +20,9 @@ from copyscope.detection.matching.tiny_image import DIM, coarse_vectors
 from copyscope.detection.matching.windows import BOXES, window_thumbnails, window_vectors
 from copyscope.detection.search.binary_codes import Block, VectorBlocks, encode
 from copyscope.detection.search.quantized import PRECISIONS, Stored, Vectors, kinds, shorten
+from copyscope.engine import CacheOptions
 from copyscope.errors import InputError
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from . import manifest as files
 from . import row_table
@@ -91,8 +91,8 @@ class IndexSnapshot:
         rows = self.table.find(ids, self.gone)
         return rows, [each["id"] for each in self.table.take(rows, ["id"])]
 
-    def write_removed(self, folder: Path, rows: NDArray[np.int64]) -> None:
-        """Note in the manifest that `rows` are removed too."""
+    def write_removed(self, folder: Path, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """The manifest, with a note that `rows` are removed too."""
         gone = self.gone.copy()
         gone[rows] = True
         found = np.flatnonzero(gone)
@@ -104,10 +104,9 @@ class IndexSnapshot:
                 "row": pa.array(found - self.whole.starts[segment], pa.int64()),
             }
         )
-        drop(self.manifest, self.manifest["removed"])
-        name = self.manifest["removed"] = files.new_name() + ".removed"
-        self.manifest["files"] |= files.write_table(folder, name, table)
-        self.manifest["n_removed"] = len(found)
+        name = files.new_name() + ".removed"
+        written = files.write_table(folder, name, table)
+        return files.changed(self.manifest, written, [self.manifest["removed"]], removed=name, n_removed=len(found))
 
 
 def precision_of(manifest: dict[str, Any]) -> str:
@@ -134,18 +133,21 @@ def write_segment(
     verify: Verify,
     crops: bool,
     options: CacheOptions,
-) -> None:
+) -> dict[str, Any]:
     """Write the readable images as one segment, and name it in the manifest.
 
     Args:
         folder: of the index.
-        manifest: takes the entry.
+        manifest: of the index so far.
         described: the images.
         directions: of the sign codes.
         descriptor: what described them.
         verify: whose thumbnails.
         crops: describe their windows too.
         options: `cache`, `workers` and `progress` of `embed`.
+
+    Returns:
+        The manifest with the segment.
     """
     name, corpus, rows = files.new_name(), described.corpus, described.rows
     thumbnails = verify.thumbnails(corpus, rows, **options)
@@ -161,8 +163,7 @@ def write_segment(
         written |= write(f"{name}.crops", len(windows), descriptor.dim, lambda piece: windows[piece], directions[0])
         written |= files.write_array(folder, f"{name}.crops.thumbnails", small.reshape(-1, *small.shape[2:]))
     written |= row_table.write(folder, name, row_table.described(corpus.table, rows))
-    manifest["files"] |= written
-    manifest["segments"].append({"name": name, "n": n})
+    return files.changed(manifest, written, segments=[*manifest["segments"], {"name": name, "n": n}])
 
 
 def _write_rows(
@@ -244,34 +245,28 @@ def _block(folder: Path, name: str, precision: str, gone: NDArray[np.bool_], sho
     return Block(stored, codes, thumbnails, gone)
 
 
-def merge(folder: Path, state: IndexSnapshot) -> None:
-    """Merge all segments into one, without removed rows, and name it in the manifest instead of the others."""
+def merge(folder: Path, state: IndexSnapshot) -> dict[str, Any]:
+    """Merge all segments into one, without removed rows; the manifest with it instead of the others."""
     manifest = state.manifest
     keep = [~block.gone for block in state.whole.blocks]
     old = [each["name"] for each in manifest["segments"]]
     written: dict[str, Any] = {}
     name = files.new_name()
     if state.n:
+        # Vectors and thumbnails: of each image, coarse ones, and those of its windows.
         of_rows = (*kinds(precision_of(manifest)), "codes")
-        suffixes = {"": (*of_rows, "thumbnails"), ".coarse": of_rows}
-        suffixes |= {".crops": suffixes[""]} if manifest["crops"] else {}
-        for suffix, each in suffixes.items():
+        arrays = {"": (*of_rows, "thumbnails"), ".coarse": of_rows}
+        arrays |= {".crops": arrays[""]} if manifest["crops"] else {}
+        for suffix, names in arrays.items():
             wanted = [np.repeat(some, len(BOXES)) for some in keep] if suffix == ".crops" else keep
-            for kind in each:
-                arrays = [files.map_array(folder, f"{segment}{suffix}.{kind}") for segment in old]
-                written |= files.write_array(folder, f"{name}{suffix}.{kind}", *arrays, keep=wanted)
+            for kind in names:
+                parts = [files.map_array(folder, f"{segment}{suffix}.{kind}") for segment in old]
+                written |= files.write_array(folder, f"{name}{suffix}.{kind}", *parts, keep=wanted)
+        # Ids, captions and digests.
         there = (
             piece.filter(pa.array(~state.gone[start : start + len(piece)])) for start, piece in state.table.pieces()
         )
         written |= row_table.write(folder, name, there)
-    for each in (*old, manifest["removed"]):
-        drop(manifest, each)
-    manifest["files"] |= written
-    manifest["segments"] = [{"name": name, "n": state.n}] if state.n else []
-    manifest["removed"], manifest["n_removed"] = None, 0
-
-
-def drop(manifest: dict[str, Any], name: str | None) -> None:
-    """Drop every file of a name from the manifest."""
-    if name:
-        manifest["files"] = {file: entry for file, entry in manifest["files"].items() if not file.startswith(name)}
+    segments = [{"name": name, "n": state.n}] if state.n else []
+    dropped = [*old, manifest["removed"]]
+    return files.changed(manifest, written, dropped, segments=segments, removed=None, n_removed=0)

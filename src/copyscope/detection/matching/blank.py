@@ -13,10 +13,10 @@ from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
+from copyscope.engine import CacheOptions
 from copyscope.imaging import images
 from copyscope.imaging.blank import is_blank, may_be_blank
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .ncc import Verify
 

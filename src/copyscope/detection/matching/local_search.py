@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from copyscope.detection.search.binary_codes import VectorBlocks
 from copyscope.detection.search.exact import NOTHING, Nearest
-from copyscope.options import Options
+from copyscope.engine import Options
 
 from .match import combine
 from .ncc import Verify

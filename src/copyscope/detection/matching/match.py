@@ -15,9 +15,8 @@ from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.search.distributed import nearest_by
 from copyscope.detection.search.exact import NOTHING, Nearest
 from copyscope.detection.search.ivf import nearest
-from copyscope.engine import Engine
+from copyscope.engine import Engine, Options
 from copyscope.machine import Progress
-from copyscope.options import Options
 
 from .ncc import Verify
 
@@ -76,7 +75,7 @@ class Matches:
         """
 
         def mapped(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.where(positions < 0, positions, source[positions])
+            return np.where(positions < 0, positions, source[positions]) if len(source) else positions
 
         return dataclasses.replace(
             self,

@@ -24,12 +24,12 @@ from copyscope.detection.embedding.compute import compute
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
+from copyscope.engine import CacheOptions
 from copyscope.errors import InputError
 from copyscope.files import cache_folder
 from copyscope.imaging import images
 from copyscope.imaging.images import Image
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .match import combine
 from .ncc import Verify

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from copyscope.data.corpus import Corpus
 from copyscope.detection.embedding.fill import Feature
 from copyscope.detection.search.exact import one_blas_thread
+from copyscope.engine import CacheOptions
 from copyscope.machine import Progress, cores
-from copyscope.options import CacheOptions
 
 from .ncc import Verify
 from .templates import fourier, inverse_norms, shrinking, summed_areas, unit_templates

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from copyscope.data.corpus import Corpus
 from copyscope.detection.search.exact import NOTHING, Nearest, search
+from copyscope.engine import CacheOptions
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 from .templates import SYMMETRIES, shrinking, turned, unit_templates
 

@@ -15,9 +15,9 @@ from copyscope.detection.descriptors import Descriptor
 from copyscope.detection.embedding.compute import compute, compute_ahead
 from copyscope.detection.embedding.embed import embed, vectors_work
 from copyscope.detection.embedding.fill import Feature
+from copyscope.engine import CacheOptions
 from copyscope.errors import CopyscopeError, ImageError
 from copyscope.imaging.images import Image
-from copyscope.options import CacheOptions
 
 from .ncc import Verify
 from .partial_copies import SIDE as SIDE_OF_CANVAS
@@ -136,7 +136,7 @@ def extract_from(
     vectors = found[0][:, None]
     small = np.zeros((n, SIDE_OF_CANVAS, SIDE_OF_CANVAS, 3), np.uint8)
     if local:
-        vectors = np.concatenate([vectors, found[2].reshape(n, -1, descriptor.dim)], axis=1)
+        vectors = np.concatenate([vectors, found[2].reshape(n, len(BOXES), descriptor.dim)], axis=1)
         small = found[3].reshape(small.shape)
     sizes = np.stack([filled.table[name].to_numpy()[rows] for name in ("width", "height")], axis=1)
     return filled, rows, QueryFeatures(vectors, found[1].reshape(n, size, size, 3), Padded.of(small, sizes))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,9 +43,12 @@ def search(
     reference_labels: NDArray[np.int64] | None = None,
     workers: int | None = None,
     block: int | None = None,
+    look: Callable[[NDArray[np.float32], int, int], None] | None = None,
     progress: Progress | None = None,
 ) -> Nearest:
     """Exact top-k inner-product search, in blocks of bounded memory whatever the number of references.
+
+    Each worker needs memory for one block of scores.
 
     Args:
         queries: float32 [n d].
@@ -56,6 +59,8 @@ def search(
         reference_labels: int64 [m], likewise.
         workers: threads; None = one a core.
         block: queries of one matrix product, which may round otherwise in blocks of another size; None = `query_block`.
+        look: called with each block of scores [q r], the number of its first query and that of its first reference, by
+            several threads; None = nobody looks.
         progress: called with a label, the number done and the total.
 
     Raises:
@@ -85,6 +90,8 @@ def search(
                 if members is not None and query_labels is not None:
                     _exclude(scores, query_labels[rows], members, start)
                 tops[number].offer(scores, start)
+                if look is not None:
+                    look(scores, rows.start, start)
 
             list(pool.map(task, range(len(tops))))
             if streamed:

@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ from copyscope import stats
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.files import cache_errors, cache_folder
 from copyscope.machine import Progress, cores, drop_pages, file_lock, memory_budget
-from copyscope.options import Options
-from copyscope.stats import Estimate
+from copyscope.stats import Estimate, EstimateDict
 
 from .exact import NOTHING, Best, Nearest, one_blas_thread, search
 from .ivf_files import BLOCK, DONE, PIECE, SCHEMA, Vectors, make, pieces
@@ -329,7 +328,19 @@ def _identity(embeddings: Embeddings) -> str:
     return digest.hexdigest()[:16]
 
 
-def search_report(references: Embeddings, queries: Vectors | None = None, **options: Unpack[Options]) -> dict[str, Any]:
+class SearchReport(TypedDict):
+    """How the nearest training images were found."""
+
+    method: Annotated[
+        str,
+        "`exact`, or `cells`: the nearest cells of the training images alone "
+        "([scale](numbers.md#many-training-images))",
+    ]
+    cells: Annotated[int | None, "cells there are, null where exact"]
+    recall: Annotated[EstimateDict | None, "share of a sample whose nearest training image of all is found"]
+
+
+def search_report(references: Embeddings, queries: Vectors | None = None, **options: Any) -> SearchReport:
     """How vectors were searched, for a summary; with the recall where some are missed.
 
     Args:

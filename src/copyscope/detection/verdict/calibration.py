@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from copyscope import parts, stats
-from copyscope.detection.dedup.components import components
+from copyscope.detection.dedup.components import components_at
 from copyscope.detection.dedup.groups import Groups
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.embeddings import Embeddings
@@ -22,10 +22,9 @@ from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
 from copyscope.detection.search.distributed import nearest_by
-from copyscope.detection.search.exact import search
-from copyscope.engine import Engine
+from copyscope.detection.search.exact import NOTHING, REFERENCE_BLOCK, search
+from copyscope.engine import Engine, EngineOptions
 from copyscope.machine import Progress
-from copyscope.options import EngineOptions
 from copyscope.stats import Estimate
 
 from .answer import OWN_LEVEL
@@ -234,7 +233,8 @@ class Baseline:
     Attributes:
         calibration: of method "baseline".
         similarity: float32 [n], of each training image to the nearest outside its own group; NaN where its group is the
-            whole set, and with an IVF index for all but a sample of SIMILARITY_SAMPLE.
+            whole set, and for all but a sample of SIMILARITY_SAMPLE where the images lie in cells, or are many and the
+            groups do not know what is nearest.
         own: float [b 2], combined and pixel score of the sample; [b 3] with that of the best part, where parts were
             looked at.
     """
@@ -307,19 +307,11 @@ def baseline(
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     n = len(train.rows)
-    asked = np.arange(n) if train.cells is None else np.sort(rng.permutation(n)[:SIMILARITY_SAMPLE])
+    asked = np.arange(n)
+    if groups.closest is None and (train.cells is not None or n > SIMILARITY_SAMPLE):
+        asked = np.sort(rng.permutation(n)[:SIMILARITY_SAMPLE])
     scores = np.full(n, np.nan, np.float32)
-    scores[asked] = nearest_by(
-        engine,
-        train.vectors[asked],
-        train.vectors,
-        1,
-        train.cells,
-        query_labels=groups.label[asked],
-        reference_labels=groups.label,
-        workers=workers,
-        progress=progress,
-    ).score[:, 0]
+    scores[asked] = _outside_group(train, groups, asked, engine=engine, workers=workers, progress=progress)
     scores[scores < -1.5] = np.nan
     options: EngineOptions = {"cache": cache, "workers": workers, "engine": engine, "progress": progress}
     picture = _pictures(train, groups, options)
@@ -333,6 +325,33 @@ def baseline(
     there = np.isfinite(evidence).all(axis=1)
     own = [evidence[:, 1], matches.pixels, *([evidence[:, -1]] if matches.parts else [])]
     return Baseline(Calibration("baseline", evidence[there], 0, BASELINE_RULE), scores, np.stack(own, axis=1)[there])
+
+
+def _outside_group(train: Embeddings, groups: Groups, asked: NDArray[np.int64], **options: Any) -> NDArray[np.float32]:
+    """Similarity of the training images `asked` [a] to the nearest outside their own group; -2 where there is none."""
+    label, found = groups.label, np.full(len(asked), NOTHING, np.float32)
+    left = np.ones(len(asked), bool)
+    if groups.closest is not None:
+        # What grouped them compared all with all: nothing is left to do but for images of groups of three and more.
+        index, score = groups.closest.index[asked], groups.closest.score[asked]
+        other = (index >= 0) & (label[index] != label[asked][:, None])
+        best = other.argmax(axis=1)[:, None]
+        left = ~other.any(axis=1)
+        found = np.where(left, found, np.take_along_axis(score, best, axis=1)[:, 0])
+        if len(label) <= REFERENCE_BLOCK and left.any():
+            left[:] = True  # in small blocks a matrix product may round otherwise
+    if left.any():
+        found[left] = nearest_by(
+            options.pop("engine"),
+            train.vectors[asked[left]],
+            train.vectors,
+            1,
+            train.cells,
+            query_labels=label[asked[left]],
+            reference_labels=label,
+            **options,
+        ).score[:, 0]
+    return found
 
 
 def _pictures(train: Embeddings, groups: Groups, options: EngineOptions) -> NDArray[np.int64]:
@@ -349,16 +368,14 @@ def _pictures(train: Embeddings, groups: Groups, options: EngineOptions) -> NDAr
         return groups.label
     hashes = embed(train.corpus.take(train.rows), parts.load("descriptors", "pdq"), **options)
 
-    def within(bits: int) -> NDArray[np.int64]:
-        label = n + np.arange(n, dtype=np.int64)  # of an image that is gone by now: its own
-        label[hashes.rows] = components(hashes.vectors, 1 - (bits + 0.5) / 128, workers=options["workers"])
-        return label
-
-    _, of_group = np.unique(np.stack([within(SAME_GROUP_BITS), groups.label]), axis=1, return_inverse=True)
-    near = within(LOOK_ALIKE_BITS)
+    bits = (SAME_GROUP_BITS, LOOK_ALIKE_BITS)
+    found = components_at(hashes.vectors, [1 - (each + 0.5) / 128 for each in bits], workers=options["workers"])
+    within = np.tile(n + np.arange(n, dtype=np.int64), (2, 1))  # of an image that is gone by now: its own
+    within[:, hashes.rows] = found
+    _, of_group = np.unique(np.stack([within[0], groups.label]), axis=1, return_inverse=True)
     # Images and labels are nodes; an image lies on an edge to each of its labels.
     rows = np.concatenate([np.arange(n), np.arange(n)])
-    columns = n + np.concatenate([near, 2 * n + of_group.ravel()])
+    columns = n + np.concatenate([within[1], 2 * n + of_group.ravel()])
     size = 4 * n
     graph = coo_array((np.ones(2 * n, bool), (rows, columns)), shape=(size, size))
     _, label = connected_components(graph, directed=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,7 +19,7 @@ from copyscope.detection.matching.match import Matches, match
 from copyscope.detection.matching.ncc import Verify
 from copyscope.detection.matching.part_search import PartSearch
 from copyscope.detection.matching.registration import Register
-from copyscope.options import EngineOptions, without_engine
+from copyscope.engine import EngineOptions, without_engine
 from copyscope.stats import Estimate
 
 from . import calibration as calibrate
@@ -84,6 +84,7 @@ def judge(
     parts: PartSearch | None = None,
     trust_held_out: bool = False,
     n_excluded: int = 0,
+    excuse: Callable[[Matches], Matches] | None = None,
     fdr: float = FDR,
     seed: int = 0,
     **options: Unpack[EngineOptions],
@@ -101,6 +102,7 @@ def judge(
         parts: looks for training images in parts of the images too; None = nobody looks.
         trust_held_out: calibrate on held-out images even where they are of another kind.
         n_excluded: held-out images that a person took out before.
+        excuse: takes the pairs that are no copies, as people decided, out of the matches; None = there are none.
         fdr: false discovery rate of the list of copies.
         seed: of the samples that are drawn.
         options: `cache`, `workers`, `engine` and `progress` of `match`.
@@ -110,6 +112,7 @@ def judge(
     blank = {name: blank_rows(described[name], **settings) for name in described if name != "train"}
     looks: dict[str, Any] = {"register": register, "edges": edges, "parts": parts}
     matches = match(generated, train, verify, labels=groups.label, **looks, **options)
+    matches = matches if excuse is None else excuse(matches)
     # Where training images stand in for unseen ones they are compared in all ways, and where a copy must be beyond them
     # their parts are looked at too.
     own_parts = dataclasses.replace(parts, labels=groups.label) if parts and "held-out" not in described else None

@@ -18,8 +18,8 @@ from copyscope.detection.dedup.caption_overlap import normalise
 from copyscope.detection.dedup.groups import duplicates
 from copyscope.detection.embedding.embeddings import Embeddings
 from copyscope.detection.matching.ncc import Verify
+from copyscope.engine import CacheOptions
 from copyscope.machine import Progress
-from copyscope.options import CacheOptions
 
 LEAST = 3
 """Fewest generations of one picture that count as repeated: two that agree are found by chance among many prompts."""

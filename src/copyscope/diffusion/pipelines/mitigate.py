@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from torch import Tensor
 
 from copyscope.diffusion import applied
 from copyscope.diffusion import observed as signals_of
-from copyscope.diffusion.conditioning import Conditioning
 from copyscope.diffusion.denoiser import (
     DenoiseQuery,
     DenoiseResult,
@@ -52,10 +50,19 @@ from copyscope.diffusion.models.stable_diffusion import StableDiffusion
 from copyscope.diffusion.signals import Signal
 from copyscope.errors import InputError
 
+from .call_state import Call, OnStep, OwnMethods, Settings, StartedCall
 from .network_call import NetworkCall, same, told_by
-from .patched_pipeline import PROMPTS_OF, CaptionsOnly, captions_only, lock_of, rewritten, seeds_of, wrapped_calls
+from .patched_pipeline import (
+    PROMPTS_OF,
+    CaptionsOnly,
+    captions_only,
+    lock_of,
+    rewritten,
+    seeds_of,
+    wrapped_calls,
+    wrapped_method,
+)
 
-OnStep = Callable[[StableDiffusion, DenoiseResult], None]
 POSITIONS = ("sample", "timestep")
 """Names of the arguments that pipelines give a U-Net by position; transformers are given all by name."""
 
@@ -88,7 +95,7 @@ def mitigate(
         PartError: there is no such mitigation.
         InputError: the pipeline is of another class or has mitigations already, or lacks what a mitigation needs.
     """
-    with _entered(pipeline, mitigations, (), seed, nearest):
+    with _entered(pipeline, Settings(tuple(mitigations), (), seed, nearest)):
         yield pipeline
 
 
@@ -119,83 +126,42 @@ def observe(
         PartError: there is no such signal or mitigation.
         InputError: as in `mitigate`.
     """
-    with _entered(pipeline, mitigations, signals, seed, nearest, on_step) as mitigated:
+    with _entered(pipeline, Settings(tuple(mitigations), tuple(signals), seed, nearest, on_step)) as mitigated:
         yield mitigated.observed
 
 
 @contextlib.contextmanager
-def _entered(
-    pipeline: Any,
-    mitigations: Sequence[str],
-    signals: Sequence[str],
-    seed: int,
-    nearest: FindNearest | None,
-    on_step: OnStep | None = None,
-) -> Iterator[_Mitigated | CaptionsOnly]:
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, not {seed}.\nTake another")
+def _entered(pipeline: Any, settings: Settings) -> Iterator[_Mitigated | CaptionsOnly]:
+    if settings.seed < 0:
+        raise InputError(f"seed must be at least 0, not {settings.seed}.\nTake another")
     mitigated: _Mitigated | CaptionsOnly
     if _pipelines.family(pipeline) in _pipelines.NETWORKS:
-        mitigated = _Mitigated(pipeline, tuple(mitigations), tuple(signals), seed, nearest, on_step)
+        mitigated = _Mitigated(pipeline, settings)
     else:
-        mitigated = captions_only(pipeline, mitigations, signals, seed)
+        mitigated = captions_only(pipeline, settings.specs, settings.signals, settings.seed)
     with mitigated.there():
         yield mitigated
 
 
-@dataclasses.dataclass(eq=False)
-class _Call:
-    """A call of the pipeline, about n images.
+class _Mitigated:
+    """A pipeline with mitigations and signals.
 
-    Attributes:
-        prompts: as rewritten [n].
-        null: conditioning without a prompt, where the pipeline does not ask for that.
-        negative: texts of Flux's own guidance.
-        latents: the pipeline's own.
-        steps: begun so far.
-        halves: as in NetworkCall.
-        given: texts the network was first given, where mitigations have it told something else, `told`.
-        guided: answers in place of the network.
-        asked: its call under way.
-        thread: that it is in; the network may be asked by others meanwhile, for pipelines that have no mitigations.
+    A call of the pipeline goes through four of its methods and then through its network, step by step; what is done
+    there stands below in that order.
     """
 
-    number: int
-    parts: applied.MitigationStack | None = None
-    signals: Sequence[Signal] = ()
-    prompts: list[str] | None = None
-    null: Conditioning | None = None
-    negative: Tensor | None = None
-    latents: Tensor | None = None
-    steps: int = 0
-    halves: int = 0
-    given: Tensor | None = None
-    told: tuple[Conditioning, Conditioning | None] | None = None
-    guided: GuidedDenoiser | None = None
-    asked: NetworkCall | None = None
-    thread: int = dataclasses.field(default_factory=threading.get_ident)
+    own: OwnMethods
+    forward: Callable[..., Any]
+    """The network's own, during a call."""
 
-
-class _Mitigated:
-    """A pipeline with mitigations and signals."""
-
-    def __init__(
-        self,
-        pipeline: Any,
-        specs: tuple[str, ...],
-        signals: tuple[str, ...],
-        seed: int,
-        nearest: FindNearest | None,
-        on_step: OnStep | None,
-    ) -> None:
-        self.pipeline, self.specs, self.signals, self.seed, self.nearest = pipeline, specs, signals, seed, nearest
-        self.on_step = on_step
+    def __init__(self, pipeline: Any, settings: Settings) -> None:
+        self.pipeline, self.settings = pipeline, settings
         self.observed = signals_of.Observed()
         self.from_image = _pipelines.from_image(pipeline)
         self.lock = lock_of(self._network)
         self.acted = False
         self.calls = itertools.count()
-        self.call: _Call | None = None
+        self.call: Call | None = None
         self.busy = False
         self.asking = contextlib.ExitStack()
 
@@ -205,7 +171,7 @@ class _Mitigated:
         # Whether a call has guidance and prompts is seen in the call.
         parts, signals = self._loaded(model, 2.0, True)
         both: tuple[Mitigation | Signal, ...] = (*parts.parts, *signals)
-        named = zip((*self.specs, *self.signals), both, strict=True)
+        named = zip((*self.settings.specs, *self.settings.signals), both, strict=True)
         lacking = [spec for spec, part in named if GUIDANCE in part.needs]
         if lacking and not model.has_null:
             what, instead = NEEDS[NULL]
@@ -213,15 +179,16 @@ class _Mitigated:
         if self.from_image and (noise := parts.door(OnNoise)):
             kind = type(self.pipeline).__name__
             raise InputError(
-                f"{self.specs[noise[0][0]]} acts on noise, and a {kind} starts from an image.\nLeave it out"
+                f"{self.settings.specs[noise[0][0]]} acts on noise, and a {kind} starts from an image.\nLeave it out"
             )
         with contextlib.ExitStack() as wrapped:
             wrapped.enter_context(wrapped_calls(self.pipeline, self._called))
             wrapped.callback(self._end)
-            self.check_inputs = _wrap(wrapped, self.pipeline, "check_inputs", self._begin)
-            self.encode_prompt = _wrap(wrapped, self.pipeline, "encode_prompt", self._encode)
-            self.prepare_latents = _wrap(wrapped, self.pipeline, "prepare_latents", self._prepare)
-            self.maybe_free = _wrap(wrapped, self.pipeline, "maybe_free_model_hooks", self._free)
+            hooks = (self._begin, self._encode, self._prepare, self._free)
+            names = (field.name for field in dataclasses.fields(OwnMethods))
+            self.own = OwnMethods(
+                *(wrapped_method(wrapped, self.pipeline, *each) for each in zip(names, hooks, strict=True))
+            )
             try:
                 yield
             finally:
@@ -238,7 +205,7 @@ class _Mitigated:
                 found = plain(*args, **kwargs)
             finally:
                 self._end()
-            if not self.acted and (self.specs or self.signals or self.on_step):
+            if not self.acted and (self.settings.specs or self.settings.signals or self.settings.on_step):
                 raise InputError(
                     f"A {type(self.pipeline).__name__} made its images past the mitigations: its call is not that of "
                     f"{_pipelines.family(self.pipeline)}.\nLet it call check_inputs, encode_prompt and its network "
@@ -257,31 +224,31 @@ class _Mitigated:
     def _loaded(
         self, model: StableDiffusion, guidance: float, prompted: bool
     ) -> tuple[applied.MitigationStack, Sequence[Signal]]:
-        has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.nearest is not None)) if there]
-        parts = applied.load(self.specs, SAMPLING, model, guidance=guidance, has=has)
+        has = [what for what, there in ((PROMPTS, prompted), (NEAREST, self.settings.nearest is not None)) if there]
+        parts = applied.load(self.settings.specs, SAMPLING, model, guidance=guidance, has=has)
         if not prompted and (captions := parts.door(OnCaption)):
             what, instead = NEEDS[PROMPTS]
-            raise InputError(f"{self.specs[captions[0][0]]} needs {what}.\n{instead}")
-        return parts, signals_of.load(self.signals, model, guidance=guidance, has=has)
+            raise InputError(f"{self.settings.specs[captions[0][0]]} needs {what}.\n{instead}")
+        return parts, signals_of.load(self.settings.signals, model, guidance=guidance, has=has)
 
     # What the pipeline calls in a call, in this order
 
     def _begin(self, *args: Any, **kwargs: Any) -> Any:
         self._end()
-        found = self.check_inputs(*args, **kwargs)
-        self.call = _Call(next(self.calls))
-        self.forward = _wrap(self.asking, self._network, "forward", self._forward)
+        found = self.own.check_inputs(*args, **kwargs)
+        self.call = Call(next(self.calls))
+        self.forward = wrapped_method(self.asking, self._network, "forward", self._forward)
         return found
 
     def _encode(self, *args: Any, **kwargs: Any) -> Any:
         call, pipeline = self.call, self.pipeline
-        if call is None or self.busy or call.thread != threading.get_ident():
-            return self.encode_prompt(*args, **kwargs)
+        if call is None or self.busy or not call.is_here():
+            return self.own.encode_prompt(*args, **kwargs)
         if call.parts is not None:  # Flux with `true_cfg_scale` encodes its negative prompt in a call of its own.
             if denoisers := call.parts.door(OnDenoiser):
-                spec = self.specs[denoisers[0][0]]
+                spec = self.settings.specs[denoisers[0][0]]
                 raise InputError(f"{spec} does not fit true_cfg_scale.\nLeave the negative prompt out")
-            found = self.encode_prompt(*args, **kwargs)
+            found = self.own.encode_prompt(*args, **kwargs)
             call.negative = found[0]
             return found
         # By the names that the class has: a wrapper of someone else may have none.
@@ -296,13 +263,13 @@ class _Mitigated:
         both: tuple[Mitigation | Signal, ...] = (*call.parts.parts, *call.signals)
         needs_null = model.has_null and not has_guidance and any(NULL in part.needs for part in both)
         if not needs_null:
-            return self.encode_prompt(**given)
-        found = self.encode_prompt(**given | {"do_classifier_free_guidance": True})
+            return self.own.encode_prompt(**given)
+        found = self.own.encode_prompt(**given | {"do_classifier_free_guidance": True})
         call.null = told_by(found[1], found[3] if len(found) > 2 else None)
         return found  # A pipeline without guidance has no use for the second.
 
     def _prepare(self, *args: Any, **kwargs: Any) -> Any:
-        found = self.prepare_latents(*args, **kwargs)
+        found = self.own.prepare_latents(*args, **kwargs)
         if self.call is None or self.call.parts is None or self.from_image:
             return found
         latents, *others = found if isinstance(found, tuple) else (found,)
@@ -313,7 +280,7 @@ class _Mitigated:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         call, forward = self.call, self.forward
         # Another pipeline of the same network, in a thread of its own.
-        if call is None or call.parts is None or self.busy or call.thread != threading.get_ident():
+        if call is None or call.parts is None or self.busy or not call.is_here():
             return forward(*args, **kwargs)
         told = dict(zip(POSITIONS, args, strict=False)) | kwargs
         if told["encoder_hidden_states"] is call.negative:
@@ -326,7 +293,7 @@ class _Mitigated:
 
     def _free(self) -> None:
         self._end()
-        self.maybe_free()
+        self.own.maybe_free_model_hooks()
 
     def _end(self) -> None:
         self.call = None
@@ -334,11 +301,11 @@ class _Mitigated:
 
     # What is done there
 
-    def _told(self, call: _Call, parts: applied.MitigationStack, given: dict[str, Any]) -> dict[str, Any]:
+    def _told(self, call: Call, parts: applied.MitigationStack, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `encode_prompt`, with the captions of this draw."""
         each, prompt = given.get("num_images_per_prompt", 1), given["prompt"]
         n = 1 if isinstance(prompt, str) else len(prompt)
-        seeds = seeds_of(self.seed, call.number, n * each)
+        seeds = seeds_of(self.settings.seed, call.number, n * each)
 
         def of_images(texts: str | Sequence[str]) -> list[str]:
             rows = [texts] * n if isinstance(texts, str) else list(texts)
@@ -360,11 +327,12 @@ class _Mitigated:
                 told[name] = [text for text in rows for _ in range(each)]
         return given | told | {"num_images_per_prompt": 1}
 
-    def _answer(self, call: _Call, parts: applied.MitigationStack, told: dict[str, Any]) -> Any:
+    def _answer(self, call: Call, parts: applied.MitigationStack, told: dict[str, Any]) -> Any:
         """What the network answers the pipeline."""
-        scheduler, halves = self.pipeline.scheduler, 1 + getattr(self.pipeline, "do_classifier_free_guidance", False)
         if "skip_layers" in told:
             raise InputError("Mitigations do not fit skip_guidance_layers.\nLeave it out")
+        # The call as n images at one noise level.
+        scheduler, halves = self.pipeline.scheduler, 1 + getattr(self.pipeline, "do_classifier_free_guidance", False)
         time = getattr(self.pipeline, "current_timestep", None)
         if time is None:
             told_as = scheduler.config.num_train_timesteps if self._flux else 1
@@ -372,35 +340,40 @@ class _Mitigated:
         known = call.asked.model if call.asked else None
         asked = NetworkCall(self.pipeline, self.forward, told, halves, time, known)
         call.asked = asked
-        if call.halves == 0:
-            self._start(call, parts, asked)
-        elif call.told is not None:
-            if call.given is None or not torch.equal(asked.text, call.given[-asked.n :]):
+        # Before the first step: noise and conditioning; before later ones the same conditioning again.
+        if call.started is None:
+            call.started = self._start(call, parts, asked)
+        elif call.started.told is not None:
+            given = call.started.given
+            if given is None or not torch.equal(asked.text, given[-asked.n :]):
                 raise InputError("A callback changed the prompt that mitigations changed.\nDo without one of the two")
-            asked.set_conditioning(*call.told)
+            asked.set_conditioning(*call.started.told)
+        # Which step: a scheduler of second order asks in between too.
         begins = getattr(scheduler, "state_in_first_order", True)
         i = call.steps if begins else None
         call.steps += begins
-        if call.guided is None:
+        # The step: D(x, sigma), by what stands around the network.
+        if call.started.guided is None:
             return asked.run()
-        if asked.halves != call.halves:
+        if asked.halves != call.started.halves:
             raise InputError("A callback turned guidance off, which mitigations change.\nDo without one of the two")
         scale = asked.x.new_full((asked.n,), self.pipeline.guidance_scale if halves == 2 else 1.0)
         n_steps = -(-self.pipeline.num_timesteps // scheduler.order)
-        step = call.guided(DenoiseQuery(asked.x, asked.sigma, i, n_steps, scale))
+        step = call.started.guided(DenoiseQuery(asked.x, asked.sigma, i, n_steps, scale))
         self.observed.see(step)
-        if self.on_step and i is not None:
-            self.on_step(asked.model, step)
+        if self.settings.on_step and i is not None:
+            self.settings.on_step(asked.model, step)
         return asked.answer(step.denoised)
 
     @property
     def _flux(self) -> bool:
         return _pipelines.family(self.pipeline) == "FluxPipeline"
 
-    def _start(self, call: _Call, parts: applied.MitigationStack, asked: NetworkCall) -> None:
+    def _start(self, call: Call, parts: applied.MitigationStack, asked: NetworkCall) -> StartedCall:
         """All that comes before the first step, as in `generate.sample`."""
-        call.halves, seeds = asked.halves, seeds_of(self.seed, call.number, asked.n)
         self.acted = True
+        seeds = seeds_of(self.settings.seed, call.number, asked.n)
+        # What the pipeline would sample from.
         deviation = float(getattr(self.pipeline.scheduler, "init_noise_sigma", 1.0))
         told, null = asked.conditioning()
         sigma = float(asked.sigma[0])
@@ -415,21 +388,25 @@ class _Mitigated:
             noise,
             asked.predict,
             (),
-            self.nearest,
+            self.settings.nearest,
             asked.block,
         )
+        # What mitigations make of it.
         begun = parts.prepare(request, seeds)
+        given, instead, around = None, None, None
         if not same(begun.conditioning, told) or (null is not None and not same(begun.null, null)):
-            call.given, call.told = asked.text.clone(), (begun.conditioning, begun.null)
-            asked.set_conditioning(*call.told)
+            given, instead = asked.text.clone(), (begun.conditioning, begun.null)
+            asked.set_conditioning(*instead)
         if call.latents is not None and not torch.equal(begun.noise, noise):
             asked.set_noise(call.latents, begun.noise, deviation)
+        # What watches and what stands around the network.
         self.observed.begin(call.signals, begun, seeds)
-        if parts.door(OnDenoiser) or call.signals or self.on_step:
-            call.guided = parts.around(self._plain(call, begun), begun, seeds)
+        if parts.door(OnDenoiser) or call.signals or self.settings.on_step:
+            around = parts.around(self._plain(call, begun), begun, seeds)
+        return StartedCall(asked.halves, given, instead, around)
 
     @staticmethod
-    def _plain(call: _Call, request: SamplingContext) -> GuidedDenoiser:
+    def _plain(call: Call, request: SamplingContext) -> GuidedDenoiser:
         """The network itself: its answer to the pipeline where that is what is asked, else another."""
 
         def denoiser(ask: DenoiseQuery) -> DenoiseResult:
@@ -445,21 +422,3 @@ class _Mitigated:
             return DenoiseResult(ask.i, ask.n_steps, ask.sigma, ask.x, conditional, unconditional, denoised, scale)
 
         return denoiser
-
-
-def _wrap(until: contextlib.ExitStack, owner: Any, name: str, new: Callable[..., Any]) -> Callable[..., Any]:
-    """Sets a method of this one object; gives the one it had. Undone at the end of `until`, unless it was set anew."""
-    before: Callable[..., Any] = getattr(owner, name)
-    own = vars(owner).get(name)
-
-    def back() -> None:
-        if vars(owner).get(name) is not new:
-            return
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-    setattr(owner, name, new)
-    until.callback(back)
-    return before

@@ -54,6 +54,24 @@ def wrapped_calls(pipeline: Any, call: Callable[..., Any]) -> Iterator[None]:
         _become(pipeline, kind)
 
 
+def wrapped_method(until: contextlib.ExitStack, owner: Any, name: str, new: Callable[..., Any]) -> Callable[..., Any]:
+    """Sets a method of this one object; gives the one it had. Undone at the end of `until`, unless it was set anew."""
+    before: Callable[..., Any] = getattr(owner, name)
+    own = vars(owner).get(name)
+
+    def back() -> None:
+        if vars(owner).get(name) is not new:
+            return
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+    setattr(owner, name, new)
+    until.callback(back)
+    return before
+
+
 def lock_of(shared: Any) -> threading.RLock:
     """Lock of a network, whichever pipelines it is a part of."""
     with _ENTERING:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,18 @@ HISTORY = pa.schema(
 
 ReplicationCallback = Callable[[Path, Sequence[str], int], Estimate]
 """(folder of fresh samples, their prompts, step) -> replication rate."""
+
+
+class RunSummary(TypedDict):
+    """Summary of a training run."""
+
+    schema: Annotated[str, "`copyscope.run/1`"]
+    steps: Annotated[int, "steps trained"]
+    seconds: Annotated[float, "how long that took, interruptions left out"]
+    n: Annotated[int, "training images"]
+    n_missing: Annotated[int, "training images that cannot be read"]
+    loss: Annotated[float, "mean over the last steps"]
+    replication: Annotated[float | None, "replication rate at the last checkpoint, where it was watched"]
 
 
 def rate(recipe: TrainRecipe, step: int) -> float:
@@ -316,7 +328,7 @@ class Loop:
             self.model.save(self.out / "model")
         sync(self.out / "model")
         last = self.rows[-1]
-        summary = {
+        summary: RunSummary = {
             "schema": SCHEMA,
             "steps": steps,
             "seconds": round(seconds, 1),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,10 @@ def train(
 ) -> Run:
     """Train `recipe.model` on a corpus; the same call again goes on where a killed one stopped.
 
-    On one CPU the weights of a resumed run are those of an undisturbed one to the bit. Images that cannot be read are
-    rows with an `error` in `train.parquet`, never drawn and counted.
+    On one CPU the weights of a resumed run are those of an undisturbed one to the bit. More `steps` than a run in the
+    folder has had are trained on top of these, at the learning rate of the longer training. A start that is refused
+    leaves nothing behind. Images that cannot be read are rows with an `error` in `train.parquet`, never drawn and
+    counted.
 
     Args:
         train_set: the training images; a Corpus or what `Corpus.open` takes.
@@ -64,8 +68,14 @@ def train(
     accelerator = _accelerator(recipe, out)
     try:
         with checkpoints.writing(f"The run {out}"):
-            if not _finished(out, recipe, corpus, accelerator):
-                _train(corpus, out, recipe, accelerator, watch, progress if accelerator.is_main_process else None)
+            identity, saved = _identity(recipe, corpus), _saved(out)
+            goes_on = saved is not None and _goes_on(out, saved, identity)
+            # No process may find what another has begun to write.
+            accelerator.wait_for_everyone()
+            if goes_on or not (out / "summary.json").is_file():
+                begin = functools.partial(_begin, out, identity, goes_on or saved is None)
+                shown = progress if accelerator.is_main_process else None
+                _train(corpus, out, recipe, accelerator, watch, begin, shown)
                 accelerator.wait_for_everyone()
     finally:
         # Not `end_training`: it ends the process group too, and a training after this one would wait for it for ever.
@@ -80,8 +90,10 @@ def _train(
     recipe: TrainRecipe,
     accelerator: Any,
     watch: ReplicationCallback | None,
+    begin: Callable[[], None],
     progress: Progress | None,
 ) -> None:
+    """Train once all that could be refused has been loaded; `begin` writes the first file into the folder."""
     model: Trainable = parts.load("models", recipe.model).seeded(recipe.seed)
     pictures = LatentCache(corpus, model, recipe, progress)
     # After all images were read: only those that can be are planted as duplicates or need a caption.
@@ -93,6 +105,7 @@ def _train(
     )
     loop = Loop(model, pictures, corpus, recipe, out, accelerator, watch, progress)
     if accelerator.is_main_process:
+        begin()
         kept = [name for name in corpus.table.column_names if name != "image"]
         write_table(corpus.table.select(kept), out / "train.parquet")
     if recipe.tracker != "none":
@@ -102,33 +115,58 @@ def _train(
     loop.run()
 
 
-def _finished(out: Path, recipe: TrainRecipe, corpus: Corpus, accelerator: Any) -> bool:
-    """Begins a run, or checks that the one in the folder is the same; whether that is finished already."""
+def _identity(recipe: TrainRecipe, corpus: Corpus) -> dict[str, Any]:
+    """What a training is: two calls of one identity are one run."""
     columns = [
         name for name in corpus.table.column_names if name not in ("image", "sha256", "width", "height", "error")
     ]
     rows = json.dumps(corpus.table.select(columns).to_pylist(), default=str)
     values: dict[str, Any] = {"schema": SCHEMA, "recipe": recipes.as_dict(recipe), "n": len(corpus)}
-    values |= {"corpus": hashlib.sha256(rows.encode()).hexdigest()}
+    return values | {"corpus": hashlib.sha256(rows.encode()).hexdigest()}
+
+
+def _saved(out: Path) -> dict[str, Any] | None:
+    """The identity of the run in a folder; None where there is no run.
+
+    Raises InputError where there is anything else.
+    """
     path = out / "recipe.json"
-    saved = read_json(path, "Name another folder") if path.exists() else None
-    if saved is None and out.exists() and not is_bare(out):
-        raise InputError(f"{out} is not empty and holds no training.\nName another folder")
+    if not path.exists():
+        if out.exists() and not is_bare(out):
+            raise InputError(f"{out} is not empty and holds no training.\nName another folder")
+        return None
+    saved = read_json(path, "Name another folder")
     with as_damaged(path):
         # Runs from before there were mitigations have none.
-        before = {"mitigations": []} | (saved or {}).get("recipe", {})
-    if saved is not None and {name: saved.get(name) for name in values} | {"recipe": before} != values:
-        other = [name for name, value in values["recipe"].items() if before.get(name) != value]
-        raise InputError(
-            f"{out} holds a training that differs in {', '.join(other) or 'its images'}.\n"
-            "Name another folder, or remove this one"
-        )
-    # No process may find what another has begun to write.
-    accelerator.wait_for_everyone()
-    if saved is None and accelerator.is_main_process:
+        return saved | {"recipe": {"mitigations": []} | saved.get("recipe", {})}
+
+
+def _goes_on(out: Path, saved: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether the run of a folder is to be trained for more steps than it was begun for.
+
+    Raises InputError where it is another run.
+    """
+    before, now = saved["recipe"], identity["recipe"]
+    other = [name for name, value in now.items() if before.get(name) != value]
+    same = all(saved.get(name) == identity[name] for name in identity if name != "recipe")
+    if same and not other:
+        return False
+    steps = before.get("steps")
+    if same and other == ["steps"] and isinstance(steps, int) and now["steps"] > steps:
+        return True
+    differs = ", ".join(other if same else [*other, "its images"])
+    hint = "More steps go on from there, fewer cannot. " if other == ["steps"] and same else ""
+    raise InputError(
+        f"{out} holds a training that differs in {differs}.\n{hint}Name another folder, or remove this one"
+    )
+
+
+def _begin(out: Path, identity: dict[str, Any], writes: bool) -> None:
+    """Write down which run this is. Without the summary it is one that is not finished."""
+    (out / "summary.json").unlink(missing_ok=True)
+    if writes:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(values | recipes.provenance(), path)
-    return (out / "summary.json").is_file()
+        write_json(identity | recipes.provenance(), out / "recipe.json")
 
 
 def _accelerator(recipe: TrainRecipe, out: Path) -> Any:

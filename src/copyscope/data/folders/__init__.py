@@ -1,0 +1,1 @@
+"""Roles of files and folders: images, masks, splits, the folders of trainers."""

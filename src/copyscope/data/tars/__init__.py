@@ -1,0 +1,1 @@
+"""Tars: headers, compression, samples of WebDataset."""
