@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from copyscope.curation.decisions import Decisions
 from copyscope.report import lookup, render, render_lint, wording
 from tests.audits import (
     HOSTILE,
@@ -236,7 +237,7 @@ def image(corpus: str, name: str) -> dict[str, str]:
     return {"id": name, "sha256": digest_of(corpus, name)}
 
 
-def test_marks_are_kept_and_saved_as_decisions(visit: Any, report: Path, audit: FakeResult) -> None:
+def test_marks_are_kept_and_saved_as_decisions(visit: Any, report: Path, tmp_path: Path) -> None:
     page = visit(report).page
     panel = page.locator("#gallery [data-marks]")
     assert not panel.is_visible()
@@ -253,7 +254,12 @@ def test_marks_are_kept_and_saved_as_decisions(visit: Any, report: Path, audit: 
     assert panel.locator("[data-said]").inner_text() == (
         "2 marks of yours, and 1 note without a mark, which the file leaves out"
     )
-    lines = [json.loads(line) for line in saved(page, panel.locator("[data-save]")).splitlines()]
+    text = saved(page, panel.locator("[data-save]"))
+    (tmp_path / "decisions.jsonl").write_text(text, encoding="utf-8")
+    decisions = Decisions.read(tmp_path / "decisions.jsonl")
+    assert [one.verdict for one in decisions.listed] == ["different", "licensed"]
+    assert decisions.errors == ()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [line.pop("when")[:2] for line in lines] == ["20", "20"]
     assert lines == [
         {"verdict": "different", "images": [image("generated", ids[0]), image("train", matches[0])]},

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import page_data, plots, wording
+from .causes import causes
 from .command import command
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def render(audit: Result) -> str:
         scatters=[Markup(figure) for figure in drawn if figure],
         n_copied=len(matches),
         n_matches=len(set(matches)),
+        causes=causes(data["risk"]),
         n_near=sum(data["gallery"]["near"]),
         near_level=wording.NEAR,
         static_pairs=pairs,
