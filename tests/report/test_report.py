@@ -411,7 +411,7 @@ def test_what_is_absent_is_said_to_be_absent() -> None:
     shown = " ".join("".join(Outline(render(bare_audit())).text).split())
     for text in (
         "cannot tell", "72 readable images", "not known", "no held-out images were given", "No near-duplicate groups",
-        "No joint model was fitted", "No risk cards", "not computed", "No similarity scores to draw",
+        "No joint model was fitted", "No risk cards", "not computed", "No similarities to draw",
     ):  # fmt: skip
         assert text in shown
     assert "NaN" not in shown

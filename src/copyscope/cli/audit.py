@@ -143,6 +143,8 @@ def audit(
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
     if fail_over is None and (allow_cannot_tell or fail_on is not FailOn.rate):
         raise InputError("--fail-on and --allow-cannot-tell say how --fail-over is meant.\nAdd --fail-over 0.05, say")
+    if not out:
+        refuse_idle(context, ["embed"], "where no report is written\nLeave it out, or add -o DIR")
     if not (held_out or control):
         idle = "where no images calibrate the verdict\nAdd --held-out DIR or --control DIR"
         refuse_idle(context, ["held_out_exclude", "trust_held_out"], idle)
