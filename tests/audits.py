@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
+
+from copyscope.report.wording import VISIBLE
 
 HOSTILE = [
     "<script>window.hacked = 1</script>.png",
@@ -327,7 +330,13 @@ def _thumbnails(
         shots["held-out", one["id"]] = thumbnail(rng)[0]
     for one in [*train[3:40], *train[-20:]]:
         shots.setdefault(("train", one), thumbnail(rng)[0])
-    return table(corpus=[key[0] for key in shots], id=[key[1] for key in shots], image=shots.values())
+    names = [list(one) for one in zip(*shots, strict=True)] or [[], []]
+    return table(corpus=names[0], id=names[1], sha256=[digest_of(*key) for key in shots], image=shots.values())
+
+
+def digest_of(corpus: str, name: str) -> str:
+    """What stands for the digest of an image's file."""
+    return hashlib.sha256(f"{corpus}/{name.translate(VISIBLE)}".encode()).hexdigest()
 
 
 def _series(mean: float, n: int) -> dict[str, Any]:
@@ -362,6 +371,13 @@ def _summary(n: int, copies: int, tables: dict[str, pa.Table]) -> dict[str, Any]
         "copyscope": "0.1.0",
         "created": "2026-11-24T08:00:00+00:00",
         "seconds": 12.5,
+        "about": {
+            "title": f"Release {HOSTILE[0]}", "model": f"flowers-lora {HOSTILE[5]}", "note": "Before the gate.",
+            "sets": [
+                {"set": name, "path": f"data/{name}", "kind": "folder", "n": n, "digest": digit * 64}
+                for name, digit in (("train", "b"), ("generated", "a"), ("held-out", "c"))
+            ],
+        },
         "verdict": {
             "answer": "copies" if copies else "no copies found",
             "sentence": f"{copies or 'None'} of {readable} generated images reproduce training images.",

@@ -146,7 +146,14 @@ def test_an_unknown_rate_does_not_open_the_gate_either(faint, tmp_path):
 
 
 def test_without_fail_over_no_answer_stops(faint):
-    assert run("audit", faint.generated, faint.train, *FAST, "--json")[0] == 0
+    said = {"title": "Release 3", "model": "m@1", "note": "Before the gate."}
+    options = [each for name, text in said.items() for each in (f"--{name}", text)]
+    code, stdout, _ = run("audit", faint.generated, faint.train, *FAST, "--json", *options)
+    assert code == 0
+    about = json.loads(stdout)["about"]
+    assert {name: about[name] for name in said} == said
+    assert [each["set"] for each in about["sets"]] == ["generated", "train"]
+    assert all(len(each["digest"]) == 64 for each in about["sets"])
 
 
 def test_a_rate_that_is_none_is_refused(faint):

@@ -27,6 +27,7 @@ IDLE = [
     (["embed", "c", "-o", "x", "--engine", "processes", "--workers", "2"], "--workers", "processes(workers=4)"),
     (["audit", "g", "t", "--trust-held-out"], "--trust-held-out", "--held-out DIR or --control DIR"),
     (["audit", "g", "t", "--dry-run", "--held-out-exclude", "f"], "--held-out-exclude", "no images calibrate"),
+    (["audit", "g", "t", "--embed", "full"], "--embed", "add -o DIR"),
     (["train", "c", "-o", "x", "--dry-run", "-p", "phash"], "--protocol/-p", "without --watch"),
 ]
 

@@ -118,6 +118,49 @@ def test_pictures_are_webp_of_at_most_192_pixels_and_the_right_ones(described):
         assert np.abs(decoded.astype(int) - grey).max() <= 3
 
 
+PAIRS = [("01.png", "11.png", None, 0.5), ("02.png", "12.png", None, 0.9), ("03.png", "13.png", None, 0.7)]
+
+
+def large(table):
+    return {name: data for name, data in zip(table["id"].to_pylist(), table["large"].to_pylist(), strict=True) if data}
+
+
+def test_the_worst_pairs_are_there_large_flagged_ones_first(described, monkeypatch):
+    monkeypatch.setattr(module, "LARGE_PAIRS", 2)
+    monkeypatch.setattr(module, "LARGE_SIDE", 250)
+    given = tables(PAIRS)
+    assert set(large(gallery(described, given))) == {"02.png", "12.png", "03.png", "13.png"}
+    given["generated"] = given["generated"].append_column("copied", pa.array([True, False, False]))
+    found = large(gallery(described, given))
+    assert set(found) == {"01.png", "11.png", "02.png", "12.png"}
+    assert max(Image.open(io.BytesIO(found["11.png"])).size) == 250
+    assert large(gallery(described, given, embed="small")) == {}
+
+
+def test_full_takes_the_files_of_flagged_pairs_as_they_are_up_to_a_bound(described, monkeypatch):
+    monkeypatch.setattr(module, "LARGE_PAIRS", 1)
+    given = tables(PAIRS)
+    given["generated"] = given["generated"].append_column("copied", pa.array([True, False, True]))
+    files = {name: Path(described[corpus].corpus.origin, name).read_bytes() for corpus, name in
+             [("generated", "01.png"), ("generated", "03.png"), ("train", "11.png"), ("train", "13.png")]}  # fmt: skip
+    assert large(gallery(described, given, embed="full")) == files
+    monkeypatch.setattr(module, "ORIGINAL_BYTES", len(files["03.png"]))
+    found = large(gallery(described, given, embed="full"))
+    assert found["03.png"] == files["03.png"]
+    assert found["13.png"].startswith(b"RIFF"), "what is over the bound is shown at 768 pixels"
+    assert set(found) == {"03.png", "13.png"}
+
+
+def test_digests_are_those_of_the_files(described):
+    train = described["train"]
+    table = train.corpus.table
+    place = table.column_names.index("sha256")
+    table = table.set_column(place, "sha256", pa.array([f"{row:064d}" for row in range(TRAIN)]))
+    known = dataclasses.replace(train, corpus=dataclasses.replace(train.corpus, table=table))
+    found = gallery({"train": known, "generated": described["generated"]}, tables(risk=["05.png"]))
+    assert found["sha256"].to_pylist() == [f"{5:064d}"]
+
+
 def test_nothing_to_show_is_an_empty_table_of_the_same_columns(described):
     found = gallery(described, tables())
     assert found.num_rows == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from copyscope.curation.decisions import Decisions
 from copyscope.report import lookup, render, render_lint, wording
 from tests.audits import (
     HOSTILE,
     FakeResult,
     bare_audit,
     captions_of,
+    digest_of,
     make_audit,
     make_lint,
     make_lookup,
@@ -115,7 +120,7 @@ def test_filter_sort_search_and_paging(visit: Any, report: Path, audit: FakeResu
     assert cards(page) == [None]
     assert "Nothing matches." in page.locator("#gallery-rows").inner_text()
     page.locator('form[data-list="gallery"] [name="q"]').press("Enter")
-    page.locator('form[data-list="gallery"] .count button').click()
+    page.locator('form[data-list="gallery"]  [data-clear]').click()
     assert counted(page) == "24 of 240"
 
 
@@ -136,6 +141,148 @@ def test_overlay_and_difference(visit: Any, report: Path) -> None:
         .evaluate_all("all => all.map(one => JSON.stringify(one.getBoundingClientRect()))")
     )
     assert boxes[0] == boxes[1]
+
+
+def test_no_column_is_cut_on_a_phone(visit: Any, report: Path) -> None:
+    page = visit(report, "phone").page
+    cut = "all => all.filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.ariaLabel)"
+    assert page.locator(".scroll").count() > 3
+    assert page.locator(".scroll").evaluate_all(cut) == []
+    cell = page.locator("#similarity tbody tr").first.locator("td").nth(1)
+    assert cell.evaluate("one => getComputedStyle(one, '::before').content") == '"mean"'
+
+
+def test_the_viewer_enlarges_a_pair_and_follows_keys(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    box = page.locator("#viewer")
+    page.locator(".worst .zoom").first.click()
+    assert box.is_visible()
+    assert page.locator("#viewer-title").inner_text() == "Pair 1 of 24"
+    first = cards(page)
+    assert box.locator("figcaption bdi").first.text_content() == first[0]
+    page.keyboard.press("ArrowRight")
+    assert box.locator("figcaption bdi").first.text_content() == first[1]
+    page.keyboard.press("d")
+    assert box.locator(".frame.both.difference").count() == 1
+    page.keyboard.press("s")
+    assert box.locator(".frame.both.slider .upper").evaluate("one => one.style.clipPath") == "inset(0px 50% 0px 0px)"
+    box.locator("input[type=range]").fill("80")
+    assert box.locator(".upper").evaluate("one => one.style.clipPath") == "inset(0px 20% 0px 0px)"
+    page.keyboard.press("ArrowLeft")  # on the slider
+    assert page.locator("#viewer-title").inner_text() == "Pair 2 of 24"
+    box.locator(".marker input").focus()
+    page.keyboard.press("d")
+    assert box.locator(".frame.slider").count() == 1, "typing a note is no key"
+    page.keyboard.press("Escape")
+    assert not box.is_visible()
+    page.locator("#gallery-rows .zoom").nth(4).click()  # the third card: two buttons each
+    assert page.locator("#viewer-title").inner_text() == "Pair 3 of 24"
+
+
+def test_the_headline_leads_to_the_suspicious_images(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    said = page.locator(".counts a").nth(1)
+    n = said.locator(".num").inner_text()
+    said.click()
+    assert counted(page) == f"{n} of 240"
+    assert set(page.locator("#gallery-rows .flag").all_inner_texts()) == {"◇ suspicious, not flagged"}
+
+
+def test_a_link_holds_filter_sort_search_and_page(visit: Any, report: Path) -> None:
+    page = visit(report).page
+    choose(page, "gallery", "filter", "all")
+    choose(page, "gallery", "sort", "id")
+    choose(page, "gallery", "q", "sample")
+    page.locator("#gallery-pager button", has_text="Next").click()
+    seen, address = cards(page), page.evaluate("location.hash")
+    assert address == "#gallery?q=sample&filter=all&sort=id&page=2"
+    other = visit(report).page
+    other.evaluate(f"location.hash = {address!r}")
+    other.wait_for_function("document.querySelector('#gallery-pager span').textContent.startsWith('Page 2')")
+    assert cards(other) == seen
+    other.evaluate("location.hash = '#gallery?filter=nonsense&page=<b>'")
+    other.wait_for_function("document.querySelector('#gallery-pager span').textContent.startsWith('Page 1')")
+    assert counted(other) == "24 of 240"
+
+
+def saved(page: Any, button: Any) -> str:
+    with page.expect_download() as download:
+        button.click()
+    path: Path = download.value.path()
+    return path.read_bytes().decode()
+
+
+def test_rows_that_are_shown_are_saved_as_csv(visit: Any, report: Path, audit: FakeResult) -> None:
+    page = visit(report).page
+    choose(page, "gallery", "sort", "score")
+    rows = list(csv.DictReader(io.StringIO(saved(page, page.locator("#gallery [data-csv]")))))
+    assert [row["id"] for row in rows][:12] == cards(page)
+    assert len(rows) == 24
+    assert {"similarity", "pixel_score", "score", "p_value", "match", "suspicious"} <= rows[0].keys()
+    known = {row["id"].translate(wording.VISIBLE): row for row in audit.tables["generated"].to_pylist()}
+    assert float(rows[0]["similarity"]) == known[rows[0]["id"]]["score"]
+    table = saved(page, page.locator("#similarity .save button"))
+    assert table.startswith("Series,n,mean,std,p75")
+
+
+def test_text_that_a_spreadsheet_would_run_is_saved_as_text(visit: Any, tmp_path: Path) -> None:
+    audit = make_audit(40, 3)
+    rows = audit.tables["generated"].set_column(1, "prompt", [["=1+1", '+2"', "-3,\n"] + ["fine"] * 37])
+    page = visit(save(FakeResult(audit.summary, audit.tables | {"generated": rows}), tmp_path)).page
+    found = csv.DictReader(io.StringIO(saved(page, page.locator("#gallery [data-csv]")), newline=""))
+    assert {row["prompt"] for row in found} == {"'=1+1", "'+2\"", "'-3,\n"}
+
+
+def image(corpus: str, name: str) -> dict[str, str]:
+    return {"id": name, "sha256": digest_of(corpus, name)}
+
+
+def test_marks_are_kept_and_saved_as_decisions(visit: Any, report: Path, tmp_path: Path) -> None:
+    page = visit(report).page
+    panel = page.locator("#gallery [data-marks]")
+    assert not panel.is_visible()
+    choose(page, "gallery", "q", "sample_0001")
+    ids = cards(page)
+    matches = page.locator("#gallery-rows figure:nth-child(2) figcaption bdi").all_text_contents()
+    mark = page.locator("#gallery-rows .marker")
+    mark.nth(0).get_by_role("button", name="Another picture").click()
+    mark.nth(1).get_by_role("button", name="Licensed").click()
+    mark.nth(1).get_by_role("textbox").fill("bought “2025”")
+    mark.nth(2).get_by_role("textbox").fill("a note alone")
+    mark.nth(3).get_by_role("button", name="The same picture").click()
+    mark.nth(3).get_by_role("button", name="The same picture").click()
+    assert panel.locator("[data-said]").inner_text() == (
+        "2 marks of yours, and 1 note without a mark, which the file leaves out"
+    )
+    text = saved(page, panel.locator("[data-save]"))
+    (tmp_path / "decisions.jsonl").write_text(text, encoding="utf-8")
+    decisions = Decisions.read(tmp_path / "decisions.jsonl")
+    assert [one.verdict for one in decisions.listed] == ["different", "licensed"]
+    assert decisions.errors == ()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line.pop("when")[:2] for line in lines] == ["20", "20"]
+    assert lines == [
+        {"verdict": "different", "images": [image("generated", ids[0]), image("train", matches[0])]},
+        {"verdict": "licensed", "images": [image("train", matches[1])], "why": "bought “2025”"},
+    ]
+    page.reload()
+    choose(page, "gallery", "q", "sample_0001")
+    pressed = page.locator("#gallery-rows [aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["Another picture", "Licensed: no harm"]
+    assert page.locator("#gallery-rows .marker input").nth(2).input_value() == "a note alone"
+    panel.locator("[data-forget]").click()
+    assert pressed.count() == 0
+
+
+def test_marks_of_groups_name_all_images(visit: Any, tmp_path: Path) -> None:
+    path = tmp_path / "lint.html"
+    path.write_text(render_lint(make_lint()), encoding="utf-8")
+    page = visit(path).page
+    page.locator("#groups-rows .marker").first.get_by_role("button", name="Another picture").click()
+    line = json.loads(page.locator("#duplicates [data-marks] pre").text_content())
+    groups = make_lint().tables["groups"].to_pylist()
+    assert [one["id"] for one in line["images"]] == [row["id"].translate(wording.VISIBLE) for row in groups[:4]]
+    assert line["verdict"] == "different"
 
 
 def test_other_lists_and_the_links_between_them(visit: Any, report: Path) -> None:
@@ -180,6 +327,10 @@ def test_without_scripts_the_verdict_and_the_copies_are_there(visit: Any, report
     page = visit(report, scripts=False).page
     assert page.locator("h1").is_visible()
     assert page.locator("noscript tbody tr").count() == 24
+    shots = page.locator("noscript img, .worst img")
+    assert shots.count() == 18
+    assert shots.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
+    assert not page.locator("form.controls, .pager, #theme").filter(visible=True).count()
 
 
 @pytest.mark.parametrize(

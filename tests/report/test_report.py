@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copyscope.report import lookup, page_data, plots, render, render_lint, terminal, wording
+from copyscope.report import STATIC_PAIRS, lookup, page_data, plots, render, render_lint, terminal, wording
 from tests.audits import (
     HOSTILE,
     FakeResult,
@@ -127,9 +127,12 @@ def test_page_is_well_formed_and_its_references_hold(write: Callable[[], str]) -
 def test_user_data_makes_no_element_handler_or_link(page: str) -> None:
     outline = Outline(page)
     tags = [tag for tag, _ in outline.elements]
-    assert (tags.count("script"), tags.count("style"), tags.count("img")) == (3, 1, 0)
+    assert (tags.count("script"), tags.count("style")) == (3, 1)
+    shots = [attributes.get("src") or "" for tag, attributes in outline.elements if tag == "img"]
+    assert len(shots) == 2 + 2 * STATIC_PAIRS
+    assert all(re.fullmatch(r"data:image/webp;base64,[A-Za-z0-9+/=]+", shot) for shot in shots)
     for _, attributes in outline.elements:
-        assert not any(name.startswith("on") or name in ("style", "src", "action") for name in attributes)
+        assert not any(name.startswith("on") or name in ("style", "action") for name in attributes)
         assert (attributes.get("href") or "#").startswith(("#", "data:,"))
     shown = "".join(outline.text)
     for text in (HOSTILE[0], HOSTILE[2], HOSTILE[5]):
@@ -159,10 +162,52 @@ def test_data_in_the_page_is_the_audit(audit: FakeResult, page: str) -> None:
     assert gallery["score"][:24] == sorted(gallery["score"][:24], reverse=True)
     assert gallery["error"][-1] == "truncated file"
     images = embedded(page, "images")
-    assert images[gallery["img"][0]].startswith("data:image/webp;base64,")
+    assert images[gallery["img"][1]].startswith("data:image/webp;base64,")
+    worst = [a for tag, a in Outline(page).elements if tag == "img" and "data-place" in a]
+    assert [int(a["data-place"] or -1) for a in worst] == [gallery["img"][0], gallery["match_img"][0]]
+    assert [images[int(a["data-place"] or -1)] for a in worst] == [None, None], "the worst pair is not there twice"
     assert gallery["captions"][gallery["match"].index("train/img_00010.jpg")] == captions_of("train/img_00010.jpg")
     risk = embedded(page, "data")["risk"]
     assert risk["captions"][risk["id"].index("train/img_00014.jpg")] == captions_of("train/img_00014.jpg")
+
+
+def test_the_first_screen_says_what_was_audited_and_shows_the_worst_pair(page: str) -> None:
+    outline = Outline(page)
+    shown = "".join(outline.text)
+    first = shown[shown.index("Copyscope audit ") : shown.index("Replication rate: copies found")]
+    for text in (
+        f"Release {HOSTILE[0]}", f"flowers-lora {HOSTILE[5]}", "Before the gate.", "data/train", "b" * 12,
+        "24 flagged as copies", "suspicious, not flagged", "The worst pair: similarity 0.98", "data/held-out",
+        "Crops that would be seen",
+    ):  # fmt: skip
+        assert text in first
+    assert "".join(re.findall("<title>(.*?)</title>", page)).startswith("Copyscope Release &lt;script&gt;")
+
+
+def test_suspicious_images_are_counted_as_the_filter_shows_them(audit: FakeResult, page: str) -> None:
+    rows = audit.tables["generated"].to_pylist()
+    near = {
+        row["id"].translate(wording.VISIBLE)
+        for row in rows
+        if not row["copied"] and row["error"] is None and (row["p_value"] <= 0.05 or row["score"] >= 0.5)
+    }
+    gallery = embedded(page, "data")["gallery"]
+    assert {one for one, flag in zip(gallery["id"], gallery["near"], strict=True) if flag} == near
+    assert f"{len(near)} suspicious, not flagged" in text_of(page)
+
+
+def test_cannot_tell_shows_no_rate_of_nothing() -> None:
+    page = render(other_audit("cannot tell"))
+    assert not re.search(r'(class="num"|<dd)>0 %', page)
+    assert "Replication ratenot known" in text_of(page)
+    assert re.search(r'(class="num"|<dd)>0 %', render(make_audit(40, 0))), "no copies found says its rate"
+
+
+def test_a_result_of_before_without_about_has_a_page() -> None:
+    audit = make_audit(40, 3)
+    shown = text_of(render(FakeResult({k: v for k, v in audit.summary.items() if k != "about"}, audit.tables)))
+    assert "Copyscope audit" in shown
+    assert "digest" not in shown
 
 
 TEXTS = st.text() | st.sampled_from(HOSTILE)
@@ -366,7 +411,7 @@ def test_what_is_absent_is_said_to_be_absent() -> None:
     shown = " ".join("".join(Outline(render(bare_audit())).text).split())
     for text in (
         "cannot tell", "72 readable images", "not known", "no held-out images were given", "No near-duplicate groups",
-        "No joint model was fitted", "No risk cards", "not computed", "No similarity scores to draw",
+        "No joint model was fitted", "No risk cards", "not computed", "No similarities to draw",
     ):  # fmt: skip
         assert text in shown
     assert "NaN" not in shown

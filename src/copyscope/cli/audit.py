@@ -16,6 +16,7 @@ from .options import (
     DecisionsFile,
     DeviceName,
     DryRun,
+    EmbedImages,
     EngineSpec,
     FailOn,
     Generated,
@@ -92,6 +93,22 @@ def audit(
         str | None,
         typer.Option("--clip", metavar="DIR", help="Local CLIP model, to measure how images agree with their prompts."),
     ] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the report.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="TEXT", help="Name and version of the model, for the report."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--note", metavar="TEXT", help="A note for the readers of the report.")
+    ] = None,
+    embed: Annotated[
+        EmbedImages,
+        typer.Option(
+            "--embed",
+            help="What the report enlarges: nothing, the 24 worst pairs at 768 pixels (6 MB), or the files of flagged "
+            "pairs as they are, with their metadata (64 MB).",
+        ),
+    ] = EmbedImages.large,
     fail_over: Annotated[
         float | None,
         typer.Option(
@@ -126,6 +143,8 @@ def audit(
         raise InputError(f"--fail-over is a share between 0 and 1, not {fail_over}.\nFor 5 % write --fail-over 0.05")
     if fail_over is None and (allow_cannot_tell or fail_on is not FailOn.rate):
         raise InputError("--fail-on and --allow-cannot-tell say how --fail-over is meant.\nAdd --fail-over 0.05, say")
+    if not out:
+        refuse_idle(context, ["embed"], "where no report is written\nLeave it out, or add -o DIR")
     if not (held_out or control):
         idle = "where no images calibrate the verdict\nAdd --held-out DIR or --control DIR"
         refuse_idle(context, ["held_out_exclude", "trust_held_out"], idle)
@@ -168,6 +187,10 @@ def audit(
             fdr=fdr,
             clip=clip,
             decisions=decided,
+            title=title,
+            model=model,
+            note=text,
+            embed_images=embed.value,
             seed=seed,
             workers=workers,
             engine=opened_engine(engine),

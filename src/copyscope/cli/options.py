@@ -139,6 +139,14 @@ class PartsWish(enum.Enum):
     off = "off"
 
 
+class EmbedImages(enum.Enum):
+    """What a report of an audit shows of a pair that is enlarged."""
+
+    small = "small"
+    large = "large"
+    full = "full"
+
+
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Refuse options that were typed and that this call has no use for.
 

@@ -39,8 +39,9 @@ from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.machine import Progress
 
+from .about import About
 from .one_pass import read_queries, read_train
-from .previews import gallery
+from .previews import EMBED, gallery
 from .results import Result, accounts, failures, versions
 from .summaries import AuditSummary
 
@@ -104,6 +105,10 @@ def audit(
     fdr: float = FDR,
     clip: str | Path | None = None,
     decisions: str | Path | Decisions | None = None,
+    title: str | None = None,
+    model: str | None = None,
+    note: str | None = None,
+    embed_images: str = "large",
     seed: int = 0,
     cache: str | Path | None = None,
     workers: int | None = None,
@@ -132,6 +137,11 @@ def audit(
             measured.
         decisions: what people decided, a file of `copyscope decide`; None = nothing. A pair that is "different" is no
             match, and a licensed image, or one of its near-duplicates, is not copied.
+        title: of the report; None = none.
+        model: name and version of the model, for the report; None = not said.
+        note: for the readers of the report; None = none.
+        embed_images: what the report shows of a pair that is enlarged: "small" = the previews of 192 pixels, "large" =
+            the 24 worst pairs at 768 pixels (some 6 MB at most), "full" = the files of flagged pairs, up to 64 MB.
         seed: of the random samples taken.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
@@ -150,6 +160,8 @@ def audit(
         raise InputError(f"fdr must be between 0 and 1, not {fdr}.\nThe usual choice is 0.05")
     if sensitivity < 0:
         raise InputError(f"sensitivity is a number of training groups, not {sensitivity}.\n0 leaves it out")
+    if embed_images not in EMBED:
+        raise InputError(f"embed_images is one of {', '.join(EMBED)}, not {embed_images!r}.\nThe usual one is large")
     if held_out is not None and control is not None:
         raise InputError("A verdict is calibrated on held-out images or on controls, not on both.\nGive one of them")
     corpora = {"generated": _open(generated), "train": _open(train)}
@@ -236,7 +248,8 @@ def audit(
         "removed": pa.table({"id": pa.array(judgement.removed, pa.string())}),
         "look_alikes": judgement.look_alikes,
     }
-    tables["thumbnails"] = gallery(described, tables, (group["ids"] for group in repeated.as_dict()["groups"]))
+    repeats = (group["ids"] for group in repeated.as_dict()["groups"])
+    tables["thumbnails"] = gallery(described, tables, repeats, embed_images)
     statistics = {
         name: similarity(scores[np.isfinite(scores)], rules.threshold)
         for name, scores in (
@@ -251,6 +264,7 @@ def audit(
         "copyscope": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
+        "about": About(title, model, note).summary(described),
         "verdict": {key: getattr(judged, key) for key in ("answer", "sentence", "reasons", "needed")},
         "replication_rate": judged.rate.as_dict(),
         "estimated_rate": judged.estimated_rate.as_dict(),
@@ -303,6 +317,7 @@ def audit(
                 "trust_held_out": trust_held_out,
                 "sensitivity": sensitivity,
                 "parts": parts,
+                "embed_images": embed_images,
             },
             seed,
         ),

@@ -9,6 +9,8 @@ from copyscope.detection.dedup.groups import GroupsSummary
 from copyscope.detection.search.ivf import SearchReport
 from copyscope.stats import EstimateDict
 
+from .about import AboutSummary
+
 
 class VerdictSummary(TypedDict):
     """The verdict."""
@@ -281,6 +283,7 @@ class AuditOptions(TypedDict):
     held_out_exclude: Annotated[str | None, "list of images left out, as given"]
     trust_held_out: Annotated[bool, "held-out images calibrate even where they are of another kind"]
     sensitivity: Annotated[int, "training groups of which copies were planted at most"]
+    embed_images: Annotated[str, "`small`, `large` or `full`: what the report enlarges"]
 
 
 class AuditRecipe(TypedDict):
@@ -313,6 +316,7 @@ class AuditSummary(TypedDict):
     copyscope: Annotated[str, "version that made it"]
     created: Annotated[str, "when, ISO 8601, UTC"]
     seconds: Annotated[float, "how long it took"]
+    about: Annotated[AboutSummary, "what the report says first"]
     verdict: Annotated[VerdictSummary, "[the answer](numbers.md#the-verdict)"]
     replication_rate: Annotated[
         EstimateDict,

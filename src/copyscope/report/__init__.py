@@ -18,14 +18,22 @@ import numpy as np
 import pyarrow as pa
 
 from . import page_data, plots, wording
+from .causes import causes
+from .command import command
 
 if TYPE_CHECKING:
     import jinja2
 
 __all__ = ["Result", "render", "render_lint"]
 
+#: In this order: what comes later uses what comes before.
+SCRIPTS = ("page.js", "viewer.js", "lists.js")
+
 #: Copies, or risk cards, that a page without scripts lists.
 STATIC_ROWS = 50
+
+#: Pairs that a page without scripts shows.
+STATIC_PAIRS = 8
 
 #: Repeated outputs that a page shows, and pictures of each.
 REPEATS, OF_A_REPEAT = 20, 10
@@ -51,11 +59,12 @@ def render(audit: Result) -> str:
     from markupsafe import Markup
 
     previews = page_data.Previews(audit.tables.get("thumbnails"))
-    data = page_data.collect(audit.tables, previews)
+    data = page_data.collect(audit.tables, previews, (audit.summary.get("protocol") or {}).get("threshold"))
     data["repeated"] = page_data.repeated(audit.summary, previews, REPEATS, OF_A_REPEAT)
     answer = str((audit.summary.get("verdict") or {}).get("answer"))
     look, sign = wording.ANSWERS.get(answer, wording.ANSWERS["cannot tell"])
     matches = [match for match, flag in zip(data["gallery"]["match"], data["gallery"]["copied"], strict=True) if flag]
+    pairs = [_pair(data["gallery"], row, previews) for row in _with_pictures(data["gallery"])[:STATIC_PAIRS]]
     drawn = _scatters(audit.tables.get("complexity"), _units(audit.summary))
     return _page(
         "audit.html.j2",
@@ -69,6 +78,11 @@ def render(audit: Result) -> str:
         scatters=[Markup(figure) for figure in drawn if figure],
         n_copied=len(matches),
         n_matches=len(set(matches)),
+        causes=causes(data["risk"]),
+        n_near=sum(data["gallery"]["near"]),
+        near_level=wording.NEAR,
+        static_pairs=pairs,
+        worst=_worst(data["gallery"], previews),
         look=look,
         sign=sign,
         kinds=wording.kinds(audit.summary.get("sensitivity")),
@@ -79,6 +93,31 @@ def render(audit: Result) -> str:
         terms=wording.TERMS,
         section_terms=wording.SECTION_TERMS,
     )
+
+
+def _with_pictures(gallery: Mapping[str, list[Any]]) -> list[int]:
+    """Rows whose two images have previews, in the order of the page."""
+    both = zip(gallery["img"], gallery["match_img"], strict=True)
+    return [row for row, places in enumerate(both) if None not in places]
+
+
+def _pair(gallery: Mapping[str, list[Any]], row: int, previews: page_data.Previews) -> dict[str, Any]:
+    """A generated image and its match, as the page shows them without a script."""
+    kept = {name: gallery[name][row] for name in ("id", "match", "score", "verified", "p_value")}
+    shown = {name: previews.shown(gallery[name][row]) for name in ("img", "match_img")}
+    return kept | shown | {"flagged": bool(gallery["copied"][row])}
+
+
+def _worst(gallery: Mapping[str, list[Any]], previews: page_data.Previews) -> dict[str, Any] | None:
+    """The first pair, large where there is a large picture; None where no pair can be shown."""
+    row = next(iter(_with_pictures(gallery)), None)
+    if row is None:
+        return None
+    found = _pair(gallery, row, previews) | {"row": row}
+    for name, large, place in (("img", "img_large", "place"), ("match_img", "match_large", "match_place")):
+        at = gallery[large][row] if gallery[large][row] is not None else gallery[name][row]
+        found |= {place: at, name: previews.take(at)}
+    return found
 
 
 def render_lint(lint: Result) -> str:
@@ -111,7 +150,7 @@ def _page(template: str, result: Result, data: dict[str, Any], previews: page_da
     from markupsafe import Markup
 
     summary = result.summary
-    style, script = _file("page.css"), _file("page.js")
+    style, script = _file("page.css"), _script()
     page = (
         _environment()
         .get_template(template)
@@ -123,6 +162,8 @@ def _page(template: str, result: Result, data: dict[str, Any], previews: page_da
             data=Markup(page_data.embed(data | {"units": _units(summary)})),
             images=Markup(page_data.embed(previews.uris)),
             previews_left_out=previews.left_out,
+            result_key=_key(summary),
+            again=command(more["kind"], summary) if more["kind"] in ("audit", "lint") else "",
             recipe=json.dumps(summary.get("recipe") or {}, indent=2, ensure_ascii=False, sort_keys=True, default=str),
             action_filters=[(one["action"], one["title"].lower()) for one in more["actions"]],
             count={name: len(columns["id"]) for name, columns in data.items()},
@@ -132,6 +173,18 @@ def _page(template: str, result: Result, data: dict[str, Any], previews: page_da
     )
     # File names may hold bytes that are no text (lone surrogates); the page must still be valid UTF-8.
     return page.translate(wording.VISIBLE).encode("utf-8", "replace").decode()
+
+
+def _key(summary: Mapping[str, Any]) -> str:
+    """Name of a result, under which the browser keeps the reader's marks."""
+    said = [summary.get(name) for name in ("schema", "created", "protocol", "recipe")]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _script() -> str:
+    """The files of the page's script, in one scope of their own."""
+    texts = "\n".join(_file(name) for name in SCRIPTS)
+    return f'"use strict";\n(() => {{\n{texts}}})();\n'
 
 
 def _file(name: str) -> str:

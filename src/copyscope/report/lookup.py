@@ -23,9 +23,9 @@ TERMS = {
     "small picture": "what an index keeps of a training image: its middle square at 32 x 32 pixels, shown enlarged.",
     "calibration": "the real images that p-values rest on.",
 }
-TERMS |= {name: wording.TERMS[name] for name in ("descriptor score", "verified score", "combined score")}
+TERMS |= {name: wording.TERMS[name] for name in ("similarity", "pixel score", "score")}
 SECTION_TERMS = {"pictures": [
-    "p-value", "box", "small picture", "descriptor score", "verified score", "combined score", "calibration",
+    "p-value", "box", "small picture", "similarity", "pixel score", "score", "calibration",
 ]}  # fmt: skip
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from .wording import ACTIONS, VISIBLE, is_number, placed
+from .wording import ACTIONS, NEAR, VISIBLE, is_number, placed
 
-#: Characters of base64 that all previews together may take; the rest of the rows say "no preview".
+#: Characters of base64 that all previews together may take; the rest of the rows say "no preview". Large pictures that
+#: the user asked for (`--embed full`) have a bound of their own.
 PREVIEW_BUDGET = 24_000_000
+LARGE_BUDGET = 100_000_000
 
 #: Gallery rows, and members of each group, whose previews are kept before all others.
 GALLERY_FIRST = 500
@@ -29,35 +31,53 @@ class Previews:
     """Previews by (corpus, id) as `data:` URIs: each stored once, in the order first asked for, within a budget."""
 
     def __init__(self, table: pa.Table | None, budget: int = PREVIEW_BUDGET) -> None:
-        self.uris: list[str] = []
+        self.uris: list[str | None] = []
         self.left_out = 0
-        self._budget = budget
-        self._place: dict[tuple[str, str], int | None] = {}
-        corpora, ids, images = (column(table, name) for name in ("corpus", "id", "image"))
-        self._image = dict(zip(zip(corpora, ids, strict=True), images, strict=True))
+        self._budget = {"image": budget, "large": LARGE_BUDGET}
+        self._place: dict[tuple[str, str, str], int | None] = {}
+        keys = list(zip(column(table, "corpus"), column(table, "id"), strict=True))
+        self._image = dict(zip(keys, column(table, "image"), strict=True))
+        self._large = dict(zip(keys, column(table, "large"), strict=True))
+        self._sha256 = dict(zip(keys, column(table, "sha256"), strict=True))
 
     def has(self, corpus: str) -> bool:
         """Whether there is a preview of some image of this corpus."""
         return any(one == corpus for one, _ in self._image)
 
-    def place(self, corpus: str, image_id: str | None) -> int | None:
-        """Index into `uris`, or None where there is no preview."""
+    def place(self, corpus: str, image_id: str | None, size: str = "image") -> int | None:
+        """Index into `uris` of an "image" or a "large" one, or None where there is no preview."""
         if image_id is None:
             return None
         key = (corpus, image_id)
-        if key not in self._place:
-            self._place[key] = self._add(self._image.get(key))
-        return self._place[key]
+        if (*key, size) not in self._place:
+            image = (self._image if size == "image" else self._large).get(key)
+            self._place[*key, size] = self._add(image, size)
+        return self._place[*key, size]
 
-    def _add(self, image: bytes | None) -> int | None:
+    def sha256(self, corpus: str, image_id: str | None) -> str | None:
+        """Digest of the image's file, where it is known."""
+        return self._sha256.get((corpus, image_id or ""))
+
+    def shown(self, place: int | None) -> str | None:
+        """The URI at a place, for an image that stands in the page itself."""
+        return None if place is None else self.uris[place]
+
+    def take(self, place: int | None) -> str | None:
+        """As `shown`; the page's script looks for it in the page, so that it is not there twice."""
+        uri = self.shown(place)
+        if place is not None:
+            self.uris[place] = None
+        return uri
+
+    def _add(self, image: bytes | None, size: str) -> int | None:
         mime = next((mime for start, mime in _MIME if image and image.startswith(start)), None)
         if image is None or mime is None:
             return None
         uri = f"data:{mime};base64,{base64.b64encode(image).decode()}"
-        if len(uri) > self._budget:
-            self.left_out += 1
+        if len(uri) > self._budget[size]:
+            self.left_out += size == "image"
             return None
-        self._budget -= len(uri)
+        self._budget[size] -= len(uri)
         self.uris.append(uri)
         return len(self.uris) - 1
 
@@ -69,16 +89,18 @@ def column(table: pa.Table | None, name: str) -> list[Any]:
     return table[name].to_pylist() if name in table.column_names else [None] * len(table)
 
 
-def collect(tables: Mapping[str, pa.Table], previews: Previews) -> dict[str, Any]:
+def collect(tables: Mapping[str, pa.Table], previews: Previews, threshold: float | None = None) -> dict[str, Any]:
     """Lists of the page: `gallery`, `groups`, `risk`, `failures`, as columns of equal length by name."""
     captions = _captions(tables)
     risk = _risk(tables.get("risk"), captions)
     gallery = _gallery(tables.get("generated"), captions)
+    gallery["near"] = _near(gallery, threshold)
     groups = _groups(tables.get("groups"))
     # Asking in this order gives the budget to what is looked at first.
     _place_gallery(gallery, previews, GALLERY_FIRST)
     look_alikes = _look_alikes(tables.get("look_alikes"), previews)
     risk["img"] = [previews.place("train", image_id) for image_id in risk["id"]]
+    groups["sha"] = [_known_digests([previews.sha256("train", one) for one in ids]) for ids in groups["ids"]]
     groups["img"] = [_shown([previews.place("train", one) for one in ids[:GROUP_FIRST]]) for ids in groups["ids"]]
     _place_gallery(gallery, previews, len(gallery["id"]))
     failures = tables.get("failures")
@@ -115,6 +137,21 @@ def _worst_first(rows: Mapping[str, Sequence[Any]], row: int) -> tuple[bool, boo
     return rows["error"][row] is not None, not rows["copied"][row], -value, str(rows["id"][row])
 
 
+def _near(gallery: Mapping[str, list[Any]], threshold: float | None) -> list[int]:
+    """1 for an image that is not flagged, and yet more alike than most that copy nothing."""
+
+    def near(row: int) -> bool:
+        if any(gallery[name][row] for name in ("copied", "likeness", "blank")) or gallery["error"][row] is not None:
+            return False
+        p_value, score = gallery["p_value"][row], gallery["score"][row]
+        return bool(
+            (is_number(p_value) and p_value <= NEAR)
+            or (is_number(score) and is_number(threshold) and score >= threshold)
+        )
+
+    return [int(near(row)) for row in range(len(gallery["id"]))]
+
+
 def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int) -> None:
     places = zip(gallery["id"][:first], gallery["match"], gallery["next_match"], strict=False)
     found = [
@@ -124,6 +161,10 @@ def _place_gallery(gallery: dict[str, list[Any]], previews: Previews, first: int
     gallery["img"], gallery["match_img"], gallery["next_img"] = (
         [three[index] for three in found] for index in range(3)
     )
+    pairs = list(zip(gallery["id"][:first], gallery["match"], strict=False))
+    gallery["img_large"] = [previews.place("generated", one, "large") for one, _ in pairs]
+    gallery["match_large"] = [previews.place("train", match, "large") for _, match in pairs]
+    gallery["sha"] = [[previews.sha256("generated", one), previews.sha256("train", match)] for one, match in pairs]
 
 
 def _look_alikes(table: pa.Table | None, previews: Previews) -> dict[str, list[Any]]:
@@ -145,6 +186,11 @@ def repeated(summary: Mapping[str, Any], previews: Previews, groups: int, images
 def _known(own: Sequence[list[str] | None], ids: Sequence[str | None], captions: Mapping[str, list[str]]) -> list[Any]:
     """A row's own captions, or those another table has for the training image of that id."""
     return [texts if texts else captions.get(name or "", []) for texts, name in zip(own, ids, strict=True)]
+
+
+def _known_digests(digests: list[str | None]) -> list[str | None]:
+    """Nothing where none is known, to keep the page small."""
+    return digests if any(digests) else []
 
 
 def _shown(places: list[int | None]) -> list[int | None]:

@@ -31,7 +31,7 @@ MAX_POINTS = 700
 
 
 def histograms(series: Mapping[str, Floats], threshold: float | None) -> str:
-    """Histograms of the similarity scores of all series on one axis, as shares of their images, with the threshold."""
+    """Histograms of the similarity of all series on one axis, as shares of their images, with the threshold."""
     series = _present(series)
     if not series:
         return ""
@@ -44,7 +44,7 @@ def histograms(series: Mapping[str, Floats], threshold: float | None) -> str:
     panel = chart.panel(
         linear(edges[0], edges[-1]),
         linear(0, 1.05 * max(float(each.max()) for each in shares.values())),
-        "highest similarity score to a training image",
+        "highest similarity to a training image",
         "% of the images of the series",
     )
     for key, heights in shares.items():
@@ -54,7 +54,7 @@ def histograms(series: Mapping[str, Floats], threshold: float | None) -> str:
             panel.area(outline, role, 0.28)
         panel.line(outline, role, pattern)
     _threshold(panel, threshold)
-    return chart.svg("Histograms of similarity scores", _spoken(series, threshold))
+    return chart.svg("Histograms of similarity", _spoken(series, threshold))
 
 
 def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
@@ -68,7 +68,7 @@ def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
     panel = chart.panel(
         linear(edges[0], edges[-1]),
         logarithmic(10 ** math.floor(math.log10(smallest)), 1.2, lambda value: f"{100 * value:g} %"),
-        "highest similarity score to a training image",
+        "highest similarity to a training image",
         "share scoring at least this",
     )
     for key, scores in series.items():
@@ -84,7 +84,7 @@ def tails(series: Mapping[str, Floats], threshold: float | None) -> str:
 
 
 def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bool_]) -> str:
-    """Scatter of the similarity score against a complexity measure of the matched training image; copies marked.
+    """Scatter of similarity against a complexity measure of the matched training image; copies marked.
 
     Draws at most MAX_POINTS of each kind, evenly chosen.
 
@@ -108,14 +108,14 @@ def scatter(measure: str, unit: str, x: Floats, y: Floats, copied: NDArray[np.bo
         around(x.tolist(), most=5),
         around(y.tolist()),
         short(f"{measure} ({unit})" if unit else measure),
-        "similarity score",
+        "similarity",
     )
     for flag, mark, role, _ in kinds:
         found = np.flatnonzero(copied == flag)
         shown = found[np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_POINTS)).astype(int))]
         panel.marks(zip(x[shown].tolist(), y[shown].tolist(), strict=True), mark, role, 2.2, flag, 0.75)
     text = f"{len(x):,} generated images, {int(copied.sum()):,} of them flagged as copies (filled diamonds)."
-    return chart.svg(f"Similarity score against {short(measure)} of the matched training image", text)
+    return chart.svg(f"Similarity against {short(measure)} of the matched training image", text)
 
 
 def forest(effects: Sequence[Mapping[str, Any]]) -> str:

@@ -37,10 +37,10 @@ TERMS = {
     "95 % interval": "the range that holds the true value in 95 of 100 such audits. Unreadable images count "
     "against the model: the upper end is what would hold had every one of them been a copy.",
     "n": "how many images a number rests on.",
-    "descriptor score": "how alike two whole images are to a network trained to recognise edited copies: 1 is the same "
+    "similarity": "how alike two whole images are to a network trained to recognise edited copies: 1 is the same "
     "image, values near 0 are unrelated. Higher means more alike; it is not a probability.",
-    "verified score": "a second look, pixel by pixel, with the two images laid over each other: 1 is the same picture.",
-    "combined score": "descriptor and verified score taken together; the verdict orders images by it.",
+    "pixel score": "a second look, pixel by pixel, with the two images laid over each other: 1 is the same picture.",
+    "score": "similarity and pixel score taken together; the verdict orders images by it.",
     "p-value": "how often an image that is no copy would score at least this high. A small value is hard to explain "
     "without copying.",
     "false discovery rate (FDR)": "of the images flagged as copies, the share expected to be flagged wrongly.",
@@ -53,7 +53,7 @@ TERMS = {
     "own near-duplicate group: ordinary resemblance inside the data set.",
     "held-out → train": "for each real image not trained on, its highest similarity to any training image.",
     "control → train": "for each image of the base model, its highest similarity to any training image.",
-    "threshold": "the fixed line that the protocol draws on the descriptor score. It is a convention from the "
+    "threshold": "the fixed line that the protocol draws on the similarity. It is a convention from the "
     "literature; the verdict rests on the calibration.",
     "std": "standard deviation: how widely the scores are spread.",
     "p75, p90, p95": "percentiles: 75, 90 or 95 of 100 images score below this value.",
@@ -97,7 +97,7 @@ SECTION_TERMS = {
         "sensitivity",
         "likeness",
     ],
-    "gallery": ["descriptor score", "verified score", "combined score", "p-value", "near-duplicate group", "next best"],
+    "gallery": ["similarity", "pixel score", "score", "p-value", "near-duplicate group", "next best"],
     "similarity": [
         "generated → train",
         "baseline (train → train)",
@@ -107,7 +107,7 @@ SECTION_TERMS = {
         "std",
         "p75, p90, p95",
     ],
-    "look-alikes": ["look-alike", "descriptor score", "verified score", "combined score", "near-duplicate group"],
+    "look-alikes": ["look-alike", "similarity", "pixel score", "score", "near-duplicate group"],
     "duplicates": ["near-duplicate group", "exact", "full duplication", "partial duplication", "uncaptioned"],
     "why": ["Pearson", "Spearman", "odds ratio", "p-value", "entropy", "JPEG size", "total variation", "mixed"],
     "risk": [
@@ -182,6 +182,9 @@ MUST_SEE, SEEN = ("light", "crop"), 0.8
 
 #: Said of animations and documents, on every page that compares files.
 FRAMES = "Frames of an animation (GIF, WebP, APNG) and pages of a TIFF after the first: the first stands for the file."
+
+#: p-value of images that are not flagged, yet are worth a look. Of images that copy nothing, this share has it.
+NEAR = 0.05
 
 #: What no audit of this kind tests.
 UNTESTED = (
