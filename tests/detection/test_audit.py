@@ -15,6 +15,7 @@ import pytest
 import copyscope
 from copyscope.data.corpus import Corpus
 from copyscope.detection import audit as audit_module
+from copyscope.detection import audit_result
 from copyscope.detection.embedding.protocols import PROTOCOLS
 from copyscope.detection.search import ivf
 from copyscope.detection.verdict import judge as judge_module
@@ -252,20 +253,21 @@ def test_the_seed_reaches_everything_that_draws(world, monkeypatch):
 
     spy(judge_module.calibrate, "baseline")
     spy(judge_module, "planted_copies")
-    for name in ("causes", "quality", "_histograms", "_recipe"):
+    for name in ("causes", "quality"):
         spy(audit_module, name)
-    copyscope.audit(world.generated, world.train, protocol="sscd-distilled", seed=7)
-    names = ("baseline", "planted_copies", "causes", "quality", "_histograms", "_recipe")
-    assert seeds == dict.fromkeys(names, 7)
+    spy(audit_result, "_histograms")
+    found = copyscope.audit(world.generated, world.train, protocol="sscd-distilled", seed=7)
+    assert seeds == dict.fromkeys(("baseline", "planted_copies", "causes", "quality", "_histograms"), 7)
+    assert found.summary["recipe"]["seed"] == 7
 
 
 def test_histograms_hold_every_score_up_to_a_sample_of_them(audited, monkeypatch):
     series = audited.tables["histograms"]["series"].to_pylist()
     n_removed = audited.summary["calibration"]["n_removed"]
     assert [series.count(name) for name in ("generated", "baseline", "held-out")] == [40, 60, 120 - n_removed]
-    monkeypatch.setattr(audit_module, "HISTOGRAM_ROWS", 10)
+    monkeypatch.setattr(audit_result, "HISTOGRAM_ROWS", 10)
     scores = np.linspace(0, 1, 30, dtype=np.float32)
-    drawn = [audit_module._histograms({"generated": scores, "held-out": None}, seed) for seed in (0, 0, 1)]
+    drawn = [audit_result._histograms({"generated": scores, "held-out": None}, seed) for seed in (0, 0, 1)]
     assert len(set(drawn[0]["score"].to_pylist()) & set(scores.tolist())) == 10
     assert drawn[0].equals(drawn[1])
     assert not drawn[0].equals(drawn[2])
