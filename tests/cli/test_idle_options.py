@@ -17,6 +17,7 @@ IDLE = [
     (["match", "images", "--index", "x", "-p", "nonsense"], "--protocol/-p", "an index keeps the protocol"),
     (["match", "images", "--index", "x", "--engine", "processes"], "--engine", "by this process alone"),
     (["match", "a", "b", "--no-local"], "--local/--no-local", "without an index"),
+    (["match", "a", "b", "--train", "t"], "--train", "without an index"),
     (["match", "a", "b", "--trust-parts"], "--trust-parts", "without an index"),
     (["index", "build", "train", "-o", "x", "--held-out", "h", "--seed", "1"], "--seed", "with --held-out"),
     (["curate", "c", "-o", "x", "--rate", "0.05"], "--rate", "add --duplication full"),

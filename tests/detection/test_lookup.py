@@ -139,3 +139,25 @@ def test_99_calibration_images_are_enough_to_count(index, asked, monkeypatch, n,
     about = index.summary()
     monkeypatch.setattr(Index, "summary", lambda self: about | {"calibration": about["calibration"] | {"n": n}})
     assert (lookup(index, [asked], 1).summary["flagged"] is not None) is known
+
+
+def test_training_images_that_are_given_are_shown_whole_and_others_as_the_index_has_them(index, asked, world, tmp_path):
+    shutil.copytree(world.train, tmp_path / "train")
+    (first, *_) = (hit.id for hits in index.match(asked, 2) for hit in hits if hit.id != index.ids[15])
+    (tmp_path / "train" / first).write_bytes(b"torn")
+    found = lookup(index, [asked], 2, train=tmp_path / "train")
+    shots = {row["id"]: row for row in found.tables["thumbnails"].to_pylist() if row["corpus"] == "train"}
+    shown = {name: images.decode(row["image"]) for name, row in shots.items()}
+    assert max(shown[index.ids[15]].shape) == min(
+        192, max(shots[index.ids[15]]["width"], shots[index.ids[15]]["height"])
+    )
+    assert not shots[index.ids[15]]["square"]
+    assert (shown[first].shape, shots[first]["square"]) == ((32, 32, 3), True)
+    assert found.summary["recipe"]["train"] == str(tmp_path / "train")
+    page = found.page()
+    hits = {hit["id"]: hit for each in embedded(page, "data")["pictures"]["hits"] for hit in each}
+    row = shots[index.ids[15]]
+    assert hits[index.ids[15]]["size"] == [row["width"], row["height"]]
+    assert hits[first]["size"] is None
+    assert "as the index has it" not in page
+    assert "as the index has it" in lookup(index, [asked], 2).page()

@@ -29,6 +29,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from copyscope.data.corpus import Corpus
     from copyscope.detection.index.index import Index
 
 
@@ -47,6 +48,10 @@ def match(
     local: Annotated[
         bool, typer.Option("--local/--no-local", help="With --index: look for copies in parts of the images too.")
     ] = True,
+    train: Annotated[
+        str | None,
+        typer.Option("--train", metavar="DIR", help="With --index and -o: the training images, for the report."),
+    ] = None,
     protocol: ProtocolName = "sscd-288",
     decisions: DecisionsFile = None,
     inside_only: InsideOnly = False,
@@ -69,14 +74,17 @@ def match(
         refuse_idle(context, ["protocol"], "with --index: an index keeps the protocol it was made with\nLeave it out")
         refuse_idle(context, ["engine"], "with --index: an index is searched by this process alone\nLeave it out")
         found = Index.open(index, trust_parts=trust_parts, decisions=read_decisions(decisions))
-        _match_in_index(pictures, found, k, local, inside_only, out, as_json, workers)
+        if not out:
+            refuse_idle(context, ["train"], "where no report is written\nLeave it out, or add -o DIR")
+        trained = open_corpus(train, inside_only) if train else None
+        _match_in_index(pictures, found, k, local, inside_only, trained, out, as_json, workers)
         return
     if len(pictures) != 2:
         raise InputError(
             f"match takes two sets of images, those asked about and those searched, not {len(pictures)}.\n"
             "To search an index add --index DIR"
         )
-    refuse_idle(context, ["local", "trust_parts"], "without an index\nLeave it out, or add --index DIR")
+    refuse_idle(context, ["local", "trust_parts", "train"], "without an index\nLeave it out, or add --index DIR")
     queries, references = pictures
     from copyscope.detection.embedding.protocols import protocol as named
     from copyscope.detection.match_sentences import match_sets
@@ -109,6 +117,7 @@ def _match_in_index(
     k: int,
     local: bool,
     inside_only: bool,
+    train: Corpus | None,
     out: Path | None,
     as_json: bool,
     workers: int | None,
@@ -120,7 +129,7 @@ def _match_in_index(
 
     with progress_bar() as progress:
         asked = [open_corpus(path, inside_only) for path in dict.fromkeys(pictures)]
-        found = lookup(index, asked, k, local=local, workers=workers, progress=progress)
+        found = lookup(index, asked, k, local=local, train=train, workers=workers, progress=progress)
     if out:
         found.save(out)
     rows = found.tables["matches"]

@@ -24,7 +24,7 @@ from copyscope.machine import Progress
 from copyscope.stats import EstimateDict
 
 from .match_sentences import MatchCopy, blank_said, copies_in_index, sentence_of_index
-from .previews import QUALITY, ROWS, previews
+from .previews import QUALITY, ROWS, previews, rows_of
 from .results import Result, versions
 
 SCHEMA = "copyscope.index-matches/1"
@@ -96,6 +96,7 @@ def lookup(
     k: int = 10,
     *,
     local: bool = True,
+    train: str | Path | Corpus | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -107,6 +108,8 @@ def lookup(
         pictures: corpora, or what `Corpus.open` takes.
         k: matches a picture, 1 or more.
         local: look at windows of the pictures too, ten times the work.
+        train: the training images themselves, which the report shows at 192 pixels, by id; None = what the index has of
+            them, at 32 pixels.
         cache: folder of the cache; None = the user's.
         workers: threads; None = one a core.
         progress: called with a label, the number done and the total.
@@ -122,6 +125,7 @@ def lookup(
     if not pictures:
         raise InputError("There are no pictures to look up.\nName a folder of images, or one image")
     asked = [each if isinstance(each, Corpus) else Corpus.open(each) for each in dict.fromkeys(pictures)]
+    trained = train if isinstance(train, Corpus) or train is None else Corpus.open(train)
     _refuse_repeats([each for corpus in asked for each in corpus.ids])
     options: CacheOptions = {"cache": cache, "workers": workers, "progress": progress}
     done = Honoured()
@@ -171,6 +175,7 @@ def lookup(
             "recipe": {
                 "pictures": [corpus.origin for corpus in asked],
                 "index": index.origin,
+                "train": trained.origin if trained else None,
                 "options": {"k": k, "local": local},
                 "versions": versions(),
             },
@@ -180,20 +185,29 @@ def lookup(
             "matches": table(ids, hits),
             "failures": listed if decisions is None else pa.concat_tables([listed, decisions.failures()]),
             "blank": pa.table({"id": pa.array(blank, pa.string())}),
-            "thumbnails": _thumbnails(index, known, places, hits),
+            "thumbnails": _thumbnails(index, known, places, hits, trained),
         },
     )
 
 
 SIZED = pa.schema(
-    {"corpus": pa.string(), "id": pa.string(), "image": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    {
+        "corpus": pa.string(),
+        "id": pa.string(),
+        "image": pa.binary(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "square": pa.bool_(),
+    }
 )
 
 
-def _thumbnails(index: Index, known: pa.Table, places: list[tuple[Corpus, int]], hits: list[list[Hit]]) -> pa.Table:
+def _thumbnails(
+    index: Index, known: pa.Table, places: list[tuple[Corpus, int]], hits: list[list[Hit]], train: Corpus | None
+) -> pa.Table:
     """Thumbnails of the ROWS pictures with the highest combined scores and of their matches, as WebP with full size.
 
-    Of training images it is what the index has, their middle square.
+    Of training images that are not in `train`, or cannot be read there, it is what the index has, their middle square.
     """
     from copyscope.report.lookup import SHOWN
 
@@ -202,16 +216,19 @@ def _thumbnails(index: Index, known: pa.Table, places: list[tuple[Corpus, int]],
     sizes = known.select(["id", "width", "height"]).take(pa.array(chosen, pa.int64())).to_pylist()
     shots = previews([places[row] for row in chosen])
     found = [
-        {"corpus": "pictures", "image": shot} | size
+        {"corpus": "pictures", "image": shot, "square": False} | size
         for shot, size in zip(shots, sizes, strict=True)
         if shot is not None
     ]
+    named = rows_of(train, [hit.id for row in chosen for hit in hits[row][:SHOWN]]) if train else {}
+    files = dict(zip(named, previews([(train, row) for row in named.values()]) if train else [], strict=True))
     squares = index.thumbnails([hit.id for row in chosen for hit in hits[row][:SHOWN]])
     found += [
         {
             "corpus": "train",
             "id": each,
-            "image": images.encode(square, "webp", QUALITY),
+            "image": files.get(each) or images.encode(square, "webp", QUALITY),
+            "square": not files.get(each),
             "width": width,
             "height": height,
         }

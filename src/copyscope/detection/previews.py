@@ -75,7 +75,7 @@ def gallery(
         wanted |= {("train", name): None for name in _ids(tables["groups"], np.sort(np.concatenate(members)))}
     wanted |= {("train", name): None for name in _ids(tables["risk"], np.arange(min(CARDS, len(tables["risk"]))))}
     rows = {
-        corpus: _rows(each, [name for other, name in wanted if other == corpus and name is not None])
+        corpus: rows_of(each.corpus, [name for other, name in wanted if other == corpus and name is not None])
         for corpus, each in described.items()
     }
     chosen = [(corpus, name) for corpus, name in wanted if name is not None]
@@ -141,11 +141,11 @@ def _ids(table: pa.Table, rows: NDArray[np.int64]) -> list[str]:
     return list(table["id"].take(pa.array(rows)).to_pylist())
 
 
-def _rows(described: Embeddings, ids: list[str]) -> dict[str, int]:
-    """Row of the corpus that each id is of."""
+def rows_of(corpus: Corpus, ids: list[str]) -> dict[str, int]:
+    """Row of the corpus that each id is of; ids that are not there are left out."""
     found: dict[str, int] = {}
     wanted, start = pa.array(ids, pa.string()), 0
-    for chunk in described.corpus.table["id"].chunks:
+    for chunk in corpus.table["id"].chunks:
         place = np.flatnonzero(pa.compute.is_in(chunk, value_set=wanted).to_numpy(zero_copy_only=False))
         found |= dict(zip(chunk.take(pa.array(place)).to_pylist(), (start + place).tolist(), strict=True))
         start += len(chunk)

@@ -186,7 +186,7 @@ const asked = (row, hit) => el("div", { class: "frame" }, hit?.box && p.size[row
   ? boxed(p.img[row], `picture ${p.id[row]}${part(hit.placed)}`, p.size[row], hit.box)
   : picture(p.img[row], `picture ${p.id[row]}`));
 const source = (hit) => el("div", { class: "frame" }, hit.source && hit.img !== null
-  ? boxed(hit.img, `training image ${hit.id}${part(hit.source_placed)}`, [1, 1], hit.source)
+  ? boxed(hit.img, `training image ${hit.id}${part(hit.source_placed)}`, hit.size ?? [1, 1], hit.source)
   : picture(hit.img, `training image ${hit.id}`));
 const parts = (hit) => [hit.box ? `Fills a part of the picture: ${hit.placed}.` : null,
   hit.source_placed ? `A part of the training image: ${hit.source_placed}.` : null].filter((text) => text).join(" ");

@@ -99,11 +99,13 @@ def _shown(
 ) -> dict[str, Any]:
     kept = ("score", "verified", "combined", "p_value", "box", "caption")
     reference, source = hit["reference_id"], hit["source_box"]
+    size, whole = sizes.get(("train", reference)), reference in previews.whole
     return {name: hit[name] for name in kept} | {
         "id": reference,
         "img": previews.place("train", reference),
         "placed": wording.placed(hit["box"]),
-        "source": in_square(source, sizes.get(("train", reference))) if source else None,
+        "size": size if whole else None,
+        "source": (source if whole else in_square(source, size)) if source else None,
         "source_placed": wording.placed(source),
     }
 

@@ -38,6 +38,8 @@ class Previews:
         keys = list(zip(column(table, "corpus"), column(table, "id"), strict=True))
         self._image = dict(zip(keys, column(table, "image"), strict=True))
         self._large = dict(zip(keys, column(table, "large"), strict=True))
+        squares = zip(keys, column(table, "square"), strict=True)
+        self.whole = {name for (corpus, name), square in squares if corpus == "train" and square is False}
         self._sha256 = dict(zip(keys, column(table, "sha256"), strict=True))
 
     def has(self, corpus: str) -> bool:
