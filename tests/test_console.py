@@ -120,7 +120,7 @@ def test_notes_go_to_stderr_and_only_where_there_is_something(capsys):
     console.note("beside the results")
     console.note_unreadable(0)
     console.note_unreadable(3)
-    assert capsys.readouterr() == ("", "beside the results\n3 images could not be read; their rows say why.\n")
+    assert capsys.readouterr() == ("", "beside the results\n3 images could not be read; the column `error` says why.\n")
 
 
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys):

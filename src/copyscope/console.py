@@ -210,7 +210,7 @@ def show_json(value: Any) -> None:
 def note_unreadable(n: int) -> None:
     """Print how many images could not be read, if any."""
     if n:
-        note(f"{n} images could not be read; their rows say why.")
+        note(f"{n} {'image' if n == 1 else 'images'} could not be read; the column `error` says why.")
 
 
 def note(text: str) -> None:

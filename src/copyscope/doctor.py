@@ -24,7 +24,7 @@ EXTRAS = {
     "serve": ("fastapi", "fastapi", "the service of copyscope serve"),
     "s3": ("s3fs", "s3fs", "corpora at s3:// URLs"),
     "ray": ("ray", "ray", "--engine ray, many machines"),
-    "scale": ("faiss", "faiss-cpu", "more than a million images, and large indexes,"),
+    "scale": ("faiss", "faiss-cpu", "more than a million images and large indexes"),
 }
 
 

@@ -22,9 +22,10 @@ FAST = ["-p", "phash", "--sensitivity", "40"]
 ANSWERS = ("copies", "suspicious", "no copies found", "cannot tell")
 
 
-def summary(answer, rate, high):
+def summary(answer, rate, high, method="held-out", n=100):
     """What the gate reads of an audit."""
     return {
+        "calibration": {"method": method, "line": 0.02, "n": n},
         "verdict": {"answer": answer},
         "replication_rate": {"value": rate, "low": 0.0, "high": 1.0, "n": 100},
         "estimated_rate": {"value": rate, "low": 0.0, "high": high, "n": 100},
@@ -69,6 +70,17 @@ def test_exit_codes_of_the_gate(answer, rate, high, fail_on, allow, code, capsys
     assert ("--allow-cannot-tell" in said) == (code == EXIT_CANNOT_TELL)
     if code == EXIT_CANNOT_TELL:
         assert repr(answer) in said
+
+
+def test_a_gate_stays_shut_where_only_identical_files_can_be_called_copies(capsys):
+    """One identical file among images that no score can call copies is no known rate."""
+    for blind in ({"method": "baseline"}, {"n": 38}):
+        for fail_on in FailOn:
+            found = summary("copies", 0.03, 0.6, **blind)
+            assert code_of(found, 0.05, fail_on, False) == EXIT_CANNOT_TELL
+            assert "So the gate stays shut" in capsys.readouterr().err
+            assert code_of(found, 0.05, fail_on, True) == 0
+        assert code_of(summary("copies", 0.2, 0.6, **blind), 0.05, FailOn.rate, True) == EXIT_COPIES
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

@@ -287,7 +287,7 @@ def wrong(world, tmp_path):
     file.write_text("")
     yield ("curate", tmp_path / "nowhere", "-o", tmp_path / "a"), "nowhere"
     yield ("curate", world.train, "-o", file), "Cannot write results"
-    yield ("curate", world.train, "-o", tmp_path), "has something in it"
+    yield ("curate", world.train, "-o", tmp_path), "is not empty"
     yield ("curate", world.train, "-o", tmp_path / "a", "--captions", "blip"), "no folder of a model"
     yield ("curate", world.train, "-o", tmp_path / "a", "--conditioning", "clas"), "No conditioning style"
     yield ("curate", world.train, "-o", tmp_path / "a", "--conditioning", "class"), "no column 'class'"

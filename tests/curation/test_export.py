@@ -135,7 +135,7 @@ def test_nothing_is_left_where_no_image_can_be_read(tmp_path, layout):
 
 def test_a_folder_with_something_in_it_is_refused_and_an_empty_one_taken(corpus, tmp_path):
     for out in (write(tmp_path / "full", {"mine.txt": "x"}), tmp_path / "data" / "cat" / "a.png"):
-        with pytest.raises(InputError, match="has something in it"):
+        with pytest.raises(InputError, match="is not empty"):
             export.write(corpus, out)
     (tmp_path / "empty").mkdir()
     assert len(export.write(corpus, tmp_path / "empty")) == 5

@@ -93,6 +93,9 @@ def test_decisions_are_honoured(sets, tmp_path):
     assert code == 3
     assert [row["id"] for row in found["drop"]] == ["0.png"]
     assert found["sentence"].endswith("1 pair told apart.")
+    # Where every image can be read, too.
+    code, _, _ = run("leaks", sets / "a", sets / "c", *FAST, "--decisions", path)
+    assert code == 0
 
 
 def test_what_is_no_two_sets_is_refused(sets):

@@ -105,6 +105,13 @@ def curate(
         raise InputError("--from-lint and --from-audit cannot both be.\nUse one after the other")
     if dry_run and not result:
         raise InputError("--dry-run shows a plan, and there is none.\nAdd --from-lint DIR or --from-audit DIR")
+    if result:
+        refuse_idle(
+            context,
+            ["decisions"],
+            "with --from-lint and --from-audit, which carry out a result\n"
+            "Make the result with --decisions FILE, then carry it out",
+        )
     needs = {
         ("protocol", "decisions"): (drop_duplicates, "--drop-duplicates keep-one"),
         ("n_captions",): (captions or result, "--captions general"),

@@ -47,7 +47,7 @@ def decide(
     ] = Path("decisions.jsonl"),
     result: Annotated[
         Path | None,
-        typer.Option("--result", metavar="DIR", help="With --group: a result of lint, duplicates or audit."),
+        typer.Option("--result", metavar="DIR", help="With --group: a result of lint, duplicates, audit or leaks."),
     ] = None,
     group: Annotated[
         int | None, typer.Option("--group", min=0, help="All images of this near-duplicate group of --result.")
@@ -121,12 +121,13 @@ def _of_group(result: Path, group: int) -> list[str]:
 
     path = result / "groups.parquet"
     if not path.is_file():
-        raise InputError(f"No groups in {result}.\nName the folder that lint, duplicates or audit wrote with -o")
+        raise InputError(f"No groups in {result}.\nName the folder that lint, duplicates, audit or leaks wrote with -o")
     rows = read_table(path).to_pylist()
     ids = [row["id"] for row in rows if row["group"] == group]
     if not ids:
-        n = len({row["group"] for row in rows})
-        raise InputError(f"{result} has no group {group}.\nIt has {n}, counted from 0")
+        groups = sorted({row["group"] for row in rows})
+        shown = ", ".join(map(str, groups[:20])) + (", ..." if len(groups) > 20 else "")
+        raise InputError(f"{result} has no group {group}.\nIts groups are: {shown or 'none'}")
     return ids
 
 
@@ -174,7 +175,10 @@ def leaks(
         show_json({**found.summary, "groups": rows.to_pylist(), "drop": found.tables["drop"].to_pylist()})
     else:
         shown = rows.rename_columns(["group", "set", "id", "exact"])
-        title = f"{found.summary['n_groups']} groups across sets" + (": the first 50 images" if len(rows) > 50 else "")
+        n_groups = found.summary["n_groups"]
+        title = f"{n_groups} {'group' if n_groups == 1 else 'groups'} across sets" + (
+            ": the first 50 images" if len(rows) > 50 else ""
+        )
         show_table(pa.table(shown).slice(0, 50), title)
         note_unreadable(found.summary["n_missing"])
         print(printable(found.sentence))

@@ -302,6 +302,8 @@ def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_ca
         fail_on: whether the share of copies found is compared, or the upper end of the corrected rate.
         allow_cannot_tell: pass an audit that cannot tell.
     """
+    from copyscope.report.wording import out_of_reach
+
     lowest = summary["estimated_rate"]["low"]
     if lowest is not None and lowest > fail_over:
         note(f"The corrected replication rate is at least {lowest:.3f}, above the {fail_over:g} of --fail-over.")
@@ -309,11 +311,17 @@ def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_ca
     rate = summary["replication_rate"]["value"] if fail_on is FailOn.rate else summary["estimated_rate"]["high"]
     name = "replication rate" if fail_on is FailOn.rate else "upper end of the corrected replication rate"
     answer = summary["verdict"]["answer"]
-    unknown = answer in ("cannot tell", "suspicious")
+    # Where only identical files can be called copies, few of them say nothing of the others.
+    calibration = summary["calibration"]
+    blind = out_of_reach(calibration)
+    if calibration["method"] == "baseline":
+        blind = "Without held-out images or controls, only images identical to a training image are called copies."
+    unknown = answer in ("cannot tell", "suspicious") or bool(blind)
     # An upper end is high wherever little is known: then not knowing is what is to be said.
     if rate is not None and rate > fail_over and not (unknown and fail_on is FailOn.upper):
         note(f"The {name} is {rate:.3f}, above the {fail_over:g} of --fail-over.")
         raise typer.Exit(EXIT_COPIES)
     if unknown and not allow_cannot_tell:
-        note(f"The audit answers {answer!r}, so that the gate stays shut. To let it pass: --allow-cannot-tell")
+        why = blind if blind and answer == "copies" else f"The audit answers {answer!r}."
+        note(f"{why} So the gate stays shut. To let it pass: --allow-cannot-tell")
         raise typer.Exit(EXIT_CANNOT_TELL)

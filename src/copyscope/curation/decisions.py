@@ -362,10 +362,10 @@ def append(path: str | os.PathLike[str], decision: Decision) -> None:
 def checked(verdict: str, images: Sequence[Named], by: str = "", when: str = "", why: str = "") -> Decision:
     """A decision. Raises ValueError where it can be none, with the reason."""
     if verdict not in VERDICTS:
-        raise ValueError(f"verdict {str(verdict)[:40]!r} is none of {', '.join(VERDICTS)}")
+        raise ValueError(f"verdict {str(verdict)[:40]!r} is not one of {', '.join(VERDICTS)}")
     least = 2 if verdict in ("same", "different") else 1
     if not least <= len(images) <= MOST_IMAGES:
-        raise ValueError(f"{verdict!r} is about {least} to {MOST_IMAGES:,} images, not {len(images)}")
+        raise ValueError(f"{verdict!r} needs {least} to {MOST_IMAGES:,} images; there are {len(images)}")
     return Decision(verdict, tuple(images), by, when, why)
 
 

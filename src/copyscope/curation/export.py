@@ -75,7 +75,7 @@ def write(
     out = Path(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} has something in it.\nName a folder that is empty or not there yet")
+            raise InputError(f"The folder {out} is not empty.\nName a folder that is empty or not there yet")
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(out.parent, out.name)
         with temporary_path(out, folder=True) as temporary:

@@ -137,7 +137,9 @@ def leaks(
     groups = duplicates(described, rules.duplicates, decisions=decided, engine=engine, **options)
     table = _across(groups)
     drop = _drop(table, names[0])
-    failed = failed.set_column(0, "corpus", pa.array([_set_of(name, names) for name in failed["id"].to_pylist()]))
+    failed = failed.set_column(
+        0, "corpus", pa.array([_set_of(name, names) for name in failed["id"].to_pylist()], pa.string())
+    )
     said: dict[str, Any] = {}
     if decided is not None and groups.honoured is not None:
         failed = pa.concat_tables([failed, decided.failures()])

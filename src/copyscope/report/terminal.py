@@ -202,7 +202,7 @@ def _copies(copies: Sequence[Mapping[str, Any]]) -> Any:
     table = Table(
         title="the worst copies", title_justify="left", box=None, caption=f"and {more} more" if more > 0 else None
     )
-    for name in ("generated", "training image", "similarity", "pixels", "p-value", "group"):
+    for name in ("generated", "training image", "similarity", "pixels", "p-value", "group size"):
         table.add_column(name, overflow="fold")
     for row in copies[:SHOWN]:
         table.add_row(

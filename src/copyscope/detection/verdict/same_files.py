@@ -17,6 +17,14 @@ from copyscope.errors import InputError
 PIECE = 65_536
 
 
+_WHAT = {
+    "train": "Give the folder of images the model made, then the folder it was trained on",
+    "held-out": "Held-out images are images that the model was not trained on and did not make",
+    "control": "Controls are images that the base model made",
+}
+"""What the second of two sets should hold."""
+
+
 def refuse_same_files(corpora: dict[str, Corpus]) -> None:
     """Refuse two corpora that hold the same image files: a slip that would come out as "everything is a copy".
 
@@ -30,7 +38,7 @@ def refuse_same_files(corpora: dict[str, Corpus]) -> None:
             who = "The" if shared == n == n_theirs else f"{shared} of the"
             raise InputError(
                 f"{who} {name} and the {other} images are the same: {' and '.join(where)}.\n"
-                "Give the folder of images the model made, then the folder it was trained on"
+                f"{_WHAT.get(other, _WHAT['train'])}"
             )
 
 
