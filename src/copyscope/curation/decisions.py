@@ -1,4 +1,4 @@
-"""Decisions: verdicts of people on images and pairs of images, kept in a file, honoured by every command.
+"""Decisions: verdicts of people on images and pairs of images, kept in a file, honoured with `--decisions`.
 
 The file has one JSON object a line. A line is whole by itself: it is appended without reading the others, a broken one
 costs no other, its number names it, and version control merges files line by line.
