@@ -21,6 +21,7 @@ from copyscope.curation import export
 from copyscope.curation.curate import duplicate
 from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
+from copyscope.imaging import images
 from copyscope.imaging.images import decode
 from tests.pictures import fill, picture, write
 
@@ -291,3 +292,23 @@ def test_hugging_face_datasets_shows_images_and_captions(corpus, tmp_path, monke
         told = row["json"] if layout == "webdataset" else row
         for name in ("captions", "weight", "duplicated", "duplication", "n", "score", "ok"):
             assert told[name] == known[caption][name], name
+
+
+@pytest.mark.parametrize("layout", export.LAYOUTS)
+def test_a_set_of_several_splits_is_written_and_read_back(layout, tmp_path):
+    for number, split in enumerate(("train", "train", "test")):
+        path = tmp_path / "set" / split / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.encode(np.full((8, 8, 3), 50 * number, np.uint8), "png"))
+    written = export.write(Corpus.open(tmp_path / "set", split="all"), tmp_path / "out", layout)
+    assert len(written) == 3
+
+
+def test_regularisation_images_are_not_trained_in_a_kohya_export(tmp_path):
+    for folder in ("img/3_sks man", "reg/1_man"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        content = images.encode(np.full((8, 8, 3), len(folder), np.uint8), "png")
+        (tmp_path / "set" / folder / "a.png").write_bytes(content)
+    export.write(Corpus.open(tmp_path / "set", split="all"), tmp_path / "out", "kohya")
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert found == ["img/3_sks man/a.png", "reg/1_man/a.png"]

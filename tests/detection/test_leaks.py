@@ -103,3 +103,11 @@ def test_what_is_no_two_sets_is_refused(sets):
         leaks([sets / "a"])
     with pytest.raises(InputError, match="named twice"):
         leaks([sets / "a", str(sets / "a") + "/"])
+
+
+def test_splits_of_one_folder_are_two_sets(sets, tmp_path):
+    for name, split in (("a", "train"), ("b", "test")):
+        shutil.copytree(sets / name, tmp_path / "both" / split)
+    code, stdout, _ = run("leaks", f"{tmp_path / 'both'}@train", f"{tmp_path / 'both'}@test", *FAST)
+    assert code == 3
+    assert f"2 of 8 images of {tmp_path / 'both'}@train" in stdout

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from copyscope.data.corpus import Corpus
 from copyscope.data.folders.names import is_image_name
+from copyscope.data.folders.splits import ALL, REGULARISATION
 from copyscope.data.table import CAPTION_COLUMNS, SCHEMA, texts
 from copyscope.errors import ImageError, InputError, reason
 from copyscope.files import remove_stale, sync, temporary_path
@@ -96,7 +97,7 @@ def write(
             os.replace(work, out)
     except OSError as error:
         raise InputError(f"Cannot write into {out}: {reason(error)}.\nMake room, or name another folder") from None
-    return Corpus.open(out)
+    return Corpus.open(out, split=ALL)
 
 
 def _copy(corpus: Corpus, writer: _Writer, progress: Progress | None) -> list[dict[str, str]]:
@@ -207,6 +208,8 @@ class _Kohya(_ImageFolder):
     """Folders of image files for kohya's sd-scripts.
 
     They look into each folder, not below it, and draw its images as often as the number in its name says.
+    Regularisation images must not be trained as the others are: where there are any, they lie in `reg/`, the others in
+    `img/`.
     """
 
     def __init__(self, corpus: Corpus, folder: Path, shard_bytes: int) -> None:
@@ -216,12 +219,16 @@ class _Kohya(_ImageFolder):
         self._classes = corpus.table["class"].to_pylist() if "class" in names else [None] * len(corpus)
         kinds = corpus.table["duplication"].to_pylist() if "duplication" in names else [None] * len(corpus)
         self._varies = [kind == "partial" for kind in kinds]
+        splits = corpus.table["split"].to_pylist() if "split" in names else []
+        regular = REGULARISATION in splits
+        self._tops = [("reg/" if split == REGULARISATION else "img/") if regular else "" for split in splits]
 
     def add(self, row: int, data: bytes) -> None:
         stem, suffix = self.stem_and_suffix(row, data)
         kind = _file_system_name(" ".join(texts(self._classes[row])).replace("/", "-")) or "image"
         # Images of one stem would share their NAME.txt.
-        place = self.free(f"{self._repeats[row]}_{kind}/{stem.rpartition('/')[2]}")
+        top = self._tops[row] if self._tops else ""
+        place = self.free(f"{top}{self._repeats[row]}_{kind}/{stem.rpartition('/')[2]}")
         self.put(row, place + suffix, data)
         said = [" ".join(caption.split()) for caption in self.corpus.captions[row]]
         said = said if self._varies[row] else said[:1]

@@ -14,6 +14,12 @@ from .corpus import Corpus
 from .table import SCHEMA
 
 
+def name_of(corpus: Corpus) -> str:
+    """What a corpus is called among others: where it is, and the split that was read."""
+    origin = corpus.origin.rstrip("/")
+    return f"{origin}@{corpus.account.split}" if corpus.account.split else origin
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class JoinedCorpus(Corpus):
     """The rows of several corpora, one after the other.
@@ -29,7 +35,7 @@ class JoinedCorpus(Corpus):
         """The corpora joined; their names are where they are, and differ."""
         tables = []
         for number, corpus in enumerate(corpora):
-            name = corpus.origin.rstrip("/")
+            name = name_of(corpus)
             table = corpus.table.select(SCHEMA.names)
             n = len(table)
             ids = pa.array([f"{name}/{each}" for each in table["id"].to_pylist()], pa.string())

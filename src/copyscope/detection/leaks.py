@@ -14,7 +14,7 @@ import pyarrow as pa
 from copyscope._version import __version__
 from copyscope.curation.decisions import Decisions
 from copyscope.data.corpus import Corpus
-from copyscope.data.joined import JoinedCorpus
+from copyscope.data.joined import JoinedCorpus, name_of
 from copyscope.detection.dedup.groups import Groups, GroupsSummary, duplicates
 from copyscope.detection.embedding.embed import embed
 from copyscope.detection.embedding.protocols import protocol as named_protocol
@@ -117,7 +117,7 @@ def leaks(
     """
     began = time.monotonic()
     corpora = [each if isinstance(each, Corpus) else Corpus.open(each) for each in sets]
-    names = [corpus.origin.rstrip("/") for corpus in corpora]
+    names = [name_of(corpus) for corpus in corpora]
     if len(corpora) < 2:
         raise InputError("Images leak from one set into another, and there is one.\nName two sets or more")
     if len(set(names)) < len(names):
