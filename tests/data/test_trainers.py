@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -51,6 +52,81 @@ def test_regularisation_images_are_a_split_of_their_own(tmp_path):
     assert Corpus.open(f"{tmp_path}@reg").captions == [["dog"]]
 
 
+UNREAD = "sd-scripts reads only the images that lie in folders named REPEATS_WORDS"
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "unread"),
+    [
+        (["10_sks dog/1.png", "10_sks dog/rejected/9.png"], [10], ["10_sks dog/rejected/9.png"]),
+        (["10_dog/1.png", "10_dog/rejected/9.png"], [10], ["10_dog/rejected/9.png"]),
+        (["10_sks dog/1.png", "unused/9.png"], [10], ["unused/9.png"]),
+        (["img/20_dog/1.png", "model/sample/x.png"], [20], ["model/sample/x.png"]),
+    ],
+)
+def test_other_folders_leave_the_repeats_as_they_are_and_are_named(tmp_path, names, weights, unread):
+    fill(tmp_path, *names)
+    write(tmp_path, {unread[0].replace(".png", ".txt"): "not read"})
+    corpus = Corpus.open(tmp_path)
+    assert (corpus.table["weight"].to_pylist(), corpus.ids) == (weights, names[:1])
+    assert corpus.captions == [[names[0].split("/")[-2].partition("_")[2]]]
+    text = unread[0].replace(".png", ".txt")
+    assert sorted(corpus.account.unused[UNREAD].names) == [*unread, text]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["12_a b/1.png", "2024_holiday/2.png"],
+        ["12_a b/1.png", "01_x/2.png"],
+        ["10_sks dog/1.png", "cats/2.png", "cats/3.png"],
+        ["3_dogs/1.png", "3_dogs/a/2.png", "3_dogs/a/3.png"],
+        ["10_a/1.png", "5_b/2.png", "cats/3.png"],
+    ],
+)
+def test_other_folders_where_kohyas_are_not_clearly_meant_are_classes(tmp_path, names):
+    corpus = Corpus.open(fill(tmp_path, *names))
+    assert corpus.ids == sorted(names)
+    assert set(corpus.table["weight"].to_pylist()) == {1}
+
+
+def test_samples_of_training_leave_regularisation_images_apart(tmp_path):
+    fill(tmp_path, "img/10_sks dog/a.png", "img/5_cat/b.png", "reg/1_dog/c.png", "model/sample/x.png")
+    corpus = Corpus.open(f"{tmp_path}@train")
+    assert column(corpus, "weight") == {"img/10_sks dog/a.png": 10, "img/5_cat/b.png": 5}
+    assert Corpus.open(f"{tmp_path}@reg").ids == ["reg/1_dog/c.png"]
+
+
+def test_a_split_without_repeats_leaves_those_of_another(tmp_path):
+    fill(tmp_path, "train/10_a/1.png", "train/5_b/2.png", "val/1.png", "reg/1_a/1.png")
+    assert column(Corpus.open(f"{tmp_path}@train"), "weight") == {"train/10_a/1.png": 10, "train/5_b/2.png": 5}
+    held_out = Corpus.open(f"{tmp_path}@val")
+    assert (held_out.ids, held_out.table["weight"].to_pylist()) == (["val/1.png"], [1])
+    assert Corpus.open(f"{tmp_path}@reg").ids == ["reg/1_a/1.png"]
+
+
+def test_an_unread_folder_that_metadata_lists_is_read(tmp_path):
+    fill(tmp_path, "10_sks dog/1.png", "unused/9.png")
+    write(tmp_path, {"captions.json": '{"unused/9.png": "a cat", "10_sks dog/1.png": "a dog"}'})
+    corpus = Corpus.open(tmp_path)
+    assert column(corpus, "captions") == {"10_sks dog/1.png": ["a dog"], "unused/9.png": ["a cat"]}
+    assert column(corpus, "error") == {"10_sks dog/1.png": None, "unused/9.png": None}
+
+
+@pytest.mark.parametrize("n_zips", [1, 2])
+def test_repeats_in_zips(tmp_path, n_zips):
+    fill(tmp_path / "in", "10_sks dog/1.png", "10_sks dog/2.png", "10_sks dog/rejected/9.png")
+    write(tmp_path / "in", {"10_sks dog/2.txt": "first\nsecond"})
+    (tmp_path / "zips").mkdir()
+    for number in range(n_zips):
+        shutil.make_archive(str(tmp_path / "zips" / f"k{number}"), "zip", tmp_path / "in")
+    corpus = Corpus.open(tmp_path / "zips")
+    assert corpus.table["weight"].to_pylist() == [10, 10] * n_zips
+    assert corpus.table["class"].to_pylist() == ["sks dog", "sks dog"] * n_zips
+    assert corpus.captions == [["sks dog"], ["first"]] * n_zips
+    assert corpus.account.unused[UNREAD].n == n_zips
+
+
 # Masks
 
 
@@ -77,6 +153,58 @@ def test_a_mask_that_metadata_lists_is_an_image(tmp_path):
     corpus = Corpus.open(tmp_path)
     assert corpus.ids == ["p.jpg", "p_mask.png"]
     assert not corpus.account.unused
+
+
+@pytest.mark.parametrize("table", ["captions.json", "captions.csv"])
+@pytest.mark.parametrize(("image", "mask"), [("p.jpg", "p_mask.png"), ("images/p.png", "masks/p.png")])
+def test_a_mask_that_a_list_of_captions_names_is_an_image(tmp_path, table, image, mask):
+    fill(tmp_path, image, mask)
+    said = {image: "a fox", mask: "a mask"}
+    lines = "".join(f"{name},{text}\n" for name, text in said.items())
+    write(tmp_path, {table: json.dumps(said) if table.endswith("json") else "file_name,text\n" + lines})
+    corpus = Corpus.open(tmp_path)
+    assert column(corpus, "captions") == {name: [text] for name, text in said.items()}
+    assert column(corpus, "error") == {image: None, mask: None}
+    assert not corpus.account.unused
+
+
+def test_a_bare_name_in_a_list_is_that_of_the_image_and_not_of_its_mask(tmp_path):
+    fill(tmp_path, "images/p.png", "masks/p.png")
+    corpus = Corpus.open(write(tmp_path, {"captions.json": '{"p.png": "a fox"}'}))
+    assert column(corpus, "captions") == {"images/p.png": ["a fox"]}
+
+
+def test_an_image_with_captions_of_its_own_is_no_mask(tmp_path):
+    fill(tmp_path, "ski.jpg", "ski_mask.jpg", "dog.jpg", "dog_mask.png")
+    corpus = Corpus.open(write(tmp_path, {"ski_mask.txt": "a ski mask", "dog.txt": "a dog"}))
+    assert corpus.ids == ["dog.jpg", "ski.jpg", "ski_mask.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes"),
+    [
+        ([], ["mask", "no_mask"]),
+        ([], ["control", "treated"]),
+        (["masks/1.txt", "faces/1.txt"], ["masks", "faces"]),
+        (["mask/1.txt", "images/1.txt"], ["mask", "images"]),
+        ([], ["a/mask/x", "a/no_mask/x"]),
+    ],
+)
+def test_classes_that_are_named_like_masks_are_images(tmp_path, texts, classes):
+    names = [f"{folder}/{number}.png" for folder in classes for number in (1, 2)]
+    corpus = Corpus.open(write(fill(tmp_path, *names), dict.fromkeys(texts, "a face")))
+    assert corpus.ids == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("texts", "folders"),
+    [([], ["images", "mask"]), (["dogs/1.txt"], ["dogs", "control"]), ([], ["dogs", "masks"]), ([], [".", "mask"])],
+)
+def test_masks_beside_the_folder_of_their_images_are_none(tmp_path, texts, folders):
+    fill(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in (1, 2)))
+    corpus = Corpus.open(write(tmp_path, dict.fromkeys(texts, "a dog")))
+    assert len(corpus) == 2
+    assert corpus.account.unused["a mask or conditioning image of another image"].n == 2
 
 
 # Configurations

@@ -79,7 +79,7 @@ def _read_subset(
     own = storage.list_files(folder)
     files = {path: size for path, size in own.files.items() if subset.recursive or "/" not in path}
     images = [path for path in files if may_be_image(path)]
-    if masks := masks_of(images):
+    if masks := masks_of(images, files):
         about.pass_over((prefix + mask for mask in masks), MASK)
         images = [path for path in images if path not in masks]
     other = {path for path in files if suffix_of(path) in TEXT_SUFFIXES and not path.endswith(subset.extension)}

@@ -23,7 +23,7 @@ from .configured import MASK, read_configuration, read_subsets
 from .folders import splits
 from .folders.configurations import CONFIGURED
 from .folders.hub_cache import one_snapshot
-from .folders.kohya import is_regularisation, repeats_of
+from .folders.kohya import UNREAD, is_regularisation, repeats_of
 from .folders.names import (
     TABLE_SUFFIXES,
     TAR_SUFFIXES,
@@ -125,9 +125,9 @@ def _folder(source: Source) -> Opened:
         refused = dict.fromkeys(filter(may_be_image, listing.outside), OUTSIDE)
         listing = Listing(files, listing.unreadable | refused)
     images = [path for path in listing.files if may_be_image(path)]
-    if masks := masks_of(images):
-        passed |= dict.fromkeys(masks, MASK)
-        images = [path for path in images if path not in masks]
+    masks = masks_of(images, listing.files)
+    passed |= dict.fromkeys(masks, MASK)
+    images = [path for path in images if path not in masks]
     named = [path for path in images if is_image_name(path)]
     shards, kind, tables = _shards_of(source, listing, named)
     if shards:
@@ -137,10 +137,14 @@ def _folder(source: Source) -> Opened:
     if zips and not named and storage.local:
         return _zipped(source, listing, zips, account)
     by_folder = splits.of_folders(images)
-    if len(set(by_folder.values())) > 1:
+    repeats, unread = repeats_of(images, by_folder)
+    if not repeats and len(set(by_folder.values())) > 1:
         splits.chosen(collections.Counter(by_folder.values()), source.split, source.origin)
-    repeats = repeats_of(images)
-    about = Annotations(Names(root, images), source.inside_only, frozenset(images if repeats else ()), passed=passed)
+    passed |= {path: UNREAD for path in listing.files if posixpath.dirname(path) in unread}
+    others = [path for path in images if posixpath.dirname(path) in unread]
+    images = [path for path in images if posixpath.dirname(path) not in unread]
+    first_line = frozenset(path for path in images if posixpath.dirname(path) in repeats)
+    about = Annotations(Names(root, images, [*masks, *others]), source.inside_only, first_line, passed=passed)
     read_sidecars(storage, root, listing, images, about, tables=tables)
     if not named and not about.captions and not _some_image(storage, root, images):
         raise _no_images(listing, source.origin)
@@ -174,6 +178,7 @@ def _zipped(source: Source, listing: Listing, zips: list[str], account: Account)
     import fsspec
 
     places: dict[str, str] = {}
+    repeats: dict[str, tuple[int, str]] = {}
     files = {path: size for path, size in listing.files.items() if path not in zips}
     about = Annotations(Names(source.root, ()), source.inside_only)
     unreadable = dict(listing.unreadable)
@@ -189,9 +194,14 @@ def _zipped(source: Source, listing: Listing, zips: list[str], account: Account)
             continue
         prefix = "" if len(zips) == 1 else stem_of(name) + "/"
         images = [path for path in inside.files if may_be_image(path) and path in members]
-        said = Annotations(Names("", images))
+        own_repeats, unread = repeats_of(images, splits.of_folders(images))
+        repeats.update({prefix + folder: value for folder, value in own_repeats.items()})
+        passed = {path: UNREAD for path in inside.files if posixpath.dirname(path) in unread}
+        others, images = [path for path in images if path in passed], [path for path in images if path not in passed]
+        first_line = frozenset(path for path in images if posixpath.dirname(path) in own_repeats)
+        said = Annotations(Names("", images, others), first_line=first_line, passed=passed)
         read_sidecars(own, "", inside, images, said, tables=[])
-        for path in images:
+        for path in (*images, *(path for path in others if path in said.captions)):
             offset, size = members[path]
             places[prefix + path] = f"{whole}#bytes={offset}+{size}"
             about.extras[prefix + path] = said.extras.get(path, {})
@@ -199,7 +209,7 @@ def _zipped(source: Source, listing: Listing, zips: list[str], account: Account)
             about.sources[prefix + path] = said.sources.get(path, ())
         about.absent.update({prefix + path: why for path, why in said.absent.items()})
         unreadable.update({prefix + path: why for path, why in inside.unreadable.items()})
-        account.pass_over_all(sorted(inside.files.keys() - images - said.used), said.passed)
+        account.pass_over_all(sorted(inside.files.keys() - images - said.used - said.captions.keys()), said.passed)
     if not places:
         raise _no_images(listing, source.origin)
     about.names = Names(source.root, places)
@@ -207,7 +217,7 @@ def _zipped(source: Source, listing: Listing, zips: list[str], account: Account)
     read_sidecars(source.storage, source.root, beside, [], about, tables=[])
     about.kind = "zip"
     rest = Listing(files | dict.fromkeys(places), unreadable)
-    return _image_rows(source, rest, list(places), about, account, splits.of_folders(places), places=places)
+    return _image_rows(source, rest, list(places), about, account, splits.of_folders(places), repeats, places=places)
 
 
 def _listed(source: Source, suffix: str) -> Opened:
@@ -282,7 +292,7 @@ def _image_rows(
     found = {*images, *(path for path in about.captions if path in listing.files), *about.outside}
     paths = sorted({*found, *about.absent, *listing.unreadable})
     split_of = _splits_of(paths, about, by_folder, bool(repeats))
-    counts = _known_splits(collections.Counter(split_of.values()))
+    counts = splits.known(collections.Counter(split_of.values()))
     account.splits, account.split = counts, splits.chosen(counts, source.split, source.origin)
     classes = classes and all("/" in path for path in found)
     rows, sources = TableBuilder(), collections.Counter[str]()
@@ -302,7 +312,7 @@ def _image_rows(
             n, words = repeats[folder]
             extras = {"weight": n, "class": words, **extras}
             captions, came_from = (captions, came_from) if captions else ([words], ("name of the folder",))
-        elif classes and path in listing.files and "class" not in extras and (name := _class_of(path, by_folder)):
+        elif classes and path in listing.files and "class" not in extras and (name := splits.class_of(path, by_folder)):
             extras = {**extras, "class": name}
         error = about.absent.get(path) or listing.unreadable.get(path)
         locator = None if path in listing.unreadable else places.get(path) if places else join(source.root, path)
@@ -325,27 +335,14 @@ def _image_rows(
 def _splits_of(paths: list[str], about: Annotations, by_folder: dict[str, str], kohya: bool) -> dict[str, str]:
     """The split of each row that has one: what metadata says, else its folder."""
     found: dict[str, str] = {}
-    if kohya and any(map(is_regularisation, paths)):
-        found = {path: splits.REGULARISATION if is_regularisation(path) else "train" for path in paths}
-    elif by_folder:
+    if by_folder:
         found = {path: place[0] for path in paths if (place := splits.place_of(path))}
+    if kohya and any(map(is_regularisation, paths)):
+        found = {p: splits.REGULARISATION if is_regularisation(p) else found.get(p, "train") for p in paths}
     for path, extras in about.extras.items():
         if isinstance(split := extras.get("split"), str):
             found[path] = split
     return found
-
-
-def _known_splits(counts: collections.Counter[str]) -> dict[str, int]:
-    """The splits, if the words are names of such."""
-    return dict(counts) if any(splits.is_split(name) for name in counts) else {}
-
-
-def _class_of(path: str, by_folder: dict[str, str]) -> str:
-    """The first folder of an image below that of its split; "" where there is none."""
-    folders = path.split("/")[:-1]
-    if by_folder and (place := splits.place_of(path)):
-        folders = folders[place[1] + 1 :]
-    return folders[0] if folders else ""
 
 
 def _shards(source: Source, names: list[str], kind: str, account: Account) -> Opened:

@@ -85,6 +85,14 @@ MASK_FOLDERS = frozenset(
     ]
 )
 """Folders that hold such images, of the same names as the images they go with."""
+_CLASS_FOLDERS = frozenset(("mask", "control", "controls", "condition", "conditions"))
+"""Those of them that may be classes: `mask` beside `no_mask`, `control` beside `treated`."""
+_PLAIN = """
+image images img imgs photo photos picture pictures jpegimages input inputs source sources target targets original
+originals rgb data dataset train training
+"""
+_IMAGE_FOLDERS = frozenset(_PLAIN.split())
+"""Folders of the images that masks go with."""
 _MASK = re.compile(rf"[-_.](?:{'|'.join(sorted(MASK_WORDS))})(?:\.[^./]*)?$", re.IGNORECASE)
 _MOST_FOLDERS = 64  # within one another, of a path that a list names
 
@@ -129,11 +137,12 @@ def looks_like(path: str) -> str:
     return next((kind for kind, suffixes in _LOOKS_LIKE.items() if suffix in suffixes), "")
 
 
-def masks_of(images: list[str]) -> dict[str, str]:
+def masks_of(images: list[str], files: Iterable[str] = ()) -> dict[str, str]:
     """Masks and conditioning images among `images` -> the image that each belongs to.
 
     An image is a mask only where the image it belongs to is there: `p-masklabel.png` beside `p.jpg`, or `masks/p.png`
-    where most names of that folder are names of images elsewhere.
+    where most names of that folder are names of images elsewhere. An image with a caption file of its own among `files`
+    is none, nor is one in a folder with such an image, nor one in a class: `mask/` beside `no_mask/`.
     """
     found: dict[str, str] = {}
     stems: dict[str, str] | None = None
@@ -150,17 +159,51 @@ def masks_of(images: list[str]) -> dict[str, str]:
             last, is_masks = folder, _mask_folder(folder)
         if is_masks:
             by_folder.setdefault(folder[:-1], []).append(path)
+    if not found and not by_folder:
+        return {}
+    captioned = {stem_of(path) for path in files if suffix_of(path) in TEXT_SUFFIXES}
+    found = {path: image for path, image in found.items() if not _is_captioned(path, captioned)}
     if by_folder:
         others = {_stem(path): path for path in images if posixpath.dirname(path) not in by_folder}
-        for paths in by_folder.values():
+        children = _children(posixpath.dirname(path) for path in images if posixpath.dirname(path) not in by_folder)
+        for folder, paths in by_folder.items():
             partners = {path: others[name] for path in paths if (name := _stem(path)) in others}
-            if len(partners) * 2 > len(paths):
+            if len(partners) * 2 <= len(paths) or any(_is_captioned(path, captioned) for path in paths):
+                continue
+            if any(_is_captioned(path, captioned) for path in partners.values()) or not _is_class(folder, children):
                 found |= {path: partners.get(path, "") for path in paths}
     return found
 
 
 def _mask_folder(folder: str) -> bool:
     return any(part.lower() in MASK_FOLDERS for part in folder.split("/"))
+
+
+def _is_captioned(path: str, captioned: set[str]) -> bool:
+    return path in captioned or stem_of(path) in captioned
+
+
+def _children(folders: Iterable[str]) -> dict[str, set[str]]:
+    """Names of the folders in each folder, "" for images that lie in it, of folders with images."""
+    found: dict[str, set[str]] = {}
+    for folder in set(folders):
+        found.setdefault(folder, set()).add("")
+        while folder:
+            folder, name = posixpath.split(folder)
+            found.setdefault(folder, set()).add(name)
+    return found
+
+
+def _is_class(folder: str, children: dict[str, set[str]]) -> bool:
+    """Whether a folder named like one of masks is a class: others lie beside it, none of which is one of images."""
+    parts = folder.split("/")
+    at = next(at for at, part in enumerate(parts) if part.lower() in MASK_FOLDERS)
+    beside = children.get("/".join(parts[:at]), set())
+    return (
+        parts[at].lower() in _CLASS_FOLDERS
+        and bool(beside)
+        and not any(not name or name.lower() in _IMAGE_FOLDERS for name in beside)
+    )
 
 
 def _stem(path: str) -> str:
@@ -180,20 +223,22 @@ def folded(name: str) -> str:
 class Names:
     """Which file of a folder a name in a list means.
 
-    root: path of the folder. files: paths relative to it.
+    root: path of the folder. files: paths relative to it. others: those that are meant only where none of `files` is.
     """
 
-    def __init__(self, root: str, files: Iterable[str]) -> None:
+    def __init__(self, root: str, files: Iterable[str], others: Iterable[str] = ()) -> None:
         self._root = root
         self._above = parts_of(root)[-2:]
         self.files = dict.fromkeys(files)
+        self._others = Names(root, others) if (others := list(others)) else None
         self._below: dict[str, Names] = {"": self}
 
     def below(self, folder: str) -> Names:
         """The files in a folder; all files where none is in it."""
         if folder not in self._below:
-            inside = [path for path in self.files if path.startswith(folder + "/")]
-            self._below[folder] = Names(self._root, inside) if inside else self
+            all_files = (self.files, self._others.files if self._others else ())
+            inside, others = ([path for path in files if path.startswith(folder + "/")] for files in all_files)
+            self._below[folder] = Names(self._root, inside, others) if inside or others else self
         return self._below[folder]
 
     def beside(self, folder: str, listed: str) -> str | None:
@@ -217,7 +262,7 @@ class Names:
                 head = "/".join(self._above[-depth:]) + "/"
                 if name.startswith(head) and (path := posixpath.normpath(name[len(head) :])) in self.files:
                     return path
-        return None
+        return self._others.beside(folder, listed) if self._others else None
 
     def by_end(self, listed: str) -> tuple[str | None, int]:
         """(file, parts in common) of the one file whose path has the longest end in common with `listed`.
@@ -226,6 +271,11 @@ class Names:
         (None, 0). A name without suffix is that of a file
         with one where no file has the very name.
         """
+        found = self._by_own_end(listed)
+        other = self._others.by_end(listed) if self._others else found
+        return other if other[1] > found[1] else found
+
+    def _by_own_end(self, listed: str) -> tuple[str | None, int]:
         parts = parts_of(listed)
         whole = "/".join(parts)
         if whole in self.files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,11 +74,24 @@ def of_shards(paths: Iterable[str]) -> dict[str, str]:
     return _layout(found, len(paths))
 
 
+def class_of(path: str, by_folder: Mapping[str, str]) -> str:
+    """The first folder of an image below that of its split; "" where there is none."""
+    folders = path.split("/")[:-1]
+    if by_folder and (place := place_of(path)):
+        folders = folders[place[1] + 1 :]
+    return folders[0] if folders else ""
+
+
 def _layout(found: dict[str, str], n: int) -> dict[str, str]:
     """What is found, if every path has a split, or at least half have one of several."""
     if len(found) == n or (2 * len(found) >= n and len(set(found.values())) > 1):
         return found
     return {}
+
+
+def known(counts: dict[str, int]) -> dict[str, int]:
+    """The splits, if the words are names of such."""
+    return counts if any(map(is_split, counts)) else {}
 
 
 def chosen(counts: dict[str, int], asked: str | None, origin: str, what: str = "images") -> str | None:
@@ -114,4 +127,4 @@ def column_counts(table: pa.Table) -> dict[str, int]:
         return {}
     counted = pc.value_counts(table["split"].combine_chunks()).to_pylist()
     counts = {each["values"]: each["counts"] for each in counted if isinstance(each["values"], str)}
-    return counts if any(map(is_split, counts)) else {}
+    return known(counts)

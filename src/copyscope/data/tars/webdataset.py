@@ -56,7 +56,7 @@ def index_tar(storage: Storage, path: str, name: str) -> Indexed:
             size = file.seek(0, 2)
             file.seek(0)
             found.damage = _scan_tar(file, size, name, parts, found)
-            masks = masks_of([member for member, part in parts.items() if part.place])
+            masks = masks_of([member for member, part in parts.items() if part.place], parts)
             found.passed += [(f"{name}/{mask}", "a mask or conditioning image of another image") for mask in masks]
             samples: dict[str, dict[str, _Part]] = {}
             for member, part in parts.items():
