@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from .splits import is_split, of_folders
+
 _IMAGES = """
 .jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm
 .heic .heif .hif .jxl .jp2 .psd .cr2 .cr3 .nef .arw .dng .raf .orf .rw2
@@ -188,6 +190,7 @@ class Names:
         self._above = parts_of(root)[-2:]
         self.files = dict.fromkeys(files)
         self._below: dict[str, Names] = {"": self}
+        self._of_split: dict[str, Names | None] = {}
 
     def below(self, folder: str) -> Names:
         """The files in a folder; all files where none is in it."""
@@ -195,6 +198,16 @@ class Names:
             inside = [path for path in self.files if path.startswith(folder + "/")]
             self._below[folder] = Names(self._root, inside) if inside else self
         return self._below[folder]
+
+    def of_split(self, split: str | None) -> Names | None:
+        """The files in folders of a split; all files where folders are no splits; None where they are only others."""
+        if split is None or not is_split(split):
+            return self
+        if split not in self._of_split:
+            by_folder = of_folders(self.files)
+            inside = [path for path, own in by_folder.items() if own == split]
+            self._of_split[split] = Names(self._root, inside) if inside else None if by_folder else self
+        return self._of_split[split]
 
     def beside(self, folder: str, listed: str) -> str | None:
         """Find the file that `listed` names, relative to `folder` or, with a folder in it, to one above; else None.
