@@ -97,6 +97,82 @@ def test_coco_is_read_from_above_beside_and_by_name(tmp_path):
         assert list(read(path).values()) == right
 
 
+def test_a_list_with_a_split_in_its_name_speaks_of_that_split(tmp_path):
+    fill(tmp_path, "train/1.jpg", "val/1.jpg")
+    for name, split in (("train", "train"), ("val", "validation")):
+        text = coco("1.jpg").replace("1.jpg 0", f"of {name}").replace("1.jpg 1", f"of {name}")
+        write(
+            tmp_path, {f"annotations/captions_{name}.json": text, f"list_{split}.csv": f"image,caption\n1.jpg,{name}\n"}
+        )
+        write(tmp_path, {"annotations/captions_test.json": coco("1.jpg")})
+    for name in ("train", "val"):
+        assert Corpus.open(tmp_path, split=name).captions == [[name, f"of {name}"]]
+    corpus = Corpus.open(tmp_path, split="all")
+    assert corpus.captions == [["train", "of train"], ["val", "of val"]]
+    assert corpus.account.unused["its name is that of another split"].names == ["annotations/captions_test.json"]
+    corpus = Corpus.open(tmp_path / "train")
+    assert corpus.captions == [["of train"]]
+    others = corpus.account.unused["its name is that of another split"].names
+    assert sorted(others) == [f"../annotations/captions_{name}.json" for name in ("test", "val")]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        {"train/images/1.jpg": "train/captions/1.txt", "val/images/1.jpg": "val/captions/1.txt"},
+        {"images/train/1.jpg": "captions/train/1.txt", "images/val/1.jpg": "captions/val/1.txt"},
+        {"train/1.jpg": "captions/train/1.txt", "val/1.jpg": "val/captions/1.txt"},
+        {"images/cat/1.jpg": "captions/cat/1.txt", "images/dog/1.jpg": "captions/Dog/1.caption.txt"},
+        {"x/1.jpg": "captions/x/1.txt", "y/z/1.jpg": "y/captions/z/1.txt", "y/z/2.jpg": "captions/deep/2.txt"},
+    ],
+)
+def test_a_folder_of_texts_mirrors_that_of_its_images(tmp_path, pairs):
+    fill(tmp_path, *pairs)
+    write(tmp_path, {path: image for image, path in pairs.items()})
+    corpus = Corpus.open(tmp_path, split="all")
+    assert dict(zip(corpus.ids, corpus.captions, strict=True)) == {image: [image] for image in pairs}
+
+
+def test_a_text_of_one_split_is_not_of_an_image_of_another(tmp_path):
+    fill(tmp_path, "train/images/1.jpg")
+    assert Corpus.open(write(tmp_path, {"val/captions/1.txt": "x"})).captions == [[]]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "list.csv"])
+def test_a_row_of_more_cells_than_the_header(tmp_path, name):
+    fill(tmp_path, "a.png", "b.png", "c.png")
+    write(tmp_path, {name: 'file_name,text\na.png,a cat, on a mat\nb.png,"two\nlines"\nc.png,hen,,\n'})
+    assert read(tmp_path) == {"a.png": ["a cat, on a mat"], "b.png": ["two\nlines"], "c.png": ["hen"]}
+    write(tmp_path, {name: "file_name,text,seed\na.png,a cat, on a mat,3\nb.png,hen,4\nz, z.png,b,c\n"})
+    for path in (tmp_path, tmp_path / name):
+        corpus = Corpus.open(path)
+        errors = dict(zip(corpus.ids, corpus.table["error"].to_pylist(), strict=True))
+        why = f"more cells than the header has: {name}, line 2; put text with ',' in quotes"
+        lost = why.replace("line 2", "line 4")
+        assert {key: error for key, error in errors.items() if error} == {"a.png": why, f"{name}#line 4": lost}
+
+
+@pytest.mark.parametrize("rest", ["b.png,hen\nc.png,x\n", 'b.png,"hen"\nc.png,x\n', "b.png,hen\n" * 20_000])
+def test_a_quote_that_is_not_closed_is_an_error_of_its_line(tmp_path, rest):
+    fill(tmp_path, "a.png", "b.png")
+    write(tmp_path, {"metadata.csv": f'file_name,text\n\na.png,"a cat\n{rest}'})
+    with pytest.raises(InputError, match=r"metadata\.csv, line 3: a quote that is not closed\.\n"):
+        Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("extra", [{"license": "CC-BY"}, {"info": {"by": "x"}}, {"version": 2, "tags": ["u", "v"]}])
+def test_keys_of_a_captions_json_that_name_no_image_are_no_rows(tmp_path, extra):
+    fill(tmp_path, "a.png")
+    write(tmp_path, {"captions.json": json.dumps({**extra, "a.png": "A", "z.png": "Z"})})
+    for path in (tmp_path, tmp_path / "captions.json"):
+        corpus = Corpus.open(path)
+        assert dict(zip(corpus.ids, corpus.captions, strict=True)) == {"a.png": ["A"], "z.png": ["Z"]}
+        assert corpus.account.errors == {"listed, but not there": 1}
+        assert (
+            f"captions.json has {len(extra)} keys that name no image here ({', '.join(extra)})" in corpus.account.line()
+        )
+
+
 def test_of_a_list_of_many_more_images_than_are_here_only_these_are_rows(tmp_path):
     fill(tmp_path, "01.jpg")
     corpus = Corpus.open(write(tmp_path, {"captions_all.json": coco("01.jpg", "02.jpg", "03.jpg")}))

@@ -228,6 +228,16 @@ resolution = 512
 """
 
 
+@pytest.mark.parametrize("extension", [".cap", ".blip.txt", "cap"])
+def test_the_caption_extension_of_a_configuration_may_be_any(tmp_path, extension):
+    suffix = "." + extension.lstrip(".")
+    fill(tmp_path, "a/1.png")
+    write(tmp_path, {f"a/1{suffix}": "fox", "a/1.caption": "hen"})
+    subset = f'[[datasets.subsets]]\nimage_dir = "a"\ncaption_extension = "{extension}"\n'
+    corpus = Corpus.open(write(tmp_path, {"set.toml": "[[datasets]]\n" + subset}) / "set.toml")
+    assert column(corpus, "captions") == {"a/1.png": ["fox"]}
+
+
 def test_the_configuration_of_sd_scripts(tmp_path):
     fill(tmp_path, "dogs/a.png", "dogs/b.png", "dogs/deep/c.png", "other/reg/r.png", "not.png")
     write(tmp_path, {"dogs/a.txt": "one\ntwo", "dogs/b.caption": "not asked for"})

@@ -38,9 +38,12 @@ def test_what_is_said_of_a_sample_is_said_of_all_its_images(tmp_path):
     assert found == {"0.left": ["left alone", "pair"], "0.right": ["pair"]}
 
 
-def test_one_image_takes_all_texts_of_its_key(tmp_path):
-    members = {"0.image.jpg": picture(1), "0.txt": b"a", "0.caption.txt": b"b", "0.de.txt": b"c"}
-    assert opened(tmp_path, members)[1] == {"0": ["a", "b", "c"]}
+def test_one_image_takes_all_captions_of_its_key_and_no_other_texts(tmp_path):
+    members = {"0.image.jpg": picture(1), "0.txt": b"a", "0.caption.txt": b"b", "0.de.caption.txt": b"c"}
+    others = {f"0.{name}.txt": b"x" for name in ("license", "url", "source")}
+    corpus, found = opened(tmp_path, members | others | {"1.jpg": picture(2), "1.jpg.txt": b"d"})
+    assert found == {"0": ["a", "b", "c"], "1": ["d"]}
+    assert corpus.account.unused["a text that is not named as a caption"].names == [f"a.tar/{name}" for name in others]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .captions.beside import read_beside
 from .captions.json_files import captions_json, match_captions
 from .captions.tables import decoded
 from .folders.configurations import Subset, subsets_in
-from .folders.names import TEXT_SUFFIXES, Names, masks_of, may_be_image, parts_of, stem_of, suffix_of
+from .folders.names import TEXT_SUFFIXES, Names, is_image_name, masks_of, may_be_image, parts_of, stem_of, suffix_of
 from .folders.splits import REGULARISATION
 from .storage import OUTSIDE, Listing, Storage, join, within
 
@@ -78,7 +78,8 @@ def _read_subset(
     prefix = folder[len(root.rstrip("/")) + 1 :] + "/" if inside else "" if folder == root else folder + "/"
     own = storage.list_files(folder)
     files = {path: size for path, size in own.files.items() if subset.recursive or "/" not in path}
-    images = [path for path in files if may_be_image(path)]
+    own_texts = {path for path in files if path.endswith(subset.extension) and not is_image_name(path)}
+    images = [path for path in files if may_be_image(path) and path not in own_texts]
     if masks := masks_of(images, files):
         about.pass_over((prefix + mask for mask in masks), MASK)
         images = [path for path in images if path not in masks]
@@ -87,9 +88,9 @@ def _read_subset(
         other = {path for path in files if suffix_of(path) in TEXT_SUFFIXES}
     about.pass_over((prefix + path for path in other), f"the configuration asks for {subset.extension} or none")
     said = Annotations(Names(folder, images), first_line=frozenset(images))
-    texts = {path: size for path, size in files.items() if path not in other and suffix_of(path) in TEXT_SUFFIXES}
+    texts = {path: size for path, size in files.items() if path in own_texts}
     if subset.caption == "file":
-        read_beside(storage, folder, Listing(texts, {}), images, said)
+        read_beside(storage, folder, Listing(texts, {}), images, said, extension=subset.extension)
     if subset.metadata and (place := _place(storage, root, subset.metadata, "file")):
         if suffix_of(place) == ".json":
             if found := captions_json(storage, place, required=True):

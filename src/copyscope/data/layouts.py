@@ -324,9 +324,8 @@ def _image_rows(
         about.notes.append(f"weights are the repeats in the names of {len(repeats)} folders ({shown})")
     account.sources, account.notes = dict(sources), about.notes
     outside = len(listing.outside.intersection(images, listing.outside) | about.outside)
-    account.pass_over_all(
-        (path for path in listing.files if path not in found and path not in about.used), about.passed
-    )
+    files = dict.fromkeys((*listing.files, *(path for path in about.passed if path.startswith("../"))))
+    account.pass_over_all((path for path in files if path not in found and path not in about.used), about.passed)
     if n_left_out:
         account.notes.append(f"images {splits.NONE}, which are not read: {n_left_out:,}")
     return Opened(about.kind, rows.table(), account, outside)

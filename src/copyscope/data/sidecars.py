@@ -13,13 +13,13 @@ from typing import Any
 from copyscope.errors import InputError, reason
 from copyscope.files import NOT_REGULAR
 
-from .captions.annotations import NAMES_NONE, Annotations
+from .captions.annotations import NAMES_NONE, OTHER_SPLIT, Annotations
 from .captions.beside import read_beside
 from .captions.embedded import made_with
 from .captions.json_files import Listed, captions_json, match_captions
-from .captions.tables import FILE_COLUMNS, decoded, file_column, is_file_name, records, token_lines
+from .captions.tables import FILE_COLUMNS, ROW_ERROR, decoded, file_column, is_file_name, records, token_lines
 from .folders.names import METADATA_SUFFIXES, TABLE_SUFFIXES, is_metadata, stem_of, suffix_of
-from .folders.splits import of_file
+from .folders.splits import of_file, place_of
 from .storage import MAX_TEXT_BYTES, OUTSIDE, Listing, Storage, join, within
 from .table import captions_of, clean, extras_of, texts
 
@@ -69,11 +69,22 @@ def read_metadata(storage: Storage, root: str, path: str, listing: Listing, abou
             )
         listed = clean(str(record[column]))
         name = join(folder, listed)
+        if why := record.get(ROW_ERROR):
+            image = name if name in listing.files else about.names.beside(folder, listed)
+            _add_damaged(path, where, image, why, about)
+            continue
         if name not in listing.files:
             name = _elsewhere(storage, root, path, listed, listing, about)
         about.add(name, captions_of(record), extras_of(record, without=[column]), source)
     about.used.add(path)
     about.seen("imagefolder")
+
+
+def _add_damaged(path: str, where: str, image: str | None, why: str, about: Annotations) -> None:
+    """A record that cannot be used is an error of its image, or a row of its own where its image is not known."""
+    image = image or f"{path}#{where}"
+    about.absent[image] = why
+    about.add(image, [], {})
 
 
 def _elsewhere(storage: Storage, root: str, path: str, listed: str, listing: Listing, about: Annotations) -> str:
@@ -143,6 +154,8 @@ def _may_list(path: str, about: Annotations) -> bool:
 def _read_table(storage: Storage, root: str, path: str, about: Annotations) -> str:
     """Adds what a table says of images here; why it is not read, or ""."""
     folder, source = posixpath.dirname(path), posixpath.basename(path)
+    if about.names_for(path) is None:
+        return OTHER_SPLIT
 
     def rows() -> Iterable[tuple[str, dict[str, Any]]]:
         if suffix_of(path) == ".txt" and (listed := token_lines(decoded(storage.text_bytes(join(root, path))))):
@@ -153,7 +166,8 @@ def _read_table(storage: Storage, root: str, path: str, about: Annotations) -> s
         if not (column := file_column(record)):
             return None, ""
         listed = clean(str(record[column])).strip()
-        return about.names.beside(folder, listed) or about.names.below(folder).by_end(listed)[0], column
+        names = about.names_for(path, listed) or about.names
+        return names.beside(folder, listed) or names.below(folder).by_end(listed)[0], column
 
     head = [find(record) for _, record in itertools.islice(rows(), _HEAD)]
     if not any(column for _, column in head):
@@ -163,8 +177,11 @@ def _read_table(storage: Storage, root: str, path: str, about: Annotations) -> s
         return NAMES_NONE
     all_missing, split = 2 * n_found >= len(head), of_file(path)
     n_missing = 0
-    for _, record in rows():
+    for where, record in rows():
         image, column = find(record)
+        if why := record.get(ROW_ERROR):
+            _add_damaged(path, where, image, why, about)
+            continue
         if not column:
             continue
         captions, extras = captions_of(record), extras_of(record, without=[column])
@@ -205,7 +222,7 @@ def _read_json(storage: Storage, root: str, listing: Listing, images: list[str],
             about.passed[path] = f"larger than {MAX_TEXT_BYTES >> 20} MiB"
             continue
         listed = captions_json(storage, join(root, path), required=named)
-        if listed and (named or not listed.by_path or listed.mostly_images() or _mostly_here(listed, about)):
+        if listed and (named or not listed.by_path or listed.mostly_images() or _mostly_here(path, listed, about)):
             match_captions(path, listed, about)
         else:
             about.passed[path] = "no captions in it"
@@ -216,9 +233,10 @@ def _is_captions_name(path: str) -> bool:
     return any(word in name for word in _CAPTION_NAMES)
 
 
-def _mostly_here(listed: Listed, about: Annotations) -> bool:
+def _mostly_here(path: str, listed: Listed, about: Annotations) -> bool:
     """Whether most paths of a JSON file name an image here."""
-    return sum(about.names.by_end(key)[0] is not None for key in listed.captions) * 2 > len(listed.captions)
+    places = [(names, key) for key in listed.captions if (names := about.names_for(path, key)) is not None]
+    return sum(names.by_end(key)[0] is not None for names, key in places) * 2 > len(listed.captions)
 
 
 def _read_parent(storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations) -> None:
@@ -229,6 +247,7 @@ def _read_parent(storage: Storage, root: str, listing: Listing, images: list[str
     parent, _, own_name = root.rstrip("/").rpartition("/")
     if not parent or not own_name:
         return
+    own_split = place_of(own_name + "/")
     places = [join(parent, name) for name in storage.names(parent)]
     if own_name != "annotations" and join(parent, "annotations") in places:
         places += [join(parent, f"annotations/{name}") for name in storage.names(join(parent, "annotations"))]
@@ -243,6 +262,9 @@ def _read_parent(storage: Storage, root: str, listing: Listing, images: list[str
             known = sum(about.names.by_end(key)[0] is not None for key in bare)
             few = known * 2 > len(images) and listed.subset
             ours = listed.only(bare if known * 2 > len(bare) or few else ())
+            if ours.captions and own_split and of_file(name) not in (None, own_split[0]):
+                about.passed[f"../{place[len(parent) :].lstrip('/')}"] = OTHER_SPLIT
+                continue
         if ours.captions:
             match_captions(name, ours, about)
 

@@ -31,7 +31,8 @@ MAX_NAME, MAX_TEXT, MAX_CAPTIONS, MAX_COLUMNS = 4096, 100_000, 10_000, 1000
 these has an error."""
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts")
 """Columns and keys that hold the captions of an image, each a string or a list of strings; case does not matter."""
-_STAND_INS = ("prompt", "comment", "sentence", "sentences", "description", "tags")
+STAND_INS = ("prompt", "comment", "sentence", "sentences", "description", "tags")
+"""Those of a record that has none of the former, the first alone."""
 
 
 class TableBuilder:
@@ -190,7 +191,7 @@ def captions_of(record: Mapping[str, Any]) -> list[str]:
     keys = {str(name).strip().lower(): name for name in record}
     columns = [keys[name] for name in CAPTION_COLUMNS if name in keys]
     if not columns:
-        columns = [keys[name] for name in _STAND_INS if name in keys][:1]
+        columns = [keys[name] for name in STAND_INS if name in keys][:1]
     return distinct(text for name in columns for text in texts(record[name]))
 
 

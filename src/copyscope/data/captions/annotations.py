@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections.abc import Iterable
 from typing import Any
 
 from copyscope.data.folders.names import Names
+from copyscope.data.folders.splits import of_file, place_of
 from copyscope.data.table import distinct
 
 NAMES_NONE = "names none of the images here"
+OTHER_SPLIT = "its name is that of another split"
 
 
 @dataclasses.dataclass
@@ -53,6 +56,14 @@ class Annotations:
         """The first kind of sidecar that was found is that of the corpus."""
         if self.kind == "folder":
             self.kind = kind
+
+    def names_for(self, path: str, listed: str = "") -> Names | None:
+        """The images that the list `path` may speak of: those of the split in its name, if `listed` names no other.
+
+        None where the folders are other splits.
+        """
+        names = self.names if listed and place_of(listed.replace("\\", "/")) else self.names.of_split(of_file(path))
+        return names and names.below(posixpath.dirname(path))
 
     def pass_over(self, paths: Iterable[str], why: str) -> None:
         """Files that are not read, and why."""

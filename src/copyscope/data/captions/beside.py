@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from copyscope.data.folders.names import TEXT_SUFFIXES, folded, stem_of, suffix_of
+from copyscope.data.folders.splits import place_of
 from copyscope.data.storage import Listing, Storage, join
 from copyscope.data.table import MAX_TEXT, captions_of, distinct, extras_of, texts
 from copyscope.documents import parse_json
@@ -26,9 +27,20 @@ _KEPT = frozenset(("weight", "prompt", "seed", "class", "url", "key"))
 """Columns for which a JSON file beside an image is read even where it has no caption."""
 
 
-def read_beside(storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations) -> None:
-    """Text and JSON files that go with one image each: every line of a text is a caption, or the first alone."""
-    owners = dict(_owners(listing, images))
+def read_beside(
+    storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations, *, extension: str = ""
+) -> None:
+    """Text and JSON files that go with one image each: every line of a text is a caption, or the first alone.
+
+    Args:
+        storage: file system.
+        root: the folder on it.
+        listing: all files of the folder.
+        images: those that are images.
+        about: to which all is added.
+        extension: what a trainer calls caption files, beside the usual suffixes; "" = nothing else.
+    """
+    owners = dict(_owners(listing, images, extension))
     lower = {path: suffix_of(path) for path in owners}
     # Texts first, those named .txt before others: their captions come first.
     order = {".txt": 0, ".json": 2}
@@ -64,7 +76,7 @@ def read_beside(storage: Storage, root: str, listing: Listing, images: list[str]
         about.seen("captions txt")
 
 
-def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _owners(listing: Listing, images: list[str], extension: str) -> Iterator[tuple[str, list[str]]]:
     """(file, images it belongs to) of the files that are named like an image."""
     by_name: dict[str, list[str]] = {}
     for image in images:
@@ -72,8 +84,9 @@ def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str
     whole = set(images)
     by_folded: dict[str, list[str]] | None = None
     by_stem: dict[str, list[str]] | None = None
-    for path in listing.ending(_SUFFIXES):
-        stem = stem_of(path)
+    by_place: dict[str, list[str]] | None = None
+    for path in listing.ending(_SUFFIXES | {suffix_of("x" + extension)} if extension else _SUFFIXES):
+        stem = path.removesuffix(extension) if extension and path.endswith(extension) else stem_of(path)
         if (found := by_name.get(stem)) is not None:
             yield path, found
             continue
@@ -92,13 +105,40 @@ def _owners(listing: Listing, images: list[str]) -> Iterator[tuple[str, list[str
             yield path, found
             continue
         if any(part.lower() in _FOLDERS for part in posixpath.dirname(path).split("/")):
-            if by_stem is None:
-                by_stem = {}
+            if by_stem is None or by_place is None:
+                by_stem, by_place = {}, {}
                 for image in images:
+                    for key in _places(folded(stem_of(image)).split("/"), None):
+                        by_place.setdefault(key, []).append(image)
                     by_stem.setdefault(folded(posixpath.basename(stem_of(image))), []).append(image)
+            keys = [key for each in stems for key in _places(folded(each).split("/"), _FOLDERS)]
+            mirrored = next((by_place[key] for key in keys if len(by_place.get(key, ())) == 1), [])
+            names = [folded(posixpath.basename(each)) for each in stems]
+            found = next((by_stem[name] for name in names if name in by_stem), [])
+            found = mirrored or [image for image in found if _same_split(path, image)]
             # Of several images of that name none is meant for sure.
-            if len(found := by_stem.get(folded(posixpath.basename(stem)), [])) == 1:
+            if len(found) == 1:
                 yield path, found
+
+
+def _places(parts: list[str], folders: frozenset[str] | None) -> Iterator[str]:
+    """A path with "" for one of its folders (of these names), and a text's also without it: `x//0` of `x/captions/0`.
+
+    So an image in `x/images/cat` and a text in `x/captions/cat` have a place in common.
+    """
+    if folders is None:
+        yield "/".join(parts)
+    for place, part in enumerate(parts[:-1]):
+        if folders is None or part in folders:
+            yield "/".join((*parts[:place], "", *parts[place + 1 :]))
+            if folders is not None:
+                yield "/".join((*parts[:place], *parts[place + 1 :]))
+
+
+def _same_split(path: str, image: str) -> bool:
+    """Whether no folder says that a text and an image are of different splits."""
+    one, other = place_of(path), place_of(image)
+    return one is None or other is None or one[0] == other[0]
 
 
 def _of_text(text: str) -> tuple[list[str], dict[str, Any]]:

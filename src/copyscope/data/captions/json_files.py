@@ -14,7 +14,7 @@ from copyscope.data.table import captions_of, distinct, extras_of, texts
 from copyscope.documents import parse_json
 from copyscope.errors import InputError, reason
 
-from .annotations import NAMES_NONE, Annotations
+from .annotations import NAMES_NONE, OTHER_SPLIT, Annotations
 from .tables import decoded, file_column
 
 _HELD_IN = ("annotations", "images", "data", "items", "records", "samples", "captions", "metadata", "rows")
@@ -49,8 +49,9 @@ class Listed:
         return dataclasses.replace(self, captions=captions, extras=extras)
 
     def mostly_images(self) -> bool:
-        """Whether more than half of the paths are names of images."""
-        return sum(map(is_image_name, self.captions)) * 2 > len(self.captions)
+        """Whether more than half of the paths with captions are names of images."""
+        captioned = [key for key, captions in self.captions.items() if captions]
+        return sum(map(is_image_name, captioned)) * 2 > len(captioned)
 
 
 def read_captions_json(storage: Storage, path: str) -> Listed:
@@ -96,7 +97,12 @@ def listed_in(found: Any) -> Listed | None:
     for key in _HELD_IN:
         if isinstance(found.get(key), list) and (records := _of_records(found[key])):
             return records
-    return None
+    # Captions by path, and something else among them, as an `info`.
+    listed = Listed({key: texts(value) if _is_texts(value) else [] for key, value in found.items()}, by_path=True)
+    for key, value in found.items():
+        if isinstance(value, dict) and is_image_name(key):
+            listed.add(key, _with_tags(value), extras_of(value))
+    return listed if any(captions and is_image_name(key) for key, captions in listed.captions.items()) else None
 
 
 def _coco(found: dict[str, Any]) -> Listed | None:
@@ -169,10 +175,15 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
     """
     best: dict[str, tuple[int, str]] = {}
     failed: dict[str, str] = {}
-    names = about.names.below(posixpath.dirname(path))
+    others: list[str] = []
     for key in listed.captions:
+        names = about.names_for(path, key)
+        if names is None:
+            continue
         image, depth = names.by_end(key)
-        if image is None:
+        if image is None and not depth and listed.by_path and not is_image_name(key):
+            others.append(key)
+        elif image is None:
             failed[key] = f"listed in {path}, but " + ("several images have that name" if depth else "not there")
         elif image in best and best[image][0] >= depth:
             failed[key] = f"listed in {path}, but not there"
@@ -181,7 +192,7 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
                 failed[best[image][1]] = f"listed in {path}, but not there"
             best[image] = (depth, key)
     if not best and not required:
-        about.passed[path] = NAMES_NONE
+        about.passed[path] = NAMES_NONE if failed or others else OTHER_SPLIT
         return
     source = posixpath.basename(path)
     for image, (_, key) in best.items():
@@ -189,6 +200,9 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
     if listed.subset and not required and len(failed) > len(best):
         about.notes.append(f"{source} also names {len(failed):,} images that are not here")
         failed = {}
+    if others:
+        shown = ", ".join(key[:40] for key in others[:5])
+        about.notes.append(f"{source} has {len(others):,} keys that name no image here ({shown})")
     for key, why in failed.items():
         name = "/".join(part for part in key.replace("\\", "/").split("/") if part not in ("", ".")) or key
         about.absent[name] = why

@@ -14,7 +14,7 @@ from copyscope.data.folders.names import suffix_of
 from copyscope.data.parquet_pages import opened
 from copyscope.data.parquet_pages import records as parquet_records
 from copyscope.data.storage import Storage
-from copyscope.data.table import CAPTION_COLUMNS
+from copyscope.data.table import CAPTION_COLUMNS, STAND_INS
 from copyscope.documents import MAX_LINE, parse_json
 from copyscope.errors import InputError, reason
 
@@ -23,6 +23,8 @@ FILE_COLUMNS = (
     "image_name", "img", "img_name", "name", "image_id", "key", "id",
 )  # fmt: skip
 """Columns and keys that name the image of a record, the first that is there; case does not matter."""
+ROW_ERROR = "\0error"
+"""Key of a record under which it says why it cannot be used."""
 _DELIMITERS = (",", ";", "\t", "|")
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -111,21 +113,41 @@ def _csv_records(path: str, text: io.TextIOWrapper, suffix: str) -> Iterator[tup
     lines = _lines(path, text)
     head = next(lines, "")
     delimiter = _delimiter(head, "\t" if suffix == ".tsv" else ",")
-    table = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
+    taken: list[str] = []  # the lines of the row that is read
+
+    def taking() -> Iterator[str]:
+        for line in itertools.chain([head], lines):
+            taken.append(line)
+            yield line
+
+    table = csv.reader(taking(), delimiter=delimiter)
     names: list[str] | None = None
     while True:
+        taken.clear()
+        where = f"line {table.line_num + 1}"
         try:
             row = next(table, None)
+            if len(taken) > 1:  # a caption of several lines, or a quote that is not closed
+                list(csv.reader(taken, delimiter=delimiter, strict=True))
         except csv.Error as error:
-            raise InputError(f"{path}, line {table.line_num}: {error}.\nRepair or remove the line") from None
+            why = "a quote that is not closed" if len(taken) > 1 else error
+            raise InputError(f"{path}, {where}: {why}.\nRepair or remove the line") from None
         if row is None:
             return
         if names is None:
             names = [name.strip() for name in row]
         elif row:
-            # Cells beyond the header have no name; a missing cell is as an empty one.
-            cells = dict(zip(names, map(_cell, row), strict=False))
-            yield f"line {table.line_num}", dict.fromkeys(names) | cells
+            n = len(names)
+            excess = any(row[n:])
+            if excess and names[-1].lower() in (*CAPTION_COLUMNS, *STAND_INS):
+                # Commas of a caption that nobody put in quotes.
+                row, excess = [*row[: n - 1], delimiter.join(row[n - 1 :])], False
+            # A missing cell is as an empty one.
+            cells = dict.fromkeys(names) | dict(zip(names, map(_cell, row), strict=False))
+            if excess:
+                place = f"{posixpath.basename(path)}, {where}"
+                cells[ROW_ERROR] = f"more cells than the header has: {place}; put text with {delimiter!r} in quotes"
+            yield where, cells
 
 
 def _delimiter(head: str, usual: str) -> str:

@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from .splits import is_split, of_folders
+
 _IMAGES = """
 .jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm
 .heic .heif .hif .jxl .jp2 .psd .cr2 .cr3 .nef .arw .dng .raf .orf .rw2
@@ -128,10 +130,14 @@ def is_metadata(path: str) -> bool:
     return suffix_of(path) in METADATA_SUFFIXES and posixpath.basename(path).lower() in METADATA
 
 
+OUR_LISTS = ("done.csv", "dropped.csv", "skipped.jsonl")
+"""Lists that `curate` writes beside the images: of images that are not there."""
+
+
 def looks_like(path: str) -> str:
     """What a file is by its name: "images", "captions", "metadata", or "" for none of these."""
     name = posixpath.basename(path).lower()
-    if stem_of(name.lstrip(".")) in _DOCUMENTS:
+    if name in OUR_LISTS or stem_of(name.lstrip(".")) in _DOCUMENTS:
         return ""
     suffix = suffix_of(name)
     return next((kind for kind, suffixes in _LOOKS_LIKE.items() if suffix in suffixes), "")
@@ -232,6 +238,7 @@ class Names:
         self.files = dict.fromkeys(files)
         self._others = Names(root, others) if (others := list(others)) else None
         self._below: dict[str, Names] = {"": self}
+        self._of_split: dict[str, Names | None] = {}
 
     def below(self, folder: str) -> Names:
         """The files in a folder; all files where none is in it."""
@@ -240,6 +247,16 @@ class Names:
             inside, others = ([path for path in files if path.startswith(folder + "/")] for files in all_files)
             self._below[folder] = Names(self._root, inside, others) if inside or others else self
         return self._below[folder]
+
+    def of_split(self, split: str | None) -> Names | None:
+        """The files in folders of a split; all files where folders are no splits; None where they are only others."""
+        if split is None or not is_split(split):
+            return self
+        if split not in self._of_split:
+            by_folder = of_folders(self.files)
+            inside = [path for path, own in by_folder.items() if own == split]
+            self._of_split[split] = Names(self._root, inside) if inside else None if by_folder else self
+        return self._of_split[split]
 
     def beside(self, folder: str, listed: str) -> str | None:
         """Find the file that `listed` names, relative to `folder` or, with a folder in it, to one above; else None.

@@ -63,7 +63,7 @@ def index_tar(storage: Storage, path: str, name: str) -> Indexed:
                 if member not in masks:
                     samples.setdefault(_key(member), {})[member] = part
             for key, sample in samples.items():
-                _add_rows(path, key, sample, found)
+                _add_rows(path, name, key, sample, found)
             if storage.local:
                 _read_headers(file, found)
     except Exception as error:
@@ -97,7 +97,7 @@ def _scan_tar(file: Any, size: int, tar: str, parts: dict[str, _Part], found: In
                 file.seek(offset)
                 part.text = decoded(file.read(length)).strip()
                 inner, before = posixpath.splitext(stem)
-                if before.lower() in _INNER:
+                if before.lower() in _INNER or before.lower().endswith(("caption", "captions")):
                     part.stem = inner
             elif looks_like(base):
                 found.passed.append((f"{tar}/{name}", "neither an image nor captions by its name"))
@@ -112,7 +112,7 @@ def _key(name: str) -> str:
     return posixpath.join(folder, base.partition(".")[0])
 
 
-def _add_rows(path: str, key: str, sample: dict[str, _Part], found: Indexed) -> None:
+def _add_rows(path: str, tar: str, key: str, sample: dict[str, _Part], found: Indexed) -> None:
     """The rows of one sample, one an image: a dot in a name may be part of it, and a sample may have several images."""
     images = {name: part for name, part in sample.items() if part.place}
     said = [part for part in sample.values() if part.suffix in _TEXTS]
@@ -120,6 +120,12 @@ def _add_rows(path: str, key: str, sample: dict[str, _Part], found: Indexed) -> 
         found.rows.append(_row(key, "", said, found) | {"error": "no image in this sample"})
         return
     stems = [part.stem for part in images.values()]
+    for name, part in sample.items():
+        # `0.txt`, but not `0.license.txt`; `0.de.caption.txt` says what it is.
+        plain = part.suffix in (".txt", ".text") and part.stem == stem_of(name) and part.stem not in images
+        if plain and not any(_is_below(stem, part.stem) for stem in stems):
+            said.remove(part)
+            found.passed.append((f"{tar}/{name}", "a text that is not named as a caption"))
     whole = len(set(stems)) == len(stems)
     for name, part in images.items():
         mine = [text for text in said if len(images) == 1 or part.stem in _owners(text.stem, stems)]
