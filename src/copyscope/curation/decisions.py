@@ -365,7 +365,7 @@ def checked(verdict: str, images: Sequence[Named], by: str = "", when: str = "",
         raise ValueError(f"verdict {str(verdict)[:40]!r} is not one of {', '.join(VERDICTS)}")
     least = 2 if verdict in ("same", "different") else 1
     if not least <= len(images) <= MOST_IMAGES:
-        raise ValueError(f"{verdict!r} needs {least} to {MOST_IMAGES:,} images; there are {len(images)}")
+        raise ValueError(f"{verdict!r} needs {least} to {MOST_IMAGES:,} images, not {len(images)}")
     return Decision(verdict, tuple(images), by, when, why)
 
 

@@ -18,7 +18,7 @@ from .captions.beside import read_beside
 from .captions.embedded import made_with
 from .captions.json_files import Listed, captions_json, match_captions
 from .captions.tables import FILE_COLUMNS, ROW_ERROR, decoded, file_column, is_file_name, records, token_lines
-from .folders.names import METADATA_SUFFIXES, TABLE_SUFFIXES, is_metadata, stem_of, suffix_of
+from .folders.names import METADATA_SUFFIXES, OUR_LISTS, TABLE_SUFFIXES, is_metadata, stem_of, suffix_of
 from .folders.splits import of_file, place_of
 from .storage import MAX_TEXT_BYTES, OUTSIDE, Listing, Storage, join, within
 from .table import captions_of, clean, extras_of, texts
@@ -128,7 +128,7 @@ def _refused_outside(storage: Storage, path: str, inside_only: bool) -> str | No
 
 def _read_tables(storage: Storage, root: str, listing: Listing, tables: list[str], about: Annotations) -> None:
     """Tables of any name that list images here: `captions.csv`, `train.jsonl`, Flickr8k's `captions.txt`."""
-    found = listing.ending(TABLE_SUFFIXES)
+    found = [path for path in listing.ending(TABLE_SUFFIXES) if posixpath.basename(path) not in OUR_LISTS]
     texts_too = [path for path in listing.ending([".txt"]) if _may_list(path, about)]
     found = [path for path in (*found, *tables, *texts_too) if not is_metadata(path)]
     about.pass_over(found[_MOST_FILES:], f"more than {_MOST_FILES:,} tables")
