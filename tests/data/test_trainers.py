@@ -91,7 +91,8 @@ def test_other_folders_where_kohyas_are_not_clearly_meant_are_classes(tmp_path, 
 
 
 def test_samples_of_training_leave_regularisation_images_apart(tmp_path):
-    fill(tmp_path, "img/10_sks dog/a.png", "img/5_cat/b.png", "reg/1_dog/c.png", "model/sample/x.png")
+    fill(tmp_path, "img/10_sks dog/a.png", "img/5_cat/b.png", "reg/1_dog/c.png")
+    fill(tmp_path, *(f"model/sample/{number}.png" for number in range(9)))
     corpus = Corpus.open(f"{tmp_path}@train")
     assert column(corpus, "weight") == {"img/10_sks dog/a.png": 10, "img/5_cat/b.png": 5}
     assert Corpus.open(f"{tmp_path}@reg").ids == ["reg/1_dog/c.png"]

@@ -23,7 +23,7 @@ def repeats_of(
     Both are empty where the folders are not kohya's. Where three or more are numbered one after the other from 0 or 1,
     the numbers are those of classes. Folders of other splits and folders inside kohya's may be there. Other folders may
     be where kohya's are clearly meant: one is named "token class", with a space, or lies in `img`, and no other is
-    numbered. What is not read may not be more than what is.
+    numbered. What is not read may not be more than what is, but for what lies outside `img`, as samples of training do.
 
     Args:
         images: their paths.
@@ -39,9 +39,10 @@ def repeats_of(
     own = {None, *(split_of.get(folder) for folder in found)}
     others = frozenset(folder for folder in sizes if folder not in found and split_of.get(folder) in own)
     beside = [folder for folder in others if not _is_inside(folder, found)]
-    clear = any(" " in words or _is_of_gui(folder) for folder, (_, words) in found.items())
+    gui = tuple({posixpath.dirname(folder) + "/" for folder in found if _is_of_gui(folder)})
+    clear = gui or any(" " in words for _, words in found.values())
     numbered = any(_NUMBERED.match(posixpath.basename(folder)) for folder in beside)
-    n_others = sum(sizes[folder] for folder in others)
+    n_others = sum(sizes[folder] for folder in others if not gui or folder.startswith(gui))
     if (beside and (numbered or not clear)) or n_others > sum(sizes[folder] for folder in found):
         return {}, frozenset()
     return found, others
