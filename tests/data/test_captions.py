@@ -114,6 +114,10 @@ def test_a_list_with_a_split_in_its_name_speaks_of_that_split(tmp_path):
     assert corpus.captions == [["of train"]]
     others = corpus.account.unused["its name is that of another split"].names
     assert sorted(others) == [f"../annotations/captions_{name}.json" for name in ("test", "val")]
+    assert read(tmp_path / "list_train.csv") == {"train/1.jpg": ["train"]}
+    assert read(tmp_path / "annotations" / "captions_val.json") == {"val/1.jpg": ["of val"]}
+    corpus = Corpus.open(tmp_path / "annotations" / "captions_test.json")
+    assert corpus.account.errors == {"listed, but not there": 1}
 
 
 @pytest.mark.parametrize(

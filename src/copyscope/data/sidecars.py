@@ -98,9 +98,10 @@ def _elsewhere(storage: Storage, root: str, path: str, listed: str, listing: Lis
         return name
     outside = name.startswith(("../", "/"))
     if not outside or "\\" in listed:
-        if (found := about.names.beside(folder, listed)) is not None:
+        names = about.names_for(path, listed) or about.names
+        if (found := names.beside(folder, listed)) is not None:
             return found
-        if posixpath.basename(listed) == listed and (found := about.names.below(folder).by_end(listed)[0]) is not None:
+        if posixpath.basename(listed) == listed and (found := names.below(folder).by_end(listed)[0]) is not None:
             return found
     if outside:
         why = _refused_outside(storage, whole, about.inside_only)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from copyscope.data.folders.names import is_image_name
-from copyscope.data.storage import Storage
+from copyscope.data.storage import Storage, readable
 from copyscope.data.table import captions_of, distinct, extras_of, texts
 from copyscope.documents import parse_json
 from copyscope.errors import InputError, reason
@@ -179,6 +179,8 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
     for key in listed.captions:
         names = about.names_for(path, key)
         if names is None:
+            if required:
+                failed[key] = f"listed in {path}, but not there"
             continue
         image, depth = names.by_end(key)
         if image is None and not depth and listed.by_path and not is_image_name(key):
@@ -201,7 +203,7 @@ def match_captions(path: str, listed: Listed, about: Annotations, *, required: b
         about.notes.append(f"{source} also names {len(failed):,} images that are not here")
         failed = {}
     if others:
-        shown = ", ".join(key[:40] for key in others[:5])
+        shown = ", ".join(readable(key[:40]) for key in others[:5])
         about.notes.append(f"{source} has {len(others):,} keys that name no image here ({shown})")
     for key, why in failed.items():
         name = "/".join(part for part in key.replace("\\", "/").split("/") if part not in ("", ".")) or key
