@@ -46,7 +46,7 @@ do: Parquet, WebDataset, a URL. `--protocol` takes a name or a descriptor's spec
 | 1 | `--strict`: an image could not be read |
 | 2 | an error: two lines on stderr say what is wrong and what to do next; `copyscope --debug COMMAND` shows where |
 | 3 | `--fail-over RATE`: the replication rate is above RATE; `leaks`: an image of one set stands in another |
-| 4 | `--fail-over RATE`: the audit answers `cannot tell` or `suspicious`, or calibrates too little, and `--allow-cannot-tell` was not given |
+| 4 | `--fail-over RATE`: `cannot tell`, `suspicious` or too little to calibrate on, without `--allow-cannot-tell` |
 | 130 | stopped by Ctrl-C; the same command goes on from there |
 
 `--fail-over` goes before `--strict` where both apply. It compares the share of copies found with RATE; with
