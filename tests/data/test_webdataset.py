@@ -89,7 +89,8 @@ def test_images_of_one_name_are_rows_and_masks_are_none(tmp_path):
 
 def test_an_image_with_a_text_of_its_own_is_no_mask(tmp_path):
     members = {"ski.jpg": picture(1), "ski_mask.jpg": picture(2), "ski_mask.txt": b"a ski mask"}
-    assert opened(tmp_path, members)[1] == {"ski": [], "ski_mask": ["a ski mask"]}
+    corpus, found = opened(tmp_path, members)
+    assert (found, corpus.account.errors) == ({"ski": [], "ski_mask": ["a ski mask"]}, {})
 
 
 @pytest.mark.parametrize(
