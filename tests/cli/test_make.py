@@ -128,7 +128,7 @@ def test_unreadable_images_are_counted(world, tmp_path):
     code, stdout, stderr = run("curate", folder, "-o", tmp_path / "a")
     assert code == 0
     assert stdout.startswith("1 images in")
-    assert "1 images could not be read" in stderr
+    assert "1 image could not be read" in stderr
 
 
 # train, generate

@@ -157,7 +157,7 @@ def test_what_cannot_be_decided_is_said(world, tmp_path):
     id = Corpus.open(world.train).ids[0]
     for arguments, said in (
         (["different", id, "--of", world.train], "2 to 1,000 images, not 1"),
-        (["equal", id, "--of", world.train], "none of same, different"),
+        (["equal", id, "--of", world.train], "not one of same, different"),
         (["ignore", "no.png", "--of", world.train], "No image 'no.png'"),
         (["ignore", id], "--of CORPUS"),
     ):

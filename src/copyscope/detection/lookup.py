@@ -44,6 +44,7 @@ class LookupRecipe(TypedDict):
 
     pictures: Annotated[list[str], "where the images asked about were"]
     index: Annotated[str, "folder of the index"]
+    train: Annotated[str | None, "training images whose previews the page shows (`--train`); null without"]
     options: Annotated[LookupOptions, "`k` and `local`"]
     versions: Annotated[dict[str, str], "versions, by package; its keys may change"]
 
