@@ -23,6 +23,7 @@ from copyscope.data.corpus import Corpus
 from copyscope.errors import InputError
 from copyscope.imaging import images
 from copyscope.imaging.images import decode
+from tests.cli.test_main import run
 from tests.pictures import fill, picture, write
 
 LAYOUTS = sorted(export.LAYOUTS)
@@ -312,3 +313,11 @@ def test_regularisation_images_are_not_trained_in_a_kohya_export(tmp_path):
     export.write(Corpus.open(tmp_path / "set", split="all"), tmp_path / "out", "kohya")
     found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     assert found == ["img/3_sks man/a.png", "reg/1_man/a.png"]
+
+
+def test_curate_refuses_a_folder_that_is_not_empty_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(images.encode(np.zeros((8, 8, 3), np.uint8), "png"))
+    monkeypatch.setattr("copyscope.cli.curate.opened", lambda *_: pytest.fail("the set was opened"))
+    with pytest.raises(InputError, match="is not empty"):
+        run("curate", tmp_path / "set", "-o", tmp_path / "set")

@@ -95,7 +95,7 @@ def curate(
     """
     from copyscope.curation.captions import conditioned
     from copyscope.curation.curate import duplicate, subset
-    from copyscope.curation.export import reading_hint, write
+    from copyscope.curation.export import reading_hint, refuse_full, write
     from copyscope.detection.advice import COLUMNS, carried_out
     from copyscope.detection.advice import plan as advised
     from copyscope.detection.dedup.deduplicate import near_duplicates, without_duplicates, write_list
@@ -122,6 +122,8 @@ def curate(
         if not needed:
             refuse_idle(context, names, f"without {option.split()[0]}\nLeave it out, or add {option}, say")
     check_out(out)
+    if not dry_run:
+        refuse_full(out)
     decided = read_decisions(decisions)
     dropped: list[dict[str, Any]] = []
     said: dict[str, Any] = {}

@@ -75,8 +75,7 @@ def write(
         raise InputError(f"No layout {layout!r}.\nThere are: {', '.join(LAYOUTS)}")
     out = Path(out)
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"The folder {out} is not empty.\nName a folder that is empty or not there yet")
+        refuse_full(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(out.parent, out.name)
         with temporary_path(out, folder=True) as temporary:
@@ -323,6 +322,19 @@ _HINTS = {
     "parquet": ("text", "captions", "weight"),
     "webdataset": ("txt", "json: captions", "json: weight"),
 }
+
+
+def refuse_full(out: Path) -> None:
+    """Check that a data set can be written at a place.
+
+    Args:
+        out: a folder to be made, or an empty one.
+
+    Raises:
+        InputError: something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"The folder {out} is not empty.\nName a folder that is empty or not there yet")
 
 
 def reading_hint(layout: str) -> dict[str, str]:
