@@ -316,6 +316,9 @@ def gate(summary: Mapping[str, Any], fail_over: float, fail_on: FailOn, allow_ca
     blind = out_of_reach(calibration)
     if calibration["method"] == "baseline":
         blind = "Without held-out images or controls, only images identical to a training image are called copies."
+    highest = summary["estimated_rate"]["high"]
+    if highest is not None and highest <= fail_over:
+        blind = ""  # however many are not seen, the rate is below the limit
     unknown = answer in ("cannot tell", "suspicious") or bool(blind)
     # An upper end is high wherever little is known: then not knowing is what is to be said.
     if rate is not None and rate > fail_over and not (unknown and fail_on is FailOn.upper):
