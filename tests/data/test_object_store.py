@@ -15,7 +15,7 @@ import s3fs
 from PIL import Image
 
 from copyscope.data import storage
-from copyscope.data.captions import beside
+from copyscope.data.captions import text_files
 from copyscope.data.corpus import Corpus
 from copyscope.data.retry import RetryPolicy
 from copyscope.data.tars import webdataset
@@ -262,7 +262,7 @@ def test_of_captions_no_more_is_read_than_they_may_have(tmp_path, store: ObjectS
     fill(tmp_path, "a.png", "b.png", "c.png")
     write(tmp_path, {"a.txt": "x" * 5000, "b.txt": "a dog", "c.txt": ""})
     url = store.upload(tmp_path, "long")
-    monkeypatch.setattr(beside, "SIDECAR_BYTES", 1000)
+    monkeypatch.setattr(text_files, "SIDECAR_BYTES", 1000)
     store.asked.clear()
     corpus = Corpus.open(url)
     assert corpus.captions == [[], ["a dog"], []]

@@ -168,12 +168,12 @@ def kept_rows(corpus: Corpus, rows: Rows, label: Labels) -> dict[int, int]:
         Row -> row kept.
     """
     worth = _worth(corpus, list(map(int, rows)))
-    kept: dict[int, int] = {}
+    best_of: dict[int, int] = {}
     for row, group in sorted(zip(map(int, rows), map(int, label), strict=True)):
-        best = kept.setdefault(group, row)
+        best = best_of.setdefault(group, row)
         if worth[row] > worth[best]:
-            kept[group] = row
-    return {int(row): kept[int(group)] for row, group in zip(rows, label, strict=True)}
+            best_of[group] = row
+    return {int(row): best_of[int(group)] for row, group in zip(rows, label, strict=True)}
 
 
 def kept_because(corpus: Corpus, pairs: Iterable[tuple[int, int]]) -> list[str]:

@@ -10,9 +10,9 @@ from copyscope.documents import MAX_TOML_BYTES
 from copyscope.errors import ImageError, InputError, reason
 
 from .captions.annotations import Annotations
-from .captions.beside import read_beside
 from .captions.json_files import captions_json, match_captions
 from .captions.tables import decoded
+from .captions.text_files import read_text_files
 from .folders.configurations import Subset, subsets_in
 from .folders.names import TEXT_SUFFIXES, Names, is_image_name, masks_of, may_be_image, parts_of, stem_of, suffix_of
 from .folders.splits import REGULARISATION
@@ -90,7 +90,7 @@ def _read_subset(
     said = Annotations(Names(folder, images), first_line=frozenset(images))
     texts = {path: size for path, size in files.items() if path in own_texts}
     if subset.caption == "file":
-        read_beside(storage, folder, Listing(texts, {}), images, said, extension=subset.extension)
+        read_text_files(storage, folder, Listing(texts, {}), images, said, extension=subset.extension)
     if subset.metadata and (place := _place(storage, root, subset.metadata, "file")):
         if suffix_of(place) == ".json":
             if found := captions_json(storage, place, required=True):

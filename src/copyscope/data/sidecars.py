@@ -14,10 +14,10 @@ from copyscope.errors import InputError, reason
 from copyscope.files import NOT_REGULAR
 
 from .captions.annotations import NAMES_NONE, OTHER_SPLIT, Annotations
-from .captions.beside import read_beside
 from .captions.embedded import made_with
 from .captions.json_files import Listed, captions_json, match_captions
 from .captions.tables import FILE_COLUMNS, ROW_ERROR, decoded, file_column, is_file_name, records, token_lines
+from .captions.text_files import read_text_files
 from .folders.names import METADATA_SUFFIXES, OUR_LISTS, TABLE_SUFFIXES, is_metadata, stem_of, suffix_of
 from .folders.splits import of_file, place_of
 from .storage import MAX_TEXT_BYTES, OUTSIDE, Listing, Storage, join, within
@@ -52,7 +52,7 @@ def read_sidecars(
     _read_tables(storage, root, listing, tables, about)
     _read_json(storage, root, listing, images, about)
     _read_parent(storage, root, listing, images, about)
-    read_beside(storage, root, listing, images, about)
+    read_text_files(storage, root, listing, images, about)
     _read_headers(storage, root, listing, images, about)
 
 
@@ -70,7 +70,7 @@ def read_metadata(storage: Storage, root: str, path: str, listing: Listing, abou
         listed = clean(str(record[column]))
         name = join(folder, listed)
         if why := record.get(ROW_ERROR):
-            image = name if name in listing.files else about.names.beside(folder, listed)
+            image = name if name in listing.files else about.names.find_listed(folder, listed)
             _add_damaged(path, where, image, why, about)
             continue
         if name not in listing.files:
@@ -99,7 +99,7 @@ def _elsewhere(storage: Storage, root: str, path: str, listed: str, listing: Lis
     outside = name.startswith(("../", "/"))
     if not outside or "\\" in listed:
         names = about.names_for(path, listed) or about.names
-        if (found := names.beside(folder, listed)) is not None:
+        if (found := names.find_listed(folder, listed)) is not None:
             return found
         if posixpath.basename(listed) == listed and (found := names.below(folder).by_end(listed)[0]) is not None:
             return found
@@ -168,7 +168,7 @@ def _read_table(storage: Storage, root: str, path: str, about: Annotations) -> s
             return None, ""
         listed = clean(str(record[column])).strip()
         names = about.names_for(path, listed) or about.names
-        return names.beside(folder, listed) or names.below(folder).by_end(listed)[0], column
+        return names.find_listed(folder, listed) or names.below(folder).by_end(listed)[0], column
 
     head = [find(record) for _, record in itertools.islice(rows(), _HEAD)]
     if not any(column for _, column in head):

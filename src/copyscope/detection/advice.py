@@ -88,9 +88,9 @@ def plan(corpus: Corpus, folder: str | Path, how: str = "keep-one", **options: A
             done.add(group)
             there = [row["id"] for row in members[group] if row["id"] in place]
             absent |= {row["id"] for row in members[group]} - set(there)
-            kept = next((row["id"] for row in members[group] if row.get("kept") and row["id"] in place), "")
-            kept = kept or (there[0] if there else "")
-            rows += [{"id": name} | about | {"does": "", "kept_id": kept, "group": group} for name in there]
+            kept_id = next((row["id"] for row in members[group] if row.get("kept") and row["id"] in place), "")
+            kept_id = kept_id or (there[0] if there else "")
+            rows += [{"id": name} | about | {"does": "", "kept_id": kept_id, "group": group} for name in there]
         elif card["id"] not in place:
             absent.add(card["id"])
         else:

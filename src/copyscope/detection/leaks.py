@@ -153,7 +153,7 @@ def leaks(
     )
     leaked = {name: sum(each == name for each in table["set"].to_pylist()) for name in names}
     sentence = _sentence(names, leaked, sizes, n_groups) + (f" {said['decisions']['sentence']}" if said else "")
-    kept = {"n_groups": n_groups, "n_exact_groups": len(set(table.filter(_exact(table))["group"].to_pylist()))}
+    counts = {"n_groups": n_groups, "n_exact_groups": len(set(table.filter(_exact(table))["group"].to_pylist()))}
     return Leaks(
         {
             "schema": SCHEMA,
@@ -165,12 +165,12 @@ def leaks(
                 {"set": name, "n": n, "n_missing": int(gone), "n_leaked": leaked[name]}
                 for name, n, gone in zip(names, sizes, missing, strict=True)
             ],
-            **kept,
+            **counts,
             "n_leaked": leaked[names[0]],
             "n_missing": described.n_missing,
             "n_outside": joined.n_outside,
             "frames": images.FRAMES,
-            "duplicates": groups.summary() | kept | {"n_images_in_groups": len(table)},
+            "duplicates": groups.summary() | counts | {"n_images_in_groups": len(table)},
             "protocol": {
                 "name": rules.name,
                 "descriptor": rules.descriptor,

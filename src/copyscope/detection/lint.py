@@ -295,10 +295,10 @@ def _without_decided(risk: pa.Table, described: Embeddings, groups: Groups, deci
     whole = {group: set(np.flatnonzero(groups.label == group).tolist()) for group in groups.label[list(said.licensed)]}
     spared = said.ignored | {row for row in said.licensed if whole[groups.label[row]] <= said.licensed}
     ids = described.corpus.pick("id", described.rows[sorted(spared)])
-    kept = risk.filter(pa.compute.invert(pa.compute.is_in(risk["id"], value_set=ids.combine_chunks())))
+    remaining = risk.filter(pa.compute.invert(pa.compute.is_in(risk["id"], value_set=ids.combine_chunks())))
     if groups.honoured is not None:
-        groups.honoured.n_licensed += len(risk) - len(kept)
-    return kept
+        groups.honoured.n_licensed += len(risk) - len(remaining)
+    return remaining
 
 
 def _count(column: pa.ChunkedArray, value: str) -> int:

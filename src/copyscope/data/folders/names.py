@@ -204,11 +204,11 @@ def _is_class(folder: str, children: dict[str, set[str]]) -> bool:
     """Whether a folder named like one of masks is a class: others lie beside it, none of which is one of images."""
     parts = folder.split("/")
     at = next(at for at, part in enumerate(parts) if part.lower() in MASK_FOLDERS)
-    beside = children.get("/".join(parts[:at]), set())
+    find_listed = children.get("/".join(parts[:at]), set())
     return (
         parts[at].lower() in _CLASS_FOLDERS
-        and bool(beside)
-        and not any(not name or name.lower() in _IMAGE_FOLDERS for name in beside)
+        and bool(find_listed)
+        and not any(not name or name.lower() in _IMAGE_FOLDERS for name in find_listed)
     )
 
 
@@ -258,7 +258,7 @@ class Names:
             self._of_split[split] = Names(self._root, inside) if inside else None if by_folder else self
         return self._of_split[split]
 
-    def beside(self, folder: str, listed: str) -> str | None:
+    def find_listed(self, folder: str, listed: str) -> str | None:
         """Find the file that `listed` names, relative to `folder` or, with a folder in it, to one above; else None.
 
         Upper and lower case and the form of accents (NFC, NFD) count only where a file has the very name.
@@ -279,7 +279,7 @@ class Names:
                 head = "/".join(self._above[-depth:]) + "/"
                 if name.startswith(head) and (path := posixpath.normpath(name[len(head) :])) in self.files:
                     return path
-        return self._others.beside(folder, listed) if self._others else None
+        return self._others.find_listed(folder, listed) if self._others else None
 
     def by_end(self, listed: str) -> tuple[str | None, int]:
         """(file, parts in common) of the one file whose path has the longest end in common with `listed`.

@@ -9,9 +9,9 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from copyscope.data.captions.beside import SIDECAR_BYTES
 from copyscope.data.captions.embedded import made_with
 from copyscope.data.captions.tables import decoded
+from copyscope.data.captions.text_files import SIDECAR_BYTES
 from copyscope.data.folders.names import TEXT_SUFFIXES, is_image_name, looks_like, masks_of, stem_of
 from copyscope.data.shards import Indexed, Piece
 from copyscope.data.storage import CUT_SHORT, Storage

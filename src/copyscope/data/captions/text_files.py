@@ -27,7 +27,7 @@ _KEPT = frozenset(("weight", "prompt", "seed", "class", "url", "key"))
 """Columns for which a JSON file beside an image is read even where it has no caption."""
 
 
-def read_beside(
+def read_text_files(
     storage: Storage, root: str, listing: Listing, images: list[str], about: Annotations, *, extension: str = ""
 ) -> None:
     """Text and JSON files that go with one image each: every line of a text is a caption, or the first alone.
